@@ -167,3 +167,14 @@ def kernels_as_before():
     before = dict(logprob._kernels)
     yield
     logprob._kernels.update(before)
+
+
+@pytest.fixture
+def one_thread_known_peak(monkeypatch):
+    """The test computes on one thread, and the machine's peak is not measured but 1 GFLOP/s."""
+    from fledgling.runtime import device
+    from tests.ranks import one_thread
+
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    with one_thread():
+        yield

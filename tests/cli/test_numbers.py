@@ -4,7 +4,8 @@ import typing
 
 import pytest
 
-from fledgling.cli import COMMANDS, build_app, main
+from fledgling.cli import main
+from tests.command_tree import iterate_commands
 
 # Command and what it needs, before the option and its value. Each refuses nan, -1 and what is too large.
 CASES = {
@@ -51,20 +52,12 @@ TOO_LARGE = {
 
 def number_options() -> set[str]:
     """The options of all commands whose value is a float, each after its command."""
-    found = set()
-
-    def collect(app, words):
-        if app.default_command is not None:
-            for argument in app.assemble_argument_collection(parse_docstring=False):
-                if float in (argument.hint, *typing.get_args(argument.hint)):
-                    found.add(" ".join((*words, f"--{argument.names[0].lower().lstrip('-')}")))
-        for name in app:
-            if not name.startswith("-"):
-                collect(app[name], (*words, name))
-
-    for verb in COMMANDS:
-        collect(build_app(verb)[verb], (verb,))
-    return found
+    return {
+        " ".join((*words, f"--{argument.names[0].lower().lstrip('-')}"))
+        for words, arguments in iterate_commands()
+        for argument in arguments
+        if float in (argument.hint, *typing.get_args(argument.hint))
+    }
 
 
 def test_every_number_of_every_command_is_listed_here():

@@ -6,18 +6,12 @@ import shutil
 import pytest
 
 from fledgling.record import read_jsonl
-from fledgling.runtime import device
-from tests.ranks import one_thread
 from tests.smallest import write_pairs, write_recipe
 
 STAGES = '--set=stages=["pretrain", "dpo"]'
 
 
-@pytest.fixture(autouse=True)
-def no_peak_measurement(monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread_known_peak")
 
 
 @pytest.fixture(scope="module")

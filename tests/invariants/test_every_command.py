@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from fledgling.cli import COMMANDS, build_app, main
-from fledgling.runtime import device
+from fledgling.cli import main
+from tests.command_tree import iterate_commands
 from tests.invariants.test_docs import ROOT, commands
 from tests.made_up_core import write_core_bundle
 from tests.made_up_sets import write_public_sets
-from tests.ranks import one_thread
 from tests.smallest import write_recipe
 
 AS_SHOWN = None
@@ -292,11 +291,7 @@ REFUSED = {  # options that need what a test does not have: refused in one line
 }
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread_known_peak")
 
 
 @pytest.fixture(scope="module")
@@ -366,18 +361,9 @@ def test_a_test_that_runs_a_shown_command_exists(place):
 def options_of_commands() -> dict[tuple[str, ...], set[str]]:
     """The options of every command, by its words."""
     found: dict[tuple[str, ...], set[str]] = {}
-
-    def collect(app, words: tuple[str, ...]) -> None:
-        if app.default_command is not None and words:
-            arguments = app.assemble_argument_collection(parse_docstring=False)
-            names = {name for argument in arguments for name in argument.names if name.startswith("--")}
-            found[words] = {name for name in names if not name.startswith("--empty-")}
-        for name in app:
-            if not name.startswith("-"):
-                collect(app[name], (*words, name))
-
-    for verb in COMMANDS:
-        collect(build_app(verb)[verb], (verb,))
+    for words, arguments in iterate_commands():
+        names = {name for argument in arguments for name in argument.names if name.startswith("--")}
+        found[words] = {name for name in names if not name.startswith("--empty-")}
     return found
 
 

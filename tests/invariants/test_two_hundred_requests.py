@@ -1,8 +1,8 @@
-"""Invariant: 200 mixed requests that arrive, finish and are cancelled at random each give the answer of the plain full
+"""Invariant: mixed requests that arrive, finish and are cancelled at random each give the answer of the plain full
 forward pass, whatever is cached, prefilled in chunks or drafted.
 
-FLEDGLING_REQUESTS sets how many requests each single setting gets (default 40; 200 for the full campaign); all settings
-at once get 200.
+FLEDGLING_REQUESTS sets how many requests each single setting gets (25, and 80 for all settings at once; 200 of each for
+the full campaign, as `make test-all` has it).
 """
 
 from __future__ import annotations

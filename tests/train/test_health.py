@@ -12,7 +12,7 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
 from fledgling.train.health import MAX_BAD_STEPS, Health
-from tests.ranks import on_ranks, one_thread
+from tests.ranks import on_ranks
 from tests.stop_request import StopRequest
 from tests.tiny import tiny
 
@@ -89,11 +89,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("health")
 
 
-@pytest.fixture(autouse=True)
-def no_peak_measurement(monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread_known_peak")
 
 
 def recipe_for(folder, **settings):

@@ -1,6 +1,6 @@
 """Results that the host reads one step late: every line, checkpoint, rollback and stop is as if they were read at once.
 
-A CPU reads at once; here its optimizer is told to decide as CUDA's does, without the host.
+A CPU reads at once; here its optimizer decides as CUDA's does, without the host.
 """
 
 import math
@@ -14,10 +14,8 @@ import torch
 from fledgling.data.batch import Batch
 from fledgling.optim.optimizer import Optimizer
 from fledgling.record import read_jsonl
-from fledgling.runtime import device
 from fledgling.train import loop, run
 from fledgling.train.queued_step import QueuedStep, StepRecord, StepResult
-from tests.ranks import one_thread
 from tests.stop_request import StopRequest
 from tests.tiny import tiny
 from tests.train.test_health import are_equal, load_outcome, make_steps_bad, run_without_evals
@@ -31,11 +29,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("late")
 
 
-@pytest.fixture(autouse=True)
-def setting(monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread_known_peak")
 
 
 def decide_late(patch):

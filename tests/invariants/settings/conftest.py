@@ -5,16 +5,12 @@ from pathlib import Path
 import pytest
 
 from fledgling.cli import main
-from fledgling.runtime import device
-from tests.ranks import one_thread
 from tests.smallest import write_recipe
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    with one_thread():
-        yield
+def fast(one_thread_known_peak):
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,7 @@ WAYS = {
 ON_POLICY = ["rl.algorithm=distill", 'stages=["pretrain", "rl"]', "rl.steps=3", "rl.epochs=2", "rl.save_every=1"]
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread_known_peak")
 
 
 def recipe_of(folder: Path, name: str, *settings: str) -> Recipe:
