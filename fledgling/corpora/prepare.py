@@ -146,9 +146,9 @@ class DocumentPreparer:
             try:
                 if source != EMBEDDED:
                     find_source(source, self.data_dir)
-            except UserError:
+            except UserError as error:
                 if self.prepared.find_tokens(source) is None:
-                    raise
+                    raise UserError(f"{error}{self.prepared.explain_unused(source)}") from None
 
     def is_large(self, source: str) -> bool:
         """Whether a source is tokenized file by file instead of being held in memory."""
@@ -315,7 +315,8 @@ class DocumentPreparer:
         except UserError as error:
             kept = self.prepared.find_tokens(source)
             if kept is None or kept.get("tokenizer") != tokenizer.fingerprint():
-                return None
+                reason = self.prepared.explain_unused(source, tokenizer.fingerprint())
+                raise UserError(f"{error}{reason}") from None
             directories = [self.prepared.directory / name for name in kept["directories"]]
             corpus = self._open_corpus(directories, kept["tokenizer"], kept["digest"])
             if corpus is None:

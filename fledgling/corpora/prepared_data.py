@@ -154,13 +154,37 @@ class PreparedData:
 
         A stage that starts may use it where the text is gone. Of a corpus of many shards nothing is found.
         """
+        found = self.list_preparations(source)
+        return found[0] if len(found) == 1 else None
+
+    def explain_unused(self, source: str, tokenizer: str | None = None) -> str:
+        """Returns why the tokens that the run has of a source that is gone are not read, to be added to its error.
+
+        It is "" where there are none. Those of a part of a set say too little in any case.
+
+        tokenizer: of the run; None: it is not known yet.
+        """
+        found = self.list_preparations(source)
+        has = f"; {self.directory} has tokens of it"
+        if source in self.pinned:
+            return f"; the tokens that this stage began with, {self.pinned[source].get('directories')}, are gone too"
+        if len(found) > 1:
+            return f"{has} in {len(found)} versions, and a stage that starts knows not which: put the file back"
+        if not found:
+            return ""
+        if tokenizer not in (None, found[0].get("tokenizer")):
+            return f"{has}, of another tokenizer than this run's: put the file back"
+        return f"{has}, of a part alone, and a stage that starts needs the next one: put the file back"
+
+    def list_preparations(self, source: str) -> list[dict[str, Any]]:
+        """Returns the facts of each text, tokenizer and setting of which the run has tokens of a source."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.directory.iterdir()) if self.directory.is_dir() else ():
             facts = read_facts(path)
             inputs = facts.get("inputs")
             if facts.get("source") == source and isinstance(inputs, dict) and "digest" in inputs:
                 found.setdefault(inputs["digest"], {**inputs, "directories": []})["directories"].append(path.name)
-        return next(iter(found.values())) if len(found) == 1 else None
+        return list(found.values())
 
     def find_tokens(self, source: str) -> dict[str, Any] | None:
         """Returns the facts of the tokens to read where a source is gone.

@@ -14,9 +14,9 @@ conversation longer than the row waits without end, and emits only padding.) `st
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -125,6 +125,32 @@ def pack_best_fit(lengths: np.ndarray, row_length: int, window: int = BEST_FIT_W
         piece_documents=document,
         piece_starts=np.zeros(len(document), dtype=np.int64),
         piece_lengths=lengths[document],
+    )
+
+
+def pack_between(
+    pack: Callable[[np.ndarray, int], PackingPlan], lengths: np.ndarray, breaks: Sequence[int], row_length: int
+) -> PackingPlan:
+    """Packs documents so that no row has some of before and some of after a break; without breaks as `pack` does.
+
+    Args:
+        pack: `pack_cropped` or `pack_best_fit`.
+        breaks: numbers of documents, ascending; each begins a row.
+    """
+    if not breaks:
+        return pack(lengths, row_length)
+    edges = [0, *breaks, len(lengths)]
+    plans = [pack(lengths[first:stop], row_length) for first, stop in pairwise(edges)]
+    pieces = np.cumsum([0, *(len(plan.piece_documents) for plan in plans)])
+    starts = [plan.row_starts[:-1] + before for plan, before in zip(plans, pieces, strict=False)]
+    documents = [plan.piece_documents + first for plan, first in zip(plans, edges, strict=False)]
+    return PackingPlan(
+        row_length=row_length,
+        adds_bos=plans[0].adds_bos,
+        row_starts=np.concatenate([*starts, pieces[-1:]]),
+        piece_documents=np.concatenate(documents),
+        piece_starts=np.concatenate([plan.piece_starts for plan in plans]),
+        piece_lengths=np.concatenate([plan.piece_lengths for plan in plans]),
     )
 
 

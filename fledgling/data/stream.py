@@ -32,6 +32,7 @@ from fledgling.data.packing import (
     count_without_targets,
     fill_row,
     pack_best_fit,
+    pack_between,
     pack_cropped,
     truncate_lengths,
 )
@@ -73,6 +74,7 @@ class RowSource:
         turn_end: id that ends an assistant's turn; conversations longer than the row are truncated there.
         max_section_documents: documents of a section, which bounds the memory of a plan.
         shuffled: False keeps the order of documents and rows, of a part of a set that was shuffled before.
+        breaks: documents that begin a row, of a source that is not shuffled: no earlier row has a later document.
 
     Raises:
         UserError: if the shards have no tokens.
@@ -88,8 +90,9 @@ class RowSource:
         turn_end: int | None = None,
         max_section_documents: int = MAX_SECTION_DOCUMENTS,
         shuffled: bool = True,
+        breaks: Sequence[int] = (),
     ) -> None:
-        self._permute = permutation if shuffled else keep_order
+        self._permute, self._breaks = permutation if shuffled else keep_order, tuple(breaks)
         self.shards = (shards,) if isinstance(shards, TokenShard) else tuple(shards)
         assert self.shards, "a source needs a shard"
         self.kind, self.context, self.seed, self.bos, self.turn_end = kind, context, seed, bos, turn_end
@@ -128,7 +131,7 @@ class RowSource:
             for shard in self.shards
         ]
         packing: list[object] = [self.kind, self.context, self.seed, self.bos, self.turn_end, self._num_sections]
-        packing += [] if self._permute is permutation else ["in order"]
+        packing += ([] if self._permute is permutation else ["in order"]) + list(self._breaks)
         return hashlib.sha256(json.dumps([held, packing]).encode()).hexdigest()[:16]
 
     def _pack_section(self, section: int) -> tuple[PackingPlan, int, int]:
@@ -149,10 +152,10 @@ class RowSource:
             lengths.append(shard_lengths)
             numbers.append(np.arange(first + start, first + stop))
         order = self._permute(self.seed, 0, sum(map(len, lengths)), section)
-        ordered = np.concatenate(lengths)[order]
+        ordered, documents = np.concatenate(lengths)[order], np.concatenate(numbers)[order]
         pack = pack_cropped if self.kind == "crop" else pack_best_fit
-        plan = pack(ordered, self.context + 1)
-        plan = replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents])
+        plan = pack_between(pack, ordered, np.searchsorted(documents, self._breaks).tolist(), self.context + 1)
+        plan = replace(plan, piece_documents=documents[plan.piece_documents])
         return plan, truncated, without_targets
 
     def _section_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,16 @@ from fledgling.files.folder import (
     stat_files,
 )
 from fledgling.files.opening import DAMAGED, open_file, open_parquet_bytes
-from fledgling.files.rows import ROW_FILES, BadRows, Row, RowBlock, is_row_file, list_row_blocks, read_rows
+from fledgling.files.rows import (
+    ROW_FILES,
+    BadRows,
+    Row,
+    RowBlock,
+    is_row_file,
+    list_row_blocks,
+    read_rows,
+    require_file,
+)
 from fledgling.files.values import LINE_SUFFIXES, MAX_ROW_BYTES, TABLE_SUFFIXES
 
 __all__ = [
@@ -38,6 +47,7 @@ __all__ = [
     "open_file",
     "open_parquet_bytes",
     "read_rows",
+    "require_file",
     "resolve_data_root",
     "split_columns",
     "split_suffixes",

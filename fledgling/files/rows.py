@@ -57,6 +57,16 @@ class BadRows:
         return f"{self.count:,} of {rows:,} rows left out (first: {self.first})" if self.count else ""
 
 
+def require_file(path: Path, expected: str, setting: str = "") -> None:
+    """Raises UserError unless `path` is a file: it says whether it is missing or a folder, and what was expected.
+
+    setting: that names it, such as "dpo.pairs".
+    """
+    if not path.is_file():
+        found = "it is a folder" if path.is_dir() else "it is no file" if path.exists() else "no such file"
+        raise UserError(f"{setting}{': ' if setting else ''}cannot read {path}: {found}; expected {expected}")
+
+
 def is_row_file(path: Path) -> bool:
     """Returns whether `read_rows` reads this kind of file, judged by its name."""
     return split_suffixes(path)[0] in ROW_SUFFIXES

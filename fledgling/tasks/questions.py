@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fledgling.config import UserError
-from fledgling.files import ROW_FILES
+from fledgling.files import ROW_FILES, require_file
 from fledgling.tasks import multiple_choice
 from fledgling.tasks.dataset import TEST, DatasetTask, Example, RawRow, SplitFiles, read_text_column
 from fledgling.tasks.task import TRAIN, Question, score_exact_match
@@ -35,8 +34,7 @@ def score_answer(question: Question, answer: str) -> float:
 
 def load_questions(path: Path, name: str) -> DatasetTask:
     """Returns the task in a file, whose rows are both of its splits. Raises UserError for no file or a bad row."""
-    if not path.is_file():
-        raise UserError(f"cannot read {path}: no such file; expected {ROW_FILES} of questions with answers")
+    require_file(path, f"{ROW_FILES} of questions with answers")
     split_files = SplitFiles(name, path.parent, {TRAIN: (path.name,), TEST: (path.name,)})
     task = DatasetTask(name, split_files, parse_row, score_answer)
     task.examples(TEST)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
 from fledgling.evals.chat import encode_question
-from fledgling.files import resolve_data_root, split_columns
+from fledgling.files import ROW_FILES, require_file, resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
@@ -324,8 +324,10 @@ def _check_pairs(table: DPOConfig, config: ModelConfig, tokenizer: Tokenizer | N
     if table.pairs is None:
         found.problems.append("dpo.pairs is not set: expected a file of pairs")
         return table.steps
-    if not Path(split_columns(table.pairs)[0]).is_file():
-        found.problems.append(f"dpo.pairs: cannot read {table.pairs}: no such file")
+    try:
+        require_file(Path(split_columns(table.pairs)[0]), f"a file of pairs: {ROW_FILES}", "dpo.pairs")
+    except UserError as error:
+        found.problems.append(str(error))
         return table.steps
     if tokenizer is None:
         found.notices.append("its pairs are measured once the tokenizer exists")

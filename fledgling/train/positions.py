@@ -9,6 +9,7 @@ first conversation that no stage has read ("row"), and those after it that one h
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,11 +43,26 @@ class SetPart:
     span: int
     skipped: frozenset[int] = frozenset()
     left_out: frozenset[int] = frozenset()
+    pass_length: int | None = None  # conversations of a pass; None: its rows may have conversations of two passes
+
+    @property
+    def held(self) -> list[int]:
+        """The numbers of the conversations in the shard, in their order."""
+        absent = self.skipped | self.left_out
+        return [number for number in range(self.first, self.first + self.span) if number not in absent]
+
+    @property
+    def breaks(self) -> tuple[int, ...]:
+        """The documents of the shard with which a pass over the set begins, but for the first: they begin a row."""
+        if not self.pass_length:
+            return ()
+        held, begin = self.held, self.first - self.first % self.pass_length
+        starts = range(begin + self.pass_length, self.first + self.span, self.pass_length)
+        return tuple(sorted({bisect_left(held, start) for start in starts} - {0, len(held)}))
 
     def find_position(self, source: RowSource, rows: int) -> dict[str, Any]:
         """Returns the set's position once the first `rows` rows of `source`, the rows of the shard, are read."""
-        absent = self.skipped | self.left_out
-        held = [number for number in range(self.first, self.first + self.span) if number not in absent]
+        held = self.held
         entry = {"source": self.name, "row": self.first + self.span}
         if rows >= len(source) or len(held) != source.num_documents:  # all is read, or an older shard
             return entry

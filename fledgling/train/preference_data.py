@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.files import ROW_FILES, BadRows, list_row_blocks, split_columns
+from fledgling.files import ROW_FILES, BadRows, list_row_blocks, require_file, split_columns
 from fledgling.text.conversation import render_conversation, render_prompt
 from fledgling.text.preferences import EXPECTED_JUDGED, EXPECTED_PAIR, Pair, parse_judged, parse_pair
 from fledgling.text.tokenizer import Tokenizer
@@ -63,8 +63,7 @@ def load_preferences(
     """
     name, columns = split_columns(source)
     path, what, expected = Path(name), *(("answer", EXPECTED_JUDGED) if judged else ("pair", EXPECTED_PAIR))
-    if not path.is_file():
-        raise UserError(f"dpo.pairs: cannot read {path}: no such file; expected {ROW_FILES} of rows like {expected}")
+    require_file(path, f"{ROW_FILES} of rows like {expected}", "dpo.pairs")
     found: list[tuple[Rollout, bool]] = []
     bad, unusable, count = BadRows(), BadRows(), 0
     for block in list_row_blocks(path):

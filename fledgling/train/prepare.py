@@ -134,9 +134,9 @@ class DataPreparer:
         for name in conversations:
             try:
                 self.conversation_source(name).files()
-            except UserError:
+            except UserError as error:
                 if self.documents.prepared.find_tokens(name) is None:
-                    raise
+                    raise UserError(f"{error}{self.documents.prepared.explain_unused(name)}") from None
 
     def conversation_source(self, name: str) -> ConversationSource:
         """Returns the conversations of that name, read from files under the recipe's data root."""
@@ -226,11 +226,12 @@ class DataPreparer:
         except UserError as error:
             facts = prepared.find_tokens(name)
             if facts is None or facts.get("tokenizer") != tokenizer.fingerprint():
-                raise
+                raise UserError(f"{error}{prepared.explain_unused(name, tokenizer.fingerprint())}") from None
             shard = self._open_kept(name, facts, error)
             described = shard.metadata
             if "in_parts" not in described or (described["in_parts"] and name not in prepared.pinned):
-                raise  # of an earlier version, or a part of which is not known where it begins
+                # of an earlier version, or a part of which is not known where it begins
+                raise UserError(f"{error}{prepared.explain_unused(name, tokenizer.fingerprint())}") from None
         else:
             shard, is_large = self._prepare_conversations(name, source, tokens, tokenizer, positions or {})
             described = {"in_parts": is_large, "read": len(source), **shard.metadata}
@@ -240,7 +241,8 @@ class DataPreparer:
         of = f" of {described['conversations']:,} a pass" if "conversations" in described else ""
         self.log(f"{name}: conversations {first:,} to {first + described['read'] - 1:,}{of}")
         left_out = frozenset(described.get("left_out_rows", ()))
-        return shard, SetPart(name, key, first, int(described["read"]), skipped, left_out)
+        pass_length = int(described["pass_length"]) if "pass_length" in described else None
+        return shard, SetPart(name, key, first, int(described["read"]), skipped, left_out, pass_length)
 
     def _find_position(self, name: str, content: str, positions: Positions) -> tuple[str, int, frozenset[int]]:
         """Returns the key of a set's position, its first conversation that no stage has read, and those read ahead."""
@@ -263,6 +265,7 @@ class DataPreparer:
         reader = EpochReader(source, self.seed, first, skipped=skipped)
         contents = getattr(source, "contents", "")
         facts = {"contents": contents, "in_parts": is_large, "conversations": len(source)}
+        facts |= {"pass_length": len(source)} if is_large else {}  # shards of earlier versions are packed without it
         return self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, facts), is_large
 
     def _open_or_write_shard(

@@ -94,7 +94,7 @@ def prepare_stage_rows(
         rows = steps * shares[name] * rows_per_step
         tokens = None if steps == math.inf else math.ceil(rows * context * SPARE_FACTOR) + 1
         shard, part = preparer.conversation_shard(name, tokens, tokenizer, before)
-        conversations[name] = make_source(shard, "whole", shuffled=part is None)
+        conversations[name] = make_source(shard, "whole", shuffled=part is None, breaks=part.breaks if part else ())
         if part:
             set_parts[name] = part
         lengths.append((shares[name], len(conversations[name])))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fledgling.data.packing import fill_row, pack_best_fit, pack_cropped, truncate_lengths
+from fledgling.data.packing import fill_row, pack_best_fit, pack_between, pack_cropped, truncate_lengths
 from fledgling.data.shards import TokenShard
 
 BOS, END = 90, 91
@@ -50,6 +50,20 @@ def test_whole_takes_the_oldest_then_the_largest_that_fits():
 def test_a_window_of_one_keeps_the_order():
     plan = pack_best_fit(np.array([5, 9, 5]), 10, window=1)
     assert plan.num_rows == 3
+
+
+def test_no_row_has_conversations_of_before_and_after_a_break():
+    lengths = np.array([6, 3, 7, 2, 4, 5, 1])
+    for breaks in ([], [3], [0, 3, 5, 7]):
+        plan = pack_between(pack_best_fit, lengths, breaks, 10)
+        rows = np.split(plan.piece_documents, plan.row_starts[1:-1])
+        assert (
+            sorted(plan.piece_documents) == list(range(7))
+            and (plan.piece_lengths == lengths[plan.piece_documents]).all()
+        )
+        parts = [np.searchsorted(breaks, row, side="right") for row in rows if len(row)]
+        assert all(len(set(part)) == 1 for part in parts) and [part[0] for part in parts] == sorted(p[0] for p in parts)
+    assert len(rows) > pack_best_fit(lengths, 10).num_rows, "an early short one no longer fills a row"
 
 
 def test_conversations_are_truncated_after_the_last_turn_that_fits():

@@ -91,6 +91,7 @@ WRONG = {
     "a stage without end": (["rl.steps=none"], r"rl: rl.steps is not set, and its tasks have no end \(counting are"),
     "a mixture without end": (["sft.steps=none"], r"sft: sft.steps is not set, and its mixture has no end"),
     "a missing file": (['sft.mixture={"chat:no.jsonl" = 1.0}'], r"cannot read no.jsonl: no such file"),
+    "a folder of pairs": (["dpo.pairs=."], r"dpo: dpo.pairs: cannot read .: it is a folder; expected a file of pairs"),
     "missing pairs": (["dpo.pairs=gone.jsonl"], r"dpo: dpo.pairs: cannot read gone.jsonl"),
     "prompts without room": (["model.context=4", "rl.max_new_tokens=3"], r"rl: all of 64 sampled prompts are longer"),
     "settings of rl": (["rl.minibatches=9"], r"rl: rl.minibatches is 9: expected at most rl.prompts_per_round"),
