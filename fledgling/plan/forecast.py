@@ -4,7 +4,8 @@
     exams           logit of the share, linear in the logarithm of the FLOPs after pretraining
     time, memory    what was planned, times the median of measured / planned
 
-Every past run is predicted by a fit to the others; an interval contains the prediction, moved by those errors, 90 times
+Every past run is predicted by a fit to the others, without those that began in the same way (the same weights and order
+of text); such a group has one error, its largest. An interval contains the prediction, moved by those errors, 90 times
 of 100 (jackknife+, arXiv 1905.02928). With fewer than nine runs that quantile does not exist: Student's t is taken
 instead. Outside the range of the past runs an interval is wider by a half for each doubling, and says so. D counts
 repeated text by its decreasing use (arXiv 2305.16264); exponents are those of arXiv 2404.10102.
@@ -13,13 +14,13 @@ repeated text by its decreasing use (arXiv 2305.16264); exponents are those of a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from operator import mul
 from statistics import median
 
-from fledgling.plan.past_runs import PastRun
+from fledgling.plan.past_runs import PastRun, group_dependent
 from fledgling.plan.scaling_laws import REFIT, ChinchillaLoss, find_law
 
 LEVEL = 0.9
@@ -148,6 +149,17 @@ def runs_of(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
     return [run for run in runs if run.data == data and run.measured.get(quantity, 0) > 0]
 
 
+def leave_out_each(groups: Sequence[list[PastRun]]) -> Iterator[tuple[list[PastRun], list[PastRun]]]:
+    """Yields each group of runs, and the runs of all other groups."""
+    for group in groups:
+        yield group, [run for other in groups if other is not group for run in other]
+
+
+def _count(runs: Sequence[PastRun], groups: Sequence[list[PastRun]]) -> str:
+    """Returns how many past runs there are, and how many of them are independent, as text."""
+    return f"{len(runs)} past runs" + (f" ({len(groups)} independent)" if len(groups) < len(runs) else "")
+
+
 def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tuple[ChinchillaLoss, ...], str]:
     """Returns the laws by which sizes are compared, and what they are.
 
@@ -157,10 +169,11 @@ def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tu
     parameters: of the recipe's model.
     """
     own = runs_of(runs, data, FIRST_BITS)
-    if len(own) >= MIN_LAW_RUNS:
-        laws = [fit_loss(own), *(fit_loss([*own[:i], *own[i + 1 :]]) for i in range(len(own)))]
-        return tuple(laws), f"fitted to {len(own)} past runs"
-    few = f"{len(own)} past runs of this text, of at least {MIN_LAW_RUNS}"
+    groups = group_dependent(own)
+    if len(groups) >= MIN_LAW_RUNS:
+        laws = [fit_loss(own), *(fit_loss(others) for _, others in leave_out_each(groups))]
+        return tuple(laws), f"fitted to {_count(own, groups)}"
+    few = f"{_count(own, groups)} of this text, of at least {MIN_LAW_RUNS}"
     if parameters >= PUBLISHED_PARAMETERS:
         return (REFIT,), f"refit-2024 (arXiv 2404.10102): {few}"
     return (), f"none: {few}, so the depth is the recipe's"
@@ -169,26 +182,29 @@ def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tu
 def forecast_bits(planned: Planned, runs: Sequence[PastRun], quantity: str) -> Forecast:
     """Returns the bits per byte after pretraining (`FIRST_BITS`) or at the end (`BITS`)."""
     own = runs_of(runs, planned.data, quantity)
+    groups = group_dependent(own)
     tokens = effective_tokens(planned.tokens, planned.passes)
-    if len(own) < MIN_LAW_RUNS:
+    if len(groups) < MIN_LAW_RUNS:
         published = find_law("nanochat")
         value = float(published.predict(6 * planned.parameters * planned.tokens)["bits_per_byte"])
         outside = doublings_outside(6.0 * planned.parameters * planned.tokens, (1e18, 1e19)) / 2
-        note = f"law {published.name}: {len(own)} past runs of this text, of at least {MIN_LAW_RUNS}; of web text"
-        return _widen(quantity, math.log(value), UNKNOWN_SPREAD, outside, len(own), note)
+        few = f"{_count(own, groups)} of this text, of at least {MIN_LAW_RUNS}"
+        note = f"law {published.name}: {few}; of web text"
+        return _widen(quantity, math.log(value), UNKNOWN_SPREAD, outside, len(groups), note)
     full = math.log(fit_loss(own, quantity).loss(planned.parameters, tokens))
     lows, highs, errors = [], [], []
-    for index, left_out in enumerate(own):
-        law = fit_loss([*own[:index], *own[index + 1 :]], quantity)
-        there = law.loss(left_out.parameters, effective_tokens(left_out.tokens, left_out.passes))
-        errors.append(math.log(left_out.measured[quantity] / there))
+    for group, others in leave_out_each(groups):
+        law = fit_loss(others, quantity)
+        there = [law.loss(run.parameters, effective_tokens(run.tokens, run.passes)) for run in group]
+        found = [math.log(run.measured[quantity] / loss) for run, loss in zip(group, there, strict=True)]
+        errors.append(max(found, key=abs))
         lows.append(math.log(law.loss(planned.parameters, tokens)))
         highs.append(lows[-1])
     radius = quantile_radius(errors)
     spread = max(abs(low - full) for low in lows)  # of the fits: large where the law is asked beyond its runs
     outside = doublings_outside(planned.parameters, [run.parameters for run in own])
     outside += doublings_outside(tokens, [effective_tokens(run.tokens, run.passes) for run in own])
-    return _widen(quantity, full, math.hypot(radius, spread), outside, len(own), "")
+    return _widen(quantity, full, math.hypot(radius, spread), outside, len(groups), "")
 
 
 def _widen(name: str, middle: float, radius: float, outside: float, runs: int, note: str) -> Forecast:
@@ -223,29 +239,36 @@ def _fit_line(points: Sequence[tuple[float, float]]) -> Callable[[float], float]
 def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forecast | None:
     """Returns the share of an exam that is answered right at the end; None where too few past runs measured it."""
     own = [run for run in runs if run.data == planned.data and exam in run.measured and run.later_flops > 0]
-    if len(own) < MIN_EXAM_RUNS or planned.later_flops <= 0:
+    groups = group_dependent(own)
+    if len(groups) < MIN_EXAM_RUNS or planned.later_flops <= 0:
         return None
-    points = [(math.log(run.later_flops), _logit(run.measured[exam])) for run in own]
+
+    def place(run: PastRun) -> tuple[float, float]:
+        return math.log(run.later_flops), _logit(run.measured[exam])
+
+    points = [place(run) for run in own]
     at = math.log(planned.later_flops)
-    errors = [
-        points[index][1] - _fit_line([*points[:index], *points[index + 1 :]])(points[index][0])
-        for index in range(len(points))
-    ]
+    errors = []
+    for group, others in leave_out_each(groups):
+        line = _fit_line([place(run) for run in others])
+        errors.append(max((y - line(x) for x, y in map(place, group)), key=abs))
     outside = doublings_outside(planned.later_flops, [run.later_flops for run in own])
     middle, radius = _fit_line(points)(at), quantile_radius(errors) * (1 + WIDENING * outside)
     note = f"beyond the past runs by a factor of {2**outside:.1f}" if outside > 0.1 else ""
-    return Forecast(exam, _share(middle), _share(middle - radius), _share(middle + radius), len(own), note)
+    return Forecast(exam, _share(middle), _share(middle - radius), _share(middle + radius), len(groups), note)
 
 
 def forecast_ratio(name: str, planned: float, runs: Sequence[PastRun]) -> Forecast:
     """Returns time or memory: the planned value, corrected by the median of measured / planned of past runs."""
     own = [run for run in runs if run.predicted.get(name, 0) > 0 and run.measured.get(name, 0) > 0]
-    errors = [math.log(run.measured[name] / run.predicted[name]) for run in own]
+    groups = [[run] for run in own] if name == SECONDS else group_dependent(own)  # each run measures its time anew
+    found = [[math.log(run.measured[name] / run.predicted[name]) for run in group] for group in groups]
+    errors = [max(group, key=abs) for group in found]
     bias = median(errors) if len(errors) >= MIN_LAW_RUNS else 0.0
     outside = doublings_outside(planned, [run.predicted[name] for run in own]) / 2
     note = "" if own else "no past run"
     radius = quantile_radius([error - bias for error in errors])
-    return _widen(name, math.log(planned) + bias, radius, outside, len(own), note)
+    return _widen(name, math.log(planned) + bias, radius, outside, len(errors), note)
 
 
 def forecast_run(planned: Planned, runs: Sequence[PastRun], exams: Sequence[str] = ()) -> list[Forecast]:

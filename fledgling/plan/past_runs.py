@@ -6,7 +6,9 @@ or ~/.cache/fledgling/past_runs.jsonl. `fledgling.plan.forecast` takes its laws 
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ class PastRun:
         tokens: of pretraining; passes: over the text of its largest source.
         later_flops: of the stages after pretraining.
         predicted, measured: quantity -> value: seconds, memory (bytes), bits per byte, shares of exams.
+        run: digest of the first step as it was recorded, with its time: copies of a run share it; "" of older lines.
+        start: digest of what that step read and gave: runs from the same weights and data share it.
     """
 
     date: str
@@ -44,6 +48,29 @@ class PastRun:
     later_flops: float
     predicted: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
+    run: str = ""
+    start: str = ""
+
+
+def identify_first_step(line: Mapping[str, Any]) -> dict[str, str]:
+    """Returns `run` and `start` of a past run, given the first line of its metrics; "" of a line without a loss."""
+    given = {key: line[key] for key in ("loss", "gradient_norm", "tokens", "data") if key in line}
+    return {"run": _digest(line), "start": _digest(given)} if "loss" in given else {"run": "", "start": ""}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def group_dependent(runs: Sequence[PastRun]) -> list[list[PastRun]]:
+    """Returns the runs in groups that are independent of each other: those of one group began in the same way.
+
+    They had the same seed, and so the same weights and order of text, for other lengths or at another time.
+    """
+    groups: dict[str, list[PastRun]] = {}
+    for number, run in enumerate(runs):
+        groups.setdefault(run.start or str(number), []).append(run)
+    return list(groups.values())
 
 
 def describe_data(recipe: Recipe) -> str:
@@ -65,7 +92,12 @@ def load_past_runs(paths: tuple[Path, ...] | None = None) -> list[PastRun]:
 
 
 def _identify(run: PastRun) -> str:
-    """Returns what two copies of one run have in common: the same losses to the last digit after the same tokens."""
+    """Returns what two copies of one run have in common: the first step, with its time.
+
+    Of older lines it is the same losses to the last digit after the same tokens.
+    """
+    if run.run:
+        return run.run
     scores = {name: value for name, value in run.measured.items() if name not in ("seconds", "memory")}
     what = [run.recipe, run.data, run.parameters, run.tokens, scores or asdict(run)]
     return json.dumps(what, sort_keys=True)
@@ -93,11 +125,11 @@ def _read(path: Path) -> list[PastRun]:
 def _parse(line: str) -> PastRun | None:
     try:
         values = json.loads(line)
-        run = PastRun(**{entry.name: values[entry.name] for entry in fields(PastRun)})
-    except (ValueError, KeyError, TypeError, RecursionError):
+        run = PastRun(**{entry.name: values.get(entry.name, "") for entry in fields(PastRun)})
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return None
     sizes = (run.budget, run.parameters, run.tokens)
-    texts = (run.date, run.recipe, run.data, run.machine)
+    texts = (run.date, run.recipe, run.data, run.machine, run.run, run.start)
     tables = (run.predicted, run.measured)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
         return None

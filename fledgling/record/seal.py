@@ -2,9 +2,10 @@
 
 RUN/<stage>/seal.json has the lines of a stage's record, its predictions, checkpoints and end. It is written after every
 checkpoint and at the end of the stage, and names the line that was changed. RUN/seal.json has the files of the whole
-run: recipe, environment, prediction, tokenizer, initial weights. It is written with them, when a stage starts. A seal
-has no key: it shows accidents and edits, not a forger who writes the seal anew. `fledgling.verify` adds what hashes
-cannot show, and prints one digest of all seals, which a publisher states elsewhere.
+run: recipe, environment, prediction, tokenizer, initial weights. It is written with them, when a stage starts, and at
+the end of a run with a budget, whose seconds it has from then on. A seal has no key: it shows accidents and edits, not
+a forger who writes the seal anew. `fledgling.verify` adds what hashes cannot show, and prints one digest of all seals,
+which a publisher states elsewhere.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SEAL = "seal.json"
 DONE = "done.json"
 FORECAST, SPENT = "forecast.json", "spent.json"  # of a run with a budget (`fledgling.speedrun.budgeted`)
 DERIVED = "derived.json"  # the values of recipe.toml that rules have filled (`fledgling.train.derived_values`)
+MAX_SPENT_BYTES = 2**20
 RUN_FILES = ("recipe.toml", DERIVED, "environment.json", "plan.json", FORECAST)
 
 
@@ -70,11 +72,24 @@ def hash_sealed_files(stage_dir: Path) -> dict[str, str]:
 
 
 def hash_run_files(run_dir: Path) -> dict[str, str]:
-    """Returns the SHA-256 of the files that say what the run is, by path in the run."""
-    paths = [run_dir / name for name in RUN_FILES]
+    """Returns the SHA-256 of the files that say what the run is, by path in the run.
+
+    The seconds of a run with a budget are among them once it is finished: until then they change.
+    """
+    paths = [run_dir / name for name in RUN_FILES] + ([run_dir / SPENT] if is_finished(run_dir) else [])
     given = (f"init/step-*/{MANIFEST}", "init*/*.json", "init_adapter/*.safetensors")  # an adapter has no manifest
     paths += [path for pattern in given for path in run_dir.glob(pattern)]
     return _hash_files(run_dir, [*paths, *_tokenizer_files(run_dir)])
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Returns whether RUN/spent.json says that a run with a budget has ended."""
+    try:
+        path = run_dir / SPENT
+        spent = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_SPENT_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(spent, dict) and spent.get("finished") is True
 
 
 def _tokenizer_files(run_dir: Path) -> list[Path]:

@@ -24,12 +24,12 @@ from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
-from fledgling.plan.past_runs import PastRun, append_past_run, describe_data
+from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
 from fledgling.record import read_jsonl, write_json
 from fledgling.record.parent import read_newest_state
 from fledgling.record.run_lock import RunLock
-from fledgling.record.seal import FORECAST, SPENT
+from fledgling.record.seal import FORECAST, SEAL, SPENT, seal_run
 from fledgling.report.forecasts import measure_run
 from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
 from fledgling.runtime.cores import count_cores
@@ -241,6 +241,8 @@ class _Timekeeper:
             self.recipe = self.set_steps(name, ahead)
             if self.world.is_main:
                 write_json(self.run_dir / SPENT, {"seconds": round(self.clock.spent, 3), "stage": name})
+                if (self.run_dir / SEAL).exists():
+                    seal_run(self.run_dir)  # without the seconds of the end, if the run had ended
         steps = self.recipe.stage_config(name).steps or stage.steps
         pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown)
         is_last = name == self.recipe.stages[-1]
@@ -285,6 +287,7 @@ def only_at_the_end(entry: Eval) -> Callable[[int, bool], list]:
 def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
     """Records the time of a finished run, and appends it to the user's past runs; returns it."""
     write_json(run_dir / SPENT, {"seconds": round(clock.spent, 3), "finished": True, "time": time.time()})
+    seal_run(run_dir)
     record = load_run_data(run_dir)
     planned, environment = run.planned, collect_environment()
     machine = ", ".join(environment["gpus"]) or f"{environment['cpu']}, {environment['cores']} cores"
@@ -302,6 +305,7 @@ def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
         {"seconds": float(planned["seconds"]), "memory": float(planned["memory"])}
         | {forecast.name: forecast.value for forecast in run.forecasts if forecast.name not in ("seconds", "memory")},
         measure_run(record),
+        **identify_first_step(next(iter(record.stages[0].metrics), {})),
     )
     append_past_run(past)
     return past

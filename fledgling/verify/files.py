@@ -17,6 +17,7 @@ from fledgling.record.checkpoint import BASES_DIR, inspect_checkpoint
 from fledgling.record.recorder import JSONL_NAMES
 from fledgling.record.seal import (
     DONE,
+    FORECAST,
     RUN_FILES,
     SEAL,
     SPENT,
@@ -201,10 +202,13 @@ def _check_run_seal(run_dir: Path, check: Check) -> None:
         return
     check.checked += len(seal["files"])
     check.problems += [
-        f"{path} is gone" if path not in now else f"{path} was changed: not what the seal of the run says"
+        f"{path} was changed: not what the seal of the run says" if (run_dir / path).exists() else f"{path} is gone"
         for path, digest in sorted(seal["files"].items())
         if now.get(path) != digest
     ]
+    if (run_dir / FORECAST).is_file() and SPENT not in seal["files"]:
+        state = "is covered by no seal" if (run_dir / SPENT).exists() else "is missing"
+        check.notes.append(f"{SPENT}, the seconds of the run within its budget, {state}: they are not checked")
 
 
 def list_deleted(run_dir: Path) -> list[str]:

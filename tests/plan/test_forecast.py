@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from fledgling.plan.forecast import (
     MEMORY,
     SECONDS,
     Planned,
+    choose_laws,
     effective_tokens,
     fit_loss,
     forecast_bits,
@@ -106,3 +108,17 @@ def test_the_quantile_is_that_of_conformal_prediction():
 def test_repeated_text_counts_less_and_never_nothing():
     values = [effective_tokens(passes * 1e6, passes) for passes in (0.5, 1, 2, 8, 64, 1000)]
     assert values[:2] == [0.5e6, 1e6] and values == sorted(values) and values[2] > 1.9e6 and values[-1] < 17e6
+
+
+def test_runs_that_began_in_the_same_way_count_as_one_error_and_do_not_predict_each_other():
+    draw = random.Random(5)
+    past = [replace(make_run(draw, noise=0.2), start=f"seed {n}") for n in range(12)]
+    repeats = [replace(run, measured={**run.measured, SECONDS: 1.0}) for run in past[:8]]
+    plan = plan_of(make_run(draw))
+    for forecast in (lambda runs: forecast_bits(plan, runs, BITS), lambda runs: forecast_exam(plan, runs, "counting")):
+        alone, doubled = forecast(past), forecast([*past, *repeats])
+        assert alone.runs == doubled.runs == 12 and doubled.high / doubled.low > 0.8 * alone.high / alone.low
+    same = [replace(run, start="seed 1") for run in past[:4]]
+    assert "law nanochat: 4 past runs (1 independent)" in forecast_bits(plan, same, BITS).note
+    assert choose_laws(same, DATA, 1000)[0] == () and forecast_exam(plan, same, "counting") is None
+    assert forecast_ratio(SECONDS, 60.0, same).runs == 4 and forecast_ratio(MEMORY, 1e8, same).runs == 1

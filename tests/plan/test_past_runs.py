@@ -5,7 +5,16 @@ import json
 import pytest
 
 from fledgling.config import load_recipe
-from fledgling.plan.past_runs import SHIPPED, PastRun, append_past_run, describe_data, load_past_runs, user_file
+from fledgling.plan.past_runs import (
+    SHIPPED,
+    PastRun,
+    append_past_run,
+    describe_data,
+    group_dependent,
+    identify_first_step,
+    load_past_runs,
+    user_file,
+)
 
 RUN = PastRun(
     "2026-11-27", "quickstart", "embedded", "cpu", 60.0, 10, 20, 0.5, 1e9, {"seconds": 50.0}, {"seconds": 55.0}
@@ -63,3 +72,14 @@ def test_of_a_huge_file_the_newest_runs_are_read(tmp_path, monkeypatch):
     for budget in range(1, 100):
         append_past_run(PastRun(**{**vars(RUN), "budget": float(budget)}), file)
     assert [run.budget for run in load_past_runs((file,))][-1] == 99.0 and len(load_past_runs((file,))) < 10
+
+
+def test_a_resumed_copy_is_the_same_run_and_the_same_beginning_at_another_time_is_not_independent(tmp_path):
+    file, line = tmp_path / "past_runs.jsonl", {"step": 1, "loss": 5.5, "data": "3f", "tokens": 64, "time": 1.0}
+    first, again = identify_first_step(line), identify_first_step({**line, "time": 2.0})
+    for tokens, begun in ((20, first), (33, first), (20, again)):
+        measured = {"seconds": float(tokens), "bits_per_byte": 1 / tokens}
+        append_past_run(PastRun(**{**vars(RUN), "tokens": tokens, "measured": measured, **begun}), file)
+    copy, other = load_past_runs((file,))
+    assert (copy.tokens, other.tokens) == (33, 20), "what the copy added counts, and no second run"
+    assert group_dependent([copy, RUN, other, RUN]) == [[copy, other], [RUN], [RUN]]

@@ -96,6 +96,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     text = format_budgeted_run(shown[0][0])
     assert "--minutes 1: depth 1 x 64" in text and "90 % interval" in text and "time in all" in text
     spent = json.loads((run_dir / "spent.json").read_text())
+    assert "spent.json" in json.loads((run_dir / "seal.json").read_text())["files"]
     assert spent["finished"] and 0.9 * BUDGET.seconds <= spent["seconds"] <= 1.02 * BUDGET.seconds
     assert [line["step"] for line in read_steps(recipe, "pretrain")][:8] == list(range(1, 9))
     (past,) = load_past_runs((user_file(),))

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from fledgling.record.jsonl import JsonlWriter
-from fledgling.record.seal import SEAL
+from fledgling.record.seal import SEAL, seal_run
 from fledgling.verify.files import (
     check_checkpoints,
     check_prepared_data,
@@ -162,3 +162,18 @@ def test_what_was_deleted_is_listed(copy):
     shard = sorted((copy / "data").glob("*/manifest.json"))[0].parent
     shutil.rmtree(shard)
     assert list_deleted(copy) == [f"data/{shard.name}", "the checkpoints of pretrain"]
+
+
+def test_the_seconds_of_a_run_with_a_budget_are_sealed_at_its_end_and_noted_before(copy):
+    (copy / "forecast.json").write_text("{}")
+    spent = copy / "spent.json"
+    for content, note in (({"seconds": 5.0, "stage": "sft"}, True), ({"seconds": 9.0, "finished": True}, False)):
+        spent.write_text(json.dumps(content))
+        seal_run(copy)
+        check = check_seals(copy, show)
+        assert not check.problems and any("spent.json" in text for text in check.notes) is note, check
+    for content in ({"seconds": 4.0, "finished": True}, {"seconds": 9.0}):
+        spent.write_text(json.dumps(content))
+        assert find_problems(copy) == ["spent.json was changed: not what the seal of the run says"]
+    spent.unlink()
+    assert find_problems(copy) == ["spent.json is gone"]
