@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -122,9 +123,12 @@ def plan(
     sizes = count_source_sizes(chosen)
     teacher = None
     if chosen.distill.teacher is not None:  # imports torch, which other plans do without
-        from fledgling.train.distill.teacher import read_teacher_config
+        from fledgling.train.predictions import find_teacher_config
 
-        teacher = read_teacher_config(chosen)
+        run_dir = Path(recipe or "").parent if Path(recipe or "").is_file() else Path(recipe or "")
+        teacher, note = find_teacher_config(chosen, run_dir)
+        if note:
+            print(note, file=sys.stderr)
     result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device, teacher=teacher)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
 

@@ -29,8 +29,7 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     """
     settings = dump_toml(replace(recipe, run=replace(recipe.run, out="")))  # where a run is changes nothing
     stage_dir, of_run = run_dir / stage, run_dir / "plan.json"
-    written = [stage_dir / "plan.json"] if (stage_dir / "plan.json").exists() else []
-    written += sorted(stage_dir.glob("plan-*.json"), key=lambda path: int(path.stem.removeprefix("plan-")))
+    written = _list_written(stage_dir)
     has_begun = {name: (run_dir / name / "metrics.jsonl").exists() for name in STAGES}
     is_new = not written or _read_settings(written[-1]) != settings
     is_due = not of_run.exists() or (is_new and not any(has_begun.values()))
@@ -39,7 +38,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     predicted, teacher = _choose_predicted(recipe, stage)
     sizes = count_source_sizes(recipe)
     planned = make_plan(predicted, strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
-    plan = {**planned, "before_step": step + 1, "settings": settings}
+    config = None if teacher is None else teacher.to_dict()
+    plan = {**planned, "before_step": step + 1, "settings": settings, "teacher": config}
     if is_due:
         write_json(of_run, plan)
     if is_new:
@@ -58,6 +58,41 @@ def _choose_predicted(recipe: Recipe, stage: str) -> tuple[Recipe, ModelConfig |
         if recipe.has_teacher(stage):
             raise
     return replace(recipe, stages=tuple(name for name in recipe.stages if not recipe.has_teacher(name))), None
+
+
+def find_teacher_config(recipe: Recipe, run_dir: Path) -> tuple[ModelConfig | None, str]:
+    """Returns the configuration of the teacher of a run, and a line that says so where the teacher is gone, or "".
+
+    Of a teacher that is gone it is what the run's predictions have recorded; None where they have not, or the run has
+    no teacher. Raises UserError for a teacher that is gone and of which `run_dir` is no run.
+    """
+    try:
+        return read_teacher_config(recipe), ""
+    except UserError as error:
+        if not (run_dir / "environment.json").is_file():
+            raise
+        for path in reversed([run_dir / "plan.json", *(p for name in STAGES for p in _list_written(run_dir / name))]):
+            if config := _read_recorded_teacher(path, recipe.distill.teacher):
+                place = path.relative_to(run_dir)
+                return config, f"{error}; planned with its configuration, which {place} of the run has recorded"
+        return None, f"{error}, and the run has not recorded what it was: its weights, memory and time are not counted"
+
+
+def _list_written(stage_dir: Path) -> list[Path]:
+    """Returns the predictions of a stage, oldest first."""
+    later = sorted(stage_dir.glob("plan-*.json"), key=lambda path: int(path.stem.removeprefix("plan-")))
+    return [path for path in (stage_dir / "plan.json", *later) if path.exists()]
+
+
+def _read_recorded_teacher(path: Path, spec: str | None) -> ModelConfig | None:
+    """Returns the configuration that a written plan has of the teacher called `spec`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if parse_recipe(value["settings"]).distill.teacher != spec or not value["teacher"]:
+            return None
+        return ModelConfig.from_dict(value["teacher"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError):
+        return None
 
 
 def _read_settings(path: Path) -> str | None:

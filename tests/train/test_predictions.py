@@ -10,7 +10,7 @@ from fledgling.record.jsonl import JsonlWriter
 from fledgling.report.predictions import pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.train import predictions
-from fledgling.train.predictions import write_predictions
+from fledgling.train.predictions import find_teacher_config, write_predictions
 from tests.smallest import write_recipe
 
 
@@ -116,3 +116,23 @@ def test_a_teacher_that_is_gone_is_missed_by_the_stages_that_learn_from_it_alone
         assert "sft" not in json.loads((run / stage / "plan.json").read_text())["stages"]
     with pytest.raises(UserError, match="gone does not exist"):
         write_predictions(gone, "sft", run, 0)
+
+
+def test_a_teacher_that_is_gone_is_planned_as_the_run_has_recorded_it(recipe, tmp_path, monkeypatch):
+    taught = load_recipe(
+        str(tmp_path / "smallest.toml"), [f"distill.teacher={tmp_path}/gone", 'distill.stages=["sft"]']
+    )
+    run, config = tmp_path / "run", recipe.resolve_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "read_teacher_config", lambda recipe: config)
+        write_predictions(taught, "sft", run, 0)
+    (run / "environment.json").touch()
+    found, line = find_teacher_config(taught, run)
+    assert found == config and line.endswith(
+        "planned with its configuration, which sft/plan.json of the run has recorded"
+    )
+    other = load_recipe(str(tmp_path / "smallest.toml"), [f"distill.teacher={tmp_path}/other"])
+    found, line = find_teacher_config(other, run)
+    assert found is None and line.endswith("its weights, memory and time are not counted")
+    with pytest.raises(UserError, match="gone does not exist"):
+        find_teacher_config(taught, tmp_path / "no run")
