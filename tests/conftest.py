@@ -56,6 +56,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_resume_elsewhere.py::test_sharded_weights_are_evaluated_and_sampled_like_whole_ones",
     "test_launch_files.py::test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up",
     "test_journey.py::test_a_compiled_run_has_the_losses_of_an_eager_one",
+    "test_budgeted.py::test_a_compiled_run_within_a_budget_has_the_memory_of_one_without",
     *(
         f"test_open_models.py::test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft[{name}]"
         for name in ("mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt_neox", "gpt_neox, in sequence")

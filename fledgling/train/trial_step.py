@@ -122,7 +122,8 @@ def trace_step(
         teaching = Transformer(teacher, dtype).requires_grad_(False) if teacher else None
     stage = make_random_stage(recipe, name, config, 1, 1, teaching)
     batches = [batch.to(device) for batch in stage.batches.next()]
-    with _AnswerHostReads():
+    # torch.compile leaves a function for ever uncompiled that it first meets under a dispatch mode.
+    with torch.compiler.set_stance("force_eager"), _AnswerHostReads():
         with device:
             model = Transformer(config, dtype)
             _prepare_training(model, recipe, name)

@@ -1,6 +1,7 @@
 """A run with a budget, by a clock that steps move: it forecasts, keeps its time, goes on, and compares."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,8 @@ from fledgling.report.forecasts import forecast_rows
 from fledgling.report.run_data import load_run_data
 from fledgling.runtime import device
 from fledgling.speedrun import budgeted
-from fledgling.train import loop, queued_step
+from fledgling.speedrun.stages import run_stages
+from fledgling.train import loop, queued_step, training_speed
 from fledgling.train import run as train_run
 from fledgling.train.loop import TrainingStopped
 from tests.ranks import one_thread
@@ -114,6 +116,24 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
         (run_dir / "forecast.json").write_text(text)
         with pytest.raises(UserError, match=rf"forecast.json is damaged \({reason}.*\): delete the run, or choose"):
             go(recipe, clock)
+
+
+def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, clock, tmp_path, monkeypatch):
+    """At full size only: kernels are really compiled. `test_trial_step.py` has what this once failed for."""
+    options = [*OPTIONS, "run.compile=on", "pretrain.batch_tokens=2048", "pretrain.micro_batch_size=32"]
+    sizes, assumed = [], budgeted.measure_training_speed
+    for name in ("without", "within"):
+        sized = load_recipe(tmp_path / "smallest.toml", [*options, f"run.out={tmp_path / name}"])
+
+        def measure(recipe, world, setup, seconds):
+            training_speed.measure_training_speed(recipe, world, setup, 0.0)
+            speed = assumed(recipe, world, setup, seconds)
+            return replace(speed, flops=16 * speed.flops)  # a step has 16 times the tokens
+
+        monkeypatch.setattr(budgeted, "measure_training_speed", measure)
+        go(sized, clock) if name == "within" else run_stages(sized, quiet=True)
+        sizes.append([line["memory"] for line in read_steps(sized, "pretrain") if "memory" in line])
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01) and len(sizes[0]) == 1
 
 
 def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, clock):
