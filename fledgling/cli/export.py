@@ -239,7 +239,7 @@ def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as
     base
         Name of the model that it belongs to, for other programs; default: what the run started from.
     """
-    from fledgling.export.checkpoint_weights import write_adapter
+    from fledgling.export.write_adapter import write_adapter
     from fledgling.record.checkpoint import resolve_checkpoint
 
     write_adapter(resolve_checkpoint(checkpoint), out, base)

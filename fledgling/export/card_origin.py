@@ -28,7 +28,7 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
     for name in (stage for stage in STAGES if stage in recipes):
         recipe = recipes[name]
         if recipe.has_teacher(name):
-            teacher = _shorten(recipe.distill.teacher) + _digest(stages[name])
+            teacher = shorten_place(recipe.distill.teacher) + _digest(stages[name])
             rows.setdefault(f"learned from the teacher {teacher}", []).append(name)
         if recipe.adapter.trains_in(name):
             adapter = f"{recipe.adapter.method} of rank {recipe.adapter.rank}"
@@ -39,7 +39,7 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
         described.insert(0, (", ".join(unknown), "not known: the run no longer has the weights that came of it"))
     given = next((recipe.run.init_from for recipe in recipes.values() if recipe.run.init_from), None)
     if given:
-        described.insert(0, ("began from", _shorten(given)))
+        described.insert(0, ("began from", shorten_place(given)))
     if run is not None and (budget := _read_budget(run)):
         described.append(("budget of the run", budget))
     return described
@@ -98,7 +98,7 @@ def _digest(state: Mapping[str, Any]) -> str:
     return f" (weights {digest[:DIGEST_LENGTH]})" if isinstance(digest, str) and digest.isalnum() else ""
 
 
-def _shorten(place: str | None) -> str:
+def shorten_place(place: str | None) -> str:
     """Returns the last parts of a path in one line: a card is published, a machine's directories are not."""
     parts = Path(str(place)).parts
     name = "/".join(parts[-2:]) if Path(str(place)).is_absolute() else str(place)
@@ -115,4 +115,4 @@ def _read_budget(run: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     since = f"; {OUTSIDE}" if has_steps_after_end(run) else ""
-    return _shorten(text) + since if isinstance(text, str) else None
+    return shorten_place(text) + since if isinstance(text, str) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from fledgling.config import AdapterConfig, ModelConfig, UserError
-from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE, read_peft
-from fledgling.export.untrusted import read_json
+from fledgling.export.peft_format import TENSORS_FILE, read_peft
 from fledgling.kernels.frozen_weights import round_to_quantized
 from fledgling.model.adapter import merge_adapter
-from fledgling.record import checkpoint, make_write_error
-from fledgling.record.atomic_directory import MANIFEST, atomic_directory
+from fledgling.record import checkpoint
+from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.checkpoint import BASES_DIR
 
 ADAPTER_GROUP = TENSORS_FILE.removesuffix(".safetensors")  # of a checkpoint
@@ -142,27 +140,3 @@ def read_weights(path: Path, check_hashes: bool = True, depth: int = 0) -> Check
     config = ModelConfig.from_dict(state["model"])
     _, tensors = read_peft(path, config, adapter)
     return CheckpointWeights(base, state, below.merged, adapter, tensors)
-
-
-def write_adapter(path: Path, out: Path, base: str | None = None) -> None:
-    """Writes the adapter of the checkpoint `path` as the directory `out`, which must not exist or be empty.
-
-    Args:
-        base: name of the model that it belongs to; None keeps what the checkpoint says.
-
-    Raises:
-        UserError: the checkpoint has no adapter, or the directory cannot be written.
-    """
-    if read_adapter_state(checkpoint.read_checkpoint_state(path), path) is None:
-        raise UserError(f"checkpoint {path} has no adapter: its stage trained the weights; use export hf")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty directory; choose another directory for the adapter")
-    checkpoint.verify_checkpoint(path)
-    contents = read_json(path / CONFIG_FILE)
-    contents["base_model_name_or_path"] = base or contents.get("base_model_name_or_path")
-    try:
-        with atomic_directory(out) as temporary:
-            (temporary / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-            shutil.copyfile(path / TENSORS_FILE, temporary / TENSORS_FILE)
-    except OSError as problem:
-        raise make_write_error(out, problem) from None

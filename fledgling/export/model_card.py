@@ -126,7 +126,7 @@ def render_model_card(
     table += describe_origin(state, run)
     parts = [
         FRONT_MATTER.format(kind=to_hf_config(config)["model_type"], name=name, sentence=sentence),
-        _table(("", ""), table),
+        format_table(("", ""), table),
     ]
     with_tools = chat and supports_tools(tokenizer)
     evaluations = list(_evaluations(run, str(state.get("stage")), state.get("step"))) if run else []
@@ -138,7 +138,7 @@ def render_model_card(
             code=CODE_WITH_CALCULATOR if with_tools else CODE_WITHOUT_TOOLS,
             dtype="" if dtype == "float32" else f"; these files hold the weights in {dtype}",
         )
-        parts += ["\n## Measured during training\n", _table(columns, evaluations), note]
+        parts += ["\n## Measured during training\n", format_table(columns, evaluations), note]
     start = next((text for text, index in tokenizer.special_tokens.items() if index == tokenizer.bos_or_none), "")
     usage = TOOL_USAGE if with_tools else CHAT_USAGE if chat else COMPLETION_USAGE.format(start=start)
     options = ", trust_remote_code=True" if needs_own_class(config) else ""  # it carries modeling_fledgling.py
@@ -180,6 +180,7 @@ def _evaluations(run: Path, stage: str, step: int | None) -> Iterable[tuple[str,
         yield stage, f"{line.get('step', 0):,}", name, f"{line['value']:.4f}", interval, count, tools
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def format_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Returns rows as a table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

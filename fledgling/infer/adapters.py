@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fledgling.config import UserError
+from fledgling.export.adapter_base import require_base
 from fledgling.export.peft_format import read_peft
 from fledgling.infer.engine import Engine
 from fledgling.model.adapter import attach_adapter, load_adapter
@@ -21,13 +22,16 @@ STATE = "state.json"  # of a checkpoint, which is an adapter's directory too
 def make_engines(engine: Engine, directories: Mapping[str, Path]) -> dict[str, Engine]:
     """Returns an engine for each adapter, by name; all of them share one copy of the weights in the engine's dtype.
 
-    Raises UserError for a directory that is no adapter of the engine's model.
+    Raises UserError for a directory that is no adapter of the engine's model, or says that it is one of other weights.
     """
     base = engine.source
     if base.embedding.weight.dtype != engine.dtype:
         base = copy.deepcopy(base).to(engine.dtype)
         base.compute_dtype = engine.dtype
-    models = {name: share_weights(base, directory, engine.dtype) for name, directory in directories.items()}
+    models = {}
+    for name, directory in directories.items():
+        require_base(directory, engine.source.state_dict())
+        models[name] = share_weights(base, directory, engine.dtype)
     return {name: Engine(model, engine.tokenizer, tool=engine.tool) for name, model in models.items()}
 
 

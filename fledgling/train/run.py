@@ -131,7 +131,7 @@ def run_stage(
         saved, notices = find_saved_checkpoint(run_dir / name, resume, world)
         recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
         with world.main_process_first():
-            recipe = recipe_with_adapter(recipe, run_dir, parent)
+            recipe = recipe_with_adapter(recipe, run_dir, parent, name)
             given = reconcile(recipe, name, run_dir, saved, parent, notices.append, choose_steps is not None)
             recipe = derive_recipe(given)
             notices += describe_dependents(run_dir, name) + describe_derived(name, given, recipe)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fledgling.config import AdapterConfig, ModelConfig, Recipe, UserError
+from fledgling.export.adapter_base import copy_adapter, read_base, require_base
 from fledgling.export.checkpoint_weights import ADAPTER_GROUP, describe_adapter, read_weights
-from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE, from_peft, read_peft, to_peft
+from fledgling.export.peft_format import CONFIG_FILE, from_peft, read_peft, to_peft
 from fledgling.export.untrusted import read_json
 from fledgling.kernels.frozen_weights import quantize_blocks
 from fledgling.model.adapter import (
@@ -62,14 +62,15 @@ class StageWeights:
     initial_tensors: Tensors | None = None  # of the adapter when the stage began; None: it was fresh
 
 
-def recipe_with_adapter(recipe: Recipe, run_dir: Path, source: Path | None) -> Recipe:
+def recipe_with_adapter(recipe: Recipe, run_dir: Path, source: Path | None, name: str | None = None) -> Recipe:
     """Returns the recipe with the shape of `adapter.init_from`, after copying that adapter into the run.
 
     Args:
         source: a checkpoint of the model that the adapter belongs to.
+        name: the stage that starts from `source`; None: another one.
 
     Raises:
-        UserError: it is not an adapter of this model.
+        UserError: it is not an adapter of this model, or says that it belongs to other weights than the stage's.
     """
     if recipe.adapter.init_from is None or recipe.adapter.method == "none":
         return recipe
@@ -82,12 +83,14 @@ def recipe_with_adapter(recipe: Recipe, run_dir: Path, source: Path | None) -> R
             f"adapter.init_from is {given_name}, and {copied} is a copy of {copied_name}, with which this run began: "
             "name that one, delete the copy if no stage has begun with it, or start another run with --set run.out=DIR"
         )
-    config = ModelConfig.from_dict(checkpoint.read_checkpoint_state(source)["model"])
-    given, _ = read_peft(copied if copied.is_dir() else Path(recipe.adapter.init_from), config)
+    state = checkpoint.read_checkpoint_state(source)
+    directory = copied if copied.is_dir() else Path(given_name)
+    given, _ = read_peft(directory, ModelConfig.from_dict(state["model"]))
+    if name is not None and recipe.adapter.trains_in(name) and "adapter" not in state:  # else it goes on with that one
+        require_base(directory, read_weights(source).base)
     if not copied.is_dir():
         with atomic_directory(copied) as temporary:
-            for name in (CONFIG_FILE, TENSORS_FILE):
-                shutil.copyfile(Path(given_name) / name, temporary / name)
+            copy_adapter(directory, temporary, read_json(directory / CONFIG_FILE), read_base(directory))
             write_json(temporary / SOURCE_FILE, {"source": given_name})
     kept: dict[str, Any] = {name: getattr(recipe.adapter, name) for name in ("stages", "init_from")}
     return replace(recipe, adapter=replace(given, **kept))
@@ -133,6 +136,7 @@ def find_stage_weights(
     else:
         weights, initial = before.merged, None
         if (run_dir / INIT_ADAPTER_DIR).is_dir() and adapter.init_from:
+            require_base(run_dir / INIT_ADAPTER_DIR, weights)
             initial = read_peft(run_dir / INIT_ADAPTER_DIR, config, adapter)[1]
     if saved is None:
         return StageWeights(before.state, weights, adapter, initial, base, initial)

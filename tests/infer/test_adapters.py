@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fledgling.config import AdapterConfig, ModelConfig, UserError
+from fledgling.export.adapter_base import AdapterBase, hash_weights, save_adapter
 from fledgling.export.peft_format import to_peft
 from fledgling.infer.adapters import make_engines, parse_adapters
 from fledgling.infer.engine import Engine
@@ -60,6 +61,21 @@ def test_each_adapter_answers_as_its_merged_model_and_shares_the_weights(engine,
     with pytest.raises(UserError, match="was trained on quantized matrices"):
         write_adapter(tmp_path / "q", engine.source, 2, "nf4")
         make_engines(engine, {"q": tmp_path / "q"})
+
+
+def test_an_adapter_that_names_its_base_is_served_on_no_other_weights(engine, tmp_path):
+    write_adapter(tmp_path / "own", engine.source, 0)
+    weights = engine.source.state_dict()
+    other = {name: value * (1.1 if name.endswith("q_proj.weight") else 1.0) for name, value in weights.items()}
+    rounded = {name: value.bfloat16() for name, value in weights.items()}
+    tensors = load_file(tmp_path / "own" / "adapter_model.safetensors")
+    contents = json.loads((tmp_path / "own" / "adapter_config.json").read_text())
+    for name, base in (("same", weights), ("rounded", rounded), ("other", other)):
+        (tmp_path / name).mkdir()
+        save_adapter(tmp_path / name, contents, tensors, AdapterBase(str(hash_weights(base)), "quickstart, step 4"))
+    make_engines(engine, {name: tmp_path / name for name in ("own", "same", "rounded")})
+    with pytest.raises(UserError, match=r"other is an adapter of other weights than these: it belongs to quickstart"):
+        make_engines(engine, {"other": tmp_path / "other"})
 
 
 def test_the_option_is_a_name_and_a_directory(tmp_path):

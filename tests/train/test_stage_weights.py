@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, Recipe, UserError, load_recipe
+from fledgling.export.adapter_base import read_base
+from fledgling.export.write_adapter import write_adapter
 from fledgling.infer.runner import load_model
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.transformer import Transformer
@@ -128,6 +131,34 @@ def test_an_adapter_from_elsewhere_decides_the_shape_and_goes_on(copied):
     another = recipe_of(copied, "pretrain", "sft", **{**options, "adapter.init_from": '"elsewhere"'})
     with pytest.raises(UserError, match=r"adapter.init_from is elsewhere, and .*init_adapter is a copy of .*given"):
         stage_weights.recipe_with_adapter(another, copied / "run", given)
+
+
+def test_an_exported_adapter_names_its_base_and_is_not_put_on_other_weights(copied):
+    out = copied / "run"
+    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **LORA), "midtrain", quiet=True)
+    write_adapter(latest(out, "midtrain"), copied / "exported")
+    card, base = (copied / "exported/README.md").read_text(), read_base(copied / "exported")
+    assert base.name == "run, step 3 of pretrain" and f"| `{base.digest}` |" in card and f"| `{base.name}` |" in card
+    paths = latest(out, "midtrain"), copied / "exported"
+    original, exported = (load_file(path / "adapter_model.safetensors") for path in paths)
+    assert original.keys() == exported.keys() and all(original[name].equal(exported[name]) for name in original)
+    for name in (str(copied / "exported"), str(latest(out, "midtrain"))):
+        with_it = {"adapter.method": "lora", "adapter.init_from": f'"{name}"'}
+        recipe, parent = recipe_of(copied, "pretrain", "sft", **with_it), latest(out, "pretrain")
+        assert stage_weights.recipe_with_adapter(recipe, out, parent, "sft").adapter.rank == 4
+        start = stage_weights.find_stage_weights(recipe, "sft", out, None, parent)
+        assert start.adapter_tensors is not None
+        loaded = checkpoint.load_checkpoint(parent, ("model",))
+        changed = {name: value * 1.1 for name, value in loaded.tensors["model"].items()}
+        other = checkpoint.save_checkpoint(copied / "other/checkpoints", 3, {"model": changed}, loaded.state)
+        with pytest.raises(
+            UserError, match="is an adapter of other weights than these: it belongs to run, step 3 of pre"
+        ):
+            stage_weights.find_stage_weights(recipe, "sft", out, None, other)
+        shutil.rmtree(out / "init_adapter")
+        with pytest.raises(UserError, match="is an adapter of other weights than these"):
+            stage_weights.recipe_with_adapter(recipe, out, other, "sft")
+        assert not (out / "init_adapter").exists(), "nothing was copied"
 
 
 def test_an_adapter_keeps_its_base_when_that_is_trained_again_and_is_not_used_on_another(copied):
