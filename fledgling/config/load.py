@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import tomllib
@@ -174,10 +175,16 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         table[last] = text
 
 
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    """Returns the type of each field of a dataclass. Python evaluates the text of each hint anew in every call."""
+    return typing.get_type_hints(cls)
+
+
 def _build_config(cls: type, table: Mapping[str, Any], where: str) -> Any:
     """Builds the dataclass `cls` from a TOML table; `where` is the prefix of its keys in error messages ("rl.")."""
     known = {entry.name: entry for entry in fields(cls) if not entry.metadata.get("internal")}
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     values = {}
     for key, value in table.items():
         name = f"{where}{key}"

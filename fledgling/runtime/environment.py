@@ -1,5 +1,6 @@
 """The machine and software of a run, on which its metrics depend. Unknown values are None; imports no torch."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -11,7 +12,10 @@ from fledgling.runtime.cores import count_cores
 
 
 def collect_environment() -> dict:
-    """Returns versions, platform, processor, cores, memory (bytes), GPUs and git commit."""
+    """Returns versions, platform, processor, cores, memory (bytes), GPUs and git commit.
+
+    What commands have to be run for is found once in a process.
+    """
     return {
         "fledgling": __version__,
         "python": platform.python_version(),
@@ -41,6 +45,7 @@ def _command_output(*command: str) -> str | None:
     return result.stdout.strip()
 
 
+@functools.cache
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -50,13 +55,18 @@ def _cpu_name() -> str:
     return _command_output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
+@functools.cache
 def _gpu_names() -> list[str]:
     names = _command_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     return names.splitlines() if names else []
 
 
+@functools.cache
 def _git_commit() -> str | None:
-    """Returns the commit that this package runs from, with "+changes" when files differ; None for a wheel."""
+    """Returns the commit that this package runs from, with "+changes" when files differ; None for a wheel.
+
+    It is that of the first call: a process goes on with the code that it has loaded.
+    """
     git = ("git", "-C", str(Path(__file__).resolve().parent))
     if _command_output(*git, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None

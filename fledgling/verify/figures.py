@@ -86,14 +86,26 @@ def _compare_page(run_dir: Path, page: str, check: Check) -> None:
     differences = [
         f'report.html has "{" ".join(texts[0][a:b])[:80]}" after "{" ".join(texts[0][max(0, a - 4) : a])[:60]}", '
         f'the record gives "{" ".join(texts[1][c:d])[:80]}"'
-        for kind, a, b, c, d in SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes()
-        if kind != "equal"
+        for a, b, c, d in find_differences(texts[0], texts[1])
     ]
     check.problems += differences[:MAX_NAMED]
     if len(differences) > MAX_NAMED:
         check.problems.append(f"and {len(differences) - MAX_NAMED} more differences of report.html")
     if stored != expected and not differences:
         check.problems.append("a chart of report.html is not that of the record")
+
+
+def find_differences(before: list[str], after: list[str]) -> list[tuple[int, int, int, int]]:
+    """Returns the parts a:b of `before` that parts c:d of `after` take the place of, as (a, b, c, d) in their order."""
+    start, ends = 0, (len(before), len(after))  # what both begin and end with needs no search for the longest match
+    while start < min(ends) and before[start] == after[start]:
+        start += 1
+    while min(ends) > start and before[ends[0] - 1] == after[ends[1] - 1]:
+        ends = (ends[0] - 1, ends[1] - 1)
+    middle = SequenceMatcher(None, before[start : ends[0]], after[start : ends[1]], autojunk=False)
+    return [
+        (start + a, start + b, start + c, start + d) for kind, a, b, c, d in middle.get_opcodes() if kind != "equal"
+    ]
 
 
 def read_unix_time(page: str) -> float:
