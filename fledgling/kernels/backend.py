@@ -48,6 +48,8 @@ class Backend:
         self.replaced_weights = replaced_weights  # by the parameter's name
         self.skipping_speedup: float | None = None  # of single rows, where it was measured
         self.refresh_count = 0
+        # The tables of parameters by name, not the parameters: one that is replaced is found in its table.
+        self._live_parameters = [module._parameters for module in source.modules()] if model is source else []
 
     @property
     def weights_version(self) -> tuple[int, int]:
@@ -55,7 +57,7 @@ class Backend:
 
         It changes with every `refresh`, and for live weights with each change that autograd registers.
         """
-        weights = self.source.parameters() if self.model is self.source else ()
+        weights = [weight for table in self._live_parameters for weight in table.values() if weight is not None]
         return self.refresh_count, sum(weight._version for weight in weights if not weight.is_inference())
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ B simultaneous fits, n runs, P coefficients.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,13 +102,11 @@ def minimize_huber(
         residuals = targets - values
         weights = np.minimum(1.0, turn / np.maximum(np.abs(residuals), 1e-300))  # (B, n)
         weighted = slopes * weights[:, :, None]
-        normal = np.einsum("bnp,bnq->bpq", weighted, slopes)
-        gradient = np.einsum("bnp,bn->bp", weighted, residuals)
-        diagonal = np.einsum("bpp->bp", normal)
+        transposed = weighted.transpose(0, 2, 1)  # (B, P, n)
+        normal, gradient = transposed @ slopes, transposed @ residuals[:, :, None]
+        diagonal = np.diagonal(normal, axis1=1, axis2=2)
         ridge = damping[:, None] * diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-30
-        step = np.linalg.solve(normal + ridge[:, :, None] * np.eye(coefficients.shape[1]), gradient[:, :, None])[
-            :, :, 0
-        ]
+        step = np.linalg.solve(normal + ridge[:, :, None] * np.eye(coefficients.shape[1]), gradient)[:, :, 0]
         trial = np.clip(coefficients + step, low, high)
         trial_values, trial_slopes = model(trial)
         trial_cost = huber_loss(targets - trial_values, turn)
@@ -286,6 +285,11 @@ class _Group:
         """Returns the terms of the parabola, (n, 3)."""
         return np.vander(self.n, 3)
 
+    @functools.cached_property
+    def tokens_by_size(self) -> np.ndarray:
+        """log D as a parabola in `n`, without noise: at a fixed budget D follows from N."""
+        return np.polyfit(self.n, self.d, 2)
+
     def minimum(self, curve: np.ndarray) -> tuple[float, float, float, bool]:
         """Returns (log N, log D, log L) at a parabola's minimum, limited by MAX_EXTRAPOLATION, and `is_interior`."""
         opens = curve[0] > 0
@@ -294,7 +298,7 @@ class _Group:
             -curve[1] / (2 * curve[0]) if opens else (low if np.polyval(curve, low) < np.polyval(curve, high) else high)
         )
         at = float(np.clip(best, low - MAX_EXTRAPOLATION, high + MAX_EXTRAPOLATION))
-        tokens = np.polyval(np.polyfit(self.n, self.d, 2), at)  # without noise: at a fixed budget D follows from N
+        tokens = np.polyval(self.tokens_by_size, at)
         return at + self.center, float(tokens), float(np.polyval(curve, at)), bool(opens and low <= best <= high)
 
 
