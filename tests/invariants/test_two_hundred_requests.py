@@ -151,8 +151,9 @@ def assert_full_forward(engine: Engine, case: Case, request: Request) -> None:
 
 def adjust_row(row: torch.Tensor, sampling: SamplingParams, seen: list[int]) -> None:
     """Penalty and bias, implemented a second time."""
-    for token in set(seen):
-        row[token] *= 1 / sampling.repetition_penalty if row[token] > 0 else sampling.repetition_penalty
+    tokens = torch.tensor(sorted(set(seen)))
+    penalty = sampling.repetition_penalty
+    row[tokens] *= torch.where(row[tokens] > 0, 1 / penalty, penalty)
     for token, value in sampling.logit_bias:
         row[token] += value
 
