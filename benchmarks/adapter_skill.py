@@ -2,7 +2,7 @@
 
 A run's weights are fine-tuned on a made-up language (`fledgling/tasks/skills/language.py`) mixed with the run's own sft
 mixture, once with LoRA and once in full. Exams are those of held-out sentences and of the run's other skills, before
-and after. Both are run directories, and exams are saved answer by answer, so an interrupted measurement goes on.
+and after. Both are run directories, and exams are saved answer by answer, so an interrupted measurement is resumed.
 """
 
 from __future__ import annotations

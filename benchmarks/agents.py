@@ -1,7 +1,7 @@
 """Learning curves of the shipped environments: fine-tuned on careless players, then reinforced, seed after seed.
 
 Each run is `fledgling speedrun guessing` with its environment in place of the guessing game, in a folder of its own, so
-the command can be interrupted and goes on where it was. All figures are read from the runs' own records.
+the command can be interrupted and resumed. All figures are read from the runs' own records.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], 
             options = [word for setting in settings for word in ("--set", setting)]
             command = [sys.executable, "-m", "fledgling", "speedrun", "guessing", *options]
             if code := subprocess.run(command).returncode:
-                raise UserError(f"{name}, seed {seed}: exit code {code}; the same command goes on with this run")
+                raise UserError(f"{name}, seed {seed}: exit code {code}; the same command resumes this run")
 
 
 def collect_agents(folder: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Runs with different budgets, and how often their 90 % intervals held: time, memory, bits per byte, exams.
 
 Every run is a process of its own, as a user starts it, and is forecast from the shipped runs and from those of this
-series that were finished before it. A finished run is skipped and an interrupted one goes on, so that the same command
-continues the series.
+series that were finished before it. A finished run is skipped and an interrupted one is resumed, so that the same
+command continues the series.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run_budgets(out: Path, minutes: Sequence[float], seeds: int, overrides: Sequ
             command += ["--set", setting]
         code = subprocess.run(command, env=environment, check=False).returncode
         if code:
-            raise UserError(f"{' '.join(command[2:])} ended with exit code {code}: run this again to go on")
+            raise UserError(f"{' '.join(command[2:])} ended with exit code {code}: run this again to resume")
     return tabulate_budgets(sorted(path.parent for path in out.glob(f"*/{FORECAST}")))
 
 

@@ -2,7 +2,7 @@
 
 Both students are pretrained on the teacher's own recipe. The one that learns from the teacher takes `steps` steps, and
 its seconds, those of the teacher included, are the time of the other, whose steps follow from its measured speed. Every
-run is a run directory that goes on where it was interrupted.
+run is a run directory that resumes where it was interrupted.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ rule 8 gives is a run of every sweep, and is compared with the sweep's best.
 
 A run is an ordinary training run of the recipe `scaling` on tokens that are prepared once; only depth, rates, batch and
 steps differ, and what else follows from them (`fledgling.config.scaling_rules`: weight decay, warm-up). A finished run
-is not trained again and an interrupted one goes on, so the command can be stopped at any time. The result has all runs
-of the directory that were made with the same settings, those of earlier calls too.
+is not trained again and an interrupted one is resumed, so the command can be stopped at any time. The result has all
+runs of the directory that were made with the same settings, those of earlier calls too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLORS = (0, 1, 2, 3, 6)  # of the report's style, those that differ
 # Compiled fp32 on one thread: the runs are too small for more.
 SMALL = ("tokenizer.vocab_size=1024", "model.context=128", "run.dtype=float32", "run.threads=1")
 EXAMPLES = {"depths": "2 4 6", "batch-tokens": "1024", "multiples": "0.25 0.5 1 2 4"}
-CHECKPOINTS_PER_RUN = 2  # so that an interrupted run can go on
+CHECKPOINTS_PER_RUN = 2  # so that an interrupted run can be resumed
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def format_rates(result: dict[str, Any]) -> str:
         of = f"depth {each['depth']}, {each['batch_tokens']:,} tokens a step, {each['tokens']:,} tokens"
         lines.append(f"weight decay as multiples of the rule's, {of}: {shown}")
     if result["missing"]:
-        lines.append(f"{len(result['missing'])} runs are open; the same command goes on with {result['missing'][0]}")
+        lines.append(f"{len(result['missing'])} runs are open; the same command resumes {result['missing'][0]}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_unicode_classes.py::test_every_character_has_the_same_ids_in_a_batch_and_alone[all-1]",
     "test_unicode_classes.py::test_every_character_has_the_same_ids_in_a_batch_and_alone[all-2]",
     "test_unicode_classes.py::test_every_character_has_the_same_ids_in_a_batch_and_alone[all-3]",
-    "test_gpu.py::test_a_run_that_was_stopped_goes_on_where_it_was",
+    "test_gpu.py::test_a_stopped_run_resumes_where_it_was",
     "test_round_sampler.py::test_the_optimum_is_reached_with_stale_answers_too",
     "test_algorithm.py::test_the_optimum_is_reached_from_a_random_start[two steps-ppo]",
     "test_algorithm.py::test_the_optimum_is_reached_from_a_random_start[copy-ppo]",

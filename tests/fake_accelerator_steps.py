@@ -332,7 +332,7 @@ def main(library, *kinds):
 
 
 def move_run(watch, kind, device):
-    """Returns the state after a step on the CPU, one on the device that goes on with it, and one on the CPU again."""
+    """Returns the state after a step on the CPU, one on the device that continues with it, and one on the CPU again."""
     import torch
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 

@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("package", choices=sorted(TESTS))
     parser.add_argument("--count", type=int, default=50, help="mutants drawn")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--skip", type=int, default=0, help="mutants left out at the start, to go on after a stop")
+    parser.add_argument("--skip", type=int, default=0, help="mutants left out at the start, to resume after a stop")
     parser.add_argument("--no-ranks", action="store_true", help="leave out tests on several ranks: a lower bound")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one mutant")
     options = parser.parse_args()

@@ -41,7 +41,7 @@ def rates(
     plot: Path | None = None,
     overrides: Overrides = (),
 ) -> dict:
-    """Compare the rules of learning rates with sweeps of rates at several depths; goes on where it was stopped.
+    """Compare the rules of learning rates with sweeps of rates at several depths; resumes where it was stopped.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def budgets(
 ) -> dict:
     """Run the quickstart within several budgets, and count how often the 90 % intervals of its forecasts held.
 
-    Finished runs are skipped and an interrupted one goes on: the same command continues.
+    Finished runs are skipped and an interrupted one is resumed: the same command continues.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def distill(
     teacher
         A run directory, such as runs/quickstart.
     out
-        The folder of the students' runs, in which an interrupted measurement goes on.
+        The folder of the students' runs, in which an interrupted measurement is resumed.
     steps
         Of the student that has a teacher.
     seeds
@@ -191,7 +191,7 @@ def adapter_skill(
     run
         A run directory with a finished or half-finished sft stage, such as runs/quickstart; it is not changed.
     out
-        The folder of both runs, in which an interrupted measurement goes on.
+        The folder of both runs, in which an interrupted measurement is resumed.
     steps
         Of fine-tuning.
     share
@@ -212,7 +212,7 @@ def agents(
     plot: Path | None = None,
     overrides: Overrides = (),
 ) -> list[dict]:
-    """Train the shipped environments from careless players to winners; goes on where it was interrupted.
+    """Train the shipped environments from careless players to winners; resumes where it was interrupted.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ def distill(
     dtype: ComputeDtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write a teacher's answers to the prompts of a source; sft learns from them as chat:OUT. Run it again to go on.
+    """Write a teacher's answers to the prompts of a source; sft learns from them as chat:OUT. Run it again to resume.
 
     Parameters
     ----------

@@ -122,10 +122,10 @@ def speedrun(
     return 0
 
 
-def print_forecast(run: BudgetedRun, goes_on: bool) -> None:
+def print_forecast(run: BudgetedRun, is_resumed: bool) -> None:
     """Prints what a run with a budget expects, before its first step."""
-    if goes_on:
-        print(f"goes on within {run.budget.text}", file=sys.stderr)
+    if is_resumed:
+        print(f"resumes within {run.budget.text}", file=sys.stderr)
         return
     from fledgling.plan.forecast_text import format_budgeted_run
 

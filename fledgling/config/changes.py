@@ -1,4 +1,4 @@
-"""What happens to every setting that is changed when a run goes on: it takes effect, is refused, or is ignored.
+"""What happens to every setting that is changed when a run is resumed: it takes effect, is refused, or is ignored.
 
 `compare_recipes` compares the recipe that is asked for with the one that a checkpoint was saved with, field by field.
 Refused is what the weights, the optimizer's state or the order of the data have decided; ignored is what only concerns
@@ -22,7 +22,7 @@ SUPERVISED = ("pretrain", "midtrain", "sft")
 
 @dataclass(frozen=True)
 class Rule:
-    """The outcome of a changed field while its stage goes on, and why.
+    """The outcome of a changed field when its stage is resumed, and why.
 
     between_stages: the outcome when the next stage starts from the weights of the one before; None: the same.
     """
@@ -231,7 +231,7 @@ RL_RULES = {
     "value_weight": EFFECT,
     "value_clip": EFFECT,
 }
-# Fields that rules fill where a recipe leaves them open: a run that goes on keeps the values that it ran with.
+# Fields that rules fill where a recipe leaves them open: a resumed run keeps the values that it ran with.
 DERIVED_FIELDS: dict[str, tuple[str, ...]] = {
     "optimizer": ("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"),
     **dict.fromkeys(STAGES, ("learning_rate", "warmup_steps")),
@@ -262,14 +262,14 @@ def list_fields(recipe: Recipe) -> list[tuple[str, str, Any]]:
 
 
 def compare_recipes(
-    saved: Recipe, wanted: Recipe, stage: str, done: Iterable[str], goes_on: bool, step: int = 0, vocab_size: int = 0
+    saved: Recipe, wanted: Recipe, stage: str, done: Iterable[str], is_resumed: bool, step: int = 0, vocab_size: int = 0
 ) -> list[ChangedSetting]:
     """Returns the fields in which `wanted` differs from `saved`, the recipe of the checkpoint that is loaded.
 
     Args:
         stage: the stage that is started.
         done: the stages that have finished, whose tables concern nothing any more.
-        goes_on: whether the checkpoint is of this stage; else it is of the stage before.
+        is_resumed: whether the checkpoint is of this stage; else it is of the stage before.
         step: the checkpoint's.
         vocab_size: of the tokenizer, with which open fields of [model] are filled in: a value that a recipe states and
             the same value derived are no difference.
@@ -282,15 +282,17 @@ def compare_recipes(
         if table == "model" and getattr(complete[0], field) == getattr(complete[1], field):
             continue
         rule = find_rule(table, field)
-        outcome: Outcome = rule.outcome if goes_on or rule.between_stages is None else rule.between_stages
+        outcome: Outcome = rule.outcome if is_resumed or rule.between_stages is None else rule.between_stages
         reason = rule.reason if outcome == rule.outcome else f"{stage} starts with it"
         if table in STAGES and (table != stage or stage in done):
             outcome, reason = ("ignored", f"{table} is done") if table in done else ("takes effect", f"in {table}")
-        elif table == stage and goes_on and field == "steps" and after is not None and after <= step:
+        elif table == stage and is_resumed and field == "steps" and after is not None and after <= step:
             outcome, reason = "refused", f"the checkpoint has {step} steps already"
-        elif table == stage and goes_on and field == "micro_batch_size" and _is_smaller(after, before):
+        elif table == stage and is_resumed and field == "micro_batch_size" and _is_smaller(after, before):
             outcome, reason = EFFECT.outcome, EFFECT.reason
-        elif (table, field) == ("rl", "kl_weight") and table == stage and goes_on and wanted.rl.kl_target is not None:
+        elif (
+            (table, field) == ("rl", "kl_weight") and table == stage and is_resumed and wanted.rl.kl_target is not None
+        ):
             outcome, reason = "ignored", "rl.kl_target has adapted it since"
         name = f"{table}.{field}" if table else field
         changed.append(ChangedSetting(name, *_show_difference(before, after), outcome, reason))

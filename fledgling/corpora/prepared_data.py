@@ -202,11 +202,13 @@ class PreparedData:
             return None
         directories = [self.directory / name for name in pinned["directories"]]
         if missing := [path for path in directories if not path.is_dir()]:
-            self.log(f"{source}: {missing[0]}, which this stage began with, is gone: it goes on with the present text")
+            self.log(
+                f"{source}: {missing[0]}, which this stage began with, is gone: it continues with the present text"
+            )
             return None
         if pinned["digest"] != inputs.digest:
             self.log(
-                f"{source}: {inputs.explain_difference(pinned)} since this stage began; it goes on with the text it "
+                f"{source}: {inputs.explain_difference(pinned)} since this stage began; it keeps the text it "
                 f"began with, {directories[0]} (--resume never trains on the new one)"
             )
         return pinned
@@ -237,7 +239,7 @@ class PreparedData:
         """Records files that a stage reads as they are; logs when they changed since the resumed stage began."""
         digest = digest_read_files(files)
         if (older := self.pinned.get(source)) and older["digest"] != digest:
-            self.log(f"{source}: its files changed since this stage began; it goes on with the present ones")
+            self.log(f"{source}: its files changed since this stage began; it continues with the present ones")
         self.used_inputs[source] = {"digest": digest, "directories": []}
         self.read_files[source] = digest
 

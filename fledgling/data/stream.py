@@ -365,7 +365,7 @@ class MixtureStream:
         self.skipped += steps
 
     def source_rows(self, steps: int | None = None) -> list[int]:
-        """Returns the row at which each source goes on after `steps` steps (None: after those given so far)."""
+        """Returns the row at which each source continues after `steps` steps (None: after those given so far)."""
         counts = self.builder.source_order.count_rows(
             self.builder.growth.rows_before(self.step if steps is None else steps)
         )

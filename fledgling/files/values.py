@@ -66,8 +66,8 @@ def parse_json_line(line: bytes | None) -> Any | Unreadable:
 def iterate_json(handle: BinaryIO) -> Iterator[Any | Unreadable]:
     """Yields the values of a .json file: the entries of one array, or one value after the other.
 
-    The file is read piece by piece. After a value that cannot be read, the next line goes on, except in an array, which
-    ends there.
+    The file is read piece by piece. After a value that cannot be read, reading continues with the next line, except in
+    an array, which ends there.
     """
     buffer = _TextBuffer(handle)
     try:
@@ -121,8 +121,8 @@ class _TextBuffer:
         """Returns the value that begins here, and passes over it."""
         while True:
             value, end = _decode(self.decoder, self.text, self.at)
-            may_go_on = isinstance(value, Unreadable) or self.text[end - 1] not in CLOSING
-            if may_go_on and len(self.text) - self.at < MAX_ROW_BYTES and self.extend():
+            may_be_longer = isinstance(value, Unreadable) or self.text[end - 1] not in CLOSING
+            if may_be_longer and len(self.text) - self.at < MAX_ROW_BYTES and self.extend():
                 continue
             self.at = end
             return value

@@ -69,8 +69,8 @@ class TreeMask:
         A branch begins behind the trunk, whose places are its positions.
         """
         places = torch.arange(self.branches.shape[1], device=self.branches.device).expand_as(self.branches)
-        goes_on = F.pad(self.branches[:, 1:] == self.branches[:, :-1], (1, 0))
-        return torch.where(goes_on, places, self.positions).sub(1).clamp(min=0), self.positions > 0
+        same_branch = F.pad(self.branches[:, 1:] == self.branches[:, :-1], (1, 0))
+        return torch.where(same_branch, places, self.positions).sub(1).clamp(min=0), self.positions > 0
 
 
 def masked_exp(scores: Tensor, visible: Tensor, bounded: bool) -> Tensor:

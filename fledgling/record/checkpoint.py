@@ -276,7 +276,7 @@ def find_latest_checkpoint(
 def discard_checkpoints_after(
     directory: Path | str, step: int, remove: Callable[[Path], None] = remove_directory
 ) -> None:
-    """Deletes by `remove` every checkpoint of a later step, for a run that goes on from `step` on another course.
+    """Deletes by `remove` every checkpoint of a later step, for a run that continues from `step` in another way.
 
     When it returns, not even a power cut brings one back. It deletes the newest first: until the last is gone, the
     newest left is one of the old course.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LABELS = {"hours": "time of the steps", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
 LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
 ASSUMED_LENGTHS = "predicted for assumed lengths of prompts and answers"
-CHANGED = "predicted before the stage went on with other settings"
+CHANGED = "predicted before the stage was resumed with other settings"
 BOUNDED_STAGES = ("rl", "dpo")  # whose rows have a length that only the run knows
 BOUNDED = ("tokens", "hours", "usd", "tokens_per_second", "memory")
 OF_FINISHED_STAGES = ("steps", "tokens", "hours", "usd")
@@ -68,10 +68,10 @@ def pair_predictions(run: RunData) -> list[Pair]:
     """Returns the values of the plans that the files can confirm, each with its measured value.
 
     A stage is compared with its own plan, which was written before its first step and never again; without one, with
-    the plan of the run. Where it went on with other settings, its pairs say so and have no error. Hours and dollars are
-    those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and preparation. MFU is
-    the measured speed as a share of the peak that the plan refers to. Memory is the highest level of live tensors in a
-    step. Steps, tokens, hours and dollars are compared only for finished stages.
+    the plan of the run. Where it was resumed with other settings, its pairs say so and have no error. Hours and dollars
+    are those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and preparation. MFU
+    is the measured speed as a share of the peak that the plan refers to. Memory is the highest level of live tensors in
+    a step. Steps, tokens, hours and dollars are compared only for finished stages.
     """
     parameters = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
     pairs = [_make_pair("parameters", nested_table(run.plan, "parameters").get("total"), parameters)]

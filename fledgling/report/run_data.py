@@ -69,7 +69,7 @@ class StageData:
     done: dict[str, Any]
     parameter_count: int | None  # of the newest model.safetensors
     plan: dict[str, Any] = field(default_factory=dict)  # what was predicted before the stage's first step
-    plan_changes: int = 0  # later predictions: the stage went on with other settings, or on another machine
+    plan_changes: int = 0  # later predictions: the stage was resumed with other settings, or on another machine
     lines_read: dict[str, int] = field(default_factory=dict)  # of the metrics and of GROWING_FILES
 
     def metric_series(self, name: str) -> tuple[list[float], list[float]]:

@@ -51,7 +51,7 @@ def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
 def render_report(run: RunData) -> str:
     """Returns the page of a run as HTML: a function of the run's files, but for the footer.
 
-    That has the time, and a digest of the page, by which an edit is found where the run has gone on since.
+    That has the time, and a digest of the page, by which an edit is found where the run was resumed since.
     """
     return add_digest(render_page("report", "run.html", **run_page_contents(run)))
 

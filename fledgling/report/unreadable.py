@@ -1,4 +1,4 @@
-"""Finds the files of a run that exist and cannot be read, in part or whole: a report names them and goes on."""
+"""Finds the files of a run that exist and cannot be read, in part or whole: a report names them and shows the rest."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class PendingRead:
     """The values of a tensor, which the device may still compute; `read` waits for them, and for nothing queued later.
 
     Made right after the operation that computes the tensor. CUDA copies to pinned memory in the meantime; other devices
-    have no copy that goes on next to them, and wait here.
+    have no copy that runs next to them, and wait here.
     """
 
     def __init__(self, values: torch.Tensor) -> None:

@@ -65,7 +65,7 @@ def _gpu_names() -> list[str]:
 def _git_commit() -> str | None:
     """Returns the commit that this package runs from, with "+changes" when files differ; None for a wheel.
 
-    It is that of the first call: a process goes on with the code that it has loaded.
+    It is that of the first call: a process runs the code that it has loaded.
     """
     git = ("git", "-C", str(Path(__file__).resolve().parent))
     if _command_output(*git, "ls-files", "--error-unmatch", Path(__file__).name) is None:

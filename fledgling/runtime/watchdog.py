@@ -12,7 +12,7 @@ done: how many collectives it has begun, and whether it is inside a training ste
                ranks that are behind the others are named                                          of the longest steps
     raised     reported by the rank itself                                                         at once
 
-A long pause (preparing data, evaluating, compiling) is no fault: the thread goes on sending heartbeats, and only steps
+A long pause (preparing data, evaluating, compiling) is no fault: the thread still sends heartbeats, and only steps
 are timed. The first rank that detects a fault writes it into the store, to stderr and into notices.jsonl; the others
 read it from the store. A watchdog whose own process was suspended starts counting again. The exit code is FAULT; the
 launcher (`launch.py`, torchrun) restarts the ranks.

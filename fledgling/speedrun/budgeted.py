@@ -3,7 +3,7 @@
     measure the speed of training -> choose depth, stages, steps, batch -> RUN/forecast.json -> stages -> compare
 
 RUN/forecast.json has the budget, the recipe, the time of every stage and the forecast; it is written once and sealed.
-RUN/spent.json has the seconds spent up to the stage that runs. An interrupted run goes on with both: the seconds of
+RUN/spent.json has the seconds spent up to the stage that runs. A resumed run uses both: the seconds of
 work count, a pause between two sessions does not. Before a stage its steps follow from the time that is left;
 `fledgling.train.pace` shortens it while it runs. Start with `run_budgeted`.
 """
@@ -121,18 +121,18 @@ def run_budgeted(
     budget: Budget | None,
     is_pinned: bool = False,
     started: float | None = None,
-    show: Callable[[BudgetedRun, bool], None] = lambda run, goes_on: None,
+    show: Callable[[BudgetedRun, bool], None] = lambda run, is_resumed: None,
     quiet: bool = False,
     now: Callable[[], float] = time.monotonic,
 ) -> list[str]:
-    """Runs a recipe within a budget, or goes on with such a run; returns the stages that were run. Every rank calls it.
+    """Runs a recipe within a budget, or resumes such a run; returns the stages that were run. Every rank calls it.
 
     Args:
         recipe: as the user gave it, or of the run directory.
         budget: None: that of the run.
         is_pinned: whether the depth is the user's.
         started: when the command was started, by `now`.
-        show: receives the run before its first step, and whether it goes on.
+        show: receives the run before its first step, and whether it is resumed.
 
     Raises UserError for a run that began with other settings, or without a budget.
     """
@@ -164,7 +164,7 @@ def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget |
     if known is None:
         if any((run_dir / stage / "metrics.jsonl").exists() for stage in STAGES):
             text = budget.text if budget else "a budget"
-            raise UserError(f"{run_dir} has begun without a budget: leave {text} out to go on with it, or {elsewhere}")
+            raise UserError(f"{run_dir} has begun without a budget: leave {text} out to resume it, or {elsewhere}")
         return
     names = (known.given, dump_without_place(known.recipe), dump_without_place(_adjusted(known, run_dir)))
     if dump_without_place(recipe) not in names:
@@ -173,7 +173,7 @@ def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget |
         )
     if budget and not math.isclose(budget.seconds, known.budget.seconds, rel_tol=1e-6):
         raise UserError(
-            f"{run_dir} has begun within {known.budget.text}, and {budget.text} is given: leave it out to go on, or "
+            f"{run_dir} has begun within {known.budget.text}, and {budget.text} is given: leave it out to resume, or "
             f"{elsewhere}"
         )
 
@@ -211,7 +211,7 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
 
 
 def _read_elapsed(run_dir: Path, stage: str) -> float:
-    """Returns the seconds of a stage up to its newest checkpoint, from which it goes on."""
+    """Returns the seconds of a stage up to its newest checkpoint, from which it is resumed."""
     step = read_newest_state(run_dir, stage).get("step", 0)
     lines = [line for line in read_jsonl(run_dir / stage / "metrics.jsonl") if line.get("step") == step]
     return max(0.0, finite_number(lines[-1].get("elapsed")) or 0.0) if lines else 0.0

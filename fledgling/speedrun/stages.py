@@ -14,7 +14,7 @@ from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import choose_setup
 from fledgling.runtime.world import World
 from fledgling.train.check_recipe import check_recipe, require_sound
-from fledgling.train.going_on import read_prepared_data
+from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import lock_stage
 from fledgling.train.same_ranks import require_same_device

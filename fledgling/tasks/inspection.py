@@ -284,7 +284,7 @@ def _summarize(lengths: Sequence[int]) -> dict[str, int]:
 
 
 def _count_cut(lengths: Sequence[int], context: int, kind: str) -> dict[str, int]:
-    """Returns how many rows are longer than one of training, and the tokens beyond it; documents go on in the next."""
+    """Returns how many rows are longer than a training row, and their tokens beyond it (documents: none is lost)."""
     beyond = [length - context - 1 for length in lengths if length > context + 1]
     if kind == "documents":
         beyond = []

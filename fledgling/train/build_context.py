@@ -22,9 +22,9 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
 from fledgling.train.distill.teacher import read_teacher_config
-from fledgling.train.going_on import read_rows_per_step
 from fledgling.train.positions import read_positions
 from fledgling.train.prepare import DataPreparer
+from fledgling.train.resume_check import read_rows_per_step
 from fledgling.train.stage_weights import (
     build_stage_model,
     find_stage_weights,

@@ -44,9 +44,9 @@ from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.distill.build import require_valid_teaching
 from fledgling.train.distill.teacher import read_teacher_config
-from fledgling.train.going_on import read_prepared_data
 from fledgling.train.preference_data import load_preferences
 from fledgling.train.prepare import DataPreparer, split_mixture
+from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards
 from fledgling.train.source_sizes import count_source_sizes

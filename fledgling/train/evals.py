@@ -52,7 +52,7 @@ def build_evals(
 
 
 def list_available_exams(names: Sequence[str], context: StageContext) -> list[str]:
-    """Returns the tasks whose questions can be read; logs the others, which only a stage that goes on may lack."""
+    """Returns the tasks whose questions can be read; logs the others, which only a resumed stage may lack."""
     found = []
     for name in names:
         try:

@@ -1,7 +1,7 @@
 """What a stage ran with from which step on: its recipe and machine, of which a checkpoint keeps all that there were.
 
-A stage that goes on with other settings, or on another machine, is no function of one recipe. `fledgling verify` makes
-each step again with what it ran with.
+A stage that is resumed with other settings, or on another machine, is no function of one recipe. `fledgling verify`
+makes each step again with what it ran with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MACHINE_KEYS = ("fledgling", "python", "torch", "cpu", "cores", "gpus")  # of th
 def extend_history(
     state: Mapping[str, Any] | None, recipe: Recipe, files: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the entries {"after_step", "recipe", "machine", "files"} of a stage that starts, or goes on from `state`.
+    """Returns the entries {"after_step", "recipe", "machine", "files"} of a stage that starts or resumes from `state`.
 
     An entry holds for the steps after `after_step`, up to the next one's. One is added where something differs.
 

@@ -4,7 +4,7 @@ A run with a deadline (`fledgling.train.pace`) makes fewer steps where its machi
 through faster instead of being cut off: after a change at step s from S to S' steps, the progress rises linearly from
 what it was at s to 1 at S'. So the learning rate has no jump, and decays to its end whatever the schedule's form.
 
-Every change is in the checkpoints and is a function of the step alone, so that a resumed run goes on with it and
+Every change is in the checkpoints and is a function of the step alone, so that a resumed run continues with it and
 `fledgling verify` makes the same steps again.
 """
 

@@ -70,7 +70,7 @@ def import_checkpoint(source: Path, init_dir: Path, run: RunConfig) -> Path:
     require_unquantized(loaded.state, path, "trained on")
     config = adapt(ModelConfig.from_dict(loaded.state["model"]))
     state = {"name": path.resolve().name, "step": 0, "model": config.to_dict()}
-    state["positions"] = loaded.state.get("positions", {})  # its sources go on where it has stopped reading
+    state["positions"] = loaded.state.get("positions", {})  # its sources continue where it has stopped reading
     files = {"tokenizer.json": path / "tokenizer.json"}
     return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.merged}, state, files)
 

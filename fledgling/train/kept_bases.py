@@ -58,7 +58,7 @@ def drop_unneeded_bases(run_dir: Path) -> None:
 def describe_dependents(run_dir: Path, name: str) -> list[str]:
     """Returns a line on the later stages that were made from the weights that `name` has now; none without them.
 
-    It is for a stage that starts anew or goes on, before anything is deleted.
+    It is for a stage that is restarted or resumed, before anything is deleted.
     """
     stage_dir = run_dir / name
     later = [stage for stage in STAGES[STAGES.index(name) + 1 :] if _list_checkpoints(run_dir / stage)]

@@ -1,8 +1,9 @@
-"""Where each source goes on: one position a source runs through all stages.
+"""Where each source continues: one position a source runs through all stages.
 
 A later stage reads the rows after those that earlier stages have read, and begins a source again only when all of it is
 read. Positions are numbers in every checkpoint: `start`, where the stage began, from which it resumes, and `now`, from
-which the next stage goes on. A source is recognized by what it holds and how it is packed (`RowSource.key`), not by its
+which the next stage continues. A source is recognized by what it holds and how it is packed (`RowSource.key`), not by
+its
 name: an edited text begins at its first row. Of a set of conversations that is prepared in parts, the position is the
 first conversation that no stage has read ("row"), and those after it that one has ("ahead").
 """
@@ -82,7 +83,7 @@ class SourcePositions:
 
     Args:
         before: of all sources that earlier stages have read.
-        names: of the stage's sources that later stages may go on reading, by their index in its mixture.
+        names: of the stage's sources that later stages may read further, by their index in its mixture.
         parts: of sets that are prepared in parts, by the source's index.
     """
 
@@ -113,7 +114,7 @@ class SourcePositions:
         return {"start": self.before, "now": now}
 
     def describe(self, stage: str, stream: MixtureStream, steps: int) -> Iterator[str]:
-        """Yields a line for each source that goes on after earlier stages, or that is read more than once."""
+        """Yields a line for each source that continues after earlier stages, or that is read more than once."""
         builder = stream.builder
         ends = stream.source_rows(steps)
         changed = {entry["source"] for entry in self.before.values()}
@@ -123,7 +124,7 @@ class SourcePositions:
             passes = f"pass {first}" if first == last else f"passes {first} to {last}"
             if start:
                 yield (
-                    f"{stage}: {name}: goes on at row {start % rows:,} of {rows:,}, after those that earlier stages "
+                    f"{stage}: {name}: continues at row {start % rows:,} of {rows:,}, after those that earlier stages "
                     f"read; {end - start:,} rows, {passes}"
                 )
             elif last > 1:

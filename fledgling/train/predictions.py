@@ -2,7 +2,7 @@
 
     RUN/plan.json                      of the whole run, before the first step of its first stage
     RUN/STAGE/plan.json                of the same, before that stage's first step: with the speeds known by then
-    RUN/STAGE/plan-2.json, plan-3 ...  when the stage goes on with other settings, or on another machine
+    RUN/STAGE/plan-2.json, plan-3 ...  when the stage is resumed with other settings, or on another machine
 
 None is rewritten by a later stage, benchmark, resume or evaluation, so that the report compares what was measured with
 what was predicted.

@@ -4,7 +4,7 @@ A mixture names sources of three kinds (`split_mixture`). Generated tasks have n
 and the user's own conversations are one shard each; both are packed whole. All other names are documents, packed by
 cropping; `fledgling.corpora.prepare` writes their shards and the tokenizer. A finished shard is found again by a
 digest of what it was made from, so a second run prepares nothing twice and an edited file is prepared anew; a resumed
-stage goes on with what it began with (`fledgling.corpora.prepared_data`).
+stage keeps what it began with (`fledgling.corpora.prepared_data`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The files that DPO and RL read as they are in every start: pairs, questions, environments, rewards, reward models.
 
 Of a module that a user names it is the module's file alone, not what that imports. No tokens of them are kept in the
-run, so a checkpoint records a digest of each (`PreparedData.record_files`), by which going on says that they were
-edited, and `fledgling verify` that they are not those of the steps.
+run, so a checkpoint records a digest of each (`PreparedData.record_files`), by which a resumed stage reports that they
+were edited, and `fledgling verify` that they are not those of the steps.
 """
 
 from __future__ import annotations

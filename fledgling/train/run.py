@@ -2,7 +2,7 @@
 
 A stage is written to RUN/<stage>. It starts from the last checkpoint of the stage before it (pretraining: from the
 seed), resumes from its own newest checkpoint, and does nothing once it is done. Meanwhile the run is locked
-(`record/run_lock.py`); `going_on.py` decides whether the stage may go on from what it finds there.
+(`record/run_lock.py`); `resume_check.py` decides whether the stage may be resumed from what it finds there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from fledgling.train.context import StageContext
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.free_cores import follow_free_cores
-from fledgling.train.going_on import read_prepared_data, reconcile
 from fledgling.train.health import Health, Rollback
 from fledgling.train.history import extend_history
 from fledgling.train.horizon import Horizon
@@ -45,6 +44,7 @@ from fledgling.train.loop import ChooseSteps, LoopContext, TrainingStopped, run_
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions, describe_reading
 from fledgling.train.prepare import DataPreparer
+from fledgling.train.resume_check import read_prepared_data, reconcile
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
     lock_stage,

@@ -23,10 +23,10 @@ from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
 from fledgling.train.derived_values import write_derived_values
-from fledgling.train.going_on import require_same_parent, require_unchanged
 from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of
 from fledgling.train.peak import name_device
 from fledgling.train.predictions import write_predictions
+from fledgling.train.resume_check import require_same_parent, require_unchanged
 
 
 def print_line(text: str) -> None:

@@ -146,8 +146,8 @@ def merge_equal_sources(
 def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] | None = None) -> None:
     """Raises UserError, before any work, if a source or an exam of the stages is missing; says how to get it.
 
-    kept: the prepared data that a stage goes on with (`going_on.read_prepared_data`), whose texts and exams need not be
-        here.
+    kept: the prepared data that a resumed stage keeps (`resume_check.read_prepared_data`), whose texts and exams need
+        not be here.
     """
     preparer = DataPreparer(recipe, Path(recipe.run.out))
     preparer.documents.prepared.pinned = dict(kept or {})

@@ -1,7 +1,7 @@
 """The weights of a stage: where they come from, which of them are trained and saved. Start with `find_stage_weights`.
 
 A stage that trains an adapter freezes the model and saves only the adapter, as peft's two files, with the place of its
-base. The next stage goes on with the same adapter if [adapter] is unchanged; a stage that trains the weights, or an
+base. The next stage trains the same adapter if [adapter] is unchanged; a stage that trains the weights, or an
 adapter of another shape, starts from both merged. `adapter.init_from` is copied into RUN/init_adapter once and decides
 the shape.
 """
@@ -86,7 +86,9 @@ def recipe_with_adapter(recipe: Recipe, run_dir: Path, source: Path | None, name
     state = checkpoint.read_checkpoint_state(source)
     directory = copied if copied.is_dir() else Path(given_name)
     given, _ = read_peft(directory, ModelConfig.from_dict(state["model"]))
-    if name is not None and recipe.adapter.trains_in(name) and "adapter" not in state:  # else it goes on with that one
+    if (
+        name is not None and recipe.adapter.trains_in(name) and "adapter" not in state
+    ):  # else it trains that one further
         require_base(directory, read_weights(source).base)
     if not copied.is_dir():
         with atomic_directory(copied) as temporary:

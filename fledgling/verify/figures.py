@@ -35,7 +35,7 @@ MAX_NAMED = 5  # differences of the report that are named
 def check_report(run_dir: Path, same_version: bool) -> Check:
     """Compares RUN/report.html with the page that its record gives now, without the lines that were added since.
 
-    A page that was made before the newest step, or the newest end of a stage, is not compared: the run has gone on, or
+    A page that was made before the newest step, or the newest end of a stage, is not compared: the run was resumed, or
     a stage was trained anew, with as many steps or fewer. Nor is one with steps of a stage that has been deleted, or
     that was stopped and has lost the steps after its last checkpoint.
 
@@ -69,7 +69,7 @@ def _compare_page(run_dir: Path, page: str, check: Check) -> None:
         steps = {name: here.get(f"{name}/metrics", 0) - lines_read.get(f"{name}/metrics", 0) for name in STAGES}
         undone = [name for name, count in steps.items() if count < 0 and name not in done]
         if undone or max(steps.values()) > 0 or read_unix_time(page) < present.last_time:
-            why = f"it has steps of {', '.join(undone)} that are not here" if undone else "it has gone on since"
+            why = f"it has steps of {', '.join(undone)} that are not here" if undone else "it was resumed since"
             check.notes.append(f"report.html is older than the run: {why}; `fledgling report` makes it anew")
             return
         added = {name: count - lines_read.get(name, 0) for name, count in here.items()}

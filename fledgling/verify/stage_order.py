@@ -59,7 +59,7 @@ def explain_lost_parent(run_dir: Path, stage: str, parent: Parent) -> str:
 
 
 def needs_parent(recipe: Recipe, stage: str) -> bool:
-    """Returns whether a stage needs the weights that it began from even where it goes on from its own checkpoint.
+    """Returns whether a stage needs the weights that it began from even where it is resumed from its own checkpoint.
 
     An adapter is trained on them; DPO and RL compare with them.
     """
@@ -68,7 +68,7 @@ def needs_parent(recipe: Recipe, stage: str) -> bool:
 
 
 def leave_out_parents(recipe: Recipe, stage: str) -> Recipe:
-    """Returns the recipe of a stage alone, which goes on from its own checkpoint without the stages before it."""
+    """Returns the recipe of a stage alone, which is resumed from its own checkpoint without the stages before it."""
     distill = recipe.distill if recipe.has_teacher(stage) else replace(recipe.distill, teacher=None)
     adapter = recipe.adapter if recipe.adapter.trains_in(stage) else AdapterConfig()
     run = replace(recipe.run, init_from=None)  # it would count as what the stage began from

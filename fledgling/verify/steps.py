@@ -1,4 +1,4 @@
-"""Steps made again: a stage goes on from one of its checkpoints in a scratch copy of the run, and is compared.
+"""Steps made again: a stage is resumed from one of its checkpoints in a scratch copy of the run, and is compared.
 
 A start is the beginning of a stage (its parent's weights, or the seed) or a checkpoint. The first step after it depends
 on all of its weights, the second on all of its moments. `fledgling.train.run` makes them, as it makes every step.
@@ -31,12 +31,12 @@ from fledgling.record.parent import read_newest_state
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
 from fledgling.tasks import ENVIRONMENT_PREFIX
-from fledgling.train.going_on import read_prepared_data
 from fledgling.train.horizon import Horizon, read_changes
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.queued_step import digest_step
 from fledgling.train.read_files import list_read_files
+from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.model_reward import MODEL_PREFIX
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
@@ -185,7 +185,7 @@ def read_horizon_changes(run_dir: Path, stage: str, planned: int) -> list[tuple[
 
 
 def find_obstacle(run_dir: Path, start: Start) -> str:
-    """Returns why `start` cannot be gone on from, "" if it can.
+    """Returns why `start` cannot be resumed from, "" if it can.
 
     A stage needs the weights that it was started with, and steps need the files that they have read.
     """
@@ -198,7 +198,7 @@ def find_obstacle(run_dir: Path, start: Start) -> str:
     return "; ".join(find_changed_inputs(run_dir, start) if start.last > start.step else ())
 
 
-def goes_on_alone(run_dir: Path, start: Start) -> bool:
+def resumes_alone(run_dir: Path, start: Start) -> bool:
     """Returns whether a start is a checkpoint whose stage began from weights that the run no longer has."""
     return start.path is not None and bool(explain_missing_parent(run_dir, start.stage))
 
@@ -256,17 +256,18 @@ def name_run(message: str, run_dir: Path) -> str:
 
 @contextmanager
 def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
-    """Yields a run directory that has what a stage needs to go on from `start`; nothing in it leads back by a write."""
+    """Yields a run directory with what a stage needs to resume from `start`; no write in it reaches the original."""
     with TemporaryDirectory(prefix=SCRATCH_PREFIX) as folder:
         scratch = Path(folder) / "run"
         (scratch / "data").mkdir(parents=True)
-        # An outdated stage takes the tokenizer of the checkpoint that it goes on from: the run's may be another by now.
+        # An outdated stage takes the tokenizer of the checkpoint that it is resumed from: the run's may be another by
+        # now.
         if (run_dir / "tokenizer").is_dir() and start.stage not in list_outdated(run_dir):
             shutil.copytree(run_dir / "tokenizer", scratch / "tokenizer")
         for path in (run_dir / "data").iterdir() if (run_dir / "data").is_dir() else ():
             _link(path, scratch / "data" / path.name)
         kept = [f"{BASES_DIR}/{stage}" for stage in STAGES]
-        given = [] if goes_on_alone(run_dir, start) else [INIT_DIR]
+        given = [] if resumes_alone(run_dir, start) else [INIT_DIR]
         for folder in (*given, INIT_ADAPTER_DIR, *kept):
             for path in (run_dir / folder).iterdir() if (run_dir / folder).is_dir() else ():
                 (scratch / folder).mkdir(exist_ok=True, parents=True)
@@ -334,7 +335,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
     with scratch_run(run_dir, start) as scratch:
         recipe = read_stage_recipe(run_dir, start.stage, start.step)
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
-        if goes_on_alone(run_dir, start):
+        if resumes_alone(run_dir, start):
             recipe = leave_out_parents(recipe, start.stage)
         stopped = False
         options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}

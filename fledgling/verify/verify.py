@@ -14,9 +14,9 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.report.run_data import read_object
 from fledgling.runtime.environment import collect_environment
-from fledgling.train.going_on import read_prepared_data
 from fledgling.train.history import MACHINE_KEYS
 from fledgling.train.read_files import OtherFileError
+from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.stage_rows import require_data
 from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
@@ -179,7 +179,7 @@ def check_steps(
 
 
 def find_obstacles(run_dir: Path, starts: Sequence[steps.Start]) -> dict[str, str]:
-    """Returns why stages or starts cannot be gone on from, by what they are called.
+    """Returns why stages or starts cannot be resumed from, by what they are called.
 
     A source is gone, and its tokens with it, or a file that is read in the steps is gone or was edited.
     """
@@ -206,7 +206,9 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
     if result.data:
         if start.same_until is not None:
             recorded = {step: line for step, line in recorded.items() if step <= start.same_until}
-            data.notes.append(f"{start.stage}: went on after step {start.same_until} with other settings or elsewhere")
+            data.notes.append(
+                f"{start.stage}: was resumed after step {start.same_until} with other settings or elsewhere"
+            )
         _compare_data(start.stage, recorded, result, data)
         recorded = steps.read_lines(run_dir, start.stage)
     for step, again in sorted(result.lines.items()):

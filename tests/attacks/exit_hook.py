@@ -1,4 +1,4 @@
-# process | goes on in an exit hook | right: exited|SystemExit | shown: plain
+# process | continues in an exit hook | right: exited|SystemExit | shown: plain
 import atexit
 import sys
 

@@ -1,3 +1,3 @@
-# process | prints more than it may, and then goes on | right: printed more than | shown: plain
+# process | prints more than it may, and then continues | right: printed more than | shown: plain
 print("x" * 300_000)
 print("ESCAPED")

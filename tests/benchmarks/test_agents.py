@@ -62,5 +62,5 @@ def test_each_run_is_a_speedrun_of_its_environment_in_a_folder_of_its_own(tmp_pa
     assert 'rl.tasks={"env:database" = 1.0}' in commands[1] and "rl.max_new_tokens=224" in commands[1]
     assert "rl.steps=40" in commands[1] and "rl.steps=40" not in commands[0]
     assert all(command[3:5] == ["speedrun", "guessing"] and command[-1] == "rl.steps=3" for command in commands)
-    with pytest.raises(UserError, match="guessing, seed 3: exit code 130; the same command goes on"):
+    with pytest.raises(UserError, match="guessing, seed 3: exit code 130; the same command resumes"):
         run_agents(tmp_path, ["guessing"], [3], [])

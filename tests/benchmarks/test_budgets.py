@@ -1,4 +1,4 @@
-"""A series of budgets is made run by run, goes on after an interruption, and counts the intervals that held."""
+"""A series of budgets is made run by run, is resumed after an interruption, and counts the intervals that held."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_run(run_dir: Path, seconds: float, finished: bool = True) -> None:
     (stage / "done.json").write_text('{"step": 9}')
 
 
-def test_a_series_goes_on_where_it_was_and_counts_what_held(tmp_path, monkeypatch, capsys):
+def test_a_series_resumes_where_it_was_and_counts_what_held(tmp_path, monkeypatch, capsys):
     out, started = tmp_path / "series", []
     lengths = {"1min-seed1": 62.0, "2min-seed1": 70.0, "1min-seed2": 58.0, "2min-seed2": 61.0}
 
@@ -43,7 +43,7 @@ def test_a_series_goes_on_where_it_was_and_counts_what_held(tmp_path, monkeypatc
 
     monkeypatch.setattr(budgets, "subprocess", SimpleNamespace(run=run))
     command = ["budgets", str(out), "--minutes", "1", "2", "--seeds", "2", "--results", str(tmp_path / "results")]
-    assert main(command) == 1 and "run this again to go on" in capsys.readouterr().err
+    assert main(command) == 1 and "run this again to resume" in capsys.readouterr().err
     assert main(command) == 0
     assert started == ["1min-seed1", "2min-seed1", "1min-seed2", "1min-seed2", "2min-seed2"], "what is done is skipped"
     printed = capsys.readouterr().out

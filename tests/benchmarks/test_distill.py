@@ -1,4 +1,4 @@
-"""The bench of distillation: both students take the same time, and an interrupted measurement goes on."""
+"""The bench of distillation: both students take the same time, and an interrupted measurement is resumed."""
 
 import json
 

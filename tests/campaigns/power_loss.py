@@ -2,7 +2,7 @@
 
 `tests/record/power_loss.py` records every call that changes the directory and builds the states that a cut may leave.
 Checks in each: the newest complete checkpoint is found, the right one, and all that it holds is of one save; a run
-that goes on from there saves, prunes and loads; the record reaches as far as the checkpoint; no file is torn.
+that is resumed from there saves, prunes and loads; the record reaches as far as the checkpoint; no file is torn.
 """
 
 import sys

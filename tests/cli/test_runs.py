@@ -15,7 +15,7 @@ from fledgling.config import load_recipe
 from fledgling.record.run_lock import hold_lock
 from fledgling.train.run import run_stage
 from tests.smallest import write_recipe
-from tests.train.test_going_on import digests
+from tests.train.test_resume_check import digests
 
 PAGE = Path(__file__).parents[2] / "docs" / "runs.md"
 COMMANDS = {

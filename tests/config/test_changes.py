@@ -1,4 +1,4 @@
-"""What a changed setting does when a run goes on: every field has a rule, and the rules are applied."""
+"""What a changed setting does when a run is resumed: every field has a rule, and the rules are applied."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,9 +22,9 @@ from fledgling.train.rl.rollout_stream import RolloutStream
 SAVED = load_recipe("quickstart")
 
 
-def outcomes(stage: str, *overrides: str, done=(), goes_on: bool = True, step: int = 5) -> dict[str, str]:
+def outcomes(stage: str, *overrides: str, done=(), is_resumed: bool = True, step: int = 5) -> dict[str, str]:
     wanted = load_recipe("quickstart", overrides)
-    changed = compare_recipes(SAVED, wanted, stage, done, goes_on, step, 1024)
+    changed = compare_recipes(SAVED, wanted, stage, done, is_resumed, step, 1024)
     return {setting.name: setting.outcome for setting in changed}
 
 
@@ -45,7 +45,7 @@ def test_the_same_recipe_has_no_changes_wherever_its_run_is():
 
 
 @pytest.mark.parametrize(
-    ("override", "going_on", "at_the_next_stage"),
+    ("override", "when_resumed", "at_the_next_stage"),
     [
         ("model.depth=2", "refused", "refused"),
         ("model.context=128", "refused", "refused"),
@@ -65,11 +65,11 @@ def test_the_same_recipe_has_no_changes_wherever_its_run_is():
         ("run.dtype=float32", "takes effect", "takes effect"),
     ],
 )
-def test_what_a_changed_setting_of_sft_does(override, going_on, at_the_next_stage):
+def test_what_a_changed_setting_of_sft_does(override, when_resumed, at_the_next_stage):
     name = override.partition("=")[0]
     done = ("pretrain", "midtrain")
-    assert outcomes("sft", override, done=done) == {name: going_on}
-    assert outcomes("sft", override, done=done, goes_on=False) == {name: at_the_next_stage}
+    assert outcomes("sft", override, done=done) == {name: when_resumed}
+    assert outcomes("sft", override, done=done, is_resumed=False) == {name: at_the_next_stage}
 
 
 def test_the_order_of_a_mixture_is_part_of_it():

@@ -180,7 +180,7 @@ def test_only_changed_files_of_a_large_source_are_tokenized_anew(run, tmp_path, 
     assert "is document 2." in text and "its text changed since this stage began" in messages
 
 
-def test_a_resumed_stage_goes_on_with_the_text_it_began_with(run, tmp_path, tokenizer):
+def test_a_resumed_stage_keeps_the_text_it_began_with(run, tmp_path, tokenizer):
     source = tmp_path / "rows.jsonl"
     WRITERS["rows.jsonl"](source, TEXTS)
     _, _, first = prepare_once(run, source, tokenizer)
@@ -191,7 +191,7 @@ def test_a_resumed_stage_goes_on_with_the_text_it_began_with(run, tmp_path, toke
     assert resumed.prepared.used_inputs == pinned, "the next checkpoint pins it too"
     shutil.rmtree(run / "data")
     text, messages, _ = prepare_once(run, source, tokenizer, pinned)
-    assert "is DOCUMENT 7." in text and "is gone: it goes on with the present text" in messages
+    assert "is DOCUMENT 7." in text and "is gone: it continues with the present text" in messages
 
 
 def test_a_stage_that_starts_reads_the_only_tokens_of_a_text_that_is_gone(run, tmp_path, tokenizer):
@@ -211,7 +211,7 @@ def test_a_stage_that_starts_reads_the_only_tokens_of_a_text_that_is_gone(run, t
     shutil.rmtree(first)
     with pytest.raises(
         UserError, match=r"rows\.jsonl: no such file.*\['lost'\], are gone"
-    ):  # never another text in a stage that goes on
+    ):  # never another text in a resumed stage
         prepare_once(run, source, tokenizer, lost)
 
 
@@ -277,7 +277,7 @@ def test_files_that_a_resumed_stage_reads_as_they_are_are_compared(tmp_path):
     assert not lines
     path.write_text("two")
     prepared_data.PreparedData(tmp_path / "data", lines.append, pinned).record_files("dpo.pairs", [path])
-    assert lines == ["dpo.pairs: its files changed since this stage began; it goes on with the present ones"]
+    assert lines == ["dpo.pairs: its files changed since this stage began; it continues with the present ones"]
 
 
 def test_a_source_whose_documents_all_repeat_held_out_lines_is_one_clear_error(run, tmp_path, tokenizer, monkeypatch):

@@ -74,7 +74,7 @@ stands alone because the line before was short.
 - another item
 >>> example = "a line of code that is long enough to look like prose, but is none"
 "and its output"
-name (str): a parameter with a description that goes on to the next line and
+name (str): a parameter with a description that continues on the next line and
     is indented there
 other (int): the next one"""
     assert unwrap_lines(prose).split("\n") == [
@@ -84,7 +84,7 @@ other (int): the next one"""
         "- another item",
         '>>> example = "a line of code that is long enough to look like prose, but is none"',
         '"and its output"',
-        "name (str): a parameter with a description that goes on to the next line and is indented there",
+        "name (str): a parameter with a description that continues on the next line and is indented there",
         "other (int): the next one",
     ]
 

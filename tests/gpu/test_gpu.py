@@ -280,7 +280,7 @@ def test_target_logprobs_learn_as_log_softmax_does(device):
     assert all(distance(one, other) < 1e-4 for one, other in pairs)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(device, tmp_path):
+def test_a_stopped_run_resumes_where_it_was(device, tmp_path):
     tiny = ["model.depth=2", "model.width=32", "run.compile=off"]
     recipe = load_small_recipe(tmp_path, [*tiny, "pretrain.steps=1"])
     run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())

@@ -84,7 +84,7 @@ def test_the_token_after_a_stop_is_discarded(device_engine):
     sampling = SamplingParams(max_new_tokens=30, seed=1, stop_token_ids=(stop,))
     scheduler = device_engine.make_scheduler(2, prefix_cache_tokens=4096)
     request = scheduler.add_request(device_engine.make_request(PROMPT, sampling, use_tools=False))
-    longer = SamplingParams(max_new_tokens=30, seed=1)  # the pending token is read, because this one goes on
+    longer = SamplingParams(max_new_tokens=30, seed=1)  # the pending token is read, because this one continues
     scheduler.add_request(device_engine.make_request(PROMPT[:2], longer, use_tools=False))
     finish(scheduler)
     assert request.finish_reason == "stop"

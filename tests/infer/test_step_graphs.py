@@ -45,7 +45,7 @@ def test_graphs_of_an_earlier_storage_are_dropped(monkeypatch):
     assert events[-1] == "plain" and not graphs.graphs
 
 
-def test_a_capture_that_fails_is_reported_once_and_steps_go_on(monkeypatch):
+def test_a_capture_that_fails_is_reported_once_and_steps_continue(monkeypatch):
     def fail(step):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 

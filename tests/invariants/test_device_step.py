@@ -67,7 +67,7 @@ def test_a_step_at_depth_20_launches_few_kernels(steps):
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_a_run_goes_on_on_a_device_and_back_with_the_same_state(steps, kind):
+def test_a_run_is_resumed_on_a_device_and_back_with_the_same_state(steps, kind):
     begun, moved, back = steps[kind, "moved"]["states"]
     assert {name.split()[0] for name in begun} == {"model", "optimizer"}
     assert {"optimizer count", "optimizer loss_scale", "model head.weight"} < begun.keys()

@@ -1,4 +1,4 @@
-"""Law: whatever is on, a model trains, stops and goes on, is loaded, answers, and and leaves with its own code."""
+"""With any optional feature a model trains, stops, resumes, is loaded, answers, and is exported with its code."""
 
 import json
 import shutil

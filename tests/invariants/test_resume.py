@@ -1,4 +1,4 @@
-"""Stopping and going on equals never stopping, bit for bit, in every stage, from any step (most at full size)."""
+"""Stopping and resuming equals never stopping, bit for bit, in every stage, from any step (most at full size)."""
 
 import os
 import shutil

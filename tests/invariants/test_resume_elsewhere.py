@@ -1,6 +1,6 @@
-"""A run stopped on several ranks goes on with other numbers of them, in all stages, with the bits of one never stopped.
+"""A run stopped on several ranks resumes with other numbers of them, in all stages, bit for bit as if never stopped.
 
-Whatever is sharded: nothing, optimizer state, gradients, parameters; a run stopped with one goes on with another.
+Whatever is sharded: nothing, optimizer state, gradients, parameters; a run stopped with one is resumed with another.
 """
 
 import os
@@ -61,7 +61,7 @@ def outcome(out: Path, stage: str):
     return tensors, found.state["stream"], [{key: line.get(key) for key in kept} for line in lines]
 
 
-def test_a_run_stopped_on_several_ranks_goes_on_elsewhere(tmp_path, monkeypatch):
+def test_a_run_stopped_on_several_ranks_is_resumed_elsewhere(tmp_path, monkeypatch):
     """Stopped on two ranks with sharded parameters, finished on one; at full size from four to two and four too."""
     monkeypatch.setattr(device, "measure_peak_flops", device.measure_peak_flops)  # undone afterwards, here
     with one_thread():

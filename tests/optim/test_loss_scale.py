@@ -79,7 +79,7 @@ def test_the_scale_is_saved_and_resumed_with_the_optimizer():
     again.load_full_state_dict(saved)
     assert again.loss_scale.value == INITIAL_SCALE / 2
     _, other, *_ = take_step(torch.float32)
-    other.load_full_state_dict(saved)  # a run goes on in another dtype
+    other.load_full_state_dict(saved)  # a run is resumed in another dtype
     assert not other.loss_scale.enabled
 
 

@@ -85,7 +85,7 @@ def test_a_given_rate_near_0_moves_no_weight_by_its_decay():
     assert higher.weight_decay * 0.1 == pytest.approx(usual.weight_decay * usual.matrix_lr, rel=0.02)
 
 
-def test_a_run_that_goes_on_keeps_its_derived_values_and_takes_given_ones():
+def test_a_resumed_run_keeps_its_derived_values_and_takes_given_ones():
     saved = derive_recipe(load_recipe("d4-cpu"))
     wanted = load_recipe("d4-cpu", ["model.depth=4", "optimizer.head_lr=0.5"])
     kept = keep_derived(saved, wanted)

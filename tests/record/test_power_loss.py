@@ -99,10 +99,10 @@ SCENARIOS = {
 }
 
 
-def try_scenario(name: str, folder: Path, go_on_every: int = 1) -> tuple[Counter, int]:
+def try_scenario(name: str, folder: Path, resume_every: int = 1) -> tuple[Counter, int]:
     """Returns the calls of a scenario and the number of states that were tried; raises AssertionError at a bad one.
 
-    go_on_every: from one state in so many a run goes on: it saves and prunes.
+    resume_every: from one state in `resume_every` a run is resumed: it saves and prunes.
     """
     scenario, root = SCENARIOS[name], folder / "root"
     (root / "runs").mkdir(parents=True)
@@ -122,7 +122,7 @@ def try_scenario(name: str, folder: Path, go_on_every: int = 1) -> tuple[Counter
         run, done = state.build(folder / "cut") / "runs/a", len(state.marks)
         newest = load_newest(run)
         assert newest in values[done : done + 2] or newest in _between(values[done : done + 2]), (newest, state)
-        if states % go_on_every == 0:
+        if states % resume_every == 0:
             write_text(run / "tokenizer.json", TOKENIZER)
             save(run, 20)
             prune(1)(run)
@@ -137,7 +137,7 @@ def _between(values: list) -> list:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_after_a_power_cut_at_any_call_the_newest_complete_checkpoint_loads(name, folder):
-    calls, states = try_scenario(name, folder, go_on_every=5)
+    calls, states = try_scenario(name, folder, resume_every=5)
     assert calls["flush"] >= 3 and states > calls.total()
 
 

@@ -15,7 +15,7 @@ def make_recorder(tmp_path, **options):
 def test_what_is_logged_is_read_back(tmp_path):
     with make_recorder(tmp_path) as recorder:
         recorder.log_metrics(1, loss=2.5, tokens=np.int64(100), mfu=math.nan)
-        assert len(read_jsonl(recorder.stage_dir / "metrics.jsonl")) == 1, "readable while the run goes on"
+        assert len(read_jsonl(recorder.stage_dir / "metrics.jsonl")) == 1, "readable while the run continues"
         recorder.log_evaluation(1, "spelling", 0.5, 0.4, 0.6, 100, baseline=0.1, clusters=24)
         recorder.log_sample(1, "Hi\n", 'a "quoted" \u2028 line\nand 火')
         recorder.log_notice("three documents were empty")

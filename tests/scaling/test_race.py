@@ -71,7 +71,7 @@ def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_oth
     assert "put another NAME= before" in capsys.readouterr().err
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_time_that_was_left(command, tmp_path, capsys, monkeypatch):
+def test_a_stopped_run_resumes_with_the_time_that_was_left(command, tmp_path, capsys, monkeypatch):
     class Stopped(race_run.StepClock):
         def end_step(self):
             if self.steps == 5:

@@ -76,7 +76,7 @@ def make_call_stream(name: str, arguments: str) -> bytes:
     return "".join([*lines, "data: [DONE]\n\n"]).encode()
 
 
-def test_the_page_asks_before_a_call_and_goes_on_with_its_result(browser, address, tools):
+def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, address, tools):
     answers = [
         make_call_stream("add", '{"a": 2}'), make_stream("done"),
         make_call_stream("add", '{"a": 3}'), make_stream("refused"),

@@ -329,7 +329,7 @@ def test_conversations_are_renamed_found_exported_and_imported(page, browser, se
     other.context.close()
 
 
-def test_two_answers_stand_side_by_side_and_the_chosen_one_goes_on(page):
+def test_two_answers_are_side_by_side_and_the_chosen_one_is_continued(page):
     settings(page, max_tokens=6)
     page.click("#settings-button")
     page.check("#compare")
@@ -368,7 +368,7 @@ def test_the_page_fits_phone_and_desktop_and_passes_axe(page, width, theme):
     assert serious == []
 
 
-def test_a_conversation_that_outgrows_the_context_goes_on_without_its_oldest_turns(page):
+def test_a_conversation_that_outgrows_the_context_continues_without_its_oldest_turns(page):
     settings(page, max_tokens=24, seed=3)
     for number in range(5):  # the context is 96 tokens
         send(page, f"the quick brown fox jumps over the lazy dog {number}")

@@ -144,7 +144,7 @@ def test_a_message_that_is_sent_before_the_database_is_open_is_stored(page):
     assert page.evaluate(STORED) == ["early"]
 
 
-def test_a_rename_in_one_tab_is_kept_when_another_goes_on(context, faulty):
+def test_a_rename_in_one_tab_is_kept_when_another_continues(context, faulty):
     first = open_page(context, faulty)
     answered(first, "one")
     second = open_page(context, faulty)

@@ -12,7 +12,7 @@ from fledgling.serve.worker import GenerationJob, QueueFull, Worker
 
 @pytest.fixture
 def blocked_worker(random_engine):
-    """A worker of at most 8 answers whose thread waits in a task, and the event that lets it go on."""
+    """A worker of at most 8 answers whose thread waits in a task, and the event that lets it continue."""
     worker, started, release = Worker(random_engine, 4, 8), threading.Event(), threading.Event()
 
     def wait(engine) -> None:

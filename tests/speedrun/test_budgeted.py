@@ -1,4 +1,4 @@
-"""A run with a budget, by a clock that steps move: it forecasts, keeps its time, goes on, and compares."""
+"""A run with a budget, by a clock that steps move: it forecasts, keeps its time, is resumed, and compares."""
 
 import json
 from dataclasses import replace
@@ -85,14 +85,14 @@ def read_steps(recipe, stage):
 
 
 def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clock, tmp_path, monkeypatch):
-    """It is interrupted too: it goes on within what is left, and the pause does not count."""
+    """It is interrupted too: it is resumed within what is left, and the pause does not count."""
     run_dir, shown = Path(recipe.run.out), []
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
         patch.setattr(train_run, "catch_stop_signals", StopRequest(6))
-        go(recipe, clock, show=lambda run, goes_on: shown.append((run, goes_on)))
+        go(recipe, clock, show=lambda run, is_resumed: shown.append((run, is_resumed)))
     assert 0 < budgeted.read_spent(run_dir) < BUDGET.seconds / 2
     clock.time = 1e6  # a long pause
-    assert go(recipe, clock, None, show=lambda run, goes_on: shown.append((run, goes_on))) == ["pretrain", "sft"]
+    assert go(recipe, clock, None, show=lambda run, is_resumed: shown.append((run, is_resumed))) == ["pretrain", "sft"]
     assert shown[0][0].speed.core_share == 1.5, "the less of before and after the steps"
     assert shown[0] == (read_budgeted_run(run_dir), False) and shown[1] == (shown[0][0], True)
     text = format_budgeted_run(shown[0][0])
@@ -138,7 +138,7 @@ def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, cl
 
 def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, clock):
     planned = []
-    go(recipe, clock, show=lambda run, goes_on: (planned.append(run), setattr(clock, "step", 2.0)))
+    go(recipe, clock, show=lambda run, is_resumed: (planned.append(run), setattr(clock, "step", 2.0)))
     made = {name: len(read_steps(recipe, name)) for name in ("pretrain", "sft")}
     wanted = {stage.name: stage.steps for stage in planned[0].stages}
     assert all(made[name] < 0.7 * wanted[name] for name in made), (made, wanted)

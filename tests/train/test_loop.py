@@ -75,7 +75,7 @@ def test_what_a_watcher_asks_for_is_done_after_the_step_and_changes_no_weight(tm
     assert {line["step"] for line in read_jsonl(stage / "samples.jsonl")} == {0, 1}
     assert {line["step"] for line in read_jsonl(stage / "evals.jsonl")} == {0, 2}
     assert json.loads((stage / "batch.json").read_text())["step"] == 1
-    assert run.run_stage(recipe, "pretrain", quiet=True)  # goes on from step 3
+    assert run.run_stage(recipe, "pretrain", quiet=True)  # resumes from step 3
     options["run.out"] = f'"{tmp_path / "other"}"'
     other = load_recipe(file, [f"{key}={value}" for key, value in options.items()])
     monkeypatch.setattr(loop, "queue_step", queue_step)

@@ -1,4 +1,4 @@
-"""One position a source runs through all stages: later stages go on where earlier ones stopped, exactly."""
+"""One position a source runs through all stages: later stages continue where earlier ones stopped, exactly."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def test_three_stages_read_what_one_long_stage_reads(tmp_path):
     assert len(distinct) == len(source) < 36, "every row once before the first is read again"
 
 
-def test_a_stage_goes_on_from_its_checkpoint_on_any_number_of_ranks(tmp_path):
+def test_a_stage_resumes_from_its_checkpoint_on_any_number_of_ranks(tmp_path):
     sources = [(make_source(tmp_path), 0.7), (make_source(tmp_path, "other", first=500), 0.3)]
     before = {sources[0][0].key: {"source": "text", "row": 11}, "elsewhere": {"source": "x", "row": 3}}
     positions = SourcePositions(before, {0: "text", 1: "other"})
@@ -99,7 +99,7 @@ def test_what_is_read_again_is_told_with_its_passes(tmp_path):
     assert not list(first.describe("pretrain", make_stream([(source, 1.0)], first), rows // 4))
     later = SourcePositions({source.key: {"source": "text", "row": rows - 2}}, {0: "text"})
     [line] = later.describe("sft", make_stream([(source, 1.0)], later), 1)
-    assert f"sft: text: goes on at row {rows - 2} of {rows}" in line and "4 rows, passes 1 to 2" in line
+    assert f"sft: text: continues at row {rows - 2} of {rows}" in line and "4 rows, passes 1 to 2" in line
 
 
 def test_a_stage_that_reads_no_source_hands_positions_on():
@@ -108,7 +108,7 @@ def test_a_stage_that_reads_no_source_hands_positions_on():
     assert read_positions({"stream": {"step": 3}}, resumes=False) == {}, "an older checkpoint says nothing"
 
 
-def test_a_set_that_is_prepared_in_parts_goes_on_with_the_next_conversations(tmp_path, monkeypatch):
+def test_a_set_that_is_prepared_in_parts_continues_with_the_next_conversations(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 100)
     monkeypatch.setattr("fledgling.train.prepare.CONVERSATIONS_PER_BATCH", 10)
     rows = [
@@ -151,7 +151,7 @@ def test_a_set_that_is_prepared_in_parts_goes_on_with_the_next_conversations(tmp
 
 
 @pytest.mark.parametrize("change", ["edited", "gone", "small"])
-def test_a_stage_goes_on_with_its_part_of_a_set_that_is_another_by_now(change, tmp_path, monkeypatch):
+def test_a_resumed_stage_keeps_its_part_of_a_set_that_is_another_by_now(change, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 100)
     monkeypatch.setattr("fledgling.train.prepare.CONVERSATIONS_PER_BATCH", 10)
     pairs = [(f"Item {n}?", "Y" * (1 + n)) for n in range(30)]
@@ -204,7 +204,7 @@ def read_state(recipe, stage):
     return read_checkpoint_state(find_latest_checkpoint(Path(recipe.run.out) / stage / "checkpoints"))
 
 
-def test_midtraining_goes_on_after_pretraining_and_exactly_after_a_stop(trained, tmp_path, monkeypatch):
+def test_midtraining_continues_after_pretraining_and_exactly_after_a_stop(trained, tmp_path, monkeypatch):
     copy = replace(trained, run=replace(trained.run, out=str(tmp_path / "copy")))
     shutil.copytree(trained.run.out, copy.run.out)
     train(trained, "midtrain")
@@ -223,7 +223,7 @@ def test_midtraining_goes_on_after_pretraining_and_exactly_after_a_stop(trained,
     [start], [now] = positions["start"].values(), positions["now"].values()
     assert start == first and first["row"] == 8 and now["row"] == 16, "half of the 16 rows of each stage"
     notices = [line["text"] for line in read_jsonl(Path(trained.run.out) / "midtrain" / "notices.jsonl")]
-    assert any("goes on at row 8 of" in text for text in notices)
+    assert any("continues at row 8 of" in text for text in notices)
 
     imported = import_checkpoint(Path(trained.run.out), tmp_path / "init", trained.run)
     assert read_positions(load_checkpoint(imported, ("model",)).state, resumes=False) == positions["now"]

@@ -47,7 +47,7 @@ def test_what_goes_together_is_not(tmp_path):
     require(tmp_path, "rl", "distill.teacher=runs/t", "distill.stages=[]", "rl.algorithm=distill")
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1}\n')
-    require(tmp_path, "sft", "distill.teacher=runs/t", "distill.stages=[]")  # an older run goes on with it
+    require(tmp_path, "sft", "distill.teacher=runs/t", "distill.stages=[]")  # an older run is resumed with it
 
 
 def test_a_stage_of_an_adapter_that_is_unknown_is_refused():

@@ -1,4 +1,4 @@
-"""A stage that trains an adapter: only it moves and is saved, it goes on exactly, and the next stage finds it."""
+"""A stage that trains an adapter: only it moves and is saved, it is resumed exactly, and the next stage finds it."""
 
 import json
 import shutil
@@ -112,7 +112,7 @@ def test_a_stage_without_the_adapter_starts_from_both_merged(copied):
         torch.testing.assert_close(whole.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
-def test_an_adapter_from_elsewhere_decides_the_shape_and_goes_on(copied):
+def test_an_adapter_from_elsewhere_decides_the_shape_and_is_trained_further(copied):
     recipe = recipe_of(copied, "pretrain", "midtrain", **LORA, **{"adapter.targets": '["q_proj", "fc2"]'})
     run.run_stage(recipe, "midtrain", quiet=True)
     given = latest(copied / "run", "midtrain")

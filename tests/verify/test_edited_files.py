@@ -106,7 +106,7 @@ def stop(run: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])
-def test_a_stage_goes_on_with_the_tokens_of_conversations_that_are_gone(how, folder, tmp_path):
+def test_a_resumed_stage_keeps_the_tokens_of_conversations_that_are_gone(how, folder, tmp_path):
     run, chat = shutil.copytree(folder / "run", tmp_path / "run"), folder / "chat.jsonl"
     before = chat.read_text()
     stop(run, "sft")

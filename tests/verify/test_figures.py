@@ -62,7 +62,7 @@ def rewrite_stage(run, stage, steps, seconds_later, done=True):
 def test_a_report_made_before_a_stage_was_trained_anew_is_noted_as_older(copy, steps):
     rewrite_stage(copy, "rl", steps, seconds_later=1000)
     check = check_report(copy, True)
-    assert check.verdict == "not checked" and "older than the run: it has gone on since" in check.notes[0]
+    assert check.verdict == "not checked" and "older than the run: it was resumed since" in check.notes[0]
 
 
 @pytest.mark.parametrize("steps", [3, 6])

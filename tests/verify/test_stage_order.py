@@ -97,7 +97,7 @@ def test_a_scratch_run_has_the_checkpoint_that_its_stage_began_from_as_the_newes
         assert began_from.name == saved.name and (began_from / "model.safetensors").read_bytes() == before
 
 
-def test_a_stage_that_goes_on_without_its_parent_is_a_whole_recipe(tmp_path):
+def test_a_stage_that_is_resumed_without_its_parent_is_a_whole_recipe(tmp_path):
     taught = ["distill.teacher=teacher", 'distill.stages=["pretrain"]', "adapter.method=lora", 'adapter.stages=["dpo"]']
     taught += ["run.init_from=./given"]
     recipe = stage_order.leave_out_parents(load_recipe(write_recipe(tmp_path), taught), "sft")

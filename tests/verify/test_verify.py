@@ -110,7 +110,7 @@ def test_a_run_without_its_text_is_verified_from_its_tokens(copy, run):
 
 
 def go_on_with(copy, stage, overrides, late_report=True):
-    """Goes on with a stage from a checkpoint of its middle, with changed settings; the report comes after or before."""
+    """Resumes a stage from a checkpoint of its middle, with changed settings; the report comes after or before."""
     (copy / stage / "done.json").unlink()
     shutil.rmtree(copy / stage / "checkpoints" / f"step-{tampering.STEPS:08d}")
     for later in ("pretrain", "sft", "rl")[("pretrain", "sft", "rl").index(stage) + 1 :]:
@@ -138,7 +138,7 @@ def test_a_run_that_went_on_with_other_settings_raises_no_alarm(copy, stage, ove
     assert list_problems(result) == [] and result["holds"]
     if stage != "rl":
         notes = [note for check in result["checks"] for note in check["notes"]]
-        assert any("went on after step 4 with other settings" in note for note in notes)
+        assert any("was resumed after step 4 with other settings" in note for note in notes)
 
 
 def test_a_report_that_was_made_before_the_run_went_on_raises_no_alarm(copy):

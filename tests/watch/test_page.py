@@ -1,4 +1,4 @@
-"""The watcher's page in a browser: a run that goes on, stops, and is asked for something."""
+"""The watcher's page in a browser: a run that continues, stops, and receives requests."""
 
 from __future__ import annotations
 

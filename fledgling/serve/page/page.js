@@ -38,7 +38,7 @@ function render() {
   sidebar.render();
 }
 
-// Two answers to one question, each by its own setting; the conversation goes on with the one that is chosen.
+// Two answers to one question, each by its own setting; the conversation continues with the one that is chosen.
 function pairNode(node) {
   const box = makeElement("div", "pair");
   const pair = listSiblings(current, node).filter((other) => other.pair === node.pair);

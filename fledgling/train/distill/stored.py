@@ -2,7 +2,7 @@
 
 A row is found by a hash of its tokens and targets, so its predictions serve whatever step, rank or micro-batch reads
 it, and a text that has changed finds none. Shards are written as whole directories, each as soon as it is full: storing
-that is interrupted goes on after the last one. The directory's name is a digest of the teacher, of the dtype of its
+that is interrupted is resumed after the last one. The directory's name is a digest of the teacher, of the dtype of its
 products, of K and of the temperature.
 
     rows.npy       (N,) uint64: hashes of the rows
@@ -185,7 +185,7 @@ class PredictionStore:
                 manifest["files"] = describe_files(temporary)
                 write_manifest(temporary, json.dumps(manifest, indent=2))
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}; make space and go on") from None
+            raise UserError(f"{path} cannot be written: {error.strerror or error}; make space and resume") from None
         self._open(path)
         self._index()
 

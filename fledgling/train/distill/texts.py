@@ -1,6 +1,6 @@
 """A teacher's answers to the prompts of a source, as conversations that a stage learns from (`chat:FILE`).
 
-Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is gone on with, and is
+Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is resumed, and is
 the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher, dtype, source or setting
 is refused. Answers that did not end are left out and counted.
 
@@ -66,7 +66,7 @@ def write_answers(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AnswerCounts:
-    """Writes the answers of a teacher to `out`, one conversation a line; goes on where an earlier call was interrupted.
+    """Writes the answers of a teacher to `out`, one conversation a line; resumes where an earlier call was interrupted.
 
     Args:
         engine: of the teacher.

@@ -1,4 +1,4 @@
-// The watcher's page: asks the server for what is new every two seconds and shows it. It goes on by itself when the
+// The watcher's page: asks the server for what is new every two seconds and shows it. It continues by itself when the
 // server or the run was away. Texts of a run become text nodes, never markup.
 
 import { Chart, colourOf, formatNumber, smooth } from "./charts.js";

@@ -133,7 +133,7 @@ def test_a_users_class_is_demonstrated_practised_and_scored(spec, tmp_path):
 @pytest.mark.parametrize(
     ("number", "message"), [(666, "raised ValueError: broken"), (667, "took more than 0.5 s"), (668, "exit code 3")]
 )
-def test_a_class_that_fails_ends_the_round_with_its_name_and_goes_on_afterwards(spec, number, message, monkeypatch):
+def test_a_class_that_fails_ends_the_round_with_its_name_and_works_afterwards(spec, number, message, monkeypatch):
     task = load_task(spec)
     episode = task.start(task.get_practice_question(0, 1))
     monkeypatch.setattr(process, "CALL_TIMEOUT", 0.5)

@@ -1,4 +1,4 @@
-"""A stage that learns from a teacher: each way goes on exactly, and what does not fit is one line before any step."""
+"""A stage that learns from a teacher: each way resumes exactly, and what does not fit is one line before any step."""
 
 import shutil
 from pathlib import Path

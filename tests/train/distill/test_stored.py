@@ -60,7 +60,7 @@ def test_every_target_has_the_teacher_s_most_probable_tokens_on_any_rank(tmp_pat
             torch.testing.assert_close(found.teacher_logprobs[mask].exp().sum(-1), torch.ones(int(mask.sum())))
 
 
-def test_interrupted_storing_goes_on_and_a_longer_stage_adds_only_its_own_rows(tmp_path, monkeypatch):
+def test_interrupted_storing_is_resumed_and_a_longer_stage_adds_only_its_own_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "SHARD_VALUES", 800)
     read: list[int] = []
     predict = stored.predict_rows

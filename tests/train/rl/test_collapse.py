@@ -5,7 +5,7 @@ import json
 from fledgling.train.rl.collapse import MAX_COLLAPSED_ROUNDS, CollapseMonitor
 
 
-def test_a_streak_goes_on_after_a_resume_and_is_logged_once():
+def test_a_streak_continues_after_a_resume_and_is_logged_once():
     lines, state = [], {}
     for _ in range(2 * MAX_COLLAPSED_ROUNDS):
         monitor = CollapseMonitor(lines.append)

@@ -56,7 +56,7 @@ def test_a_round_is_of_the_weights_before_it_by_exactly_the_recipes_rounds():
             stream.close()
 
 
-def test_a_stop_between_rounds_goes_on_with_what_was_sampled_ahead():
+def test_a_stop_between_rounds_resumes_with_what_was_sampled_ahead():
     stream = make_stream(2)
     set_weights(stream.engine.source, 0)
     stream.next()

@@ -1,4 +1,4 @@
-"""Going on with changed settings, other weights or another tokenizer: what is refused changes nothing."""
+"""Resuming with changed settings, other weights or another tokenizer: what is refused changes nothing."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from fledgling.config import UserError, dump_toml, load_recipe, scaling_rules
 from fledgling.record import checkpoint, read_jsonl, write_text
 from fledgling.record.parent import describe_parent
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train import going_on
+from fledgling.train import resume_check
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.run import run_stage
 from tests.smallest import write_recipe
@@ -25,7 +25,7 @@ LONGER = ("pretrain.steps=2", "pretrain.save_every=1", "sft.save_every=1", 'stag
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A pretrained run."""
-    recipe = load_recipe(write_recipe(tmp_path_factory.mktemp("going_on")), LONGER)
+    recipe = load_recipe(write_recipe(tmp_path_factory.mktemp("resume_check")), LONGER)
     assert run_stage(recipe, "pretrain", quiet=True)
     return Path(recipe.run.out)
 
@@ -68,7 +68,7 @@ def test_what_the_checkpoint_has_decided_is_refused_and_nothing_is_written(overr
     assert main(["train", "pretrain", str(stopped), "--set", override]) == 1
     line, *table = capsys.readouterr().err.strip().splitlines()
     name = override.partition("=")[0]
-    assert line.startswith("error: pretrain cannot go on from ") and f"{name}=" in line and "run.out=DIR" in line
+    assert line.startswith("error: pretrain cannot be resumed from ") and f"{name}=" in line and "run.out=DIR" in line
     assert table[0].split()[0] == "setting" and any(name in row and "refused: " in row for row in table)
     assert digests(stopped) == before
 
@@ -98,7 +98,7 @@ def test_the_recipe_of_a_run_says_what_really_ran(stopped):
     assert tomllib.loads((stopped / "recipe.toml").read_text())["pretrain"]["steps"] == 3
 
 
-def test_a_run_records_the_rates_that_rules_gave_it_and_goes_on_with_them(stopped, monkeypatch):
+def test_a_run_records_the_rates_that_rules_gave_it_and_keeps_them(stopped, monkeypatch):
     before = tomllib.loads((stopped / "recipe.toml").read_text())
     assert set(before["optimizer"]) >= {"matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"}
     monkeypatch.setattr(scaling_rules, "MATRIX_LR", 0.5)
@@ -137,10 +137,12 @@ def test_a_value_that_a_rule_has_filled_is_no_changed_setting_and_open_where_its
     fill_by_rule(stopped, "sft.learning_rate", "rl.learning_rate")
     source = checkpoint.find_latest_checkpoint(stopped / "pretrain" / "checkpoints")
     recipe = load_recipe(stopped, ["sft.train_on=all"])
-    kept = going_on.reconcile_settings(recipe, stage, stopped, source, lines.append)
+    kept = resume_check.reconcile_settings(recipe, stage, stopped, source, lines.append)
     assert "learning_rate" not in lines[0] and "sft.train_on" in lines[0]
     assert kept.sft.learning_rate is None and kept.rl.learning_rate is None
-    kept = going_on.reconcile_settings(load_recipe(stopped, ["sft.learning_rate=0.3"]), stage, stopped, source, print)
+    kept = resume_check.reconcile_settings(
+        load_recipe(stopped, ["sft.learning_rate=0.3"]), stage, stopped, source, print
+    )
     assert kept.sft.learning_rate == 0.3, "a user's value is kept"
 
 
@@ -150,9 +152,9 @@ def test_a_stage_that_is_done_keeps_the_values_of_its_rules_without_a_word(done)
     (done / "sft/checkpoints").mkdir(parents=True)
     (done / "sft/done.json").write_text("{}")
     source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
-    kept = going_on.reconcile_settings(load_recipe(done), "midtrain", done, source, lines.append)
+    kept = resume_check.reconcile_settings(load_recipe(done), "midtrain", done, source, lines.append)
     assert kept.sft.learning_rate == 0.24 and not lines
-    going_on.require_unchanged(load_recipe(done), "pretrain", done, lines.append)
+    resume_check.require_unchanged(load_recipe(done), "pretrain", done, lines.append)
     assert not lines
 
 
@@ -172,25 +174,25 @@ def test_a_value_that_is_stated_is_kept_where_a_rule_had_given_the_same(way, don
         own.write_text((done / "recipe.toml").read_text())
         source, given = own, ["optimizer.head_lr=none", f"run.out={done}"]
     recipe = load_recipe(source, [*given, "pretrain.steps=40"])
-    opened = going_on.reconcile_settings(recipe, "pretrain", done, None, print)
+    opened = resume_check.reconcile_settings(recipe, "pretrain", done, None, print)
     assert opened.optimizer.matrix_lr == rate and opened.optimizer.head_lr is None
     write_derived_values(done, opened, opened)
     assert "optimizer.matrix_lr" not in json.loads((done / "derived.json").read_text())
-    later = going_on.reconcile_settings(load_recipe(done), "pretrain", done, None, print)
+    later = resume_check.reconcile_settings(load_recipe(done), "pretrain", done, None, print)
     assert later.optimizer.matrix_lr == rate, "so it is in a later start"
 
 
 def test_a_first_stage_that_begins_anew_follows_the_rules_anew(done):
     recorded, deeper = load_recipe(done), load_recipe(done, ["pretrain.steps=40"])
     assert recorded.pretrain.warmup_steps == 0 and recorded.optimizer.matrix_lr
-    opened = going_on.reconcile_settings(deeper, "pretrain", done, None, print)
+    opened = resume_check.reconcile_settings(deeper, "pretrain", done, None, print)
     assert opened.optimizer.matrix_lr is None and opened.pretrain.steps == 40
     assert opened.pretrain.warmup_steps == 0, "which the recipe gives"
 
 
 def test_weights_with_another_model_start_no_stage(done):
     before = digests(done)
-    with pytest.raises(UserError, match=r"sft cannot go on .* with model\.depth=2: it is 1 there"):
+    with pytest.raises(UserError, match=r"sft cannot be resumed .* with model\.depth=2: it is 1 there"):
         run_stage(load_recipe(done, ["model.depth=2"]), "sft", quiet=True)
     assert digests(done) == before
 
@@ -255,7 +257,7 @@ def test_a_start_that_fails_leaves_the_recipe_that_has_run(done, overrides):
 def test_a_done_stage_says_which_settings_it_keeps(done):
     lines: list[str] = []
     overrides = ["optimizer.matrix_lr=9.0", "pretrain.learning_rate=0.5", "sft.learning_rate=0.5", "run.threads=1"]
-    going_on.require_unchanged(load_recipe(done, overrides), "pretrain", done, lines.append)
+    resume_check.require_unchanged(load_recipe(done, overrides), "pretrain", done, lines.append)
     assert "optimizer.matrix_lr" in lines[0] and "pretrain.learning_rate" in lines[0] and "--resume never" in lines[0]
     assert "sft.learning_rate" not in lines[0] and "threads" not in lines[0]
 
@@ -265,7 +267,7 @@ def test_a_later_stage_says_which_settings_of_a_done_one_are_ignored(stage, done
     lines: list[str] = []
     source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
     recipe = load_recipe(done, ["pretrain.learning_rate=0.5", "rl.tasks={counting=1.0}", "rl.steps=1"])
-    kept = going_on.reconcile_settings(recipe, stage, done, source, lines.append)
+    kept = resume_check.reconcile_settings(recipe, stage, done, source, lines.append)
     (line,) = (line for line in lines[0].splitlines() if "pretrain.learning_rate" in line)
     assert "ignored" in line and "pretrain is done" in line
     assert kept.pretrain.learning_rate == load_recipe(done).pretrain.learning_rate
@@ -280,7 +282,7 @@ def test_a_recipe_that_cannot_be_compared_is_a_notice(done):
     manifest["files"]["state.json"]["bytes"] = (source / "state.json").stat().st_size
     (source / "manifest.json").write_text(json.dumps(manifest))
     recipe = load_recipe(done)
-    assert going_on.reconcile_settings(recipe, "sft", done, source, lines.append) == recipe
+    assert resume_check.reconcile_settings(recipe, "sft", done, source, lines.append) == recipe
     assert len(lines) == 1 and "cannot be compared" in lines[0]
 
 
@@ -294,10 +296,10 @@ def save(directory: Path, value: float, state: dict) -> Path:
 def test_a_stage_that_was_made_from_other_weights_says_so(tmp_path):
     first, second = (save(tmp_path / name, value, {"step": 1}) for name, value in (("a", 1.0), ("b", 2.0)))
     saved = save(tmp_path / "sft", 3.0, {"stage": "sft", "step": 1, "parent": describe_parent(first)})
-    going_on.require_same_parent("sft", tmp_path / "sft", saved, first)
-    going_on.require_same_parent("sft", tmp_path / "sft", saved, None)  # its checkpoints were deleted to make room
+    resume_check.require_same_parent("sft", tmp_path / "sft", saved, first)
+    resume_check.require_same_parent("sft", tmp_path / "sft", saved, None)  # its checkpoints were deleted to make room
     with pytest.raises(UserError, match=r"other weights than .*train sft anew with `fledgling train sft"):
-        going_on.require_same_parent("sft", tmp_path / "sft", saved, second)
+        resume_check.require_same_parent("sft", tmp_path / "sft", saved, second)
 
 
 def test_a_run_trained_again_names_the_stages_that_are_left_from_before(done, capsys):
@@ -315,11 +317,11 @@ def test_a_lost_tokenizer_comes_back_from_the_checkpoint_and_another_one_is_refu
     file, source = done / "tokenizer" / "tokenizer.json", checkpoint.resolve_checkpoint(done)
     fingerprint = Tokenizer.load(file).fingerprint()
     shutil.rmtree(file.parent)
-    going_on.require_tokenizer(done, source, lines.append)
+    resume_check.require_tokenizer(done, source, lines.append)
     assert Tokenizer.load(file).fingerprint() == fingerprint and "was missing" in lines[0]
     Tokenizer.train(["some other text " * 50], vocab_size=330).save(file)
     with pytest.raises(UserError, match=r"is another tokenizer than that of .*delete"):
-        going_on.require_tokenizer(done, source, lines.append)
+        resume_check.require_tokenizer(done, source, lines.append)
 
 
 def test_a_batch_that_followed_from_examples_is_kept_and_may_be_stated(done):
@@ -343,4 +345,4 @@ def test_a_batch_that_followed_from_examples_is_kept_and_may_be_stated(done):
     old = {name: value for name, value in checkpoint.read_checkpoint_state(
         checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
     ).items() if name != "rows_per_step"}  # fmt: skip
-    assert going_on.read_rows_per_step(old, load_recipe(done), "pretrain") == 2, "an older checkpoint: its recipe's"
+    assert resume_check.read_rows_per_step(old, load_recipe(done), "pretrain") == 2, "an older checkpoint: its recipe's"

@@ -1,4 +1,4 @@
-"""What a stage that starts or goes on in an existing run must find there: the same settings, parent and tokenizer.
+"""What a stage that starts or is resumed in an existing run must find there: the same settings, parent and tokenizer.
 
 Start with `reconcile`. `reconcile_settings` compares the recipe with that of the checkpoint that is loaded, says what
 changed in one table, and returns the recipe that really runs. `require_same_parent` finds a stage that was made from
@@ -73,14 +73,14 @@ def reconcile_settings(
     """
     saved, values = _read_saved_recipe(source, log), read_derived_values(run_dir)
     state = checkpoint.read_checkpoint_state(source) if source else {}
-    goes_on = state.get("stage") == stage
-    begins = ([] if goes_on else [stage]) + (["optimizer"] if source is None else [])
+    is_resumed = state.get("stage") == stage
+    begins = ([] if is_resumed else [stage]) + (["optimizer"] if source is None else [])
     recipe = open_unbegun(recipe, run_dir, begins)
     if source is None or saved is None:
         return recipe
     recipe = keep_derived(saved, recipe)
     done = [name for name in list_done_stages(run_dir) if name != stage]  # one that starts anew is done no more
-    changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, goes_on, state)
+    changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, is_resumed, state)
     _require_allowed(changed, stage, source, run_dir)
     chosen = {f"{stage}.steps", f"{stage}.warmup_steps"} if steps_are_chosen else set()
     if shown := [change for change in changed if change.name not in chosen]:
@@ -115,23 +115,23 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
 
 
 def _compare(
-    saved: Recipe, recipe: Recipe, stage: str, done: list[str], goes_on: bool, state: dict[str, Any]
+    saved: Recipe, recipe: Recipe, stage: str, done: list[str], is_resumed: bool, state: dict[str, Any]
 ) -> list[ChangedSetting]:
     """Compares recipes once open fields of the stage have the values that the stage gave them."""
     config = ModelConfig.from_dict(state["model"])
     table, wanted = saved.stage_config(stage), recipe.stage_config(stage)
     known: dict[str, Any] = {}
-    if table.micro_batch_size is None and wanted.micro_batch_size is not None and goes_on:
+    if table.micro_batch_size is None and wanted.micro_batch_size is not None and is_resumed:
         known["micro_batch_size"] = state.get("micro_batch")
     if isinstance(table, StageConfig) and isinstance(wanted, StageConfig):
-        rows = read_rows_per_step(state, saved, stage) if goes_on else fixed_rows(stage, table, config)
+        rows = read_rows_per_step(state, saved, stage) if is_resumed else fixed_rows(stage, table, config)
         derived = rows and rows * config.context
         if (table.batch_tokens or derived) == (wanted.batch_tokens or derived):
             known["batch_tokens"] = wanted.batch_tokens
             if table.batch_tokens != wanted.batch_tokens:  # the same batch, stated on one side and derived on the other
                 known["examples_per_step"] = wanted.examples_per_step
     filled = _replace_stage(saved, stage, replace(table, **known))
-    return compare_recipes(filled, recipe, stage, done, goes_on, int(state.get("step", 0)), config.vocab_size)
+    return compare_recipes(filled, recipe, stage, done, is_resumed, int(state.get("step", 0)), config.vocab_size)
 
 
 def read_rows_per_step(state: dict[str, Any], recipe: Recipe, stage: str) -> int | None:
@@ -156,7 +156,7 @@ def _require_allowed(changed: list[ChangedSetting], stage: str, source: Path, ru
     if refused := [c for c in changed if c.outcome == "refused"]:
         first, others = refused[0], ", ".join(c.name for c in refused[1:])
         raise UserError(
-            f"{stage} cannot go on from {source} with {first.name}={first.wanted}: it is {first.saved} there, and "
+            f"{stage} cannot be resumed from {source} with {first.name}={first.wanted}: it is {first.saved} there, and "
             f"{first.reason}{f' (also {others})' if others else ''}; leave it, or start another run with "
             f"--set run.out=DIR ({run_dir} is unchanged)\n" + "\n".join(format_changes(changed))
         )
