@@ -23,7 +23,7 @@ import torch
 
 from fledgling.config import AdapterConfig, DistillConfig, ModelConfig, OptimizerConfig, UserError
 from fledgling.kernels.frozen_weights import quantize_blocks
-from fledgling.kernels.rounded_training import round_in_training
+from fledgling.kernels.qat import fake_quantize
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
@@ -114,7 +114,7 @@ class Case:
             recompute=self.recompute,
             optimizer_state=self.state,
             teacher=self.planned_teacher,
-            rounds_weights=self.rounded,
+            is_quantization_aware=self.rounded,
         )
 
     @property
@@ -260,7 +260,7 @@ def measure_case_peak(case: Case) -> int:
             else []
         )
         if case.rounded:
-            round_in_training(model, "int8")
+            fake_quantize(model, "int8")
         distill = DistillConfig(teacher="", top_k=TOP_K if case.teacher == STORED else None)
         batch = RandomBatches(case.vocab_size, case.rows * case.micro_batches, case.context, world.rank).batch
         loss: Any = next_token_loss

@@ -106,7 +106,7 @@ def build_case(kind, device, **options):
 
     from fledgling.config import DPOConfig, ModelConfig, OptimizerConfig, RLConfig
     from fledgling.data.batch import Batch
-    from fledgling.data.further_targets import FurtherTargets
+    from fledgling.data.multi_token_prediction import MultiTokenTargets
     from fledgling.model.transformer import Transformer
     from fledgling.optim.optimizer import Optimizer
     from fledgling.optim.schedule import trapezoidal_schedule
@@ -120,7 +120,7 @@ def build_case(kind, device, **options):
     ranks, zero, rule = options.pop("ranks", 1), options.pop("zero_stage", 1), options.pop("rule", "muon")
     state = options.pop("state", "float32")
     rows, micro_batches = options.pop("rows", ROWS), options.pop("micro_batches", 2)
-    recompute, further = options.pop("recompute", False), FurtherTargets(options.pop("further_targets", 0))
+    recompute, multi_token = options.pop("recompute", False), MultiTokenTargets(options.pop("mtp_targets", 0))
     tied = options.pop("tied_updates", 0)
     sizes = {"vocab_size": ENTRIES, "depth": 2, "width": 64, "heads": 2, "kv_heads": 2, "context": TIME}
     config = ModelConfig(**{"family": "fledgling", **sizes, **options})
@@ -143,7 +143,7 @@ def build_case(kind, device, **options):
         if stage_name in ("rl", "ppo", "dpo"):
             names = ("loss_weights", "advantages", "old_logprobs", "reference_logprobs", "returns", "old_values")
             fields = {name: torch.zeros(rows, TIME) for name in names}
-        batch = further.add(Batch(tokens, tokens.clone(), numbers, **fields), 0)
+        batch = multi_token.add(Batch(tokens, tokens.clone(), numbers, **fields), 0)
     metrics = losses.StepMetrics()
     settings = RLConfig(kl_weight=0.1, entropy_weight=0.01)
     loss = {
@@ -298,7 +298,7 @@ CASES = {
     "recompute": {"recompute": True},
     "state in 8 bits": {"state": "8bit"},
     "zero 1": {"ranks": 2},
-    "first steps": {"logit_shift": 2.0, "tied_updates": 2, "further_targets": 2},
+    "first steps": {"logit_shift": 2.0, "tied_updates": 2, "mtp_targets": 2},
     "zero 2": {"ranks": 2, "zero_stage": 2},
 }
 D20 = {"vocab_size": VOCAB, "depth": 20, "width": 1280, "heads": 10, "kv_heads": 10, "rows": 32, "micro_batches": 1}

@@ -164,7 +164,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
 }
 LOOP_RULES = {
     "steps": Rule("takes effect", "the schedule and the end follow it"),
-    "passes": Rule("takes effect", "the schedule and the end follow it"),
+    "num_epochs": Rule("takes effect", "the schedule and the end follow it"),
     "micro_batch_size": Rule("ignored", "a stage keeps its micro-batches, or takes smaller ones", "takes effect"),
     "learning_rate": EFFECT,
     "warmup_steps": EFFECT,
@@ -183,8 +183,8 @@ SUPERVISED_RULES = {
     "examples_per_step": ORDER,
     "batch_warmup_steps": ORDER,
     "context_warmup_steps": ORDER,
-    "further_targets": EFFECT,
-    "further_target_steps": EFFECT,
+    "mtp_targets": EFFECT,
+    "mtp_decay_steps": EFFECT,
     "mixture_unit": ORDER,
     "train_on": EFFECT,
     "quantization_aware": EFFECT,
@@ -304,7 +304,7 @@ def keep_derived(saved: Recipe, wanted: Recipe) -> Recipe:
     for table, names in DERIVED_FIELDS.items():
         before, after = getattr(saved, table), getattr(wanted, table)
         kept: dict[str, Any] = {name: getattr(before, name) for name in names if getattr(after, name) is None}
-        if table == "pretrain" and (after.passes is not None or after.examples_per_step is not None):
+        if table == "pretrain" and (after.num_epochs is not None or after.examples_per_step is not None):
             kept = {name: value for name, value in kept.items() if name not in ("batch_tokens", "steps")}
         tables: dict[str, Any] = {table: replace(after, **kept)}
         wanted = replace(wanted, **tables)

@@ -26,8 +26,14 @@ _LOOP_KEYS = {
     "decay": "decay_fraction",
     "final": "final_lr_fraction",
     "keep": "keep_checkpoints",
+    "passes": "num_epochs",
 }
-_STAGE_KEYS = {**_LOOP_KEYS, "target": "train_on"}
+_STAGE_KEYS = {
+    **_LOOP_KEYS,
+    "target": "train_on",
+    "further_targets": "mtp_targets",
+    "further_target_steps": "mtp_decay_steps",
+}
 RENAMED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> key
     "tokenizer": {"characters": "max_characters", "digits": "max_digits", "letters": "letter_tokens"},
     "model": {

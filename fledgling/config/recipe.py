@@ -62,8 +62,8 @@ class LoopConfig:
     The mixture of dpo and rl is what they are evaluated on; if it is empty, that of sft.
     """
 
-    steps: int | None = count(None)  # optimizer steps; None: derived from `passes`
-    passes: float | None = number(None, above=True)  # over the data; None: 20 tokens a parameter (pretrain), else 1
+    steps: int | None = count(None)  # optimizer steps; None: derived from `num_epochs`
+    num_epochs: float | None = number(None, above=True)  # over the text; None: 20 tokens a parameter (pretrain), else 1
     micro_batch_size: int | None = count(None)  # rows of one forward/backward on one rank; None: what fits
     learning_rate: float | None = number(None, above=True)  # multiplies all rates of [optimizer]; None: rules 11 to 13
     warmup_steps: int | None = count(None, 0)  # steps from 0 to the full rate; None: by rule 10
@@ -85,8 +85,8 @@ class StageConfig(LoopConfig):
     examples_per_step: int | None = count(None)  # where batch_tokens is open; None: sft 32, others by the depth
     batch_warmup_steps: int = count(0, 0)  # steps that read a quarter, then half, of the rows
     context_warmup_steps: int = count(0, 0)  # steps whose rows are cut into four, then two, pieces of their own
-    further_targets: int = count(0, 0, 8)  # tokens behind the next one that a position predicts too
-    further_target_steps: int = count(0, 0)  # steps over which their weights fall to 0; 0: they stay
+    mtp_targets: int = count(0, 0, 8)  # multi-token prediction: tokens after the next one that a position predicts
+    mtp_decay_steps: int = count(0, 0)  # steps over which the weights of these tokens fall to 0; 0: they stay
     mixture_unit: str = choice("tokens", "examples")  # what the weights of the mixture are shares of
     train_on: Literal["all", "assistant"] = choice("all", "assistant")  # the tokens that are targets
     quantization_aware: str = choice("none", "int8", "int4")  # in training, so that the quantized model is better
@@ -128,8 +128,8 @@ class RLConfig(LoopConfig):
     length_penalty_free_tokens: int | None = count(None, 0)  # tokens without penalty; None: half of max_new_tokens
     prompts_per_round: int = count(16)
     group_size: int = count(16, 2)  # answers per prompt; GRPO compares them with each other
-    epochs: int = count(1)  # passes over the rollouts of one round
-    minibatches: int = count(1)  # optimizer steps of one pass
+    epochs: int = count(1)  # times that the rollouts of one round are trained on
+    minibatches: int = count(1)  # optimizer steps of one of these epochs
     stale_rounds: int = count(0, 0, 8)  # rounds by which the weights that sample are older, so that both overlap
     clip_ratio: float = number(0.2, above=True)  # the ratio stays in [1 - clip_ratio, 1 + clip_ratio_high]
     clip_ratio_high: float | None = number(None, above=True)  # None: clip_ratio

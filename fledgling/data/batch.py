@@ -30,7 +30,7 @@ class Batch:
     targets: Tensor  #                            (B, T) int64, IGNORE_INDEX where nothing is learned
     document_ids: Tensor | None = None  #         (B, T) int32
     loss_weights: Tensor | None = None  #         (B, T) float, factor of a target's loss; None: all 1
-    target_weights: Tensor | None = None  #       (B, T, K) float, of the target and those behind it (further_targets)
+    target_weights: Tensor | None = None  #       (B, T, K) float, of the target and those behind it (mtp_targets)
     rewards: Tensor | None = None  #              (B, T) float, at the target where it arises (RL)
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled

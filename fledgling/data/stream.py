@@ -24,9 +24,9 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.data.further_targets import NO_FURTHER_TARGETS, FurtherTargets
-from fledgling.data.growth import Growth
+from fledgling.data.batch_warmup import BatchWarmup
 from fledgling.data.mixture import SourceOrder
+from fledgling.data.multi_token_prediction import NEXT_TOKEN_ONLY, MultiTokenTargets
 from fledgling.data.packing import (
     PackingPlan,
     count_without_targets,
@@ -203,18 +203,18 @@ class RowSource:
     def _locate_row(self, index: int) -> tuple[PackingPlan, int]:
         """Returns the plan of the section that row `index` of the endless sequence is in, and its row there."""
         epoch, position = divmod(index, len(self))
-        current_epoch, sections, rows_before = self._current_epoch
+        current_epoch, sections, count_rows_before = self._current_epoch
         if current_epoch != epoch:
-            sections, rows_before = self._section_order(epoch)
-            self._current_epoch = (epoch, sections, rows_before)
-        place = int(np.searchsorted(rows_before, position, side="right")) - 1
+            sections, count_rows_before = self._section_order(epoch)
+            self._current_epoch = (epoch, sections, count_rows_before)
+        place = int(np.searchsorted(count_rows_before, position, side="right")) - 1
         section = int(sections[place])
         current_epoch, current_section, plan, order = self._current_section
         if (current_epoch, current_section) != (epoch, section):
             plan = plan if current_section == section else self._pack_section(section)[0]
             order = self._permute(self.seed, epoch + 1, plan.num_rows, section)  # key 0 is the order of documents
             self._current_section = (epoch, section, plan, order)
-        return plan, int(order[position - int(rows_before[place])])
+        return plan, int(order[position - int(count_rows_before[place])])
 
 
 def assign_document_ids(tokens: np.ndarray, bos: int) -> np.ndarray:
@@ -238,18 +238,18 @@ class BatchBuilder:
     rank: int
     world_size: int
     starts: tuple[int, ...]  # the first row of each source
-    growth: Growth
-    further: FurtherTargets
+    warmup: BatchWarmup
+    multi_token: MultiTokenTargets
 
     def build_batches(self, step: int) -> list[Batch]:
         """Returns micro-batches rank, rank + world_size, ... of the step's ceil(R / micro_batch_size)."""
-        first, count = self.growth.rows_before(step), self.growth.rows_at(step)
+        first, count = self.warmup.count_rows_before(step), self.warmup.count_rows_at(step)
         located = (self.source_order.locate(first + k) for k in range(count))
         rows = [(source, self.starts[source] + index) for source, index in located]
         starts = range(0, count, self.micro_batch_size)
         return [
-            self.further.add(
-                self.growth.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step), step
+            self.multi_token.add(
+                self.warmup.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step), step
             )
             for start in starts[self.rank :: self.world_size]
         ]
@@ -280,8 +280,8 @@ class MixtureStream:
         seed: rotates the cycle of sources; the rows of a source have the source's own seed.
         prefetch: whether a thread builds the next steps during this one.
         starts: the first row of each source; None for 0.
-        batch_warmup_steps, context_warmup_steps: of `Growth`.
-        further: the tokens behind the next one that positions predict too.
+        batch_warmup_steps, context_warmup_steps: steps of `BatchWarmup`.
+        multi_token: the tokens after the next one that a position predicts too.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class MixtureStream:
         starts: Sequence[int] | None = None,
         batch_warmup_steps: int = 0,
         context_warmup_steps: int = 0,
-        further: FurtherTargets = NO_FURTHER_TARGETS,
+        multi_token: MultiTokenTargets = NEXT_TOKEN_ONLY,
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
@@ -317,8 +317,8 @@ class MixtureStream:
             rank,
             world_size,
             starts=tuple(first for *_, first in used),
-            growth=Growth(rows_per_step, batch_warmup_steps, context_warmup_steps),
-            further=further,
+            warmup=BatchWarmup(rows_per_step, batch_warmup_steps, context_warmup_steps),
+            multi_token=multi_token,
         )
         self._prefetch = prefetch
         self._prefetcher: Prefetcher | None = None
@@ -367,7 +367,7 @@ class MixtureStream:
     def source_rows(self, steps: int | None = None) -> list[int]:
         """Returns the row at which each source continues after `steps` steps (None: after those given so far)."""
         counts = self.builder.source_order.count_rows(
-            self.builder.growth.rows_before(self.step if steps is None else steps)
+            self.builder.warmup.count_rows_before(self.step if steps is None else steps)
         )
         return [first + int(count) for first, count in zip(self.builder.starts, counts, strict=True)]
 
@@ -379,7 +379,7 @@ class MixtureStream:
         """
         steps = self.steps if steps is None else steps
         assert steps is not None, "a stream without end has no summary"
-        taken = self.builder.source_order.count_rows(self.builder.growth.rows_before(steps)).tolist()
+        taken = self.builder.source_order.count_rows(self.builder.warmup.count_rows_before(steps)).tolist()
         return [
             {
                 "directory": str(source.shards[0].directory),

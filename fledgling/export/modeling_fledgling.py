@@ -227,7 +227,7 @@ class Smear(nn.Module):
         return x + self.scale.weight * self.gate(x) * previous
 
 
-class Shortcuts(nn.Module):
+class SkipConnections(nn.Module):
     """Skips, before every layer, and back-out, behind the last."""
 
     def __init__(self, config: FledglingConfig) -> None:
@@ -256,7 +256,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.smear = Smear(config) if config.smear else None
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
-        self.shortcuts = Shortcuts(config) if config.num_skips or config.back_out else None
+        self.skip_connections = SkipConnections(config) if config.num_skips or config.back_out else None
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
         """tokens (B, T), attention_mask (B, S) 0 for padding -> hidden states (B, T, C)."""
@@ -280,9 +280,9 @@ class Decoder(nn.Module):
             x = self.smear(x, shifted[:, past : past + time])
         embeddings, streams = x, list[Tensor]()
         for layer in self.layers:
-            x = x if self.shortcuts is None else self.shortcuts(x, streams)
+            x = x if self.skip_connections is None else self.skip_connections(x, streams)
             x = layer(x, embeddings, tokens, positions, visible, cache)
-        x = x if self.shortcuts is None else self.shortcuts(x, streams)
+        x = x if self.skip_connections is None else self.skip_connections(x, streams)
         return rms_norm(x, config.rms_norm_eps)
 
 

@@ -174,9 +174,9 @@ class DeviceDecoder:
             layer = DecodeLayer(
                 self.kernel, size, flat_keys, flat_values, slots, tables, lengths, row_starts, masks[window], window
             )
-            x = x if model.shortcuts is None else model.shortcuts(x, streams)
+            x = x if model.skip_connections is None else model.skip_connections(x, streams)
             x = self.run_block(block, x, rotary, layer, tokens[:, None], embeddings)
-        return model.norm.forward(x if model.shortcuts is None else model.shortcuts(x, streams))[:, 0]
+        return model.norm.forward(x if model.skip_connections is None else model.skip_connections(x, streams))[:, 0]
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Returns embedded tokens, (B, T) -> (B, T, C)."""

@@ -38,13 +38,14 @@ class Linear(nn.Linear):
     """`nn.Linear` whose weight may have a cast of this step (`cast_weights`), and another product in training.
 
     product: (x, weight) -> x W^T, used where gradients are computed; fp8.py replaces it.
-    rounding: weight -> the weight that is multiplied by where gradients are computed, which are then those of the
-        weight itself; `fledgling.kernels.rounded_training` sets it. rounded: its result in this step (`round_weights`).
+    fake_quantizer: weight -> the weight that is multiplied by where gradients are computed, which are then those of the
+        weight itself; `fledgling.kernels.qat` sets it.
+    fake_quantized: its result in this step (`fake_quantize_weights`).
     """
 
     cast: Tensor | None = None
-    rounding: Callable[[Tensor], Tensor] | None = None
-    rounded: Tensor | None = None
+    fake_quantizer: Callable[[Tensor], Tensor] | None = None
+    fake_quantized: Tensor | None = None
     product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
@@ -54,11 +55,13 @@ class Linear(nn.Linear):
         return self.trained_weight().to(dtype)
 
     def trained_weight(self) -> Tensor:
-        """Returns the weight (out, in) that is multiplied by: where gradients are computed, rounded if it is to be."""
-        if self.rounding is None or not torch.is_grad_enabled():
+        """Returns the weight (out, in) that is multiplied by: fake-quantized where gradients are computed."""
+        if self.fake_quantizer is None or not torch.is_grad_enabled():
             return self.weight
-        rounded = self.rounding(self.weight.detach()) if self.rounded is None else self.rounded
-        return _UseCast.apply(self.weight, rounded)
+        fake_quantized = (
+            self.fake_quantizer(self.weight.detach()) if self.fake_quantized is None else self.fake_quantized
+        )
+        return _UseCast.apply(self.weight, fake_quantized)
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -118,7 +121,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     linears = [part for part in module.modules() if isinstance(part, Linear)]
     with torch.no_grad():
         for linear in linears:
-            linear.cast = (linear.weight if linear.rounded is None else linear.rounded).to(dtype)
+            linear.cast = (linear.weight if linear.fake_quantized is None else linear.fake_quantized).to(dtype)
     try:
         yield
     finally:
@@ -127,17 +130,17 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def round_weights(module: nn.Module) -> Iterator[None]:
-    """Within the context every `Linear` that has a rounding has its result for the weight as it is now.
+def fake_quantize_weights(module: nn.Module) -> Iterator[None]:
+    """Within the context every `Linear` with a fake quantizer keeps its result for the weight as it is now.
 
     The weights must not change within the context.
     """
-    linears = [part for part in module.modules() if isinstance(part, Linear) and part.rounding is not None]
+    linears = [part for part in module.modules() if isinstance(part, Linear) and part.fake_quantizer is not None]
     for linear in linears:
-        assert linear.rounding is not None
-        linear.rounded = linear.rounding(linear.weight.detach())
+        assert linear.fake_quantizer is not None
+        linear.fake_quantized = linear.fake_quantizer(linear.weight.detach())
     try:
         yield
     finally:
         for linear in linears:
-            linear.rounded = None
+            linear.fake_quantized = None

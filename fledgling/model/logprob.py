@@ -9,8 +9,8 @@ gradient of log S with respect to z. S divides whole rows, so it is applied to t
 rescaled. This takes three matrix products a chunk and no recomputation (6 V C FLOPs a token) where the weight of every
 token is known beforehand (`cross_entropy_sum`); a fourth product where it is not (`target_logprobs`).
 
-A token may have K targets with a weight each (`further_targets.py`). Their gradients add up to the same G times the sum
-of the weights, less a term for each target, so that they share the three products.
+A token may have K targets with a weight each (`data/multi_token_prediction.py`). Their gradients add up to the same G
+times the sum of the weights, less a term for each target, so that they share the three products.
 
 With a shift s the cap is cap tanh((z + s) / cap): s is added to z, and nothing else changes.
 

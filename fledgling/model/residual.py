@@ -34,8 +34,8 @@ def mix_embeddings(scalars: LearnedScalars, x: Tensor, embeddings: Tensor | None
     return a * x + b * embeddings
 
 
-class Shortcuts(nn.Module):
-    """Skip scalars and back-out. It is called before every block, and once behind the last."""
+class SkipConnections(nn.Module):
+    """Skip scalars and back-out. It is called before every block, and once after the last."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,18 +53,18 @@ class Shortcuts(nn.Module):
         streams.append(x if is_needed else None)
         skip = self.depth - 2 - layer
         if self.skips is not None and 0 <= skip < self.num_skips:
-            x = x + self.skips.weight[skip].to(x.dtype) * read_again(streams[skip + 1])
+            x = x + self.skips.weight[skip].to(x.dtype) * as_new_node(streams[skip + 1])
         if self.back_out is not None and layer == self.depth:
-            x = x - self.back_out.weight.to(x.dtype) * read_again(streams[middle])
+            x = x - self.back_out.weight.to(x.dtype) * as_new_node(streams[middle])
         return x
 
 
-def read_again(x: Tensor | None) -> Tensor:
-    """Returns x as a node of its own: gradients are added in pairs, in one order on any number of ranks."""
+def as_new_node(x: Tensor | None) -> Tensor:
+    """Returns x (B, T, C) as an autograd node of its own: gradients are added in one order on any number of ranks."""
     assert x is not None
     return x.view_as(x)
 
 
-def make_shortcuts(config: ModelConfig) -> Shortcuts | None:
+def make_skip_connections(config: ModelConfig) -> SkipConnections | None:
     """Returns the module that `config.skip_scalars` and `config.back_out` select, or None."""
-    return Shortcuts(config) if config.num_skips or config.back_out else None
+    return SkipConnections(config) if config.num_skips or config.back_out else None

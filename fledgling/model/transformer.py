@@ -27,7 +27,7 @@ from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.linear import Linear, apply_linear
 from fledgling.model.norm import make_embedding_norm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
-from fledgling.model.residual import make_residual, make_shortcuts, mix_embeddings
+from fledgling.model.residual import make_residual, make_skip_connections, mix_embeddings
 from fledgling.model.scalars import Gate, LearnedScalars
 from fledgling.model.smear import make_smear, shift_embeddings
 from fledgling.model.value_embedding import ValueEmbedding
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         self.smear = make_smear(config)
         self.positions = make_positions(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
-        self.shortcuts = make_shortcuts(config)
+        self.skip_connections = make_skip_connections(config)
         self.norm = make_norm(config)
         self.use_dense_masks = False  # a (T, T) mask for rows of any length: a graph without loops, for export
         self.recompute = False  # keep only the inputs of blocks for backward, and compute the rest again
@@ -193,12 +193,12 @@ class Transformer(nn.Module):
         for block, window_size in zip(self.blocks, window_sizes, strict=True):
             if embeddings is not None:  # a node for each layer: gradients are added in pairs, in one order on any ranks
                 embeddings = embeddings.view_as(embeddings)
-            x = x if self.shortcuts is None else self.shortcuts(x, streams)
+            x = x if self.skip_connections is None else self.skip_connections(x, streams)
             run: Callable[..., Tensor] = block if training else block.forward
             if training and self.recompute:  # nothing in a block is random
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, masks[window_size])
-        return norm(x if self.shortcuts is None else self.shortcuts(x, streams))
+        return norm(x if self.skip_connections is None else self.skip_connections(x, streams))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""

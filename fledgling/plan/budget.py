@@ -332,7 +332,7 @@ def _with_steps(
         tables[name] = replace(
             table,
             steps=made,
-            passes=None,
+            num_epochs=None,
             warmup_steps=None if table.warmup_steps is None else min(table.warmup_steps, made // 10),
             eval_questions=max(1, round(table.eval_questions * evaluations.questions)),
             **batches,

@@ -33,7 +33,7 @@ class Derived:
 
 
 def find_run_size(recipe: Recipe, config: ModelConfig) -> rules.RunSize:
-    """Returns what the rules follow from. A pretraining that ends by `passes` counts as one of rule 2's tokens."""
+    """Returns what the rules follow from. A pretraining that ends by `num_epochs` counts as one of rule 2's tokens."""
     horizon = compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
     return rules.RunSize(config.width, count_parameters(config)["total"], horizon.tokens, horizon.batch_tokens)
 
@@ -57,7 +57,7 @@ def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:
     recipe = replace(recipe, optimizer=optimizer)
     if "pretrain" in recipe.stages and pretrain.examples_per_step is None:
         pretrain = replace(pretrain, batch_tokens=size.batch_tokens)
-        if pretrain.steps is None and pretrain.passes is None:
+        if pretrain.steps is None and pretrain.num_epochs is None:
             pretrain = replace(pretrain, steps=size.tokens // size.batch_tokens)
         recipe = replace(recipe, pretrain=pretrain)
     for name in recipe.stages:

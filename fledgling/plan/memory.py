@@ -65,7 +65,7 @@ class TrainingStep:
         adapter: what is trained while the weights are frozen; None: the weights are trained.
         recompute: a block keeps only its input for backward, and its activations are computed again.
         teacher: from whose predictions the model learns; None: there is none.
-        rounds_weights: the matrices and the head are multiplied as they will be quantized.
+        is_quantization_aware: the matrices and the head are multiplied with the values that they have once quantized.
         optimizer_state: its format, of those of `optimizer.state` (`optimizer_state.py`).
     """
 
@@ -87,7 +87,7 @@ class TrainingStep:
     adapter: AdapterConfig | None = None
     recompute: bool = False
     teacher: PlannedTeacher | None = None
-    rounds_weights: bool = False
+    is_quantization_aware: bool = False
     optimizer_state: str = "float32"
 
     @property
@@ -183,7 +183,7 @@ def _taught(config: ModelConfig, step: TrainingStep) -> dict[str, int]:
         held["predictions"] = step.teacher.predictions_bytes(step.tokens * step.micro_batches)
     elif step.teacher is not None:
         held["teacher"] = step.teacher.weight_bytes(step.value_bytes)
-    if step.rounds_weights:
+    if step.is_quantization_aware:
         held["rounded"] = 4 * (sum(map(prod, config.block_matrices().values())) + config.vocab_size * config.width)
     return held
 

@@ -17,8 +17,13 @@ from fledgling.config import ModelConfig
 from fledgling.config.model import GATE_WIDTH
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
-OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars", "gates", "shortcuts")  # listed where a model has them
-SMALL = {"residual_scalars", "gates", "shortcuts"}  # components of a few values
+OPTIONAL_COMPONENTS = (
+    "value_embeddings",
+    "residual_scalars",
+    "gates",
+    "skip_connections",
+)  # listed where a model has them
+SMALL = {"residual_scalars", "gates", "skip_connections"}  # components of a few values
 NORM_VECTORS = {"rms": (), "rms_weighted": ("weight",), "layer": ("weight", "bias")}
 
 
@@ -42,7 +47,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         "value_embeddings": V * K * sum(map(config.has_value_embedding, range(L))),
         "residual_scalars": 2 * L * config.residual_scalars,
         "gates": sum(prod(shape) for name, shape in parameter_shapes(config).items() if name.endswith("gate.weight")),
-        "shortcuts": config.num_skips + config.back_out + config.smear,
+        "skip_connections": config.num_skips + config.back_out + config.smear,
     }
     counts |= {name: count for name, count in extras.items() if count}
     return {"total": sum(counts.values()), **counts}
@@ -101,9 +106,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if config.norm_placement != "pre":
             shapes |= {f"{block}mlp_output_norm.{vector}": (E,) for vector in vectors}
     if config.num_skips:
-        shapes["shortcuts.skips.weight"] = (config.num_skips,)
+        shapes["skip_connections.skips.weight"] = (config.num_skips,)
     if config.back_out:
-        shapes["shortcuts.back_out.weight"] = (1,)
+        shapes["skip_connections.back_out.weight"] = (1,)
     shapes |= {f"norm.{vector}": (E,) for vector in vectors}
     return shapes if config.tie_embeddings else shapes | head
 
@@ -129,7 +134,7 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
         "" if config.tie_embeddings else "V E",
     ]
     terms += [f"{tables} V K" if tables else "", "2 L" if config.residual_scalars else ""]
-    terms += [f"{counts[name]} {name}" for name in ("gates", "shortcuts") if name in counts]
+    terms += [f"{counts[name]} {name}" for name in ("gates", "skip_connections") if name in counts]
     feed_forward_squares = (3 if config.is_gated else 2) * config.intermediate_size / config.width
     squares = (2 + 2 * config.kv_heads / config.heads) * config.attention_width / config.width + feed_forward_squares
     vectors_note = " + vectors" if config.bias or norm or config.positions == "learned" or counts.keys() & SMALL else ""

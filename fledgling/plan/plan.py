@@ -302,7 +302,7 @@ def _length(name: str, context: _StageContext) -> tuple[int, int, bool] | None:
     """Returns (rows of a step over all ranks, steps, whether an assumed size decides); None if no steps are known."""
     recipe, sizes = context.recipe, context.sizes
     stage = recipe.stage_config(name)
-    if name == "pretrain" and stage.passes is None:
+    if name == "pretrain" and stage.num_epochs is None:
         horizon = recipe_horizon(recipe)
         return horizon.batch_tokens // context.config.context, horizon.steps, False
     if isinstance(stage, DPOConfig):

@@ -76,15 +76,15 @@ def derive_rows(table: StageConfig, sizes: Mapping[str, SourceSize]) -> int:
     return 2 ** max(0, round(math.log2(rows)))
 
 
-def count_steps(passes: float | None, rows: int, sources: Iterable[tuple[float, float]]) -> float:
-    """Returns the steps, not rounded, until the first source has given every row `passes` times (None: once).
+def count_steps(num_epochs: float | None, rows: int, sources: Iterable[tuple[float, float]]) -> float:
+    """Returns the steps, not rounded, until the first source has given every row `num_epochs` times (None: once).
 
     Args:
         rows: of a step.
-        sources: (share among the rows, rows of one pass) of each source; math.inf for one without end.
+        sources: (share among the rows, rows of one epoch) of each source; math.inf for one without end.
     """
     ends = [length / (share * rows) for share, length in sources]
-    return (passes or 1.0) * min(ends, default=math.inf)
+    return (num_epochs or 1.0) * min(ends, default=math.inf)
 
 
 def require_end(name: str, kind: str, endless: Iterable[str]) -> UserError:
@@ -96,9 +96,9 @@ def require_end(name: str, kind: str, endless: Iterable[str]) -> UserError:
 
 
 def derive_rl_steps(table: RLConfig, prompts: Mapping[str, float]) -> int:
-    """Returns the optimizer steps of RL: the recipe's, or those of `passes` passes over the prompts of its tasks.
+    """Returns the optimizer steps of RL: the recipe's, or those of `num_epochs` epochs of its tasks' prompts.
 
-    prompts: of one pass by task, math.inf where they are generated. Raises UserError if no task ends.
+    prompts: of one epoch by task, math.inf where they are generated. Raises UserError if no task ends.
     """
     if table.steps is not None:
         return table.steps
@@ -107,13 +107,13 @@ def derive_rl_steps(table: RLConfig, prompts: Mapping[str, float]) -> int:
     count = min((prompts[name] / (weight / total) for name, weight in used.items()), default=math.inf)
     if count == math.inf:
         raise require_end("rl", "tasks have", used)
-    rounds = max(1, math.floor((table.passes or 1.0) * count / table.prompts_per_round))
+    rounds = max(1, math.floor((table.num_epochs or 1.0) * count / table.prompts_per_round))
     return rounds * table.epochs * table.minibatches
 
 
 def derive_dpo_steps(table: DPOConfig, pairs: int) -> int:
-    """Returns the optimizer steps of DPO: the recipe's, or those of `passes` passes over `pairs` pairs."""
-    return table.steps or max(1, int((table.passes or 1.0) * pairs) // table.batch_size)
+    """Returns the optimizer steps of DPO: the recipe's, or those of `num_epochs` epochs of `pairs` pairs."""
+    return table.steps or max(1, int((table.num_epochs or 1.0) * pairs) // table.batch_size)
 
 
 def derive_length(
@@ -141,7 +141,7 @@ def derive_length(
     weights = row_weights(table, sizes)
     total = sum(weights.values())
     ends = [(weights[source] / total, size.examples * size.rows) for source, size in known.items()]
-    steps = count_steps(table.passes, rows, ends)
+    steps = count_steps(table.num_epochs, rows, ends)
     if steps == math.inf:
         if len(known) < len(needed):
             return None

@@ -54,5 +54,5 @@ def stage_step(
         has_reference_model=has_reference,
         adapter=adapter,
         teacher=teacher,
-        rounds_weights=isinstance(table, StageConfig) and table.quantization_aware != "none",
+        is_quantization_aware=isinstance(table, StageConfig) and table.quantization_aware != "none",
     )

@@ -243,7 +243,7 @@ def _check_mixture(
     length = None
     with found.collecting():
         parts = split_mixture(table.mixture)
-        if name == "pretrain" and table.passes is None:
+        if name == "pretrain" and table.num_epochs is None:
             horizon = recipe_horizon(recipe) if config == recipe.resolve_model() else None
             if horizon is not None:
                 return horizon.batch_tokens // config.context, horizon.steps

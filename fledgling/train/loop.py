@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.model.linear import cast_weights, round_weights
+from fledgling.model.linear import cast_weights, fake_quantize_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded
@@ -108,7 +108,7 @@ def queue_step(
     losses = []
     with ExitStack() as casts:
         if not optimizer.needs_equal_passes:  # else the weights are gathered later, block by block
-            casts.enter_context(round_weights(model))
+            casts.enter_context(fake_quantize_weights(model))
         if len(batches) > 1 and world.device.type != "cpu" and not optimizer.needs_equal_passes:
             casts.enter_context(cast_weights(model.blocks, model.compute_dtype))
         for batch in batches:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.data.further_targets import stack_targets
+from fledgling.data.multi_token_prediction import stack_targets
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer

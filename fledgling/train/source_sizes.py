@@ -28,7 +28,7 @@ def list_needed_sources(recipe: Recipe) -> list[str]:
             names = table.tasks if table.steps is None else {}
         elif isinstance(table, StageConfig):
             is_open = open_batch(stage, table) or table.mixture_unit == "examples"
-            has_budget = stage == "pretrain" and table.passes is None
+            has_budget = stage == "pretrain" and table.num_epochs is None
             names = table.mixture if is_open or (table.steps is None and not has_budget) else {}
         else:
             names = {}

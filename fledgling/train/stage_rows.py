@@ -55,7 +55,7 @@ def prepare_stage_rows(
     """Prepares and opens the data of a stage.
 
     Args:
-        table: mixture, steps (None: `passes` over the mixture), and what a batch is derived from.
+        table: mixture, steps (None: `num_epochs` over the mixture), and what a batch is derived from.
         rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks; None: as many as
             `examples_per_step` examples fill.
         before: the positions of the sources that earlier stages have read.
@@ -90,7 +90,7 @@ def prepare_stage_rows(
     conversations: dict[str, RowSource] = {}
     set_parts: dict[str, SetPart] = {}
     for name in sorted(parts.conversations, key=preparer.count_source_bytes):
-        steps = max_steps if table.steps is not None else count_steps(table.passes, rows_per_step, lengths)
+        steps = max_steps if table.steps is not None else count_steps(table.num_epochs, rows_per_step, lengths)
         rows = steps * shares[name] * rows_per_step
         tokens = None if steps == math.inf else math.ceil(rows * context * SPARE_FACTOR) + 1
         shard, part = preparer.conversation_shard(name, tokens, tokenizer, before)
@@ -99,13 +99,13 @@ def prepare_stage_rows(
             set_parts[name] = part
         lengths.append((shares[name], len(conversations[name])))
     if table.steps is None:
-        max_steps = count_steps(table.passes, rows_per_step, lengths)
+        max_steps = count_steps(table.num_epochs, rows_per_step, lengths)
     if max_steps == math.inf:
         raise require_end(stage, "mixture has", parts.tasks)
     stage_steps = max(1, math.floor(max_steps))
     if table.steps is None:
-        passes = "one pass" if table.passes in (None, 1.0) else f"{table.passes:g} passes"
-        preparer.log(f"{stage}: {stage_steps:,} steps, {passes} over its mixture")
+        epochs = "one epoch" if table.num_epochs in (None, 1.0) else f"{table.num_epochs:g} epochs"
+        preparer.log(f"{stage}: {stage_steps:,} steps, {epochs} of its mixture")
     sources = [(source, weights[name]) for name, source in documents.items()]
     if parts.tasks:
         weight = sum(weights[name] for name in parts.tasks)

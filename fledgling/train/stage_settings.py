@@ -15,7 +15,7 @@ def require_valid_settings(recipe: Recipe, name: str) -> None:
     require_weights_to_round(recipe, name)
     require_whole_weights(recipe, name)
     require_two_matrices(recipe, name)
-    require_further_targets(recipe, name)
+    require_mtp_targets(recipe, name)
     if not (Path(recipe.run.out) / name / "metrics.jsonl").is_file():
         require_effect(recipe)
 
@@ -56,18 +56,18 @@ def require_two_matrices(recipe: Recipe, name: str) -> None:
         )
 
 
-def require_further_targets(recipe: Recipe, name: str) -> None:
-    """Raises UserError for settings of further targets that have no effect in a stage."""
+def require_mtp_targets(recipe: Recipe, name: str) -> None:
+    """Raises UserError for settings of multi-token prediction that have no effect in a stage."""
     table = recipe.stage_config(name)
     if not isinstance(table, StageConfig):
         return
-    if table.further_targets and recipe.has_teacher(name):
+    if table.mtp_targets and recipe.has_teacher(name):
         raise UserError(
-            f"{name}.further_targets={table.further_targets}: a stage with a teacher predicts the next token alone; "
-            "leave further_targets out, or the stage out of distill.stages"
+            f"{name}.mtp_targets={table.mtp_targets}: a stage with a teacher predicts the next token alone; "
+            "leave mtp_targets out, or the stage out of distill.stages"
         )
-    if table.further_target_steps and not table.further_targets:
-        raise UserError(f"{name}.further_target_steps={table.further_target_steps} needs further_targets, such as 2")
+    if table.mtp_decay_steps and not table.mtp_targets:
+        raise UserError(f"{name}.mtp_decay_steps={table.mtp_decay_steps} needs mtp_targets, such as 2")
 
 
 def require_effect(recipe: Recipe) -> None:

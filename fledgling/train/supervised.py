@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 
 from fledgling.config import StageConfig, UserError
-from fledgling.data.further_targets import FurtherTargets
+from fledgling.data.multi_token_prediction import MultiTokenTargets
 from fledgling.data.stream import MixtureStream
-from fledgling.kernels.rounded_training import round_in_training
+from fledgling.kernels.qat import fake_quantize
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.split import empty_share, require_row_each
 from fledgling.plan.stage_length import fixed_rows
@@ -29,7 +29,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
     world, model_config, log = context.world, context.model.config, context.recorder.log_notice
     rows = context.saved_rows_per_step or fixed_rows(name, config, model_config)
     steps = config.steps
-    if name == "pretrain" and config.passes is None:
+    if name == "pretrain" and config.num_epochs is None:
         steps = compute_horizon(model_config, config.batch_tokens, steps).steps
     stage_rows = prepare_stage_rows(
         *(name, replace(config, steps=steps), rows, model_config.context, context.preparer, context.tokenizer),
@@ -38,7 +38,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
     )
     if config.quantization_aware != "none":
         require_weights_to_round(context.recipe, name)
-        round_in_training(context.model, config.quantization_aware)
+        fake_quantize(context.model, config.quantization_aware)
         log(f"{name}: matrices and head are rounded to {config.quantization_aware} in every step, not in evaluations")
     rows = stage_rows.rows_per_step
     require_row_each(name, config, rows, world.size)
@@ -65,7 +65,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         starts=positions.find_starts([source for source, _ in stage_rows.sources]),
         batch_warmup_steps=config.batch_warmup_steps,
         context_warmup_steps=config.context_warmup_steps,
-        further=FurtherTargets(config.further_targets, config.further_target_steps),
+        multi_token=MultiTokenTargets(config.mtp_targets, config.mtp_decay_steps),
     )
     for line in positions.describe(name, stream, stage_rows.steps):
         log(line)

@@ -24,7 +24,7 @@ from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConf
 from fledgling.data.batch import Batch
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.kernels.rounded_training import round_in_training
+from fledgling.kernels.qat import fake_quantize
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
@@ -109,7 +109,7 @@ def _prepare_training(model: Transformer, recipe: Recipe, name: str) -> None:
         attach_critic(model)
     table = recipe.stage_config(name)
     if isinstance(table, StageConfig) and table.quantization_aware != "none":
-        round_in_training(model, table.quantization_aware)
+        fake_quantize(model, table.quantization_aware)
 
 
 def trace_step(

@@ -23,7 +23,7 @@ from fledgling.config import (
 from .settings.test_model_settings import ADAPTER, ADAPTER_ELSEWHERE, MODEL, OPTIMIZER
 from .settings.test_rl_settings import RL, RL_ELSEWHERE
 from .settings.test_run_settings import RUN, TOKENIZER, TOP
-from .settings.test_stage_settings import DPO, DPO_ELSEWHERE, FURTHER, GROWTH, LOOP, OPEN_BATCH, PASSES, STAGE
+from .settings.test_stage_settings import DPO, DPO_ELSEWHERE, EPOCHS, LOOP, MTP, OPEN_BATCH, STAGE, WARMUP
 
 DISTILL = "teacher stages match weight temperature top_k".split()  # noqa: SIM905 - tests/train/distill
 
@@ -43,8 +43,8 @@ def test_every_key_has_a_value_here():
     assert keys_of(tables["distill"]) == set(DISTILL)
     assert keys_of(tables["tokenizer"]) == set(TOKENIZER)
     assert keys_of(tables["run"]) == set(RUN)
-    assert keys_of(LoopConfig) == {*LOOP, *PASSES}
-    assert keys_of(StageConfig, LoopConfig) == {*STAGE, *OPEN_BATCH, *GROWTH, *FURTHER}
+    assert keys_of(LoopConfig) == {*LOOP, *EPOCHS}
+    assert keys_of(StageConfig, LoopConfig) == {*STAGE, *OPEN_BATCH, *WARMUP, *MTP}
     assert keys_of(DPOConfig, LoopConfig) == {*DPO, *DPO_ELSEWHERE}
     assert keys_of(RLConfig, LoopConfig) == {*RL, *RL_ELSEWHERE}
     stages = {"pretrain", "midtrain", "sft", "dpo", "rl"}

@@ -8,7 +8,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import ModelConfig, OptimizerConfig
-from fledgling.data.further_targets import FurtherTargets
+from fledgling.data.multi_token_prediction import MultiTokenTargets
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
@@ -37,8 +37,8 @@ EVERYTHING = {
     "model.residual_scalars": "true",
     "model.logit_softcap": "10.0",
     "model.logit_shift": "2.0",
-    "pretrain.further_targets": "2",
-    "pretrain.further_target_steps": "3",
+    "pretrain.mtp_targets": "2",
+    "pretrain.mtp_decay_steps": "3",
     "optimizer.tied_updates": "2",
     "model.kv_heads": "1",
     "optimizer.weight_decay": "0.1",
@@ -93,7 +93,7 @@ def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch):
 STREAM = {"residual_scalars": True, "skip_scalars": True, "back_out": True, "smear": True}
 HEADS = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
 HEADS["logit_shift"] = 2.0
-FURTHER = FurtherTargets(2, 3)
+MTP = MultiTokenTargets(2, 3)
 CONFIG = ModelConfig(61, 4, 32, 2, 1, 24, window_pattern="S", flash_norm=True, **STREAM, **HEADS)
 
 
@@ -108,7 +108,7 @@ def trained(rule: str, zero: int) -> dict:
     optimizer = Optimizer(model, table, world)
     stage = Stage("pretrain", 3, None, next_token_loss, lambda progress: 1.0)
     for step in range(3):
-        batches = FURTHER.add(batch_of("pretrain", 4, 24, 61, seed=step), step).split(1)
+        batches = MTP.add(batch_of("pretrain", 4, 24, 61, seed=step), step).split(1)
         loop.train_step(stage, model, optimizer, batches[world.rank :: world.size], world)
     state = optimizer.full_state_dict()
     again = Optimizer(Transformer(CONFIG), table, world)

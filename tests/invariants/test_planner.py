@@ -35,8 +35,8 @@ def component(name: str) -> str:
     words = name.split(".")
     if words[-2] == "gate":
         return "gates"
-    if words[0] in ("smear", "shortcuts"):
-        return "shortcuts"
+    if words[0] in ("smear", "skip_connections"):
+        return "skip_connections"
     if words[-2] in ("value_embedding", "residual"):
         return {"residual": "residual_scalars"}.get(words[-2], "value_embeddings")
     return PART[words[2]] if words[0] == "blocks" else {"norm": "final_norm"}.get(words[0], words[0])

@@ -26,7 +26,7 @@ def test_fresh_gates_and_scalars_change_nothing():
     with torch.no_grad():
         assert torch.equal(plain(TOKENS), scaled(TOKENS))
         torch.testing.assert_close(gated(TOKENS), make(value_embeddings=2)(TOKENS))
-        for name in ("shortcuts.skips.weight", "smear.scale.weight", "blocks.1.attention.gate.weight"):
+        for name in ("skip_connections.skips.weight", "smear.scale.weight", "blocks.1.attention.gate.weight"):
             before, parameter = scaled(TOKENS), scaled.get_parameter(name)
             parameter += 0.5
             assert not torch.allclose(before, scaled(TOKENS)), name
@@ -37,9 +37,9 @@ def test_a_skip_reaches_over_the_middle_and_back_out_takes_the_middle_away():
     for number, block in enumerate(model.blocks):
         block.register_forward_hook(lambda module, args, result, n=number: seen.update({n: (args[0], result)}))
     model.norm.register_forward_hook(lambda module, args, result: seen.update(norm=args[0]))
-    model.shortcuts.skips.weight.data.copy_(torch.tensor([2.0, 3.0]))
+    model.skip_connections.skips.weight.data.copy_(torch.tensor([2.0, 3.0]))
     model(TOKENS)
-    assert len(model.shortcuts.skips.weight) == 2  # 4 reads 0, 3 reads 1; 2 would read its own input
+    assert len(model.skip_connections.skips.weight) == 2  # 4 reads 0, 3 reads 1; 2 would read its own input
     torch.testing.assert_close(seen[4][0], seen[3][1] + 2.0 * seen[0][1])
     torch.testing.assert_close(seen[3][0], seen[2][1] + 3.0 * seen[1][1])
     torch.testing.assert_close(seen["norm"], seen[5][1] - 0.2 * seen[2][1])

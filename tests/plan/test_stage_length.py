@@ -32,7 +32,7 @@ def test_a_step_of_fine_tuning_holds_the_examples_of_its_dial_whatever_the_depth
         assert steps == int(16_000 * 0.3125 / 8)  # 16,000 examples of .3125 rows until GSM8K is read
     doubled, fewer, _ = derive_length(recipe(mixture_unit="examples", examples_per_step=64), "sft", config(20), SIZES)
     assert (doubled, fewer) == (16, steps // 2)
-    assert derive_length(recipe(mixture_unit="examples", passes=3.0), "sft", config(20), SIZES)[1] == 3 * steps
+    assert derive_length(recipe(mixture_unit="examples", num_epochs=3.0), "sft", config(20), SIZES)[1] == 3 * steps
 
 
 def test_the_unit_of_a_mixture_decides_what_half_of_it_is():
@@ -55,12 +55,12 @@ def test_pretraining_and_midtraining_keep_the_batch_of_the_depth():
 def test_a_pass_of_rl_ends_with_the_first_task_that_ends():
     table = RLConfig(tasks={"gsm8k": 1.0}, prompts_per_round=16)
     assert derive_rl_steps(table, {"gsm8k": 7473}) == 467
-    mixed = RLConfig(tasks={"gsm8k": 1.0, "spelling": 3.0}, epochs=2, minibatches=3, passes=0.5)
+    mixed = RLConfig(tasks={"gsm8k": 1.0, "spelling": 3.0}, epochs=2, minibatches=3, num_epochs=0.5)
     assert derive_rl_steps(mixed, {"gsm8k": 7473, "spelling": math.inf}) == 7473 * 4 // 2 // 16 * 6
     assert derive_rl_steps(RLConfig(steps=5, tasks={"spelling": 1.0}), {}) == 5
     with pytest.raises(UserError, match=r"rl.steps is not set, and its tasks have no end \(spelling are generated\)"):
         derive_rl_steps(RLConfig(tasks={"spelling": 1.0}), {"spelling": math.inf})
-    assert derive_dpo_steps(DPOConfig(batch_size=4, passes=2.0), 10) == 5
+    assert derive_dpo_steps(DPOConfig(batch_size=4, num_epochs=2.0), 10) == 5
 
 
 def test_lengths_that_depend_on_an_unknown_source_are_unknown():

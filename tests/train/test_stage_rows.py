@@ -123,7 +123,7 @@ def test_an_open_batch_holds_as_many_examples_as_the_recipe_says(prepared):
     rows = {"gsm8k": len(found.sources[1][0]), "arc_easy": len(found.sources[2][0])}
     shares = {name: mixture[name] * sizes[name].rows * 8 / filled for name in rows}
     assert found.steps == int(min(rows[name] / shares[name] for name in rows) / found.rows_per_step)
-    twice = prepare_stage_rows("sft", replace(table, passes=2.0), None, CONTEXT, preparer, tokenizer)
+    twice = prepare_stage_rows("sft", replace(table, num_epochs=2.0), None, CONTEXT, preparer, tokenizer)
     assert twice.steps in (2 * found.steps, 2 * found.steps + 1)
     fixed = prepare_stage_rows(
         "sft", table, 4, CONTEXT, preparer, tokenizer, saved_weights={**found.weights, "gsm8k": 9}

@@ -30,8 +30,8 @@ def require(tmp_path, name, *overrides):
         ("pretrain", [TIED, "model.tie_embeddings=true"], r"model.tie_embeddings keeps them one matrix: leave one out"),
         ("pretrain", [TIED, "model.family=gpt2"], r"model.tie_embeddings keeps them one matrix: leave one out"),
         ("pretrain", [TIED, "run.init_from=x"], r"run.init_from gives the weights of both: leave one out"),
-        ("sft", ["distill.teacher=runs/t", "sft.further_targets=1"], r"sft.further_targets=1: a stage with a teacher"),
-        ("sft", ["sft.further_target_steps=9"], r"sft.further_target_steps=9 needs further_targets, such as 2"),
+        ("sft", ["distill.teacher=runs/t", "sft.mtp_targets=1"], r"sft.mtp_targets=1: a stage with a teacher"),
+        ("sft", ["sft.mtp_decay_steps=9"], r"sft.mtp_decay_steps=9 needs mtp_targets, such as 2"),
     ],
 )
 def test_what_does_not_go_together_is_refused(stage, overrides, message, tmp_path):

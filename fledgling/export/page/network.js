@@ -178,8 +178,8 @@ export class Network {
     const { at, config: { depth, num_skips: skips, back_out: backOut }, functions } = this;
     if (at[`stream${layer}`]) functions.mix(at.x, 1, at.x, 0, count, at[`stream${layer}`]);
     const skip = depth - 2 - layer;
-    if (0 <= skip && skip < skips) functions.mix(at.x, 1, at[`stream${skip + 1}`], this.scalars("shortcuts.skips.weight", skips)[skip], count, at.x);
-    if (backOut && layer === depth) functions.mix(at.x, 1, at[`stream${Math.floor(depth / 2)}`], -this.scalars("shortcuts.back_out.weight", 1)[0], count, at.x);
+    if (0 <= skip && skip < skips) functions.mix(at.x, 1, at[`stream${skip + 1}`], this.scalars("skip_connections.skips.weight", skips)[skip], count, at.x);
+    if (backOut && layer === depth) functions.mix(at.x, 1, at[`stream${Math.floor(depth / 2)}`], -this.scalars("skip_connections.back_out.weight", 1)[0], count, at.x);
   }
 
   runBlock(layer, number, tokens) {

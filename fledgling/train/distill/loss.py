@@ -30,7 +30,12 @@ MAX_LOGPROB = -1e-6  # of a span, so that log(1 - p) stays finite
 
 
 def token_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Returns KL(teacher || model) in nats, of logits (n, V) each: (n,)."""
+    """Returns KL(teacher || model) in nats (n,).
+
+    Args:
+        logits: (n, V), of the model, already divided by the temperature.
+        teacher_logits: (n, V), likewise.
+    """
     teacher, model = teacher_logits.log_softmax(-1), logits.log_softmax(-1)
     return (teacher.exp() * (teacher - model)).sum(-1)
 
@@ -46,14 +51,25 @@ def top_k_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def top_k_divergence(logits: Tensor, ids: Tensor, teacher_logprobs: Tensor) -> Tensor:
-    """Returns KL(teacher || model) of the classes of `top_k_logprobs`: (n,)."""
+    """Returns KL(teacher || model) in nats (n,), of K tokens and of all others as one class.
+
+    Args:
+        logits: (n, V), of the model, already divided by the temperature.
+        ids: (n, K), the tokens that the teacher finds most likely.
+        teacher_logprobs: (n, K + 1), the result of `top_k_logprobs` for the teacher's logits, divided likewise.
+    """
     return (teacher_logprobs.exp() * (teacher_logprobs - top_k_logprobs(logits, ids))).sum(-1)
 
 
 def span_divergence(logprobs: Tensor, teacher_logprobs: Tensor, temperature: float) -> Tensor:
-    """Returns the divergence of two Bernoulli distributions with p = exp(log-likelihood / temperature).
+    """Returns KL(teacher || model) of two Bernoulli distributions with p = exp(log-likelihood / temperature), in nats.
 
-    Both arguments are log-likelihoods of the same spans, in nats, of one shape.
+    The factor T of the formula above is the caller's. A p above exp(MAX_LOGPROB) counts as that.
+
+    Args:
+        logprobs: of any shape, log-likelihoods of spans for the model, in nats.
+        teacher_logprobs: of the same shape and spans, for the teacher.
+        temperature: T.
     """
     q, p = ((value / temperature).clamp(max=MAX_LOGPROB) for value in (logprobs, teacher_logprobs))
     not_q, not_p = (torch.log(-torch.expm1(value)) for value in (q, p))
@@ -70,23 +86,26 @@ def distillation_loss(
     teacher: Transformer | None = None,
     metrics: StepMetrics | None = None,
 ) -> Tensor:
-    """Returns the loss, summed over the batch's targets.
+    """Returns the loss (0-d), summed over the batch's targets.
 
     Args:
+        model: is trained.
         batch: with what the teacher predicts: span_ids and teacher_logprobs, or teacher_ids and teacher_logprobs; or
             with neither, where the teacher reads it now.
         teacher: a live teacher of the same vocabulary.
-        metrics: receives the number of targets and the summed divergence, without the factors.
+        config: weight and temperature.
+        metrics: receives the number of targets and the summed divergence, without the factors; of spans also `aligned`,
+            the number of tokens that belong to one.
     """
     mask, weight, temperature = batch.targets != IGNORE_INDEX, config.weight, config.temperature
     is_live = batch.teacher_logprobs is None
-    read = read_teacher(teacher, batch) if is_live else None  # before the model's activations exist
+    teacher_hidden = compute_teacher_hidden(teacher, batch) if is_live else None  # before the model's activations exist
     hidden = model(batch.tokens, batch.document_ids)
     if batch.span_ids is not None:
         divergence = _span_sum(model, hidden, batch, mask, temperature)
         factor = temperature
     else:
-        divergence = _token_sum(model, hidden, batch, mask, temperature, teacher, read)
+        divergence = _token_sum(model, hidden, batch, mask, temperature, teacher, teacher_hidden)
         factor = temperature**2
     if metrics is not None:
         aligned = {} if batch.span_ids is None else {"aligned": (batch.span_ids > 0).sum()}
@@ -100,9 +119,12 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def read_teacher(teacher: Transformer | None, batch: Batch) -> Tensor:
-    """Returns the teacher's hidden states (B, T, C) of a batch."""
-    assert teacher is not None, "the batch has no predictions, and there is no teacher to ask for them"
+def compute_teacher_hidden(teacher: Transformer | None, batch: Batch) -> Tensor:
+    """Runs the teacher's forward pass without gradients; returns its hidden states (B, T, C).
+
+    teacher: None is an error, of a batch without stored predictions.
+    """
+    assert teacher is not None, "the batch has no stored predictions, and there is no teacher to compute them"
     return teacher(batch.tokens, batch.document_ids)
 
 
@@ -113,28 +135,42 @@ def _token_sum(
     mask: Tensor,
     temperature: float,
     teacher: Transformer | None,
-    read: Tensor | None,
+    teacher_hidden: Tensor | None,
 ) -> Tensor:
-    """Returns the summed divergence of tokens; logits exist for one chunk at a time, in backward too."""
+    """Returns the summed divergence of tokens (0-d); logits exist for one chunk at a time, in backward too.
 
-    def live_sum(rows: Tensor, weights: Tensor, read_rows: Tensor) -> Tensor:
+    Args:
+        hidden: (B, T, C), of the model.
+        mask: (B, T), true at targets.
+        teacher: its head is used where `teacher_hidden` (B, T, C) is given; None: the batch has stored predictions.
+    """
+
+    def live_sum(rows: Tensor, weights: Tensor, teacher_rows: Tensor) -> Tensor:
         assert teacher is not None
-        logits, teacher_logits = model.compute_logits(rows), teacher.compute_logits(read_rows)
+        logits, teacher_logits = model.compute_logits(rows), teacher.compute_logits(teacher_rows)
         return (token_divergence(logits / temperature, teacher_logits / temperature) * weights).sum()
 
     def stored_sum(rows: Tensor, weights: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
         return (top_k_divergence(model.compute_logits(rows) / temperature, ids, logprobs) * weights).sum()
 
     chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
-    if read is not None:
-        return sum_by_chunk(live_sum, chunk_rows, mask, hidden, mask.to(torch.float32), read)
+    if teacher_hidden is not None:
+        return sum_by_chunk(live_sum, chunk_rows, mask, hidden, mask.to(torch.float32), teacher_hidden)
     assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
     fields = batch.teacher_ids, batch.teacher_logprobs
     return sum_by_chunk(stored_sum, chunk_rows, mask, hidden, mask.to(torch.float32), *fields)
 
 
 def _span_sum(model: Transformer, hidden: Tensor, batch: Batch, mask: Tensor, temperature: float) -> Tensor:
-    """Returns the summed divergence of spans; a span's likelihood is the product of its tokens'."""
+    """Returns the summed divergence of spans (0-d); a span's likelihood is the product of its tokens'.
+
+    The last target of a span carries the teacher's log-likelihood of the span, all other targets 0. Span 0 holds the
+    tokens that belong to no span.
+
+    Args:
+        hidden: (B, T, C), of the model.
+        mask: (B, T), true at targets.
+    """
     assert batch.span_ids is not None and batch.teacher_logprobs is not None
     logprobs = torch.where(mask, logprobs_from_hidden(model, hidden, batch.targets), 0.0)
     sums = logprobs.new_zeros(mask.shape[0], mask.shape[1] + 1).scatter_add(1, batch.span_ids, logprobs)

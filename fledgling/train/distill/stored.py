@@ -52,7 +52,7 @@ def hash_rows(batch: Batch) -> np.ndarray:
 def describe_stream(builder: BatchBuilder) -> str:
     """Returns a digest of the endless sequence of a stage's rows."""
     order = builder.source_order
-    return short_digest([source.key for source in builder.sources], repr(order), builder.starts, repr(builder.growth))
+    return short_digest([source.key for source in builder.sources], repr(order), builder.starts, repr(builder.warmup))
 
 
 @torch.no_grad()

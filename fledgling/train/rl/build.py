@@ -34,7 +34,9 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         context.preparer.documents.prepared.record_files(source, files)
     steps = derive_rl_steps(config, {task_name: len(task) or math.inf for task_name, task in tasks.items()})
     if config.steps is None:
-        context.recorder.log_notice(f"rl: {steps:,} steps, {config.passes or 1:g} passes over the prompts of its tasks")
+        context.recorder.log_notice(
+            f"rl: {steps:,} steps, {config.num_epochs or 1:g} epochs of the prompts of its tasks"
+        )
     stream = RolloutStream(
         context.engine,
         config,

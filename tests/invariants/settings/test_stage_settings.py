@@ -32,10 +32,10 @@ LOOP = {
     "save_every": 1,
     "keep_checkpoints": 2,
 }
-PASSES = ("passes",)  # test_passes_multiply_the_steps_that_a_table_leaves_open
+EPOCHS = ("num_epochs",)  # test_epochs_multiply_the_steps_that_a_table_leaves_open
 OPEN_BATCH = ("examples_per_step", "mixture_unit")  # test_what_an_open_batch_and_a_mixture_are_measured_in
-GROWTH = ("batch_warmup_steps", "context_warmup_steps")  # tests/data/test_growth.py
-FURTHER = ("further_targets", "further_target_steps")  # tests/data/test_further_targets.py
+WARMUP = ("batch_warmup_steps", "context_warmup_steps")  # tests/data/test_batch_warmup.py
+MTP = ("mtp_targets", "mtp_decay_steps")  # tests/data/test_multi_token_prediction.py
 STAGE = {"batch_tokens": 256, "train_on": "assistant", "core_every": 3, "core_max_per_task": 1}
 STAGE["quantization_aware"] = "int8"
 DPO = {"pairs": "{folder}/others.jsonl", "beta": 0.5, "batch_size": 2, "objective": "simpo", "target_margin": 0.5}
@@ -133,9 +133,11 @@ def open_lengths(folder: Path, data: Path, *settings: str) -> dict[str, tuple[in
     return {name: (stages[name]["rows_per_step"], stages[name]["steps"]) for name in ("sft", "rl")}
 
 
-def test_passes_multiply_the_steps_that_a_table_leaves_open(folder, tmp_path):
+def test_epochs_multiply_the_steps_that_a_table_leaves_open(folder, tmp_path):
     data = write_public_sets(tmp_path / "data")
-    once, twice = (open_lengths(folder, data, f"sft.passes={passes}", f"rl.passes={passes}") for passes in (1.0, 2.0))
+    once, twice = (
+        open_lengths(folder, data, f"sft.num_epochs={epochs}", f"rl.num_epochs={epochs}") for epochs in (1.0, 2.0)
+    )
     assert once["rl"][1] == 20 and twice["rl"][1] == 40  # 40 prompts, two a round
     assert twice["sft"][1] in (2 * once["sft"][1], 2 * once["sft"][1] + 1) and twice["sft"][0] == once["sft"][0]
 

@@ -8,9 +8,9 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.data.further_targets import NO_FURTHER_TARGETS
-from fledgling.data.growth import Growth
+from fledgling.data.batch_warmup import BatchWarmup
 from fledgling.data.mixture import SourceOrder
+from fledgling.data.multi_token_prediction import NEXT_TOKEN_ONLY
 from fledgling.data.shards import ShardWriter, TokenShard
 from fledgling.data.stream import BatchBuilder, RowSource
 from fledgling.train.distill import stored
@@ -30,7 +30,7 @@ def make_builder(folder: Path, seed: int = 0, rank: int = 0, ranks: int = 1) -> 
                 writer.add_document(draw.integers(0, 59, length))
     source = RowSource(TokenShard.open(folder), "crop", 24, 0, BOS)
     return BatchBuilder(
-        (source,), SourceOrder.from_weights([1.0]), 2, "all", rank, ranks, (0,), Growth(4), NO_FURTHER_TARGETS
+        (source,), SourceOrder.from_weights([1.0]), 2, "all", rank, ranks, (0,), BatchWarmup(4), NEXT_TOKEN_ONLY
     )
 
 

@@ -5,8 +5,8 @@ import torch
 
 from fledgling.config import ModelConfig, OptimizerConfig, UserError
 from fledgling.data.batch import Batch
+from fledgling.kernels.qat import QAT_BITS, fake_quantize, fake_quantize_matrix
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
-from fledgling.kernels.rounded_training import ROUNDED_BITS, round_in_training, round_matrix
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.world import World
@@ -25,7 +25,7 @@ def make_model(quantization: str | None = None) -> Transformer:
     model.initialize(1)
     prepared("sft", model)
     if quantization:
-        round_in_training(model, quantization)
+        fake_quantize(model, quantization)
     return model
 
 
@@ -37,9 +37,9 @@ def packed_loss(model: Transformer, batch: Batch, bits: int) -> float:
         return float(next_token_loss(packed, batch))
 
 
-@pytest.mark.parametrize("quantization", ROUNDED_BITS)
+@pytest.mark.parametrize("quantization", QAT_BITS)
 def test_a_step_multiplies_by_what_is_quantized_and_moves_the_weights_behind_it(quantization):
-    batch, bits = batch_of("pretrain", 2, 24, 61, seed=0), ROUNDED_BITS[quantization]
+    batch, bits = batch_of("pretrain", 2, 24, 61, seed=0), QAT_BITS[quantization]
     model = make_model(quantization)
     loss = next_token_loss(model, batch)
     loss.backward()
@@ -47,7 +47,7 @@ def test_a_step_multiplies_by_what_is_quantized_and_moves_the_weights_behind_it(
     with torch.no_grad():
         for name, parameter in rounded.named_parameters():
             if parameter.ndim == 2 and not name.startswith("embedding"):
-                parameter.copy_(round_matrix(parameter, bits, GROUPS[quantization]))
+                parameter.copy_(fake_quantize_matrix(parameter, bits, GROUPS[quantization]))
     expected = next_token_loss(rounded, batch)
     expected.backward()
     assert loss.item() == expected.item()
@@ -62,7 +62,7 @@ def test_a_step_multiplies_by_what_is_quantized_and_moves_the_weights_behind_it(
 def test_a_width_that_is_no_whole_number_of_groups_is_refused():
     model = Transformer(ModelConfig(61, 1, 48, 2, 2, 24))
     with pytest.raises(UserError, match=r"q_proj.weight has 48 columns, expected a multiple of 64 for 4 bits"):
-        round_in_training(model, "int4")
+        fake_quantize(model, "int4")
 
 
 def train(quantization: str | None, batch: Batch, steps: int) -> Transformer:
@@ -72,7 +72,7 @@ def train(quantization: str | None, batch: Batch, steps: int) -> Transformer:
     stage = Stage("sft", steps, None, next_token_loss, lambda progress: 1.0)  # type: ignore[arg-type]
     for step in range(steps):
         if quantization and step == steps // 2:
-            round_in_training(model, quantization)
+            fake_quantize(model, quantization)
         optimizer.set_schedule_multiplier(min(1.0, 3 * (1 - step / steps)))
         loop.train_step(stage, model, optimizer, [batch], world)
     return model

@@ -4,20 +4,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.data.growth import Growth, divisor_at
+from fledgling.data.batch_warmup import BatchWarmup, warmup_divisor
 from tests.data.test_stream import make_source, make_stream
 
 
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(0, 50))
 def test_the_rows_before_a_step_are_those_of_the_steps_before(rows, batch_steps, step):
-    growth = Growth(rows, batch_steps)
-    assert growth.rows_before(step) == sum(growth.rows_at(before) for before in range(step))
-    assert Growth(rows).rows_before(step) == rows * step
+    warmup = BatchWarmup(rows, batch_steps)
+    assert warmup.count_rows_before(step) == sum(warmup.count_rows_at(before) for before in range(step))
+    assert BatchWarmup(rows).count_rows_before(step) == rows * step
 
 
 def test_a_warm_up_is_a_quarter_then_half():
-    assert [divisor_at(step, 5) for step in range(7)] == [4, 4, 4, 2, 2, 1, 1]
-    assert [divisor_at(step, 0) for step in range(2)] == [1, 1]
+    assert [warmup_divisor(step, 5) for step in range(7)] == [4, 4, 4, 2, 2, 1, 1]
+    assert [warmup_divisor(step, 0) for step in range(2)] == [1, 1]
 
 
 def read(stream) -> list[list]:

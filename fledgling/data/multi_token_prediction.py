@@ -1,4 +1,4 @@
-"""Multi-token prediction: a position predicts the next token and, with smaller weights, those behind it.
+"""Multi-token prediction: a position predicts the next token and, with smaller weights, those after it.
 
 The loss of a position with hidden state h is  sum over k = 0 ... n of w_k (-log p(y_k | h)), where y_0 is its target
 and y_k the target k places later in the same document. All come from one head and one hidden state, so the model and
@@ -25,8 +25,8 @@ from fledgling.data.batch import IGNORE_INDEX, Batch
 
 
 @dataclass(frozen=True)
-class FurtherTargets:
-    """How many targets behind the first a position has, and over how many steps they go; 0 steps: they stay."""
+class MultiTokenTargets:
+    """Targets of a position after its first, and the steps over which their weights fall; 0 steps: they stay."""
 
     count: int = 0
     steps: int = 0
@@ -53,14 +53,14 @@ class FurtherTargets:
         return replace(batch, target_weights=exists * torch.tensor(weights))
 
 
-NO_FURTHER_TARGETS = FurtherTargets()
+NEXT_TOKEN_ONLY = MultiTokenTargets()
 
 
 def shift_left(values: Tensor, places: int, fill: int) -> Tensor:
-    """Returns, at each position of (B, T), the value so many places later, `fill` behind the end of the row."""
+    """Returns, at each position of (B, T), the value `places` positions later, `fill` after the end of the row."""
     return torch.nn.functional.pad(values[:, places:], (0, min(places, values.shape[1])), value=fill)
 
 
 def stack_targets(targets: Tensor, weights: Tensor) -> Tensor:
-    """targets (B, T), weights (B, T, K) -> the targets y_0 ... y_(K - 1) of each position (B, T, K)."""
+    """Returns the targets y_0 ... y_(K - 1) of each position (B, T, K) of targets (B, T) with weights (B, T, K)."""
     return torch.stack([shift_left(targets, k, IGNORE_INDEX) for k in range(weights.shape[-1])], -1)
