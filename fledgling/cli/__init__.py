@@ -23,26 +23,29 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 # verb: (attribute of fledgling.cli.<verb>, help in one line). A group exports `app`, a single verb a function of its
-# own name; "module:attribute" where a verb's name cannot be a module's.
+# own name; "module:attribute" where a verb's name cannot be a module's. The line of a group ends with its commands.
 COMMANDS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to resume where it stopped."),
-    "plan": ("app", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
-    "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare, overlap."),
+    "plan": (
+        "app",
+        "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs; also: devices, compare.",
+    ),
+    "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare, inspect, overlap."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
     "verify": ("verify", "Show that a run's weights come from its recipe and text: files, figures, steps made again."),
     "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
-    "eval": ("app", "Measure a checkpoint: bpb, core, chat, passk, lm-eval; compare two logs."),
+    "eval": ("app", "Measure a checkpoint, or compare two logs: bpb, core, compare, chat, passk, needle, lm-eval."),
     "chat": ("chat", "Chat with a checkpoint."),
     "serve": ("serve", "Serve a checkpoint through an OpenAI-compatible API, and a chat page."),
-    "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
+    "export": ("app", "A checkpoint as files that other programs load: hf, gguf, mlx, onnx, html, adapter, push."),
     "quantize": ("quantize", "A checkpoint in 8 or 4 bits, which every verb but train and export accepts."),
     "distill": ("distill", "A teacher's answers to the prompts of a source, as conversations that sft learns from."),
-    "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb accepts."),
+    "import": ("import_:import_", "A Hugging Face directory or a GGUF file as a checkpoint that every verb accepts."),
     "scaling": ("app", "How the loss scales with size, data, compute: run, fit, predict, check, recover, inference."),
     "watch": ("watch", "A live page of runs: charts, samples, evaluations, and buttons that stop and sample."),
     "report": ("report", "A run directory as one self-contained page."),
-    "bench": ("app", "Speed next to its physical limit on this machine: train, infer, gpu."),
+    "bench": ("app", "Speed next to its physical limit on this machine: train, infer, gpu, learn."),
     "config": ("app", "List recipes, and show one with all defaults: list, show."),
     "doctor": ("doctor", "What this machine has for training, and how to get what it lacks."),
 }

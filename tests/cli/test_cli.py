@@ -9,6 +9,7 @@ import pytest
 
 from fledgling import cli
 from fledgling.cli import COMMANDS, RENAMED_OPTIONS, main
+from tests.command_tree import iterate_commands
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -26,6 +27,15 @@ def test_help_lists_every_verb(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f" {verb} " in out for verb in COMMANDS)
+
+
+def test_the_line_of_a_verb_names_all_its_commands():
+    subcommands: dict[str, set[str]] = {verb: set() for verb in COMMANDS}
+    for (verb, *rest), _ in iterate_commands():
+        subcommands[verb] |= set(rest[:1])
+    for verb, (_, line) in COMMANDS.items():
+        named = set(line.rpartition(": ")[2].rstrip(".").split(", "))
+        assert not subcommands[verb] or named == subcommands[verb], verb
 
 
 @pytest.mark.parametrize(
