@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shutil
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 from fledgling.cli.options import Json
-from fledgling.runtime.compiler import find_cxx_compiler
-from fledgling.runtime.cores import count_cores
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check: its name, whether it is fine, what was found and, where it is not fine, what to do."""
-
-    name: str
-    ok: bool
-    detail: str
-    advice: str = ""
 
 
 def doctor(*, as_json: Json = False) -> int:
@@ -33,21 +13,11 @@ def doctor(*, as_json: Json = False) -> int:
 
     Each line starts with `ok`, or with `warn` and ends with what to do. Exits with 1 only when training cannot work.
     """
-    findings = [check_python(), *check_memory_and_disk(), *check_sandbox()]
-    try:
-        import torch
-    except ImportError as error:
-        findings.append(Finding("torch", False, f"cannot be imported: {error}", "pip install torch"))
-        usable = False
-    else:
-        findings += [
-            check_torch(torch),
-            check_compiler(),
-            check_processor(),
-            check_gpus(torch),
-            *measure_matmul_speed(torch),
-        ]
-        usable = True
+    from fledgling.runtime.machine_checks import check_machine, check_training
+    from fledgling.sandbox.checks import check_sandbox
+
+    training_findings, can_train = check_training()
+    findings = [*check_machine(), *check_sandbox(), *training_findings]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -55,99 +25,4 @@ def doctor(*, as_json: Json = False) -> int:
         for finding in findings:
             advice = f" - {finding.advice}" if finding.advice else ""
             print(f"{'ok  ' if finding.ok else 'warn'}  {finding.name:<{width}}  {finding.detail}{advice}")
-    return 0 if usable else 1
-
-
-def check_python() -> Finding:
-    """Checks the version of Python."""
-    ok = sys.version_info >= (3, 11)
-    return Finding("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or newer")
-
-
-def check_torch(torch: Any) -> Finding:
-    """Checks the version of torch; 2.11 is the oldest supported."""
-    ok = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 11)
-    return Finding("torch", ok, torch.__version__, "" if ok else "pip install 'torch>=2.11'")
-
-
-def check_compiler() -> Finding:
-    """Checks for the C++ compiler that torch.compile calls."""
-    if found := find_cxx_compiler():
-        return Finding("compiler", True, found)
-    missing = f"CXX={os.environ['CXX']} is not there" if os.environ.get("CXX") else "no C++ compiler"
-    return Finding("compiler", False, missing, "install g++ or clang; without one nothing is compiled")
-
-
-def check_processor() -> Finding:
-    """Counts the cores that this process may use, and checks whether they multiply bfloat16 in hardware."""
-    cores = count_cores()
-    flags = set()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    bf16_units = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags]
-    if bf16_units:
-        return Finding("processor", True, f"{cores} cores, bfloat16 in hardware ({', '.join(bf16_units)})")
-    return Finding("processor", True, f"{cores} cores, no bfloat16 in hardware: float32 is used")
-
-
-def check_memory_and_disk() -> list[Finding]:
-    """Checks free memory, and free disk space of the current directory; the quickstart needs about 2 GiB of each."""
-    findings = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(entries["MemAvailable"].split()[0]) * 1024
-        advice = "" if free >= 2 * GIB else "close other programs, or lower pretrain.micro_batch_size"
-        findings.append(Finding("memory", free >= 2 * GIB, f"{free / GIB:.1f} GiB available", advice))
-    free = shutil.disk_usage(".").free
-    advice = "" if free >= 2 * GIB else "free space, or set run.out to another disk"
-    return [*findings, Finding("disk", free >= 2 * GIB, f"{free / GIB:.1f} GiB free in this directory", advice)]
-
-
-def check_sandbox() -> list[Finding]:
-    """Checks which layers of the process sandbox hold, by running a probe behind them, and the interpreter."""
-    from fledgling.config import UserError
-    from fledgling.sandbox import interpreter, process
-
-    findings = []
-    try:
-        layers = ", ".join(f"{name} {state}" for name, state in process.get_layers().items())
-        findings.append(Finding("sandbox", True, layers))
-    except UserError as error:
-        advice = "HumanEval and RL on code need Linux 5.13 or newer with Landlock and seccomp"
-        findings.append(Finding("sandbox", False, str(error).removeprefix("sandbox: "), advice))
-    try:
-        version = f"pydantic-monty {interpreter.import_monty().__version__}"
-        findings.append(Finding("interpreter", True, version))
-    except UserError as error:
-        findings.append(Finding("interpreter", False, "no pydantic-monty", str(error).rpartition(": ")[2]))
-    return findings
-
-
-def check_gpus(torch: Any) -> Finding:
-    """Checks which GPUs torch sees."""
-    if torch.cuda.is_available():
-        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return Finding("gpu", True, ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus))
-    if torch.xpu.is_available():
-        names = [torch.xpu.get_device_properties(i).name for i in range(torch.xpu.device_count())]
-        return Finding("gpu", True, f"{', '.join(names)} (xpu)")
-    if torch.backends.mps.is_available():
-        return Finding("gpu", True, "Apple GPU (mps)")
-    if Path("/proc/driver/nvidia").exists():
-        return Finding("gpu", False, "an NVIDIA driver, but no CUDA in torch", "install a CUDA build of torch")
-    return Finding("gpu", True, "none: training runs on the processor")
-
-
-def measure_matmul_speed(torch: Any) -> list[Finding]:
-    """Measures a square matrix product in float32 and bfloat16 on the device that training would choose."""
-    from fledgling.runtime.device import measure_peak_flops
-    from fledgling.runtime.world import choose_device
-
-    device = choose_device()
-    findings = []
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        flops = measure_peak_flops(torch.device(device), dtype)
-        findings.append(Finding(f"{device} {name}", True, f"{flops / 1e9:,.0f} GFLOP/s in a matrix product"))
-    return findings
+    return 0 if can_train else 1

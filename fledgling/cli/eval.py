@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from cyclopts import App
 
 from fledgling.cli.eval_chat import chat, passk, print_measurements
@@ -32,25 +30,15 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "a
     if code is not None:
         return code
     from fledgling.corpora.readers import read_documents
-    from fledgling.evals.bpb import compute_perplexities, make_text_batches, measure_bits, measure_ratio
+    from fledgling.evals.bpb import measure_text
     from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
     world = World.start(device)
     _, model, tokenizer, _ = load_any_model(checkpoint, world.device)
-    words = 0
-
-    def read_texts() -> Iterator[str]:
-        nonlocal words
-        for document in read_documents(text):
-            words += len(document.text.split())
-            yield document.text
-
-    batches = make_text_batches(read_texts(), tokenizer, model.config.context)
-    text_bits = measure_bits(model, batches, tokenizer.byte_lengths(), world)
+    measurements = measure_text(model, tokenizer, (document.text for document in read_documents(text)), world)
     if world.is_main:
-        bits_per_byte = measure_ratio("bits_per_byte", text_bits, text_bits.bits, text_bits.bytes)
-        print_measurements([bits_per_byte, *compute_perplexities(text_bits, words)], as_json)
+        print_measurements(measurements, as_json)
     world.close()
     return 0
 

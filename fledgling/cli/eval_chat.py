@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Checkpoint, Device, Gpus, Json, run_on_ranks
+from fledgling.cli.options import Checkpoint, DataDir, Device, Gpus, Json, run_on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.evals.measurement import Measurement
 
-DataDir = Annotated[
-    str | None, Parameter(name="--data-dir", help="The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.")
-]
 NameList = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
@@ -49,9 +46,10 @@ def chat(
     Parameters
     ----------
     tasks
-        arithmetic, counting, spelling, identity, stdlib (default: all of these); arc_easy, arc_challenge, mmlu,
-        gsm8k, humaneval (all of these: chatcore); questions:PATH, a file of your own. Separate names with commas or
-        repeat the option.
+        arithmetic, spelling, counting, identity, stdlib (default: all of these), language; arc_easy, arc_challenge,
+        mmlu, gsm8k, humaneval (all of these: chatcore); env:guessing, env:file_tree, env:database, env:web_shop,
+        env:path.py:Class, an environment of your own; questions:PATH, a file of your own. Separate names with commas
+        or repeat the option.
     wordings
         Of the generated tasks: test, training (the default: both), development, practised.
     questions
@@ -63,50 +61,26 @@ def chat(
     fresh
         Generate all answers again instead of using saved ones.
     """
-    from fledgling.evals.chat import build_exams, compute_chatcore, measure_exam
-    from fledgling.evals.session import EvalSession, answer_to_json
-    from fledgling.tasks import PUBLIC_TASKS, SKILLS
-
     if questions < 1:
         raise UserError(f"--questions is {questions}; expected at least 1")
-    counts = _count_questions(_split_names(wordings), questions)
-    options = {
-        "tasks": tasks,
-        "wordings": wordings,
-        "questions": questions,
-        "data_dir": data_dir,
-        "log": log,
-        "out": out,
-        "fresh": fresh,
-    }
+    options = {"tasks": tasks, "wordings": wordings, "questions": questions, "data_dir": data_dir}
+    options |= {"log": log, "out": out, "fresh": fresh}
     code = run_on_ranks(gpus, device, "eval", "chat", checkpoint, **options, as_json=as_json)
     if code is not None:
         return code
-    groups = [PUBLIC_TASKS if name == "chatcore" else (name,) for name in _split_names(tasks) or SKILLS]
-    names = list(dict.fromkeys(name for group in groups for name in group))
-    exams = build_exams(names, counts, names, data_dir)
-    if not exams:
-        raise UserError(f"--wordings {','.join(wordings)}: {', '.join(names)} has no exam in them; name test too")
+    from fledgling.evals.exams import run_exams, select_exams
+    from fledgling.evals.session import EvalSession, answer_to_json
+
+    exams = select_exams(_split_names(tasks), _split_names(wordings), questions, data_dir)
     session = EvalSession.open(checkpoint, device)
-    folder = out or session.exams_dir
-    answers = [session.run_exam(exam, folder, fresh, _print_to_stderr) for exam in exams]
-    measurements = [m for exam, given in zip(exams, answers, strict=True) for m in measure_exam(exam.name, given)]
-    core = compute_chatcore(measurements)
-    tools = session.engine.tool_name
+    results = run_exams(session, exams, out, fresh, _print_to_stderr)
     if session.world.is_main:
-        every_answer = [answer for exam_answers in answers for answer in exam_answers]
-        if cropped := sum(answer.cropped for answer in every_answer):
-            _print_to_stderr(f"{cropped:,} prompts were longer than the context and lost their beginning")
-        if core:
-            measurements.append(core)
-        elif set(names) & set(PUBLIC_TASKS):
-            _print_to_stderr(f"chatcore needs all of {', '.join(PUBLIC_TASKS)}: --tasks chatcore")
+        for note in results.notes:
+            _print_to_stderr(note)
         if log:
-            lines = (json.dumps(answer_to_json(answer)) + "\n" for answer in every_answer)
+            lines = (json.dumps(answer_to_json(answer)) + "\n" for answer in results.answers)
             log.write_text("".join(lines), encoding="utf-8")
-        if not out:
-            session.record([m.with_tools(tools) for m in measurements])
-        print_measurements([m.with_tools(tools) for m in measurements], as_json)
+        print_measurements(results.measurements, as_json)
     session.world.close()
     return 0
 
@@ -132,7 +106,8 @@ def passk(
     Parameters
     ----------
     task
-        A task with free-text answers: humaneval, gsm8k, arithmetic, ...
+        A task with free-text answers: humaneval, gsm8k, arithmetic, spelling, counting, identity, stdlib, language,
+        env:guessing, env:file_tree, env:database, env:web_shop, env:path.py:Class, or questions:PATH.
     samples
         Sampled answers to each question: at least the largest k.
     k
@@ -146,45 +121,27 @@ def passk(
     out
         A folder for the saved answers instead of RUN/STAGE/exams; nothing is written into the run.
     """
-    from fledgling.evals.chat import build_exams
-    from fledgling.evals.passk import measure_pass_at_k
-    from fledgling.evals.session import EvalSession
-
     ks = _parse_ks(_split_names(k))
     if questions < 1 or samples < max(ks):
         raise UserError(f"--samples {samples}, --k {max(ks)}, --questions {questions}; expected samples >= k >= 1")
     if not 0 < temperature < math.inf:
-        raise UserError(
-            f"--temperature is {temperature}; expected a finite number above 0, or all samples are the same"
-        )
+        raise UserError(f"--temperature is {temperature}; expected a finite number above 0: 0 makes all samples equal")
     options = {"task": task, "samples": samples, "k": k, "questions": questions, "temperature": temperature}
     options |= {"seed": seed, "data_dir": data_dir, "out": out}
     code = run_on_ranks(gpus, device, "eval", "passk", checkpoint, **options, as_json=as_json)
     if code is not None:
         return code
+    from fledgling.evals.chat import build_exams
+    from fledgling.evals.exams import run_pass_at_k
+    from fledgling.evals.session import EvalSession
+
     exam = build_exams([task], questions, data_dir=data_dir)[0]
     session = EvalSession.open(checkpoint, device)
-    correct = session.count_correct_samples(exam, samples, temperature, seed, out or session.exams_dir)
+    measurements = run_pass_at_k(session, exam, samples, ks, temperature, seed, out)
     if session.world.is_main:
-        passed = measure_pass_at_k(exam.name, exam.questions, correct, samples, ks)
-        measurements = [m.with_tools(session.engine.tool_name) for m in passed]
-        if not out:
-            session.record(measurements)
         print_measurements(measurements, as_json)
     session.world.close()
     return 0
-
-
-def _count_questions(wordings: Sequence[str], questions: int) -> dict[str, int]:
-    """Returns the number of questions by set of wordings. Raises UserError for a set that does not exist."""
-    from fledgling.record.evaluation_names import WORDINGS
-    from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
-
-    sets = dict(zip(WORDINGS.values(), (TEST, TRAIN, PRACTICE, DEVELOPMENT), strict=True))
-    unknown = [name for name in wordings if name not in sets]
-    if unknown:
-        raise UserError(f'--wordings has "{unknown[0]}"; expected some of {", ".join(sets)}')
-    return {sets[name]: questions for name in wordings or ("test", "training")}
 
 
 def _print_to_stderr(text: str) -> None:

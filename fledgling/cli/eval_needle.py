@@ -46,7 +46,7 @@ def needle(
     from fledgling.corpora.document import split_held_out
     from fledgling.corpora.embedded import harvest_embedded
     from fledgling.corpora.readers import read_documents
-    from fledgling.evals.needle import DEPTHS, lengthen, make_needles, measure_needles
+    from fledgling.evals.needle import DEPTHS, choose_lengths, lengthen, make_needles, measure_needles
     from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
@@ -57,10 +57,7 @@ def needle(
     world = World.start(device)
     _, model, tokenizer, _ = load_any_model(checkpoint, world.device)
     model = lengthen(model, context, rope)
-    longest = model.config.context
-    chosen = list(lengths) or sorted({max(1, longest // 4), max(1, longest // 2), longest})
-    if too_long := [length for length in chosen if length > longest]:
-        raise UserError(f"--lengths {too_long[0]}: the model reads at most {longest} tokens; lengthen it by --context")
+    chosen = choose_lengths(lengths, model.config.context)
     documents = read_documents(text) if text else split_held_out(harvest_embedded())[1]
     exam = make_needles(tokenizer, (document.text for document in documents), chosen, DEPTHS, questions)
     print_measurements(measure_needles(model, tokenizer, exam), as_json)

@@ -9,8 +9,7 @@ import json
 import math
 from pathlib import Path
 
-from fledgling.cli.eval_chat import DataDir
-from fledgling.cli.options import Device, Json
+from fledgling.cli.options import DataDir, Device, Json
 from fledgling.config import UserError
 
 DEFAULT_OUT = Path("runs/inference")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from fledgling.cli.options import Hours, Json, Minutes, Overrides, Usd, VocabSize
-from fledgling.config import Recipe, UserError
-from fledgling.plan.amount import Budget, read_budget
-from fledgling.plan.budget import TrainingSpeed
-from fledgling.plan.budgeted_run import BudgetedRun
-from fledgling.plan.flops import training_flops_per_token
+from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.plan.amount import read_budget
+from fledgling.plan.communication import LINKS
 from fledgling.plan.forecast_text import format_budgeted_run
-from fledgling.plan.hardware import OWN, DeviceSpec, find_device, make_own_device
+from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.plan import load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
@@ -29,6 +26,21 @@ Peak = Annotated[
 ]
 Bandwidth = Annotated[float | None, Parameter(help="GB/s of its memory.", **_FIGURE)]
 Memory = Annotated[float | None, Parameter(help="GiB of its memory.", **_FIGURE)]
+Mfu = Annotated[float | None, Parameter(help="Assumed utilization, in (0, 1].")]
+Card = Annotated[
+    str | None,
+    Parameter(help=f"Device, by its exact name: {', '.join(DEVICES)}; or your own with --peak."),
+]
+LinkName = Annotated[
+    str | None,
+    Parameter(help=f"Link between the devices: {', '.join(LINKS)}; default: the usual one of the device."),
+]
+Layout = Annotated[
+    str,
+    Parameter(
+        help="Memory layout of a step: fledgling, or whole-logits, for systems that keep a whole batch's logits."
+    ),
+]
 
 app = App(
     name="plan",
@@ -48,14 +60,14 @@ def plan(
     hours: Hours = None,
     usd: Usd = None,
     gpus: int | None = None,
-    gpu: str | None = None,
+    gpu: Card = None,
     peak: Peak = None,
     bandwidth: Bandwidth = None,
     memory: Memory = None,
-    mfu: float | None = None,
+    mfu: Mfu = None,
     price: Annotated[float | None, Parameter(negative=())] = None,
-    link: str | None = None,
-    layout: str = "fledgling",
+    link: LinkName = None,
+    layout: Layout = "fledgling",
     inference: Annotated[bool, Parameter(negative=())] = False,
     length: int | None = None,
     conversations: int | None = None,
@@ -79,18 +91,8 @@ def plan(
         Tokens per row.
     gpus
         Number of devices.
-    gpu
-        Device, by its exact name: cpu, cpu-bf16, t4, l4, l40s, a10, rtx3060, rtx3090, rtx4060ti, rtx4090, rtx5090,
-        a100-40, a100-80, h100, h100-pcie, h200, b200, mi300x, m1, m2-max, m3-max, m4-max; or your own with --peak.
-    mfu
-        Assumed utilization, in (0, 1].
     price
         US dollars per hour for one device.
-    link
-        Link between the devices: nvlink-b200, nvlink-h100, nvlink-a100, pcie5, pcie4, infiniband-ndr, ethernet-100g,
-        ethernet-25g, ethernet-10g, ethernet-1g, loopback; default: the usual one of the device.
-    layout
-        Memory layout of a step: fledgling, or whole-logits, for systems that keep the logits of a whole batch.
     inference
         Print the memory for inference instead: weights in each format, caches, conversations that fit.
     length
@@ -100,8 +102,9 @@ def plan(
     """
     pinned = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     chosen = load_planned_recipe(recipe, depth, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
+    folder = Path(recipe or "").parent if Path(recipe or "").is_file() else Path(recipe or "")
     if recipe and not inference:
-        chosen = open_unbegun(chosen, Path(recipe).parent if Path(recipe).is_file() else Path(recipe))
+        chosen = open_unbegun(chosen, folder)
     training_options = {"gpus": gpus, "mfu": mfu, "price": price, "link": link}
     training_options |= {"minutes": minutes, "hours": hours, "usd": usd}
     inference_options = {"length": length, "conversations": conversations}
@@ -114,55 +117,30 @@ def plan(
         return
     from fledgling.train.source_sizes import count_source_sizes
 
-    device = choose_device(chosen.run.hardware if peak is None or gpu else None, gpu, peak, bandwidth, memory)
+    card = gpu or (chosen.run.hardware if peak is None else None)
+    device = make_own_device(find_device(card) if card else None, peak, bandwidth, memory)
     ranks = chosen.run.ranks if gpus is None else gpus
     if budget := read_budget(minutes, hours, usd, device, ranks, price):
-        run = plan_budget(chosen, budget, device, ranks, mfu, is_pinned=depth is not None)
+        from fledgling.speedrun.choose import plan_budgeted_run
+
+        run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None)
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
-    sizes = count_source_sizes(chosen)
-    teacher = None
-    if chosen.distill.teacher is not None:  # imports torch, which other plans do without
-        from fledgling.train.predictions import find_teacher_config
-
-        run_dir = Path(recipe or "").parent if Path(recipe or "").is_file() else Path(recipe or "")
-        teacher, note = find_teacher_config(chosen, run_dir)
-        if note:
-            print(note, file=sys.stderr)
+    sizes, teacher = count_source_sizes(chosen), _find_teacher(chosen, folder)
     result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device, teacher=teacher)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
 
 
-def plan_budget(
-    recipe: Recipe, budget: Budget, device: DeviceSpec, ranks: int, mfu: float | None, is_pinned: bool
-) -> BudgetedRun:
-    """Returns the run that a budget becomes on a card, at the speed that is measured of it, given or assumed."""
-    from fledgling.plan.core_speed import measure_core_share
-    from fledgling.plan.cost import require_utilization
-    from fledgling.plan.plan import choose_utilization
-    from fledgling.runtime.cores import count_cores
-    from fledgling.speedrun.choose import choose_budgeted_run
+def _find_teacher(recipe: Recipe, folder: Path) -> ModelConfig | None:
+    """Returns the configuration of the recipe's teacher, if it has one; prints what is assumed of one that is gone."""
+    if recipe.distill.teacher is None:
+        return None
+    from fledgling.train.predictions import find_teacher_config  # imports torch, which other plans do without
 
-    if ranks < 1:
-        raise UserError(f"--gpus {ranks}: expected at least 1")
-    require_utilization(mfu)
-    per_token = training_flops_per_token(recipe.resolve_model())
-    rows = recipe.pretrain.micro_batch_size or 1
-    utilization, device = choose_utilization(device, mfu, None, per_token, rows * recipe.resolve_model().context)
-    flops = device.peak_flops * utilization["mfu"] * ranks
-    sources = {"table": "assumed", "given": "--mfu", "measured": "of `fledgling bench train`"}
-    speed = TrainingSpeed(flops, per_token, sources[utilization["mfu_source"]])
-    if utilization["mfu_source"] == "measured" and device.kind == "cpu":  # of this machine, so its cores are measured
-        speed = replace(speed, core_share=measure_core_share(), cores=count_cores())
-    return choose_budgeted_run(recipe, budget, device, ranks, [speed], is_pinned=is_pinned)
-
-
-def choose_device(
-    assumed: str | None, gpu: str | None, peak: float | None, bandwidth: float | None, memory: float | None
-) -> DeviceSpec:
-    """Returns the device called `gpu`, else `assumed`, else (None) one of its own, with the figures that are given."""
-    name = gpu or assumed
-    return make_own_device(find_device(name) if name else None, peak, bandwidth, memory)
+    teacher, note = find_teacher_config(recipe, folder)
+    if note:
+        print(note, file=sys.stderr)
+    return teacher
 
 
 @app.command
@@ -175,7 +153,7 @@ def devices(
     peak: Peak = None,
     bandwidth: Bandwidth = None,
     memory: Memory = None,
-    mfu: float | None = None,
+    mfu: Mfu = None,
     price: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     as_json: Json = False,
 ) -> None:
@@ -189,21 +167,18 @@ def devices(
         Tokens per row.
     hours
         Also print the largest depth whose pretraining takes at most that.
-    mfu
-        Assumed utilization, in (0, 1].
     price
         NAME=USD, US dollars per hour for a device.
     """
     from dataclasses import asdict
 
     from fledgling.plan.cost import require_price
-    from fledgling.plan.hardware import DEVICES
     from fledgling.plan.largest import describe_devices
     from fledgling.plan.text import format_devices
 
     chosen = [find_device(name) for name in gpu] or ([] if peak is not None else list(DEVICES.values()))
     if peak is not None or bandwidth is not None or memory is not None:
-        chosen.append(choose_device(None, None, peak, bandwidth, memory))
+        chosen.append(make_own_device(None, peak, bandwidth, memory))
     prices = {}
     for entry in price:
         name, _, usd = entry.partition("=")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,54 +46,18 @@ def quantize(
     measure
         Measure quality before and after.
     """
-    from fledgling.evals.quality import QualityCheck, measure_change
-    from fledgling.infer.runner import load_model
-    from fledgling.kernels.format import DEFAULT_GROUP_SIZES, check_quantization
-    from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
-    from fledgling.plan.inference import weight_bytes
-    from fledgling.record.checkpoint import resolve_checkpoint, save_checkpoint
-    from fledgling.record.outside import require_outside_run
-
-    group_size = group_size or DEFAULT_GROUP_SIZES.get(bits, 64)
-    check_quantization(bits, group_size)
     if questions < 0:
         raise UserError(f"--questions {questions}: expected 0 or more")
-    require_outside_run(out)
-    source = resolve_checkpoint(checkpoint)
-    model, tokenizer, state = load_model(source)
-    require_unquantized(state, source, "quantized again")
-    tensors = quantize_state_dict(model.config, model.state_dict(), bits, group_size, head, embedding)
-    quantization = {"bits": bits, "group_size": group_size, "head": head, "embedding": embedding}
-    copied: dict[str, Any] = {
-        name: state[name] for name in ("name", "stage", "recipe", "tokenizer", "model") if name in state
-    }
-    step = int(state.get("step", 0))
-    new_state = {**copied, "step": step, "quantized": quantization}
-    tokenizer_file = {"tokenizer.json": source / "tokenizer.json"}
-    path = save_checkpoint(out, step, {"model": tensors}, new_state, tokenizer_file)
-    quantized, *_ = load_model(path)
-    predicted = weight_bytes(model.config, f"int{bits}", group_size, head, embedding)
-    count = model.count_parameters()
+    from fledgling.evals.quantization import quantize_checkpoint
+
+    copy = quantize_checkpoint(checkpoint, out, bits, group_size, head, embedding)
     result: dict[str, Any] = {
-        "path": str(path),
-        **quantization,
-        "parameters": count,
-        "bytes": {"float32": 4 * count, "packed": count_weight_bytes(quantized), "predicted": predicted},
-        "quality": [],
+        "path": str(copy.path),
+        **copy.settings,
+        "parameters": copy.source.count_parameters(),
+        "bytes": copy.count_bytes(),
+        "quality": copy.measure_quality(text, questions) if measure else [],
     }
-    if measure:
-        check = QualityCheck.prepare(tokenizer, model.config.context, text, questions)
-        before, after = check.measure_quality(model, "before"), check.measure_quality(quantized, "after")
-        pairs = zip(before, after, strict=True)
-        result["quality"] = [
-            {
-                "name": a.measurement.name,
-                "before": asdict(a.measurement),
-                "after": asdict(b.measurement),
-                "change": dict(zip(("value", "low", "high"), measure_change(a, b), strict=True)),
-            }
-            for a, b in pairs
-        ]
     print(json.dumps(result, indent=2) if as_json else quantization_table(result))
 
 

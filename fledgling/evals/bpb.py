@@ -7,7 +7,7 @@ batches and all get the result. Rows of one document are not independent, so int
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -132,6 +132,24 @@ def measure_bpb(
     """Returns -log2 p(text) / bytes(text) over the targets of `batches`, the same on all ranks."""
     text_bits = measure_bits(model, batches, byte_lengths, world)
     return measure_ratio(name, text_bits, text_bits.bits, text_bits.bytes)
+
+
+def measure_text(
+    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], world: World | None = None
+) -> list[Measurement]:
+    """Returns bits per byte of texts, and perplexity by token and by word, the same on all ranks."""
+    words = 0
+
+    def count_words() -> Iterator[str]:
+        nonlocal words
+        for text in texts:
+            words += len(text.split())
+            yield text
+
+    batches = make_text_batches(count_words(), tokenizer, model.config.context)
+    text_bits = measure_bits(model, batches, tokenizer.byte_lengths(), world)
+    bits_per_byte = measure_ratio("bits_per_byte", text_bits, text_bits.bits, text_bits.bytes)
+    return [bits_per_byte, *compute_perplexities(text_bits, words)]
 
 
 def compute_perplexities(text_bits: TextBits, words: int) -> list[Measurement]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def build_exams(
     tasks: Sequence[str],
     counts: int | Mapping[str, int],
     practised_tasks: Sequence[str] = (),
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
 ) -> list[Exam]:
     """Returns the exams of `tasks`, each of at most so many questions; see `Task.list_exams`.
 

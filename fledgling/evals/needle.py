@@ -47,6 +47,16 @@ def lengthen(model: Transformer, context: int | None, rope: str) -> Transformer:
     return longer.to(next(model.parameters()).device).eval()
 
 
+def choose_lengths(lengths: Sequence[int], context: int) -> list[int]:
+    """Returns the lengths of texts in tokens: those that are given, else a quarter, a half and all of the context.
+
+    Raises UserError for one that is longer than the context.
+    """
+    if too_long := [length for length in lengths if length > context]:
+        raise UserError(f"--lengths {too_long[0]}: the model reads at most {context} tokens; lengthen it by --context")
+    return list(lengths) or sorted({max(1, context // 4), max(1, context // 2), context})
+
+
 def make_needles(
     tokenizer: Tokenizer, texts: Iterable[str], lengths: Sequence[int], depths: Sequence[float], questions: int
 ) -> list[Needle]:

@@ -4,21 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from fledgling.config import Recipe
+from fledgling.config import Recipe, UserError
+from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import RunChoice, TrainingSpeed, choose_run
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
+from fledgling.plan.cost import require_utilization
+from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import BITS, FIRST_BITS, MEMORY, SECONDS, forecast_run
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.past_runs import PastRun, load_past_runs
+from fledgling.plan.plan import choose_utilization
 from fledgling.plan.stage_seconds import EVALUATIONS
 from fledgling.report.forecasts import is_exam
+from fledgling.runtime.cores import count_cores
 from fledgling.tasks.exam_names import exam_names
 from fledgling.train.source_sizes import count_source_sizes
 
 EMBEDDED_TOKENS = 4_550_000  # of the embedded corpus with 1,024 entries; 17,797 rows of 256
+
+
+def plan_budgeted_run(
+    recipe: Recipe, budget: Budget, device: DeviceSpec, ranks: int, mfu: float | None, is_pinned: bool = False
+) -> BudgetedRun:
+    """Returns the run that a budget becomes on a card that is not there, for `fledgling plan --minutes`.
+
+    Its speed is `mfu`, what `fledgling bench train` measured of this device, or what is assumed of it, in this order.
+
+    Raises:
+        UserError: ranks below 1, or a utilization outside (0, 1].
+    """
+    if ranks < 1:
+        raise UserError(f"--gpus {ranks}: expected at least 1")
+    require_utilization(mfu)
+    per_token = training_flops_per_token(recipe.resolve_model())
+    rows = recipe.pretrain.micro_batch_size or 1
+    utilization, device = choose_utilization(device, mfu, None, per_token, rows * recipe.resolve_model().context)
+    flops = device.peak_flops * utilization["mfu"] * ranks
+    sources = {"table": "assumed", "given": "--mfu", "measured": "of `fledgling bench train`"}
+    speed = TrainingSpeed(flops, per_token, sources[utilization["mfu_source"]])
+    if utilization["mfu_source"] == "measured" and device.kind == "cpu":  # of this machine, so its cores are measured
+        speed = replace(speed, core_share=core_speed.measure_core_share(), cores=count_cores())
+    return choose_budgeted_run(recipe, budget, device, ranks, [speed], is_pinned=is_pinned)
 
 
 def choose_budgeted_run(
@@ -30,7 +59,7 @@ def choose_budgeted_run(
     spent: float = 0.0,
     is_pinned: bool = False,
 ) -> BudgetedRun:
-    """Returns the run that a budget becomes, with its forecast; `plan --minutes` calls it too.
+    """Returns the run that a budget becomes, with its forecast.
 
     speeds: measured here, or assumed of the card. spent: seconds of the budget that are spent already.
     """

@@ -9,7 +9,8 @@ from fledgling.evals import chat
 from fledgling.infer.engine import Engine
 from fledgling.record import read_jsonl
 from fledgling.report.summary import summarize_run
-from fledgling.tasks import PUBLIC_TASKS, SKILLS
+from fledgling.tasks import ENVIRONMENT_PREFIX, GENERATED_TASKS, PUBLIC_TASKS
+from fledgling.tasks.environments import ENVIRONMENTS
 
 
 def test_chatcore_is_answered_saved_recorded_and_not_answered_again(trained_run, run_command, tmp_path):
@@ -107,20 +108,23 @@ def test_errors_are_one_line(trained_run, run_command, words, message):
     assert code == 1 and out_text == "" and message in err and err.count("\n") == 1
 
 
-def test_help_lists_the_tasks(run_command, monkeypatch):
+@pytest.mark.parametrize("command", ["chat", "passk"])
+def test_help_lists_the_tasks(run_command, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "120")
-    code, out, _ = run_command("eval", "chat", "--help")
+    code, out, _ = run_command("eval", command, "--help")
+    sets = (*PUBLIC_TASKS, "chatcore") if command == "chat" else ("gsm8k", "humaneval")
+    environments = [f"{ENVIRONMENT_PREFIX}{name}" for name in (*ENVIRONMENTS, "path.py:Class")]
+    listed = out.replace("\u2502", " ").replace(",", " ").replace(";", " ").split()
     assert code == 0
-    for name in (*SKILLS, *PUBLIC_TASKS, "chatcore", "questions:PATH"):
-        assert name in out, name
+    assert {*GENERATED_TASKS, *sets, *environments, "questions:PATH"} <= {word.strip("().") for word in listed}
 
 
 def test_sets_of_wordings_are_named_and_an_unknown_one_is_one_line(capsys):
-    from fledgling.cli.eval_chat import _count_questions
+    from fledgling.evals.exams import count_by_wordings
     from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
 
-    assert _count_questions([], 9) == {TEST: 9, TRAIN: 9}
-    assert _count_questions(["development", "practised"], 5) == {DEVELOPMENT: 5, PRACTICE: 5}
+    assert count_by_wordings([], 9) == {TEST: 9, TRAIN: 9}
+    assert count_by_wordings(["development", "practised"], 5) == {DEVELOPMENT: 5, PRACTICE: 5}
     for wordings, expected in (
         ("unseen", 'has "unseen"; expected some of test, training'),
         ("training", "has no exam"),

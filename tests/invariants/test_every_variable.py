@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.cli.doctor import check_compiler
 from fledgling.cli.terminal_input import input_history
 from fledgling.files import resolve_data_root
 from fledgling.kernels import native
 from fledgling.plan.measured_speed import speed_file
 from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.device import should_compile
+from fledgling.runtime.machine_checks import check_compiler
 from tests.invariants.test_docs import ROOT
 
 OF_LIBRARIES = {  # set for libraries

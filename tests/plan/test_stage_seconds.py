@@ -2,14 +2,12 @@
 
 import pytest
 
-from fledgling.cli.plan import plan_budget
 from fledgling.config import load_recipe
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed, choose_run
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
-from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
 from fledgling.plan.stage_seconds import ACCELERATOR_SHARE, REFERENCE_FLOPS, SLOWEST, estimate_core_time, total_seconds
 from tests.smallest import write_recipe
 
@@ -60,15 +58,3 @@ def test_a_core_that_needs_three_times_the_reference_has_a_share_of_three(monkey
 def test_the_work_of_a_core_is_the_same_text_every_time_and_takes_time():
     assert core_speed.make_text() == core_speed.make_text() and len(core_speed.make_text()) > 100_000
     assert core_speed.measure_core_share(1) > 0
-
-
-def test_plan_measures_the_core_where_the_speed_was_measured_here_and_only_there(recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(core_speed, "measure_core_share", lambda: 2.5)
-    budget = Budget(600.0, "--minutes 10")
-    assert plan_budget(recipe, budget, find_device("cpu"), 1, None, False).speed.core_share is None
-    per_token = training_flops_per_token(recipe.resolve_model())
-    save_speed(MeasuredSpeed("cpu", 0.05, 1e11, 9_000.0, "small", "2026-01-02", per_token, 64))
-    found = plan_budget(recipe, budget, find_device("cpu"), 1, None, False)
-    assert found.speed.core_share == 2.5 and found.speed.source == "of `fledgling bench train`"
-    assert plan_budget(recipe, budget, find_device("cpu"), 1, 0.1, False).speed.core_share is None

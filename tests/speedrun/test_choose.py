@@ -1,9 +1,16 @@
-"""What is forecast of a run with a budget."""
+"""The run that a budget becomes: its speed, and what is forecast of it."""
 
 from dataclasses import replace
 
+from fledgling.config import load_recipe
+from fledgling.plan import core_speed
+from fledgling.plan.amount import Budget
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.hardware import find_device
+from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
 from fledgling.plan.past_runs import SHIPPED, load_past_runs
-from fledgling.speedrun.choose import list_measured_exams
+from fledgling.speedrun.choose import list_measured_exams, plan_budgeted_run
+from tests.smallest import write_recipe
 
 
 def test_bits_per_byte_time_and_memory_are_forecast_once_and_not_as_the_share_of_an_exam():
@@ -12,3 +19,17 @@ def test_bits_per_byte_time_and_memory_are_forecast_once_and_not_as_the_share_of
     runs = [replace(run, measured=measured)] * 4
     assert list_measured_exams(runs, run.data) == ["counting"]
     assert list_measured_exams(runs, "other data") == []
+
+
+def test_plan_measures_the_core_where_the_speed_was_measured_here_and_only_there(tmp_path, monkeypatch):
+    stages = ['stages=["pretrain", "sft"]', "pretrain.steps=60", "sft.steps=60"]
+    recipe = load_recipe(write_recipe(tmp_path), stages)
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(core_speed, "measure_core_share", lambda: 2.5)
+    budget = Budget(600.0, "--minutes 10")
+    assert plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, False).speed.core_share is None
+    per_token = training_flops_per_token(recipe.resolve_model())
+    save_speed(MeasuredSpeed("cpu", 0.05, 1e11, 9_000.0, "small", "2026-01-02", per_token, 64))
+    found = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, False)
+    assert found.speed.core_share == 2.5 and found.speed.source == "of `fledgling bench train`"
+    assert plan_budgeted_run(recipe, budget, find_device("cpu"), 1, 0.1, False).speed.core_share is None
