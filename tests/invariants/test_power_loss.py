@@ -194,8 +194,8 @@ def test_only_the_modules_made_for_it_rename_and_overwrite_files():
         "record.atomic_directory": {"replace", "write_text"},  # into a directory that appears when it is complete
         "record.checkpoint": {"write_bytes", "copyfile"},
         "export.write_hf": {"rename", "write_text", "copyfile"},
-        "export.checkpoint_weights": {"write_text", "copyfile"},  # into a directory that appears when it is complete
-        "train.stage_weights": {"copyfile"},  # the same
+        "export.adapter_base": {"write_text", "copyfile"},  # into a directory that appears when it is complete
+        "export.write_adapter": {"write_text"},  # the same
         "train.distill.stored": {"write_bytes"},  # the same
         "verify.steps": {"copyfile"},  # into a scratch directory
         "corpora.public_sets": {"replace"},  # a file that is checked again
