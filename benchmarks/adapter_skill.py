@@ -45,7 +45,7 @@ def tuning_recipe(run: Path, out: Path, share: float, steps: int, settings: list
 
 
 def measure_exams(checkpoint: Path, folder: Path, questions: int) -> dict[str, float]:
-    """Returns the accuracy of the skill and of the run's other skills, in training wordings and held-out subjects.
+    """Returns the accuracy of the skill and of the run's other skills, in train wordings and held-out subjects.
 
     What has no such exam is measured in the wordings of the test.
     """

@@ -1,9 +1,9 @@
 """Measures what another busy process costs: training and decoding with one core taken, as a share of their idle speed.
 
-A worker process trains, or decodes one row, for so many seconds as it is asked, and reports its speed. Idle and busy
-turns alternate; in a busy turn a process that only counts is pinned to the last core. Speeds are compared within a
-round. With "fixed" threads the worker keeps as many as there are cores; "passive" ones sleep while they wait for each
-other (OMP_WAIT_POLICY); "adapting" is what runs and servers do (`runtime/core_monitor.py`).
+A worker process trains, or decodes one row, for the number of seconds that it is asked for, and reports its speed. Idle
+and busy turns alternate; in a busy turn a process that only counts is pinned to the last core. Speeds are compared
+within a round. With "fixed" threads the worker keeps as many as there are cores; "passive" ones sleep while they wait
+for each other (OMP_WAIT_POLICY); "adapting" is what runs and servers do (`runtime/core_monitor.py`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def take_core(core: int) -> Iterator[None]:
 
 @contextmanager
 def start_worker(kind: str, mode: str) -> Iterator[Callable[[float], dict]]:
-    """Starts a worker; yields what asks it to work for so many seconds and returns what it reports."""
+    """Starts a worker; yields a function that asks it to work for a number of seconds and returns what it reports."""
     code = f"from benchmarks.busy import serve; serve({kind!r}, {mode!r})"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if mode == "passive":

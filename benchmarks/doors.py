@@ -2,7 +2,7 @@
 
 The server, the hostile clients and the measuring client are three processes. All use one address, the worst case: as
 behind a proxy that shows only its own. Each scenario is measured in turns, without and with the hostile clients. The
-moment in which a client opens all its connections is not measured; those that it opens anew afterwards are.
+moment in which a client opens all its connections is not measured; those that it opens again afterwards are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 HOST = "127.0.0.1"
 TOKENS = 30  # of the other user's answer
 HEALTH_INTERVAL = 0.01  # seconds between two probes
-REOPENED = 5  # connections that a hostile client opens anew in each round: 100 a second
+REOPENED = 5  # connections that a hostile client opens again in each round: 100 a second
 TOP_UP_INTERVAL = 0.05  # seconds between two rounds of the hostile clients
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 SLOW_HEADERS, SLOW_BODIES, IDLE = "slow headers", "slow bodies", "idle connections"
@@ -215,7 +215,7 @@ def run_hostile(pipe: Connection, name: str, port: int, connections: int) -> Non
 
 
 def _hold_connections(pipe: Connection, opening: bytes, port: int, count: int) -> None:
-    """Keeps `count` connections with a request that never ends; where they are closed, opens REOPENED anew a round."""
+    """Keeps `count` connections with a request that never ends; opens up to REOPENED closed ones again each round."""
     selector, begun = selectors.DefaultSelector(), False
     while True:
         for key, _ in selector.select(0):

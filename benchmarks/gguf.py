@@ -56,7 +56,7 @@ def measure_gguf(run: Path, rows: int = 32) -> dict[str, Any]:
 def _encode(
     documents: Sequence[Document], tokenizer: Tokenizer, context: int, count: int, whole: bool = False
 ) -> list[list[int]]:
-    """Returns rows of at most `context` tokens, one of each document; whole: only of so many."""
+    """Returns rows of at most `context` tokens, one of each document; whole: only rows of exactly `context` tokens."""
     rows: list[list[int]] = []
     for document in sorted(documents, key=Document.hash_fraction):
         row = (bos_prefix(tokenizer) + tokenizer.encode(document.text))[:context]

@@ -71,7 +71,7 @@ def _best_speed(bits: int, shape: tuple[int, int], rows: int, size: int, repeats
 
 
 def make_matrices(bits: int, shape: tuple[int, int], size: int) -> tuple[list[tuple[native.NativeMatrix, Any]], int]:
-    """Returns so many matrices that they have about `size` bytes, at least two, with their tensors; and the bytes."""
+    """Returns as many matrices as have about `size` bytes, at least two, with their tensors; and the bytes."""
     rows, columns = shape
     matrices: list[tuple[native.NativeMatrix, Any]] = []
     total = 0

@@ -1,4 +1,4 @@
-"""Compares finished runs of one recipe that differ in their seed: the middle and the range of every final evaluation.
+"""Compares finished runs of one recipe that differ in their seed: the median and the range of every final evaluation.
 
 One run's interval is of its questions alone; another seed moves the weights too, often by more.
 """
@@ -55,7 +55,7 @@ def _read_given_recipe(run: Path) -> dict[str, Any]:
 
 
 def format_seeds(values: dict[str, Any]) -> str:
-    """Returns a Markdown table: of every evaluation and stage the middle, and the smallest and largest value."""
+    """Returns a Markdown table: of every evaluation and stage the median, and the smallest and largest value."""
     lines = [
         f"| seeds {', '.join(map(str, values['seeds']))} | {' | '.join(values['stages'])} | constant answer | n |",
         "|---" * (len(values["stages"]) + 3) + "|",
@@ -70,5 +70,5 @@ def format_seeds(values: dict[str, Any]) -> str:
 def _format_cell(values: list[float] | None, share: bool) -> str:
     if not values:
         return "-"
-    low, middle, high = (format_value(value, share) for value in (min(values), median(values), max(values)))
-    return f"{middle} ({low} to {high})"
+    low, mid, high = (format_value(value, share) for value in (min(values), median(values), max(values)))
+    return f"{mid} ({low} to {high})"

@@ -116,7 +116,7 @@ def read_texts(folder: Path, megabytes: int) -> list[str]:
 
 
 def _run_in_process(job: dict[str, Any], threads: int | None) -> dict[str, Any]:
-    """Runs `job` in a process with so many threads, and returns the JSON that it prints."""
+    """Runs `job` in a process with `threads` threads, and returns the JSON that it prints."""
     variables = {} if threads is None else {"RAYON_NUM_THREADS": str(threads), "BENCH_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.tokenizer", json.dumps(job)],

@@ -36,7 +36,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_dry_run.py::test_a_scaled_down_recipe_runs_to_its_report[d20-8xh100]",
     "test_any_ranks.py::test_any_number_of_ranks_gives_the_same_weights[8]",
     "test_any_ranks.py::test_any_number_of_ranks_gives_the_same_weights[4]",
-    "test_ideas.py::test_a_run_resumes_as_if_it_had_not_stopped[options1]",
+    "test_features.py::test_a_run_resumes_as_if_it_had_not_stopped[options1]",
     "test_families_train.py::test_pretraining_and_reinforcement[gpt2]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[grpo in passes]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[gspo]",

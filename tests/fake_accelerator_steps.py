@@ -283,11 +283,11 @@ def fake_group(ranks):
 
 
 WINDOWS = {"window_pattern": "SL", "window_size": 256}
-IDEAS = {"value_embeddings": 2, "residual_scalars": True}
+FEATURES = {"value_embeddings": 2, "residual_scalars": True}
 CASES = {
     "pretrain": {},
     "windows": WINDOWS,
-    "ideas": {**WINDOWS, **IDEAS},
+    "features": {**WINDOWS, **FEATURES},
     "llama": {"family": "llama", "norm": "rms_weighted", "activation": "swiglu"},
     "rl": {"stage": "rl"},
     "ppo": {"stage": "ppo"},
@@ -304,7 +304,7 @@ CASES = {
 D20 = {"vocab_size": VOCAB, "depth": 20, "width": 1280, "heads": 10, "kv_heads": 10, "rows": 32, "micro_batches": 1}
 ON_MPS = (
     "pretrain",
-    "ideas",
+    "features",
     "rl",
     "ppo",
     "dpo",

@@ -14,7 +14,7 @@ from fledgling.config import load_recipe
 
 @experiment(table_of("benchmarks.seeds", "format_seeds"))
 def seeds(*runs: Path) -> dict:
-    """Show the middle and the range of every final evaluation over finished runs with different seeds.
+    """Show the median and the range of every final evaluation over finished runs with different seeds.
 
     Parameters
     ----------
@@ -99,13 +99,13 @@ def budgets(
     return run_budgets(out, minutes, seeds, overrides)
 
 
-@experiment(table_of("benchmarks.ideas", "format_ideas"))
-def ideas(
+@experiment(table_of("benchmarks.features", "format_features"))
+def features(
     *names: str,
     sizes: str = "4x128,4x256",
     minutes: float = 2,
     seeds: int = 3,
-    out: Path = Path("runs/ideas"),
+    out: Path = Path("runs/features"),
     text: str | None = None,
     clock: Literal["wall", "cpu"] = "wall",
     overrides: Overrides = (),
@@ -115,30 +115,30 @@ def ideas(
     Parameters
     ----------
     names
-        Ideas of docs/ideas.md, as in `fledgling scaling run --ablate`. Default: all.
+        Optional features (docs/features.md), as in `fledgling scaling run --ablate`. Default: all.
     sizes
         Of 4x128 and 4x256, comma-separated.
     minutes
         Training steps of each run.
     seeds
-        Runs of each idea and size.
+        Runs of each feature and size.
     out
-        Directory of the runs, and of ideas.json, which is written after each.
+        Directory of the runs, and of features.json, which is written after each.
     text
         A source of documents; default: embedded.
     clock
         cpu counts processor time, for a machine that others use too.
     """
-    from benchmarks.ideas import SIZES, measure_ideas
+    from benchmarks.features import SIZES, measure_features
     from fledgling.config import UserError
     from fledgling.record import write_json
 
     chosen = [size.strip() for size in sizes.split(",")]
     if unknown := [size for size in chosen if size not in SIZES]:
         raise UserError(f"sizes: got {unknown[0]!r}, expected some of {', '.join(SIZES)}")
-    return measure_ideas(
+    return measure_features(
         *(names, chosen, minutes, seeds, out, text, clock, overrides),
-        write=lambda values: write_json(out / "ideas.json", values),
+        write=lambda values: write_json(out / "features.json", values),
     )
 
 

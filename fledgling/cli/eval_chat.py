@@ -51,7 +51,7 @@ def chat(
         env:path.py:Class, an environment of your own; questions:PATH, a file of your own. Separate names with commas
         or repeat the option.
     wordings
-        Of the generated tasks: test, training (the default: both), development, practised.
+        Of the generated tasks: test, train (the default: both), dev, practice.
     questions
         Questions of each exam; all of a set that has fewer.
     log

@@ -25,7 +25,7 @@ def needle(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """A needle in a haystack: a number that was stated once, asked for at the end of a text of so many tokens.
+    """A needle in a haystack: a number that was stated once, asked for at the end of a text of given length.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def needle(
     text
         A file or folder that the texts are cut from; default the held-out part of the embedded corpus.
     context
-        Lengthen the model to so many tokens first, without training.
+        Context in tokens to which the model is lengthened first, without training.
     rope
         How its RoPE reaches there: default, linear, ntk or yarn.
     """

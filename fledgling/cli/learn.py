@@ -29,14 +29,15 @@ def learn(
     Parameters
     ----------
     contestants
-        Two or more: an idea of docs/ideas.md, a recipe, CHECKOUT:RECIPE, or a .jsonl file of another program's results,
-        each with +table.key=value as often as needed, and NAME= before it. The others are compared with the first.
+        Two or more: an optional feature (docs/features.md), a recipe, CHECKOUT:RECIPE, or a .jsonl file of another
+        program's results, each with +table.key=value as often as needed, and NAME= before it. The others are compared
+        with the first.
     minutes
         Training steps of each run, without compilation and evaluation.
     seeds
         Runs of each contestant, with different initial weights and order of the text.
     recipe
-        The recipe that ideas, and contestants without a recipe, change.
+        The recipe that optional features, and contestants without a recipe, change.
     text
         A source of documents: a file or folder, or embedded. Default: that of the first contestant.
     points

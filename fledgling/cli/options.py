@@ -55,7 +55,7 @@ Rendezvous = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    Parameter(name="--minutes", negative=(), show_default=False, help="Time for all that is waited for, in minutes."),
+    Parameter(name="--minutes", negative=(), show_default=False, help="Wall-clock time of the whole run, in minutes."),
 ]
 Hours = Annotated[float | None, Parameter(name="--hours", negative=(), show_default=False, help="The same in hours.")]
 Usd = Annotated[

@@ -57,7 +57,7 @@ def speedrun(
 
     All stages are checked before the first step. Run it again after an interruption: it resumes from the last
     checkpoint. With --minutes, --hours or --usd it measures the speed of this machine and chooses depth, stages, steps
-    and batch, so that all that is waited for ends in time. What it expects is printed before, and compared afterwards.
+    and batch, so that the whole run ends in time. What it expects is printed before, and compared afterwards.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def speedrun(
         return status.code
     if not stages_run:
         print(
-            f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to start anew",
+            f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to start from scratch",
             file=sys.stderr,
         )
     page = build_report(out)

@@ -46,7 +46,7 @@ def train(
     letter_tokens
         Make every letter with a space before it one token.
     max_characters
-        Stop reading after so many characters.
+        Characters after which reading stops.
     trainer
         auto, ffbpe or tokenizers; the result is the same.
     data_dir

@@ -43,7 +43,7 @@ def train(
     recipe
         A recipe's name, a TOML file or a run directory.
     resume
-        auto: resume from the newest checkpoint; never: start the stage anew.
+        auto: resume from the newest checkpoint; never: restart the stage.
     """
     chosen = load_recipe(recipe, overrides)
     if stage not in chosen.stages:

@@ -124,7 +124,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "newton_schulz_steps": EFFECT,
         "equilibrate": EFFECT,
         "normalize_update": EFFECT,
-        "tied_updates": Rule("refused", "embedding and head were one matrix for so many updates", "takes effect"),
+        "tied_updates": Rule("refused", "embedding and head were one matrix for that many updates", "takes effect"),
         "zero_stage": PLACE,
         "state": EFFECT,
         "deterministic": PLACE,

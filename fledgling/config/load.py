@@ -183,7 +183,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 
 @functools.cache
 def _type_hints(cls: type) -> dict[str, Any]:
-    """Returns the type of each field of a dataclass. Python evaluates the text of each hint anew in every call."""
+    """Returns the type of each field of a dataclass. Python evaluates the text of each hint again in every call."""
     return typing.get_type_hints(cls)
 
 

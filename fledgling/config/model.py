@@ -132,7 +132,7 @@ class ModelConfig:
     head_dim: int = count(0, 0)  # D, width of a head; 0: width / heads
     qkv_bias: bool = optional()  # of queries, keys and values; None: as bias
     qk_norm_weights: str = optional_choice(*QK_NORM_WEIGHTS)  # of qk_norm, before RoPE: for a head, or for all
-    norm_placement: str = optional_choice(*NORM_PLACEMENTS)  # of attention and feed-forward: before, behind, or both
+    norm_placement: str = optional_choice(*NORM_PLACEMENTS)  # of attention and feed-forward: before, after, or both
     parallel_residual: bool = optional()  # attention and feed-forward read the same stream
     embedding_multiplier: float = number(None, above=True)  # of the embedded tokens
     partial_rotary_factor: float = number(None, 0.0, 1.0, above=True)  # the share of a head that RoPE rotates

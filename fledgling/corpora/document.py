@@ -16,7 +16,7 @@ from typing import Any
 
 HELD_OUT_FRACTION = 0.02  # of all documents of a source that fits in memory
 MIN_CHARACTERS = 200  # a document that has lost paragraphs is dropped below this
-MIN_SHARED_LINE = 8  # a line of so many characters may not occur in both parts
+MIN_SHARED_LINE = 8  # a line of this many characters may not occur in both parts
 MIN_SHARED_FILE_LINE = 40  # the same for a user's files, where short lines are names, refrains, fields of a form
 
 

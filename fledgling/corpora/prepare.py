@@ -1,7 +1,7 @@
 """Prepares documents for training: reads and splits a source, trains the tokenizer, writes token shards.
 
 Start with `DocumentPreparer`. Everything lands in the run directory, and finished work is found again by a digest of
-what it was made from (`prepared_data.py`), so a second run prepares nothing twice and an edited text is prepared anew:
+what it was made from (`prepared_data.py`), so a second run prepares nothing twice and an edited text is prepared again:
 
     RUN/tokenizer/                   tokenizer.json and training.json
     RUN/data/NAME-train-DIGEST/      one shard of training documents, and one of held-out documents: a source that
@@ -208,7 +208,7 @@ class DocumentPreparer:
 
         Args:
             more_key: identifies `more_texts`, which are not read if the tokenizer is found again.
-            may_replace: whether one that was made from other texts or settings is trained anew, because no weights
+            may_replace: whether one that was made from other texts or settings is trained again, because no weights
                 depend on it. Otherwise it is kept, and a line says so; one of unknown origin is always kept.
         """
         try:
@@ -224,9 +224,9 @@ class DocumentPreparer:
                 return Tokenizer.load(self.tokenizer_file)
             changed = " and ".join(name for name in inputs if inputs[name] != older.get(name))
             if not may_replace or self.tokenizer_file.parent.is_symlink():
-                self.log(f"tokenizer: kept, although its {changed} changed: only a run that starts anew trains another")
+                self.log(f"tokenizer: kept, although its {changed} changed: only a new run trains another")
                 return Tokenizer.load(self.tokenizer_file)
-            self.log(f"tokenizer: its {changed} changed, so it is trained anew")
+            self.log(f"tokenizer: its {changed} changed, so it is trained again")
         source_bytes: dict[str, int] = {}
         self.log(f"training a tokenizer of {config.vocab_size:,} entries")
         tokenizer = Tokenizer.train(

@@ -228,7 +228,7 @@ class PreparedData:
             for name, entry in entries.items():
                 if damage := find_damage(manifest.parent / name, entry, check_hashes=True):
                     raise UserError(
-                        f"{manifest.parent / name} {damage}: delete {manifest.parent}, and it is prepared anew"
+                        f"{manifest.parent / name} {damage}: delete {manifest.parent}, and it is prepared again"
                     )
 
     def record_used(self, source: str, inputs: Mapping[str, Any], directories: Iterable[Path]) -> None:
@@ -253,8 +253,8 @@ class PreparedData:
         size = sum(file.stat().st_size for path in older for file in path.rglob("*") if file.is_file())
         names = ", ".join(path.name for path in older)
         self.log(
-            f"{source}: {why}, so it is prepared anew; {format_bytes(size)} of earlier tokens stay in {self.directory} "
-            f"for stages that began with them (delete them when none is resumed): {names}"
+            f"{source}: {why}, so it is prepared again; {format_bytes(size)} of earlier tokens stay in "
+            f"{self.directory} for stages that began with them (delete them when none is resumed): {names}"
         )
 
     def find_earlier(self, source: str) -> list[Path]:

@@ -30,7 +30,7 @@ class Batch:
     targets: Tensor  #                            (B, T) int64, IGNORE_INDEX where nothing is learned
     document_ids: Tensor | None = None  #         (B, T) int32
     loss_weights: Tensor | None = None  #         (B, T) float, factor of a target's loss; None: all 1
-    target_weights: Tensor | None = None  #       (B, T, K) float, of the target and those behind it (mtp_targets)
+    target_weights: Tensor | None = None  #       (B, T, K) float, of the target and those after it (mtp_targets)
     rewards: Tensor | None = None  #              (B, T) float, at the target where it arises (RL)
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
@@ -70,7 +70,7 @@ class Batch:
         return [hashlib.sha256(row.tobytes() + targets.tobytes()).digest()[:8] for row, targets in pairs]
 
     def cut_rows(self, pieces: int) -> Batch:
-        """Returns each row as so many rows, which do not see each other: (B, T) -> (B pieces, T / pieces)."""
+        """Returns each row as `pieces` rows, which do not see each other: (B, T) -> (B pieces, T / pieces)."""
         rows, time = self.tokens.shape
         return Batch(**{name: value.reshape(rows * pieces, time // pieces) for name, value in self._present()})
 

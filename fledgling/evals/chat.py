@@ -65,14 +65,14 @@ class ExamAnswer:
 def build_exams(
     tasks: Sequence[str],
     counts: int | Mapping[str, int],
-    practised_tasks: Sequence[str] = (),
+    practice_tasks: Sequence[str] = (),
     data_dir: str | Path | None = None,
 ) -> list[Exam]:
-    """Returns the exams of `tasks`, each of at most so many questions; see `Task.list_exams`.
+    """Returns the exams of `tasks`, each of at most `counts` questions; see `Task.list_exams`.
 
     Args:
-        counts: questions by set of wordings; a number means as many in training wordings and in those of the test.
-        practised_tasks: have an exam in practice wordings too, if `counts` has a number for it.
+        counts: questions by set of wordings; a number means as many in train and in test wordings.
+        practice_tasks: have an exam in practice wordings too, if `counts` has a number for it.
 
     Raises:
         UserError: for a task with missing or damaged files.
@@ -82,7 +82,7 @@ def build_exams(
     exams = []
     for name in tasks:
         task = load_task(name, data_dir)
-        listed = task.list_exams(by_wordings if name in practised_tasks else without_practice)
+        listed = task.list_exams(by_wordings if name in practice_tasks else without_practice)
         exams += [Exam(label, task, questions) for label, questions in listed]
     return exams
 

@@ -14,9 +14,11 @@ from fledgling.evals.chat import Exam, ExamAnswer, build_exams, compute_chatcore
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.passk import measure_pass_at_k
 from fledgling.evals.session import EvalSession
-from fledgling.record.evaluation_names import WORDINGS
 from fledgling.tasks import PUBLIC_TASKS, SKILLS
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN
+
+SETS = (TEST, TRAIN, PRACTICE, DEV)  # of wordings
+RENAMED_SETS = {"training": TRAIN, "practised": PRACTICE, "development": DEV}
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ def select_exams(
 
 def count_by_wordings(wordings: Sequence[str], questions: int) -> dict[str, int]:
     """Returns the number of questions by set of wordings. Raises UserError for a set that does not exist."""
-    sets = dict(zip(WORDINGS.values(), (TEST, TRAIN, PRACTICE, DEVELOPMENT), strict=True))
-    unknown = [name for name in wordings if name not in sets]
-    if unknown:
-        raise UserError(f'--wordings has "{unknown[0]}"; expected some of {", ".join(sets)}')
-    return {sets[name]: questions for name in wordings or ("test", "training")}
+    unknown = next((name for name in wordings if name not in SETS), None)
+    if unknown in RENAMED_SETS:
+        raise UserError(f'--wordings: "{unknown}" was renamed to "{RENAMED_SETS[unknown]}"')
+    if unknown is not None:
+        raise UserError(f'--wordings has "{unknown}"; expected some of {", ".join(SETS)}')
+    return dict.fromkeys(wordings or (TEST, TRAIN), questions)
 
 
 def run_exams(

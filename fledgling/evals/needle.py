@@ -1,8 +1,8 @@
 """A needle in a haystack: whether a model finds a number that was stated far before, at several lengths and depths.
 
 A text of the wanted length has the sentence "The secret number is 7." at a depth (0 is its beginning, 1 its end), and
-ends with "The secret number is". The answer is the likeliest of the ten digits, so chance is .1, and a model that only
-completes texts can take the exam.
+ends with "The secret number is". The answer is the most probable of the ten digits, so chance is .1, and a model that
+only completes texts can take the exam.
 
 Source: Kamradt 2023, "Needle In A Haystack"; by likelihood, so that small models are measured too.
 """

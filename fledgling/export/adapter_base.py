@@ -1,6 +1,6 @@
 """Which weights an adapter in peft's format belongs to: a digest of them in the header of adapter_model.safetensors.
 
-peft and transformers read the tensors and leave the header alone, and a file that another program writes anew has none.
+peft and transformers read the tensors and leave the header alone, and a file that another program rewrites has none.
 Start with `require_base`, which compares the digest where an adapter is put on weights.
 """
 

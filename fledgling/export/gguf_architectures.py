@@ -5,8 +5,8 @@ qwen2    the same with RoPE in halves and biases of queries, keys and values
 qwen3    queries and keys normalized, RoPE in halves, no biases
 smollm3  as llama, every fourth layer without positions
 phi3     as llama, with RoPE on a part of each head, in halves
-olmo2    norms behind attention and feed-forward, queries and keys normalized over all heads; windows (OLMo 3)
-gemma3   norms before and behind, scaled embedding, GELU gate, windows
+olmo2    norms after attention and feed-forward, queries and keys normalized over all heads; windows (OLMo 3)
+gemma3   norms before and after, scaled embedding, GELU gate, windows
 arcee    as llama, with ReLU^2 instead of SwiGLU, no biases
 gpt2     LayerNorm, learned positions, GELU, biases
 gptneox  LayerNorm, RoPE on a part of each head, GELU, biases; attention and feed-forward side by side or in turn

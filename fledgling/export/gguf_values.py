@@ -15,7 +15,7 @@ from fledgling.export.gguf_architectures import BY_NAME, Architecture, has_windo
 from fledgling.export.hf_mapping import MAX_VALUES
 from fledgling.model.rope import make_frequencies, plain_frequencies
 
-SIZES = {  # our name: key behind the architecture's name, whether it must be there
+SIZES = {  # our name: key after the architecture's name, whether it must be there
     "context": ("context_length", True),
     "width": ("embedding_length", True),
     "depth": ("block_count", True),

@@ -38,7 +38,7 @@ def join_rows(mapping: TensorMapping, parts: Sequence[Tensor]) -> Tensor:
 
 
 def split_rows(mapping: TensorMapping, tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
-    """Returns our tensors, of so many rows each, from the rows of a Hugging Face tensor; inverts `join_rows`."""
+    """Returns our tensors, with `rows` rows each, from the rows of a Hugging Face tensor; inverts `join_rows`."""
     if len(rows) == 1:
         return [tensor]
     if not mapping.heads:

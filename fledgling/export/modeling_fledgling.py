@@ -28,7 +28,7 @@ PARTS = {
 
 
 class FledglingConfig(PretrainedConfig):
-    """Sizes under the names of transformers, parts under those of fledgling (docs/ideas.md)."""
+    """Sizes under the names of transformers, parts under those of fledgling (docs/features.md)."""
 
     model_type = "fledgling"
 
@@ -228,7 +228,7 @@ class Smear(nn.Module):
 
 
 class SkipConnections(nn.Module):
-    """Skips, before every layer, and back-out, behind the last."""
+    """Skips, before every layer, and back-out, after the last."""
 
     def __init__(self, config: FledglingConfig) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class SkipConnections(nn.Module):
         self.back_out = Scalars(0.0) if config.back_out else None
 
     def forward(self, x: Tensor, streams: list[Tensor]) -> Tensor:
-        """Returns what is read next, from x (B, T, C) behind len(streams) layers; x is added to streams."""
+        """Returns what is read next, from x (B, T, C) after len(streams) layers; x is added to streams."""
         skip = self.depth - 2 - len(streams)
         streams.append(x)
         if self.skips is not None and 0 <= skip < self.num_skips:

@@ -1,6 +1,6 @@
 """Compiles page/engine.cpp, the arithmetic of the page in one file, to page/engine.wasm.
 
-    python -m fledgling.export.wasm      writes page/engine.wasm anew (the compiler: pip install "fledgling[wasm]")
+    python -m fledgling.export.wasm      writes page/engine.wasm (the compiler: pip install "fledgling[wasm]")
 
 The compiled file is kept in the tree and in the wheel: an export needs no compiler. The file names the source that it
 was made from: its last section has the hash of engine.cpp and of the compiler's options.

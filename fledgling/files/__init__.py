@@ -2,7 +2,7 @@
 
 Start with `rows.py`: each row comes with its "FILE:LINE", so that an error can name the place however much later it is
 found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and for documents alike; `opening.py` opens
-what is compressed; `columns.py` reads the names of columns behind a path. Packages that do not import each other
+what is compressed; `columns.py` reads the names of columns after a path. Packages that do not import each other
 (corpora, tasks) read through this one. No torch.
 """
 

@@ -1,4 +1,4 @@
-"""The columns of a file whose names differ, written behind its path: my.csv?prompt=Frage&answer=Antwort."""
+"""The columns of a file whose names differ, written after its path: my.csv?prompt=Frage&answer=Antwort."""
 
 from __future__ import annotations
 

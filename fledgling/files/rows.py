@@ -31,7 +31,7 @@ ROW_FILES = ".jsonl .ndjson .json .csv .tsv .parquet, also with .gz .zst .bz2 .x
 JSONL_FORMAT = '{"name": value, ...} on each line'
 LINES_PER_BLOCK = 1024
 BATCH_ROWS = 256  # of a parquet file at a time
-ROWS_PER_BAD_ROW = 100  # one row in so many may be left out
+ROWS_PER_BAD_ROW = 100  # one row in this many may be left out
 
 Row = dict[str, Any] | list[Any]  # a list: the messages of one conversation
 

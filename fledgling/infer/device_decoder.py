@@ -37,7 +37,7 @@ RunBlock = Callable[
 
 
 def row_bucket(rows: int) -> int:
-    """Returns the number of rows that a step of so many rows is padded to."""
+    """Returns the number of rows to which a step of `rows` rows is padded."""
     if rows > MAX_STATIC_BUCKET:
         return -(-rows // MAX_STATIC_BUCKET) * MAX_STATIC_BUCKET
     return 1 << (rows - 1).bit_length()
@@ -118,7 +118,7 @@ class DeviceDecoder:
 
         Args:
             rows: the bucket.
-            blocks: most blocks in a row's table; `gather` reads so many of every row, in powers of two.
+            blocks: most blocks in a row's table; `gather` reads this many of every row, in powers of two.
             mode: see `sample_rows`.
         """
         width = self.max_blocks if self.kernel == "varlen" else min(self.max_blocks, row_bucket(blocks))

@@ -47,7 +47,7 @@ def load_model(
         path: the directory.
         device: of the weights.
         dtype: of the weights; None keeps the checkpoint's.
-        fold_norms: multiply the norms' weights into the matrices behind them (model/flash_norm.py).
+        fold_norms: multiply the norms' weights into the matrices that follow them (model/flash_norm.py).
 
     Returns:
         The model in eval mode (matrices of a quantized checkpoint stay packed), its tokenizer, the checkpoint's state.
@@ -171,7 +171,7 @@ class ModelRunner:
             tokens: of each row, at most T.
 
         Returns:
-            (B, T, C); positions behind a row's last token are undefined.
+            (B, T, C); positions after a row's last token are undefined.
         """
         if self.core_monitor is not None:
             self.core_monitor.adapt()

@@ -2,7 +2,7 @@
 
 At batch 1 a product of a block takes a tenth of a millisecond, and the forty small operations between products take as
 long again. Here the blocks are described once, by addresses, and run in one call on the weights in place; the embedding
-before and the norm behind them are the model's. The result equals the model's up to rounding: between the products it
+before and the norm after them are the model's. The result equals the model's up to rounding: between the products it
 keeps fp32 where the model rounds to bf16. Each new token is a query of its own; those of one row read the same blocks,
 each up to its own position.
 

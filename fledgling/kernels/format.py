@@ -40,7 +40,7 @@ def check_quantization(bits: int, group_size: int) -> None:
 
 
 def check_columns(name: str, columns: int, bits: int, group_size: int) -> None:
-    """Raises UserError unless rows of so many columns are whole groups."""
+    """Raises UserError unless rows of `columns` columns are whole groups."""
     unit = max(group_size, INTERLEAVED_COLUMNS) if bits == 4 else group_size
     if columns % unit:
         raise UserError(

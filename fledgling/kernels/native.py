@@ -104,7 +104,7 @@ def _make_levels() -> Tensor:
 
 
 def can_multiply(columns: int, groups: int) -> bool:
-    """Whether the products take rows of so many columns in so many groups."""
+    """Whether the products take rows of `columns` columns in `groups` groups."""
     return columns % 32 == 0 and groups <= MAX_GROUPS
 
 

@@ -54,8 +54,8 @@ class TreeMask:
     def visible_mask(self, queries: slice, window_size: int | None = None) -> Tensor:
         """Returns (B, queries, queries.stop): whether a query sees a key along the tree.
 
-        With a window_size only the last so many positions are seen, and none after the query; without one, causality is
-        left to the caller.
+        With a window_size only the last `window_size` positions are seen, and none after the query; without one,
+        causality is left to the caller.
         """
         keys = self.branches[:, None, : queries.stop]
         visible = (keys == 0) | (keys == self.branches[:, queries, None])
@@ -66,7 +66,7 @@ class TreeMask:
     def previous_places(self) -> tuple[Tensor, Tensor]:
         """Returns the place in the row of the token before each one along the tree, and whether there is one (B, T).
 
-        A branch begins behind the trunk, whose places are its positions.
+        A branch begins after the trunk, whose places are its positions.
         """
         places = torch.arange(self.branches.shape[1], device=self.branches.device).expand_as(self.branches)
         same_branch = F.pad(self.branches[:, 1:] == self.branches[:, :-1], (1, 0))

@@ -44,7 +44,7 @@ class CacheBlock:
 class CacheRow:
     """One sequence: its blocks in order, and the number of tokens that they hold.
 
-    The model writes behind `length`; only the caller advances it.
+    The model writes after `length`; only the caller advances it.
     """
 
     block_table: list[CacheBlock] = field(default_factory=list)

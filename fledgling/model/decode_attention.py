@@ -75,7 +75,7 @@ class DecodeLayer:
     def _attend_fused(self, q: Tensor) -> Tensor:
         """Returns attention (B, H, 1, D) of q (B, H, 1, D): products and sums that the compiler fuses with look-ups.
 
-        Uncompiled it would make tensors of (B, P S, H, D) in fp32. Entries of a table behind a row's last block are
+        Uncompiled it would make tensors of (B, P S, H, D) in fp32. Entries of a table after a row's last block are
         block 0, which all rows share, so that they are read from the processor's cache.
         """
         assert self.mask is not None

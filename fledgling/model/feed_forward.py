@@ -46,7 +46,7 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.fc1 = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.fc2 = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
-        # whether a factor r of the input can be applied as r^2 behind fc2
+        # whether a factor r of the input can be applied as r^2 after fc2
         self.scale_commutes = activation is relu2 and not config.bias
 
     @property
@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
         return self.fc2
 
     def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> the input of fc2 (B, T, F), without a scale that is applied behind fc2."""
+        """(B, T, C) -> the input of fc2 (B, T, F), without a scale that is applied after fc2."""
         return self.activation(apply_linear(x, self.fc1, None if self.scale_commutes else deferred_scale))
 
     def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
@@ -78,7 +78,7 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.up_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.down_proj = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
-        self.scale_commutes = not config.bias  # whether the factor of `up`, which is linear, can be applied behind down
+        self.scale_commutes = not config.bias  # whether the factor of `up`, which is linear, can be applied after down
 
     @property
     def input_projections(self) -> tuple[nn.Linear, ...]:
@@ -91,7 +91,7 @@ class GatedFeedForward(nn.Module):
         return self.down_proj
 
     def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> the input of down (B, T, F), without a scale that is applied behind down."""
+        """(B, T, C) -> the input of down (B, T, F), without a scale that is applied after down."""
         if deferred_scale is not None and self.scale_commutes:
             return self.activation(apply_linear(x, self.gate_proj, deferred_scale)) * apply_linear(x, self.up_proj)
         gate, up = apply_linears(x, self.input_projections, deferred_scale)

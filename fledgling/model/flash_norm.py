@@ -1,4 +1,4 @@
-"""FlashNorm: the norm's weight folded into the matrices that follow, and its division deferred behind their products.
+"""FlashNorm: the norm's weight folded into the matrices that follow, and its division applied after their products.
 
 A linear layer commutes with scaling its input. With r = 1 / RMS(x), one number for each token, and the weight g,
 
@@ -7,10 +7,10 @@ A linear layer commutes with scaling its input. With r = 1 / RMS(x), one number 
 so g can be folded into W once (`fold_norm_weights`: nothing is left to multiply), and r can be applied to the result,
 so that the product need not wait for the mean over the width (`apply_norm_deferred`). Where r can be deferred further:
 
-    queries, keys, values   r behind each product
-    ReLU^2 without bias     max(0, r h)^2 = r^2 max(0, h)^2: r^2 behind the second matrix
-    GELU, and any bias      r behind the first matrix: neither is homogeneous
-    SwiGLU                  r on the gate, because silu(r gate) is not homogeneous; that of `up` behind the last matrix
+    queries, keys, values   r after each product
+    ReLU^2 without bias     max(0, r h)^2 = r^2 max(0, h)^2: r^2 after the second matrix
+    GELU, and any bias      r after the first matrix: neither is homogeneous
+    SwiGLU                  r on the gate, because silu(r gate) is not homogeneous; that of `up` after the last matrix
 
 Exact up to rounding: within 1e-5 of plain RMSNorm in fp32. The norm before the head is never deferred: its result is
 what a model returns.
@@ -50,7 +50,7 @@ def apply_norm_deferred(norm: nn.Module, x: Tensor) -> NormOutput:
 
 
 def fold_norm_weights(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the same model with every norm's weight multiplied into the matrices behind it; the weights become ones.
+    """Returns the same model with every norm's weight multiplied into the matrices after it; the weights become ones.
 
     Args:
         state: tensors by the model's names; not changed.

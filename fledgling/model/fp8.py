@@ -1,6 +1,6 @@
 """Products of the blocks in fp8, in training only: torchao's float8 training, as `run.fp8` asks for it.
 
-Inputs, weights and gradients of a product are each scaled by their largest value and rounded to 8 bits, anew in every
+Inputs, weights and gradients of a product are each scaled by their largest value and rounded to 8 bits, again in every
 step; sums, weights and optimizer state keep their dtypes. Evaluation and answers use the dtype of the run.
 
 Source: Micikevicius et al. 2022, FP8 formats for deep learning, arXiv 2209.05433.

@@ -44,7 +44,7 @@ class SkipConnections(nn.Module):
         self.back_out = LearnedScalars(BACK_OUT) if config.back_out else None
 
     def forward(self, x: Tensor, streams: list[Tensor | None]) -> Tensor:
-        """Returns what is read next, from the stream x (B, T, C) behind as many blocks as `streams` has entries.
+        """Returns what is read next, from the stream x (B, T, C) after as many blocks as `streams` has entries.
 
         streams: x of the earlier calls, None where it is not needed; x is added.
         """

@@ -36,20 +36,20 @@ INIT_STD = 0.02  # standard deviation of the initial weights of GPT-2 and Llama
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); norms may stand behind the parts too, or only there."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); norms may follow the parts too, or only follow them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.apply_norm = apply_norm_deferred if config.flash_norm else apply_norm
         self.residual = make_residual(config)
-        before, behind = config.norm_placement != "post", config.norm_placement != "pre"
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
         self.parallel_residual = config.parallel_residual
         self.attention_norm = make_norm(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
-        self.attention_output_norm = make_norm(config) if behind else nn.Identity()
+        self.attention_output_norm = make_norm(config) if after else nn.Identity()
         self.mlp_norm = make_norm(config) if before else nn.Identity()
         self.mlp = make_feed_forward(config)
-        self.mlp_output_norm = make_norm(config) if behind else nn.Identity()
+        self.mlp_output_norm = make_norm(config) if after else nn.Identity()
 
     def forward(
         self,

@@ -176,7 +176,7 @@ def muon_(
 
     The orthogonal update is scaled by sqrt(max(1, rows / columns)), so that its effect on the root mean square of the
     outputs does not depend on the shape. A matrix whose gradient is zero has no update: orthogonalization would make a
-    whole step of momentum that has decayed to almost nothing. Its momentum and its weights decay as ever.
+    whole step of momentum that has decayed to almost nothing. Its momentum and its weights decay as before.
 
     Args:
         parameters: n tensors (rows, columns).

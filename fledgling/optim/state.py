@@ -111,7 +111,7 @@ class HostState:
         return self.tensor.to(self.device, non_blocking=True, copy=True)
 
     def write(self, values: Tensor) -> None:
-        """Copies values by way of the device, behind what is queued there."""
+        """Copies values by way of the device, after what is queued there."""
         self.tensor.copy_(values.to(self.device), non_blocking=True)
 
 

@@ -26,7 +26,7 @@ def tie_gradients(gradients: dict[str, Tensor], step: Tensor, tied_updates: int)
     Args:
         gradients: by name, of what this rank owns; it may own no rows of the two.
         step: 0-d, the number of the update, from 1.
-        tied_updates: so many updates are of one matrix.
+        tied_updates: the number of first updates that are of one matrix.
     """
     if not tied_updates or EMBEDDING not in gradients:
         return

@@ -54,8 +54,8 @@ def eager_activation_bytes(
         kept |= _deferred_norm_bytes(config, A, w)
     if config.residual_scalars:
         kept["residual"] = A * w * E  # the residual stream before scaling
-    if ideas := _idea_bytes(config, A, w):
-        kept["ideas"] = ideas
+    if features := _feature_bytes(config, A, w):
+        kept["features"] = features
     if uses_blockwise_attention(context, device):
         pairs = rows * H * count_scored_pairs(context, window)
         masks = (rows if documents else 1) * count_scored_pairs(context, window)
@@ -69,17 +69,17 @@ def eager_activation_bytes(
     return kept
 
 
-def _idea_bytes(config: ModelConfig, A: int, w: int) -> int:
+def _feature_bytes(config: ModelConfig, A: int, w: int) -> int:
     """Returns the bytes that gates and exclusive attention keep in a layer; of value gates the mean over the layers."""
     Q, K, H, G = config.attention_width, config.kv_heads * config.head_width, config.heads, config.kv_heads
     copied = w < 4  # an fp32 copy in addition to the values
     kept = 0
-    if config.value_gates:  # the embedding, and the gate before and behind its factor
+    if config.value_gates:  # the embedding, and the gate before and after its factor
         tables = sum(map(config.has_value_embedding, range(config.depth)))
         kept += A * w * (K + 2 * G) * tables // config.depth
     if config.exclusive_attention:  # in fp32 y and v; the share, its numerator and denominator; y itself
         kept += A * (4 * Q + 4 * K * copied + 8 * H + 4 * G)
-    if config.head_gates:  # the result, and the gate before and behind its factor
+    if config.head_gates:  # the result, and the gate before and after its factor
         kept += A * w * (Q + 2 * H)
     return kept
 
@@ -130,8 +130,8 @@ def compiled_activation_bytes(
         "attention": A * w * 2 * E,
         "feed_forward": A * w * F * (3 if config.is_gated else 2),
     }
-    if ideas := _idea_bytes(config, A, w):
-        kept["ideas"] = ideas * w // 4  # fp32 is computed again
+    if features := _feature_bytes(config, A, w):
+        kept["features"] = features * w // 4  # fp32 is computed again
     if uses_blockwise_attention(context, device):
         pairs = rows * config.heads * count_scored_pairs(context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)

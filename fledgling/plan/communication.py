@@ -277,7 +277,7 @@ def fit_link(sizes: Sequence[int], seconds: Sequence[float], name: str = "measur
 
 
 def step_seconds(compute: float, communication: float, overlap: bool = False) -> float:
-    """Returns the seconds of a step; with `overlap`, communication hides behind the backward pass."""
+    """Returns the seconds of a step; with `overlap`, communication overlaps with the backward pass."""
     return compute + (max(0.0, communication - BACKWARD_SHARE * compute) if overlap else communication)
 
 

@@ -261,7 +261,7 @@ def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forec
 def forecast_ratio(name: str, planned: float, runs: Sequence[PastRun]) -> Forecast:
     """Returns time or memory: the planned value, corrected by the median of measured / planned of past runs."""
     own = [run for run in runs if run.predicted.get(name, 0) > 0 and run.measured.get(name, 0) > 0]
-    groups = [[run] for run in own] if name == SECONDS else group_dependent(own)  # each run measures its time anew
+    groups = [[run] for run in own] if name == SECONDS else group_dependent(own)  # each run measures its own time
     found = [[math.log(run.measured[name] / run.predicted[name]) for run in group] for group in groups]
     errors = [max(group, key=abs) for group in found]
     bias = median(errors) if len(errors) >= MIN_LAW_RUNS else 0.0

@@ -256,7 +256,7 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
     The tokens of RL are an assumption, those of DPO an upper bound. RL: prompts as long as the longest answer, which
     they may exceed, and answers of full length; each token is sampled once and learned `epochs` times. DPO: both
     answers of a pair fill the context; the reference model, if there is one, reads them once. KTO: an answer fills the
-    context; the reference model reads it, and both models read it once more with another prompt.
+    context; the reference model reads it, and both models read it again with another prompt.
     """
     recipe, config, device, ranks = context.recipe, context.config, context.device, context.step.ranks
     stage, length = recipe.stage_config(name), _length(name, context)

@@ -21,7 +21,7 @@ from fledgling.plan.flops import training_flops_per_token
 # seconds of starts, checks and the report are of one of these cores: docs/budgets.md.
 QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a question
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
-SERIES = 2.3  # exams of a skill: training wordings, practised ones, and development or test wordings
+SERIES = 2.3  # exams of a skill: train, practice, and dev or test wordings
 FIRST_SHARE = 0.25  # of an exam's questions, which are asked between
 CORE_ITEM_TOKENS = 174.0  # of training, for an item of CORE: 521 tokens of a forward pass (docs/benchmarks.md)
 CORE_TASKS = 22

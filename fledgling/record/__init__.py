@@ -9,7 +9,7 @@
     RUN/<stage>/done.json       written once, when the stage has finished
     RUN/<stage>/seal.json       hashes of the lines and checkpoints, for `fledgling verify`
     RUN/<stage>/checkpoints/    one directory a checkpoint, complete or absent
-    RUN/bases/<stage>/          checkpoints of a stage trained anew or further since, which adapters belong to
+    RUN/bases/<stage>/          checkpoints of a stage restarted or trained further since, which adapters belong to
 
 JSONL files grow by complete lines only, so the report, a dashboard or `tail -f` can read them at any time. `step`
 counts finished optimizer steps: 0 is before the first one.

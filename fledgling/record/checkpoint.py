@@ -41,7 +41,7 @@ from fledgling.record.jsonl import make_write_error
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
 MAX_STATE_BYTES = 256 * 2**20  # a longer JSON file is not from this program
-BASES_DIR = "bases"  # in the run directory: checkpoints of stages trained anew since, which adapters belong to
+BASES_DIR = "bases"  # in the run directory: checkpoints of stages restarted since, which adapters belong to
 _STEP = re.compile(r"step-(\d{8,})(\.old)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -1,7 +1,7 @@
 """The names of evaluations: which wordings an exam is in, which of them are quoted, and on how much they were measured.
 
 An exam of a skill is called after its task and its set of wordings (fledgling/tasks/task.py). Recipes are tuned by the
-development wordings, so that their score says little about new ones: only the test is quoted.
+dev wordings, so that their score says little about new ones: only the test is quoted.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 # The end of an exam's name, and the wordings that its questions are in.
-WORDINGS = {"_test": "test", "": "training", "_practised": "practised", "_dev": "development"}
+WORDINGS = {"_test": "test", "": "train", "_practice": "practice", "_dev": "dev"}
 
 
 def split_evaluation_name(name: str) -> tuple[str, str]:
-    """Returns the task and the end of an exam's name that says its wordings: `_test`, `_practised`, `_dev` or ""."""
+    """Returns the task and the end of an exam's name that says its wordings: `_test`, `_practice`, `_dev` or ""."""
     end = next((end for end in WORDINGS if end and name.endswith(end)), "")
     return name.removesuffix(end), end
 

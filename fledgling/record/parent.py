@@ -1,7 +1,7 @@
 """Which checkpoint a stage began from: its state names that by stage, step and the SHA-256 of its weights.
 
-A stage that is trained anew or further leaves the later stages as they are. They were made from weights that the run
-may have no longer, and what the stage before them is now says nothing of these. Start with `find_parent`.
+A stage that is restarted or trained further leaves the later stages as they are. They were made from weights that the
+run may have no longer, and what the stage before them is now says nothing of these. Start with `find_parent`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ RUN/<stage>/seal.json has the lines of a stage's record, its predictions, checkp
 checkpoint and at the end of the stage, and names the line that was changed. RUN/seal.json has the files of the whole
 run: recipe, environment, prediction, tokenizer, initial weights. It is written with them, when a stage starts, and at
 the end of a run with a budget, whose seconds it has from then on. A seal has no key: it shows accidents and edits, not
-a forger who writes the seal anew. `fledgling.verify` adds what hashes cannot show, and prints one digest of all seals,
+a forger who rewrites the seal. `fledgling.verify` adds what hashes cannot show, and prints one digest of all seals,
 which a publisher states elsewhere.
 """
 

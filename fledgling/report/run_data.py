@@ -1,6 +1,6 @@
 """Reads a run directory into values, once; entries of the wrong shape are dropped.
 
-The files may be incomplete, from another version or edited by hand. Only this module reads them: behind it every number
+The files may be incomplete, from another version or edited by hand. Only this module reads them: after it every number
 is finite and every text is a string.
 """
 

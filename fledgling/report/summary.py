@@ -70,7 +70,7 @@ def evaluation_names(run: RunData) -> list[str]:
 
 
 def quoted_evaluation_names(run: RunData) -> list[str]:
-    """Returns the evaluations that tables show: all but development sets, by which recipes are tuned."""
+    """Returns the evaluations that tables show: all but dev sets, by which recipes are tuned."""
     return [name for name in evaluation_names(run) if split_evaluation_name(name)[1] != "_dev"]
 
 

@@ -2,7 +2,7 @@
 
     python -m fledgling.runtime.bounded_lines COMMAND [ARGUMENT ...]
 
-A client of JSON lines reads into memory until a newline comes; behind this process a server can send it no more than
+A client of JSON lines reads into memory until a newline comes; through this process a server can send it no more than
 MAX_LINE_BYTES at once. A longer line ends the command, and this process with exit code 1.
 """
 

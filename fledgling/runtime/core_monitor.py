@@ -19,7 +19,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 NOT_SHARED = 0.25  # cores: less use by others than this is the machine's own housekeeping
-AGREEING_CHECKS = 2  # so many measurements in a row must give the same number of threads before it is used
+AGREEING_CHECKS = 2  # this many measurements in a row must give the same number of threads before it is used
 
 
 @dataclass(frozen=True)

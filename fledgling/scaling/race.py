@@ -57,7 +57,7 @@ def parse_contestant(text: str, base: str, overrides: Sequence[str] = ()) -> Con
     """Returns the contestant that a word of the command line describes.
 
     Args:
-        text: [NAME=]WHAT[+table.key=value...]; WHAT is a recipe's name or file, the name of an idea of
+        text: [NAME=]WHAT[+table.key=value...]; WHAT is a recipe's name or file, the name of a feature of
             `ablation.VARIANTS` (the base recipe with its overrides), nothing (the base recipe), TREE:RECIPE with the
             directory of a checkout, or a .jsonl file of another program's results.
         base: the base recipe.

@@ -1,7 +1,7 @@
 """GSM8K: grade school word problems (arXiv 2110.14168), solved in steps with a calculator.
 
 The solutions mark every calculation, `48/2 = <<48/2=24>>24`. Each mark becomes a tool call: the model writes the
-expression, and the tool returns the result; the text around it stays. The answer is the number behind `####`.
+expression, and the tool returns the result; the text around it stays. The answer is the number after `####`.
 
 The result is written as the calculator prints it (`<<30-18=12.00>>` gives 12), because that is what the model will
 read. A rounded result (`<<100/3=33.3>>`) stays as it is in the solution, since the following steps use it.
@@ -46,13 +46,13 @@ def normalize_number(number: str) -> str:
 
 
 def extract_final_answer(text: str) -> str | None:
-    """Returns the number behind the first `####`, as `normalize_number` writes it; None where there is none."""
+    """Returns the number after the first `####`, as `normalize_number` writes it; None where there is none."""
     match = FINAL_ANSWER.search(text)
     return normalize_number(match.group(1)) if match else None
 
 
 def score_final_answer(question: Question, answer: str) -> float:
-    """Returns 1.0 when the number behind the answer's first `####` equals the reference, else 0.0.
+    """Returns 1.0 when the number after the answer's first `####` equals the reference, else 0.0.
 
     Numbers are compared by value, so that 18.00 equals 18, and 70,000 equals 70000.
     """

@@ -16,9 +16,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-# Four disjoint sets of wordings: for demonstrations, for reinforcement learning, for tuning recipes and training
+# Four disjoint sets of wordings: for demonstrations, for reinforcement learning, for tuning recipes and train
 # wordings by their scores, and for the scores that are quoted, which nothing is tuned by.
-TRAIN, PRACTICE, DEVELOPMENT, TEST = "train", "practice", "dev", "test"
+TRAIN, PRACTICE, DEV, TEST = "train", "practice", "dev", "test"
 HOLDOUT_MODULUS = 10  # one word, number pair or combination in this many appears in evaluations only
 CLUSTER_FACTS = ("wording", "passage", "instance")  # keys of Question.facts that several questions may share
 MAX_DRAWS = 60  # of a question for an exam, until it is one that the exam does not have
@@ -147,7 +147,7 @@ class GeneratedTask:
         return []
 
     def get_train_example(self, index: int, seed: int) -> dict:
-        """Returns conversation `index` of `seed`: training wordings, no held-out word or number."""
+        """Returns conversation `index` of `seed`: train wordings, no held-out word or number."""
         return self.to_conversation(self.sample_question(make_rng(self.name, TRAIN, seed, index), TRAIN, False, None))
 
     def get_practice_question(self, index: int, seed: int) -> Question:
@@ -157,12 +157,12 @@ class GeneratedTask:
     def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
         """Returns held-out questions in each set of wordings; at most as many as `counts` has for the set.
 
-        NAME is in training wordings, NAME_test and NAME_dev in wordings that no training has, NAME_practised in those
-        of reinforcement learning. Where nothing is held out from training or practice, NAME or NAME_practised does not
+        NAME is in train wordings, NAME_test and NAME_dev in wordings that no training has, NAME_practice in those
+        of reinforcement learning. Where nothing is held out from training or practice, NAME or NAME_practice does not
         exist: its questions would be training prompts. Each exam is the beginning of a larger one.
         """
         exams = []
-        for wordings, suffix in ((TRAIN, ""), (TEST, "_test"), (DEVELOPMENT, "_dev"), (PRACTICE, "_practised")):
+        for wordings, suffix in ((TRAIN, ""), (TEST, "_test"), (DEV, "_dev"), (PRACTICE, "_practice")):
             exists = {TRAIN: self.has_holdout, PRACTICE: self.has_practice_holdout}.get(wordings, True)
             if exists and counts.get(wordings):
                 exams.append((self.name + suffix, self.draw_exam(wordings, counts[wordings])))
@@ -172,7 +172,7 @@ class GeneratedTask:
         """Returns the first `count` questions of the exam in a set of wordings; fewer if there are no more.
 
         No question comes twice, and a word, pair or fact comes again only if no other is found. Training and practice
-        wordings are drawn; the development and test wordings, which are few, come in turn, in a fixed order, so that a
+        wordings are drawn; the dev and test wordings, which are few, come in turn, in a fixed order, so that a
         small exam has as many of them as it can.
         """
         return _draw_exam(self, wordings, count)
@@ -190,7 +190,7 @@ class GeneratedTask:
 def _draw_exam(task: GeneratedTask, wordings: str, count: int) -> tuple[Question, ...]:
     rng = make_rng(task.name, "exam", wordings)
     in_turn: list[str | None] = [None]
-    if wordings in (DEVELOPMENT, TEST):
+    if wordings in (DEV, TEST):
         in_turn = list(task.list_wordings(wordings))
         rng.shuffle(in_turn)
     questions: list[Question] = []

@@ -21,7 +21,7 @@ from fledgling.text.unicode_classes import CharacterComparison
 
 EncodeBatch = Callable[[list[str]], list[list[int]]]
 
-# gigatoken caches every piece without limit: 14 MB for 4.5 MB of new words. A new encoder after so many characters
+# gigatoken caches every piece without limit: 14 MB for 4.5 MB of new words. A new encoder after this many characters
 # bounds the cache, and costs less than a second of warm-up for each 200 MB.
 MAX_CACHED_CHARACTERS = 200_000_000
 CHECKED_TOKENS = 1000  # of the vocabulary, in the text that both libraries must encode alike

@@ -90,7 +90,7 @@ def learn_merges(
     Args:
         texts: documents, read once.
         trainer: "ffbpe" or "tokenizers"; the result is the same.
-        max_characters: stops reading after so many characters; None reads all.
+        max_characters: characters after which reading stops; None reads all.
         progress: is called with the number of characters read so far.
 
     Returns:

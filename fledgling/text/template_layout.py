@@ -6,7 +6,7 @@ contents in these places (without white space around them, where a template trim
 text, as other programs tokenize it, unless a content has the name of a control token: then each content is tokenized
 by itself, so that it stays text.
 
-An answer is learned from the token with its first character to the end of turn that the template writes behind it.
+An answer is learned from the token with its first character to the end of turn that the template writes after it.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def render_pieces(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, An
 
 
 def find_end_of_turn(tokenizer: LayoutTokenizer, ends: Sequence[str]) -> str:
-    """Returns which of these control tokens the template writes behind an answer; the first if it writes none."""
+    """Returns which of these control tokens the template writes after an answer; the first if it writes none."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    behind = render_pieces(tokenizer, messages, asks=False)[-1].text
-    found = {name: behind.find(name) for name in ends if name in behind}
+    after = render_pieces(tokenizer, messages, asks=False)[-1].text
+    found = {name: after.find(name) for name in ends if name in after}
     return min(found, key=found.__getitem__) if found else ends[0]
 
 

@@ -90,7 +90,7 @@ class Tokenizer:
             vocab_size: all tokens, with special tokens.
             max_digits: longest group of digits in a token (1, 2 or 3).
             letter_tokens: whether every " " + ASCII letter is one token (single letters always are: they are bytes).
-            max_characters: stops reading after so many characters; None reads all.
+            max_characters: characters after which reading stops; None reads all.
             trainer: "auto", "ffbpe" or "tokenizers"; the result is the same.
             progress: is called with the number of characters read so far.
 
@@ -184,7 +184,7 @@ class Tokenizer:
 
     @property
     def batch_library(self) -> str:
-        """The library behind `encode_batch`: "gigatoken" or "tokenizers"."""
+        """The library that `encode_batch` uses: "gigatoken" or "tokenizers"."""
         return self._batch_encoder[0]
 
     @cached_property

@@ -130,7 +130,7 @@ def read_call(text: str) -> tuple[str, str] | None:
         if json.loads(written) == value["arguments"]:
             return value["name"], written
     except ValueError:
-        pass  # other spaces or another order: the value written anew
+        pass  # other spaces or another order: the value is written in our form
     return value["name"], json.dumps(value["arguments"], ensure_ascii=False)
 
 

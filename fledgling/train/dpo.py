@@ -35,7 +35,7 @@ from fledgling.train.stage import Stage
 
 
 class PreferenceStream:
-    """The stream of a dpo stage: `batch_size` pairs (kto: answers) per step, shuffled anew in each epoch.
+    """The stream of a dpo stage: `batch_size` pairs (kto: answers) per step, shuffled again in each epoch.
 
     All ranks have the same order; each takes its micro-batches.
     """

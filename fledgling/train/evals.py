@@ -20,7 +20,7 @@ from fledgling.files import resolve_data_root
 from fledgling.tasks import GENERATED_TASKS, load_task
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
 from fledgling.tasks.exam_names import exam_names
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN
 from fledgling.text.compression import measure_compressed_bpb
 from fledgling.train.context import StageContext
 from fledgling.train.stage import Eval
@@ -64,13 +64,11 @@ def list_available_exams(names: Sequence[str], context: StageContext) -> list[st
 
 
 def _report_missing_exams(config: RLConfig, context: StageContext) -> None:
-    """Logs which practised skills have no exam in practised wordings, because RL practises every such prompt."""
+    """Logs which skills of RL have no exam in practice wordings, because RL samples answers to every such prompt."""
     skills = [name for name, weight in config.tasks.items() if weight > 0 and name in GENERATED_TASKS]
     missing = [name for name in skills if not load_task(name).list_exams({PRACTICE: 1})]
     if missing:
-        context.recorder.log_notice(
-            f"no exam in practised wordings of {', '.join(missing)}: all its prompts are practised"
-        )
+        context.recorder.log_notice(f"no exam in practice wordings of {', '.join(missing)}: RL reads all its prompts")
 
 
 def build_compression_eval(source: str, context: StageContext) -> Eval:
@@ -148,12 +146,12 @@ def _run_exams(context: StageContext, names: list[str], count: int, step: int, l
     """Measures the chat tasks on their first questions and, at the end of the stage, on all of them too.
 
     The exams are built whole and cut, and the first questions are always answered in the same batches, so that the
-    same weights have one value: two series, which differ in n. The development wordings, which recipes are tuned by,
+    same weights have one value: two series, which differ in n. The dev wordings, which recipes are tuned by,
     have the first questions only; the test wordings are measured at the end only.
     """
     recipe, first = context.recipe, max(1, count // FIRST_QUESTIONS)
     practiced = [name for name, weight in recipe.rl.tasks.items() if weight > 0] if "rl" in recipe.stages else []
-    counts = {TRAIN: count, DEVELOPMENT: first, PRACTICE: count, **({TEST: count} if last else {})}
+    counts = {TRAIN: count, DEV: first, PRACTICE: count, **({TEST: count} if last else {})}
     exams = chat.build_exams(names, counts, practiced, recipe.run.data_dir)
 
     def answer(part: slice) -> list[list[chat.ExamAnswer]]:

@@ -1,4 +1,4 @@
-"""Keeps the checkpoints that adapters of later stages belong to, when their own stage is trained anew or further.
+"""Keeps the checkpoints that adapters of later stages belong to, when their own stage is restarted or trained further.
 
 Such a checkpoint moves to RUN/bases, where `export.checkpoint_weights.find_base` finds it, and is deleted when the last
 adapter that needs it is. Start with `remove_checkpoint` and `describe_dependents`.
@@ -72,7 +72,7 @@ def describe_dependents(run_dir: Path, name: str) -> list[str]:
     moved = f"; the adapters of {adapters} belong to {', '.join(kept)}, which is {where}" if kept else ""
     return [
         f"{name} changes, and {', '.join(later)} of this run keep what they learned from its weights, until they are "
-        f"trained anew: `fledgling train {later[0]} {run_dir} --resume never`{moved}"
+        f"trained again: `fledgling train {later[0]} {run_dir} --resume never`{moved}"
     ]
 
 

@@ -3,7 +3,7 @@
 A mixture names sources of three kinds (`split_mixture`). Generated tasks have no end and share one shard; public sets
 and the user's own conversations are one shard each; both are packed whole. All other names are documents, packed by
 cropping; `fledgling.corpora.prepare` writes their shards and the tokenizer. A finished shard is found again by a
-digest of what it was made from, so a second run prepares nothing twice and an edited file is prepared anew; a resumed
+digest of what it was made from, so a second run prepares nothing twice and an edited file is prepared again; a resumed
 stage keeps what it began with (`fledgling.corpora.prepared_data`).
 """
 
@@ -31,7 +31,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.positions import Positions, SetPart
 
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
-ROWS_PER_BAD_ROW = 100  # one row in so many of a public set may be no conversation
+ROWS_PER_BAD_ROW = 100  # one row in this many of a public set may be no conversation
 SAMPLED_CONVERSATIONS = 256  # from which the mean length of a source is measured
 TOKENIZER_CONVERSATIONS = 4000  # conversations of the skills that the tokenizer is trained on too
 
@@ -182,7 +182,7 @@ class DataPreparer:
     def load_or_train_tokenizer(self, may_replace: bool = False) -> Tokenizer:
         """Returns the run's tokenizer, trained first if RUN/tokenizer does not exist.
 
-        may_replace: whether one that was made from other text or settings is trained anew.
+        may_replace: whether one that was made from other text or settings is trained again.
         """
         tasks = split_mixture(self.sft_mixture).tasks if self.sft_mixture else {}
         key = short_digest(tasks, self.seed, TOKENIZER_CONVERSATIONS, _digest_tasks()) if tasks else ""

@@ -79,7 +79,7 @@ def reconcile_settings(
     if source is None or saved is None:
         return recipe
     recipe = keep_derived(saved, recipe)
-    done = [name for name in list_done_stages(run_dir) if name != stage]  # one that starts anew is done no more
+    done = [name for name in list_done_stages(run_dir) if name != stage]  # one that is restarted is no longer done
     changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, is_resumed, state)
     _require_allowed(changed, stage, source, run_dir)
     chosen = {f"{stage}.steps", f"{stage}.warmup_steps"} if steps_are_chosen else set()
@@ -110,7 +110,7 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
         if c.name.partition(".")[0] not in {*STAGES, "run", "name", "description", "stages"} - {stage}
     ]
     if ignored:
-        how = f"`fledgling train {stage} {run_dir} --resume never` trains it anew, --set run.out=DIR in another run"
+        how = f"`fledgling train {stage} {run_dir} --resume never` restarts it, --set run.out=DIR in another run"
         log(f"{stage} is done, and keeps its settings ({how})\n" + "\n".join(format_changes(ignored)))
 
 
@@ -191,14 +191,14 @@ def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
 def require_same_parent(stage: str, stage_dir: Path, saved: Path | None, parent: Path | None) -> None:
     """Raises UserError if a stage's checkpoint was made from other weights than the stage before it has now.
 
-    So happens when that stage was trained anew, or its directory was replaced.
+    That happens when that stage was restarted, or its directory was replaced.
     """
     began_from = checkpoint.read_checkpoint_state(saved).get("parent") if saved else None
     now = describe_parent(parent)
     if isinstance(began_from, dict) and now and began_from.get("weights") != now["weights"]:
         raise UserError(
             f"{stage_dir} was made from other weights than {parent} has now (that stage was trained again since): "
-            f"train {stage} anew with `fledgling train {stage} {stage_dir.parent} --resume never`"
+            f"restart {stage} with `fledgling train {stage} {stage_dir.parent} --resume never`"
         )
 
 
@@ -224,8 +224,8 @@ def require_tokenizer(run_dir: Path, source: Path | None, log: Log) -> None:
 def require_tokenizer_settings(recipe: Recipe, run_dir: Path) -> None:
     """Raises UserError if a run without weights has a tokenizer that was made with other settings than the recipe's.
 
-    That is one without the digests of what it was made from, which is therefore not trained anew by itself; and one
-    whose tokenizer.json is not the file that its training.json describes.
+    That is one without the digests of what it was made from, which is therefore not trained again automatically; and
+    one whose tokenizer.json is not the file that its training.json describes.
     """
     file = run_dir / "tokenizer" / "tokenizer.json"
     try:
@@ -234,17 +234,17 @@ def require_tokenizer_settings(recipe: Recipe, run_dir: Path) -> None:
         made_with = {}
     if not file.is_file() or not isinstance(made_with, dict):
         return
-    anew = f"delete {file.parent} to train it anew, or choose another directory with --set run.out=DIR"
+    remedy = f"delete {file.parent} to train it again, or choose another directory with --set run.out=DIR"
     tokenizer = Tokenizer.load(file)
     if made_with.get("fingerprint", tokenizer.fingerprint()) != tokenizer.fingerprint():
-        raise UserError(f"{file} is not the tokenizer that training.json next to it describes: {anew}")
+        raise UserError(f"{file} is not the tokenizer that training.json next to it describes: {remedy}")
     if "inputs" in made_with and not file.parent.is_symlink():
-        return  # DataPreparer trains it anew where text or settings changed
+        return  # DataPreparer trains it again where text or settings changed
     if tokenizer.vocab_size != recipe.tokenizer.vocab_size:
         made_with = {"vocab_size": tokenizer.vocab_size, **made_with}
     for name in ("vocab_size", "max_digits", "letter_tokens"):
         wanted = getattr(recipe.tokenizer, name)
         if made_with.get(name, wanted) != wanted:
             raise UserError(
-                f"{file.parent} was made with tokenizer.{name}={made_with[name]}, the recipe says {wanted}: {anew}"
+                f"{file.parent} was made with tokenizer.{name}={made_with[name]}, the recipe says {wanted}: {remedy}"
             )

@@ -98,7 +98,7 @@ def run_stage(
     """Runs stage `name`; returns False if it was already done.
 
     Args:
-        resume: "auto" resumes from the newest checkpoint, "never" starts the stage anew.
+        resume: "auto" resumes from the newest checkpoint, "never" restarts the stage.
         quiet: shows no progress line.
         select_evals: returns the evaluations to run, of those that the stage has.
         lock: of the run, if the caller holds it; else it is taken for the stage.
@@ -157,7 +157,7 @@ def run_stage(
 
 
 def start_run(given: Recipe, recipe: Recipe, name: str, resume: str, world: World, saved: Path | None) -> DeviceSetup:
-    """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it.
+    """Sets up the device and writes the run's files; deletes the stage if it is restarted. Every rank calls it.
 
     given: the recipe before rules filled its open fields.
     """

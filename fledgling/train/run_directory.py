@@ -54,7 +54,7 @@ def remove_dead_links(run_dir: Path) -> None:
     for name in ("tokenizer", "data"):
         if (run_dir / name).is_symlink() and not (run_dir / name).exists():
             target = os.readlink(run_dir / name)
-            print_line(f"{run_dir / name} is a link to {target}, which does not exist here: it is made anew")
+            print_line(f"{run_dir / name} is a link to {target}, which does not exist here: it is created again")
             (run_dir / name).unlink()
 
 

@@ -36,7 +36,7 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     """Compares RUN/report.html with the page that its record gives now, without the lines that were added since.
 
     A page that was made before the newest step, or the newest end of a stage, is not compared: the run was resumed, or
-    a stage was trained anew, with as many steps or fewer. Nor is one with steps of a stage that has been deleted, or
+    a stage was restarted, with as many steps or fewer. Nor is one with steps of a stage that has been deleted, or
     that was stopped and has lost the steps after its last checkpoint.
 
     same_version: whether this version of the package wrote it; another one may lay it out differently.
@@ -70,7 +70,7 @@ def _compare_page(run_dir: Path, page: str, check: Check) -> None:
         undone = [name for name, count in steps.items() if count < 0 and name not in done]
         if undone or max(steps.values()) > 0 or read_unix_time(page) < present.last_time:
             why = f"it has steps of {', '.join(undone)} that are not here" if undone else "it was resumed since"
-            check.notes.append(f"report.html is older than the run: {why}; `fledgling report` makes it anew")
+            check.notes.append(f"report.html is older than the run: {why}; `fledgling report` makes it again")
             return
         added = {name: count - lines_read.get(name, 0) for name, count in here.items()}
         check.problems += [

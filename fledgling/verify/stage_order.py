@@ -1,4 +1,4 @@
-"""Which stages of a run still follow from one another: an earlier one may have been trained anew or further since.
+"""Which stages of a run still follow from one another: an earlier one may have been restarted or trained further since.
 
 The later stages keep what they learned. What their start was may be gone, and recipe.toml is that of the stage that was
 trained last.

@@ -1,4 +1,4 @@
-"""The routes of the watcher, behind the gate of `fledgling.serve`: host names and key.
+"""The routes of the watcher, behind the access checks of `fledgling.serve` (host names and key).
 
 Runs are read when a client asks, at most once in REFRESH_SECONDS for all clients together, on one thread: without a
 client nothing is read. A client says which versions it has and receives the stages that have changed since.

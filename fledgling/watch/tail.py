@@ -23,7 +23,7 @@ class JsonlTail:
         self._partial = b""
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """Returns the objects of the complete lines that are new, and whether the file began anew before them."""
+        """Returns the objects of the new complete lines, and whether the file was replaced or cut before them."""
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())

@@ -47,7 +47,7 @@ POLL, MAX_DELAY = 0.0005, 0.008  # seconds: between checks for a save, and the l
 STAGE_TIMEOUT = 200  # seconds for a stage that takes a few
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 FILE_COUNTS = 7  # states of a save: none of its files begun, one, ... all six
-PREPARE_EVERY = 8 * len(DEFAULT_STAGES)  # every so many shots one starts from an empty run directory
+PREPARE_EVERY = 8 * len(DEFAULT_STAGES)  # once in this many shots one starts from an empty run directory
 
 
 def start_stage(recipe: Recipe, stage: str, log: Path, modules: Path | None = None) -> int:

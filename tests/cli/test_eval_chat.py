@@ -121,13 +121,14 @@ def test_help_lists_the_tasks(run_command, monkeypatch, command):
 
 def test_sets_of_wordings_are_named_and_an_unknown_one_is_one_line(capsys):
     from fledgling.evals.exams import count_by_wordings
-    from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
+    from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN
 
     assert count_by_wordings([], 9) == {TEST: 9, TRAIN: 9}
-    assert count_by_wordings(["development", "practised"], 5) == {DEVELOPMENT: 5, PRACTICE: 5}
+    assert count_by_wordings(["dev", "practice"], 5) == {DEV: 5, PRACTICE: 5}
     for wordings, expected in (
-        ("unseen", 'has "unseen"; expected some of test, training'),
-        ("training", "has no exam"),
+        ("unseen", 'has "unseen"; expected some of test, train'),
+        ("train", "has no exam"),
+        ("practised", '"practised" was renamed to "practice"'),
     ):
         assert main(["eval", "chat", "nowhere", "--tasks", "identity", "--wordings", wordings]) != 0
         assert expected in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`--gpus N`: so many ranks, their exit code, and one line where it cannot be."""
+"""`--gpus N`: N ranks, their exit code, and one line where it cannot be."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ HELD_OUT = 2  # documents of a shard
 
 
 def make_corpus(folder: Path, shards: int, documents: int, tokens: int) -> None:
-    """Writes a corpus of `shards` shards of so many documents and tokens each."""
+    """Writes a corpus of `shards` shards of a given number of documents and tokens each."""
     rng = np.random.default_rng(0)
     for number in range(shards):
         shard = folder / f"shard_{number:05}"

@@ -1,4 +1,4 @@
-"""Prepared data is found again by what it was made from: an edited source of any kind is prepared anew."""
+"""Prepared data is found again by what it was made from: an edited source of any kind is prepared again."""
 
 import gzip
 import json
@@ -82,7 +82,7 @@ def test_an_edited_source_is_prepared_anew_and_an_unchanged_one_found_again(
     WRITERS[kind](source, EDITED)
     text, messages, _ = prepare_once(run, source, tokenizer)
     assert "is DOCUMENT 7." in text and "is document 7." not in text
-    assert "its text changed, so it is prepared anew" in messages and "of earlier tokens stay in" in messages
+    assert "its text changed, so it is prepared again" in messages and "of earlier tokens stay in" in messages
 
 
 def test_an_edit_that_keeps_size_and_time_is_noticed(run, tmp_path, tokenizer):
@@ -119,7 +119,7 @@ def test_another_tokenizer_makes_other_tokens_and_is_named(run, tmp_path, tokeni
     prepare_once(run, tmp_path / "rows.jsonl", tokenizer)
     other = Tokenizer.train(EDITED, 325)
     text, messages, _ = prepare_once(run, tmp_path / "rows.jsonl", other)
-    assert "is document 7." in text and "the tokenizer changed, so it is prepared anew" in messages
+    assert "is document 7." in text and "the tokenizer changed, so it is prepared again" in messages
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -246,7 +246,7 @@ def test_a_tokenizer_is_trained_anew_only_where_no_weights_depend_on_it(tmp_path
     WRITERS["rows.jsonl"](source, EDITED)
     messages.clear()
     assert train() == first and "tokenizer: kept, although its text changed" in messages[0]
-    assert train(may_replace=True) != first and any("text changed, so it is trained anew" in m for m in messages)
+    assert train(may_replace=True) != first and any("text changed, so it is trained again" in m for m in messages)
     second = train(may_replace=True)
     larger = TokenizerConfig(vocab_size=325, sources=(str(source),))
     assert train(larger) == second and "its settings changed" in messages[-1]
@@ -309,7 +309,7 @@ def test_a_changed_byte_of_tokens_that_are_found_again_is_named(run, tmp_path, t
     content = bytearray(file.read_bytes())
     content[2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"tokens.bin does not match its SHA-256 .*delete .* and it is prepared anew"):
+    with pytest.raises(UserError, match=r"tokens.bin does not match its SHA-256 .*delete .* and it is prepared again"):
         prepare_once(run, source, tokenizer)
     monkeypatch.setattr(prepared_data, "MAX_READ_BYTES", 0)
     assert "whose sizes alone are compared" in prepare_once(run, source, tokenizer)[1]

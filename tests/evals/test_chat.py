@@ -19,7 +19,7 @@ from fledgling.evals.chat import (
 )
 from fledgling.evals.measurement import Measurement, wilson_interval
 from fledgling.tasks import multiple_choice
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, Question
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question
 
 
 def test_the_most_likely_of_the_offered_letters_is_chosen(engine):
@@ -127,12 +127,10 @@ def test_questions_on_one_passage_or_with_one_prompt_are_one_cluster(tmp_path):
 
 
 def test_an_exam_of_a_skill_is_named_by_its_wordings_and_one_of_a_public_set_is_one(root):
-    exams = build_exams(
-        ["stdlib", "identity"], {TRAIN: 9, TEST: 9, DEVELOPMENT: 4, PRACTICE: 9}, ["stdlib", "identity"]
-    )
+    exams = build_exams(["stdlib", "identity"], {TRAIN: 9, TEST: 9, DEV: 4, PRACTICE: 9}, ["stdlib", "identity"])
     sizes = {exam.name: len(exam.questions) for exam in exams}
-    assert sizes == {"stdlib_test": 9, "stdlib_dev": 4, "stdlib_practised": 9, "identity_test": 9, "identity_dev": 4}
+    assert sizes == {"stdlib_test": 9, "stdlib_dev": 4, "stdlib_practice": 9, "identity_test": 9, "identity_dev": 4}
     assert [exam.name for exam in build_exams(["spelling"], 3)] == ["spelling", "spelling_test"]
-    assert [exam.name for exam in build_exams(["spelling"], {PRACTICE: 3})] == [], "practised by no recipe here"
-    [public] = build_exams(["arc_easy"], {TRAIN: 1, DEVELOPMENT: 2}, data_dir=str(root))
+    assert [exam.name for exam in build_exams(["spelling"], {PRACTICE: 3})] == [], "in no recipe's RL here"
+    [public] = build_exams(["arc_easy"], {TRAIN: 1, DEV: 2}, data_dir=str(root))
     assert len(public.questions) == 2 and build_exams(["arc_easy"], {PRACTICE: 2}, data_dir=str(root)) == []

@@ -101,7 +101,7 @@ def test_every_score_on_the_card_says_its_tools(exported, tmp_path, adder):
 
 def test_of_a_skill_a_card_quotes_the_test_alone_and_says_how_many_wordings_it_has(tmp_path, adder):
     with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
-        for end, value in (("", 0.99), ("_dev", 0.9), ("_test", 0.8), ("_practised", 0.95)):
+        for end, value in (("", 0.99), ("_dev", 0.9), ("_test", 0.8), ("_practice", 0.95)):
             clusters = {"clusters": 72, "cluster_unit": "wordings"}
             recorder.log_evaluation(10, f"arithmetic{end}", value, 0.7, 1.0, 200, 0.1, tools="calculator", **clusters)
     model = adder.source

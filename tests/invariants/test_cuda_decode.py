@@ -14,8 +14,8 @@ from fledgling.model.transformer import Transformer
 from tests.invariants.fake_cuda import DeviceWatch, fake_cuda, move_to_fake
 
 MAX_LAYER_KERNELS = 25  # for a token
-IDEAS = {"window_pattern": "SL", "window_size": 256, "value_embeddings": 2, "residual_scalars": True}
-LATER = {**IDEAS, "value_gates": True, "head_gates": True, "exclusive_attention": True}
+FEATURES = {"window_pattern": "SL", "window_size": 256, "value_embeddings": 2, "residual_scalars": True}
+LATER = {**FEATURES, "value_gates": True, "head_gates": True, "exclusive_attention": True}
 STREAM = {"skip_scalars": True, "back_out": True, "smear": True}
 
 
@@ -50,14 +50,14 @@ def test_a_step_stays_on_the_device(monkeypatch, kernel, mode):
 @pytest.mark.parametrize("kernel", ["varlen", "gather"])
 @pytest.mark.parametrize(
     "options",
-    [*({"family": family} for family in FAMILIES), IDEAS, STREAM, {"flash_norm": True}],
-    ids=[*FAMILIES, "ideas", "stream", "flash_norm"],
+    [*({"family": family} for family in FAMILIES), FEATURES, STREAM, {"flash_norm": True}],
+    ids=[*FAMILIES, "features", "stream", "flash_norm"],
 )
 def test_a_layer_takes_at_most_25_kernels_a_token(monkeypatch, options, kernel):
     few, many = (watch_step(monkeypatch, depth, kernel=kernel, **options) for depth in (4, 8))
     assert not many.faults
     layers = (many.kernels - few.kernels).total() / 4
-    limit = MAX_LAYER_KERNELS + (2 if options is IDEAS and kernel == "gather" else 0)
+    limit = MAX_LAYER_KERNELS + (2 if options is FEATURES and kernel == "gather" else 0)
     assert 10 < layers <= limit, many.kernels - few.kernels
 
 

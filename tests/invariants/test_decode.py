@@ -49,10 +49,10 @@ KINDS = {  # a family, and the optional features that are on
 
 def random_model(vocab_size: int, kind: str, context: int = CONTEXT) -> Transformer:
     """Returns a model with random weights: a fresh model's zero matrices would hide what the blocks do."""
-    family, ideas = KINDS[kind]
+    family, features = KINDS[kind]
     kv_heads = 4 if family == "gpt2" else 2
     sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
-    model = Transformer(ModelConfig(family=family, **{**sizes, **ideas}))
+    model = Transformer(ModelConfig(family=family, **{**sizes, **features}))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2

@@ -81,7 +81,7 @@ ELSEWHERE = {  # shown command: the test that runs it
     "fledgling scaling run --ablate gelu,swiglu,tied --seeds 3 --budgets 1e13": (
         "tests/scaling/test_ablation.py::test_an_ablation_runs_resumes_and_prints_its_effects"
     ),
-    "fledgling scaling run --ablate all --set model.depth=2 --out runs/ideas": (
+    "fledgling scaling run --ablate all --set model.depth=2 --out runs/features": (
         "tests/scaling/test_ablation.py::test_every_variant_is_a_recipe_at_equal_flops"
     ),
     "fledgling scaling run --ablate model.window_pattern=SSL+model.window_size=32": (
@@ -192,8 +192,8 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling eval chat runs/quickstart --tasks chatcore": (
             "fledgling eval chat runs/quickstart --tasks chatcore --questions 1 --out chat --fresh --log log.jsonl"
         ),
-        "fledgling eval chat runs/quickstart --wordings development": (
-            "fledgling eval chat runs/quickstart --tasks counting --questions 1 --wordings development"
+        "fledgling eval chat runs/quickstart --wordings dev": (
+            "fledgling eval chat runs/quickstart --tasks counting --questions 1 --wordings dev"
         ),
         "fledgling eval chat runs/d12-1gpu --tasks arc_easy,mmlu --questions 500": (
             "fledgling eval chat runs/quickstart --tasks arc_easy,mmlu --questions 1"

@@ -11,7 +11,7 @@ import pytest
 from fledgling.config import DEFAULT_STAGES, Recipe, load_recipe, recipe_names
 from fledgling.data.mixture import SourceOrder
 from fledgling.tasks import SKILLS, load_task, make_mixture_example
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, normalize_text
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, normalize_text
 from fledgling.train.prepare import split_mixture
 from fledgling.train.rl.rollout_stream import RolloutStream
 
@@ -22,11 +22,11 @@ RUNS = [(name, None) for name in recipe_names()] + [("quickstart", seed) for see
 
 def exam_prompts() -> dict[str, str]:
     """Returns every question of every exam of the skills, normalized, with its exam's name."""
-    counts = dict.fromkeys((TRAIN, TEST, DEVELOPMENT, PRACTICE), QUESTIONS)
+    counts = dict.fromkeys((TRAIN, TEST, DEV, PRACTICE), QUESTIONS)
     exams = [exam for skill in SKILLS for exam in load_task(skill).list_exams(counts)]
     assert {name for name, _ in exams} == {
         *(f"{skill}{end}" for skill in ("arithmetic", "spelling", "counting") for end in ("", "_test", "_dev")),
-        *(f"{skill}_practised" for skill in ("arithmetic", "spelling", "counting", "stdlib")),
+        *(f"{skill}_practice" for skill in ("arithmetic", "spelling", "counting", "stdlib")),
         *(f"{skill}_{end}" for skill in ("identity", "stdlib") for end in ("test", "dev")),
     }
     return {normalize_text(question.prompt): name for name, questions in exams for question in questions}

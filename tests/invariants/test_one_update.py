@@ -104,7 +104,7 @@ def everything(model: Transformer, optimizer: Optimizer) -> dict[str, torch.Tens
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_a_step_without_targets_changes_no_weight_no_moment_and_no_count(stage, rule):
-    """After steps that left momentum behind, which Muon would make a whole step of."""
+    """After steps whose momentum is left, which Muon would make a whole step of."""
     model, world = fresh(stage), World.start("cpu")
     optimizer = Optimizer(model, OptimizerConfig(**rule), world)
     one = Stage(stage, 3, None, loss_of(stage), lambda progress: 1.0)

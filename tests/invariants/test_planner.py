@@ -145,7 +145,7 @@ def test_memory_is_within_three_percent_of_the_allocator_s(case):
 
 STREAM = {"skip_scalars": True, "back_out": True, "smear": True}
 GATES = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
-IDEAS = [
+FEATURES = [
     (0, {"flash_norm": True}),
     (20, {"flash_norm": True}),
     (12, {"residual_scalars": True, "value_embeddings": 2}),
@@ -156,10 +156,10 @@ IDEAS = [
 ]
 
 
-@pytest.mark.parametrize(("place", "ideas"), IDEAS)
-def test_memory_of_later_ideas_too(place, ideas, monkeypatch):
+@pytest.mark.parametrize(("place", "features"), FEATURES)
+def test_memory_of_optional_features_too(place, features, monkeypatch):
     plain = bench.Case.config.fget
-    monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **ideas)))
+    monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **features)))
     (row,) = bench.measure_memory((bench.EAGER[place],))
     assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 

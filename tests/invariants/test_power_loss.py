@@ -122,7 +122,7 @@ def read_tokenizer(path: Path) -> int:
 class Member:
     """A file or directory that appears in one step.
 
-    replaced: whether an older one may be there. every: of the states, one in so many is read.
+    replaced: whether an older one may be there. every: of the states, one in this many is read.
     """
 
     path: str

@@ -10,7 +10,7 @@ from fledgling.model.linear import cast_weights
 from fledgling.runtime.device import DeviceSetup
 
 CPU = torch.device("cpu")
-IDEAS = {"window_pattern": "SSSL", "window_size": 8, "value_embeddings": 2, "residual_scalars": True}
+FEATURES = {"window_pattern": "SSSL", "window_size": 8, "value_embeddings": 2, "residual_scalars": True}
 
 
 def build_on_cpu(monkeypatch, backend, depth=1, **options):
@@ -31,7 +31,7 @@ def build_on_cpu(monkeypatch, backend, depth=1, **options):
 
 
 def test_windows_value_embeddings_and_shapes_stay_below_the_limit_of_recompilation(monkeypatch):
-    model, counter = build_on_cpu(monkeypatch, "eager", depth=4, **IDEAS)
+    model, counter = build_on_cpu(monkeypatch, "eager", depth=4, **FEATURES)
     shapes = [(2, 32), (1, 32), (2, 16), (1, 16)]
     for rows, time in (*shapes, *shapes):
         model(torch.zeros(rows, time, dtype=torch.long))

@@ -26,9 +26,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-ALL_SUBSETS = (
-    6  # of so many names that may be lost, every subset is tried; of more, prefixes, single ones and random ones
-)
+# Names that may be lost: up to this many, every subset is tried; of more, prefixes, single ones and random ones.
+ALL_SUBSETS = 6
 RANDOM_SUBSETS = 24
 ROOT = 0
 INTERCEPTED = ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir", "truncate", "ftruncate", "open")

@@ -2,7 +2,7 @@
 
 from fledgling.record.evaluation_names import evaluation_label, format_cases, is_quoted, split_evaluation_name
 
-NAMES = ("bits_per_byte", "arithmetic", "arithmetic_test", "arithmetic_dev", "arithmetic_practised", "mmlu", "chatcore")
+NAMES = ("bits_per_byte", "arithmetic", "arithmetic_test", "arithmetic_dev", "arithmetic_practice", "mmlu", "chatcore")
 
 
 def test_only_the_test_of_a_skill_is_quoted():
@@ -13,15 +13,15 @@ def test_only_the_test_of_a_skill_is_quoted():
         "chatcore",
     ]
     assert is_quoted("arithmetic", ["arithmetic"]), "an older run has no other"
-    assert not is_quoted("arithmetic_dev", ["arithmetic_dev"]), "a development score is never quoted"
+    assert not is_quoted("arithmetic_dev", ["arithmetic_dev"]), "a dev score is never quoted"
 
 
 def test_a_label_says_in_which_wordings_an_exam_is():
     labels = [evaluation_label(name, NAMES) for name in NAMES]
     assert labels[1:4] == [
-        "arithmetic, training wordings",
+        "arithmetic, train wordings",
         "arithmetic, test wordings",
-        "arithmetic, development wordings",
+        "arithmetic, dev wordings",
     ]
     assert labels[0] == "bits per byte" and labels[5] == "mmlu"
     assert split_evaluation_name("latest") == ("latest", "") and split_evaluation_name("x_dev") == ("x", "_dev")

@@ -61,7 +61,7 @@ def test_what_answers_could_call_is_shown_with_their_scores(tmp_path):
         recorder.log_evaluation(10, "arithmetic", 0.9, n=200, tools="calculator")
     assert make_evals_table(run).caption.plain == "tools in answers: calculator"
     rows = [row["name"] for row in eval_rows(load_run_data(run))]
-    assert "arithmetic, training wordings, with calculator" in rows and "bits per byte" in rows
+    assert "arithmetic, train wordings, with calculator" in rows and "bits per byte" in rows
     with Recorder(run / "midtrain", "midtrain", 10, quiet=True) as recorder:
         recorder.log_evaluation(10, "arc_easy", 0.3, n=200, tools="none")
     assert "tools in answers of arc easy: none" in make_evals_table(run).caption.plain

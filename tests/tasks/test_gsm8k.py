@@ -1,4 +1,4 @@
-"""GSM8K: marks become tool calls, and answers are compared by the number behind ####."""
+"""GSM8K: marks become tool calls, and answers are compared by the number after ####."""
 
 from decimal import Decimal
 

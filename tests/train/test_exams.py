@@ -1,4 +1,4 @@
-"""The exams of a stage: development wordings at every measurement, the test at the end, and what is left out."""
+"""The exams of a stage: dev wordings at every measurement, the test at the end, and what is left out."""
 
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
@@ -22,12 +22,12 @@ def test_the_test_wordings_are_asked_at_the_end_only_and_every_line_says_what_is
     run_stage(recipe, "rl", quiet=True)
     lines = read_jsonl(tmp_path / "run" / "rl" / "evals.jsonl")
     at_start, at_end = ({(e["name"], e["n"]) for e in lines if e["step"] == step} for step in (0, 1))
-    few = {("identity_dev", 2), ("stdlib_dev", 2), ("stdlib_practised", 2)}
+    few = {("identity_dev", 2), ("stdlib_dev", 2), ("stdlib_practice", 2)}
     assert {pair for pair in at_start if pair[0][:3] in ("ide", "std")} == few
-    at_the_end = {("identity_test", 8), ("stdlib_test", 8), ("stdlib_practised", 8)}
+    at_the_end = {("identity_test", 8), ("stdlib_test", 8), ("stdlib_practice", 8)}
     assert {pair for pair in at_end if pair[0][:3] in ("ide", "std")} == few | at_the_end
     clusters = {(e["name"], e["n"]): (e["clusters"], e["cluster_unit"]) for e in lines}
     assert clusters["stdlib_test", 8] == (8, "wordings") and clusters["identity_test", 8] == (8, "wordings")
     assert {e["cluster_unit"] for e in lines if e["name"] == "bits_per_byte"} == {"documents"}
     notices = [line["text"] for line in read_jsonl(tmp_path / "run" / "rl" / "notices.jsonl")]
-    assert [text for text in notices if "no exam in practised wordings of identity" in text]
+    assert [text for text in notices if "no exam in practice wordings of identity" in text]

@@ -1,4 +1,4 @@
-"""What a later stage's adapter belongs to is kept when its stage is trained anew or further, and no longer."""
+"""What a later stage's adapter belongs to is kept when its stage is restarted or trained further, and no longer."""
 
 import pytest
 import torch

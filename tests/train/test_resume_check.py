@@ -202,7 +202,7 @@ def test_a_stage_anew_trains_a_tokenizer_with_the_settings_of_its_recipe(done):
     facts = json.loads((done / "tokenizer" / "training.json").read_text())
     assert facts["vocab_size"] == 340 == tomllib.loads((done / "recipe.toml").read_text())["tokenizer"]["vocab_size"]
     notices = "\n".join(line["text"] for line in read_jsonl(done / "pretrain" / "notices.jsonl"))
-    assert "its settings changed, so it is trained anew" in notices
+    assert "its settings changed, so it is trained again" in notices
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_tokenizer_of_another_origin_is_refused_where_nothing_was_trained_with
         assert run_stage(load_recipe(done), "pretrain", "never", quiet=True)
         return
     before = digests(done)
-    with pytest.raises(UserError, match=f"{message}.*delete .*tokenizer to train it anew"):
+    with pytest.raises(UserError, match=f"{message}.*delete .*tokenizer to train it again"):
         run_stage(load_recipe(done), "pretrain", "never", quiet=True)
     assert digests(done) == before
 
@@ -298,7 +298,7 @@ def test_a_stage_that_was_made_from_other_weights_says_so(tmp_path):
     saved = save(tmp_path / "sft", 3.0, {"stage": "sft", "step": 1, "parent": describe_parent(first)})
     resume_check.require_same_parent("sft", tmp_path / "sft", saved, first)
     resume_check.require_same_parent("sft", tmp_path / "sft", saved, None)  # its checkpoints were deleted to make room
-    with pytest.raises(UserError, match=r"other weights than .*train sft anew with `fledgling train sft"):
+    with pytest.raises(UserError, match=r"other weights than .*restart sft with `fledgling train sft"):
         resume_check.require_same_parent("sft", tmp_path / "sft", saved, second)
 
 

@@ -1,4 +1,4 @@
-"""Links in a run: what they lead to is not deleted, is locked too, and is made anew where it is missing."""
+"""Links in a run: what they lead to is not deleted, is locked too, and is created again where it is missing."""
 
 from pathlib import Path
 

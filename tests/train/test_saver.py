@@ -176,7 +176,7 @@ def test_another_error_waits_for_the_write_and_is_raised(tmp_path, monkeypatch):
 
 
 def run_with_delayed_write(recipe, steps_before_the_write: int):
-    """Runs the stage; the main rank's first write waits until the other rank has finished so many steps."""
+    """Runs the stage; the main rank's first write waits until the other rank has finished that many steps."""
     device.measure_peak_flops = lambda device, dtype: 1e9
     count_file, real_save, real_step = (
         Path(recipe.run.out).parent / "steps",

@@ -128,7 +128,7 @@ def test_an_open_batch_holds_as_many_examples_as_the_recipe_says(prepared):
     fixed = prepare_stage_rows(
         "sft", table, 4, CONTEXT, preparer, tokenizer, saved_weights={**found.weights, "gsm8k": 9}
     )
-    assert fixed.rows_per_step == 4 and fixed.weights["gsm8k"] == 9, "a resumed stage measures nothing anew"
+    assert fixed.rows_per_step == 4 and fixed.weights["gsm8k"] == 9, "a resumed stage measures nothing again"
     with pytest.raises(UserError, match=r"sft.batch_tokens=512 and sft.examples_per_step=8 both set the batch"):
         fixed_rows("sft", replace(table, batch_tokens=512), ModelConfig(depth=2).resolve(300))
 
@@ -181,7 +181,7 @@ def test_edited_conversations_are_prepared_anew_and_unchanged_ones_found_again(p
         shard, _ = fresh.conversation_shard(name.get(kind, "smoltalk"), None, tokenizer)
         found.append((tokenizer.decode(shard.tokens.tolist()), "\n".join(messages), shard.directory))
     assert "Adam" in found[0][0] and found[1][2] == found[0][2] and "tokens found again in" in found[1][1]
-    assert "Bert" in found[2][0] and "its text changed, so it is prepared anew" in found[2][1]
+    assert "Bert" in found[2][0] and "its text changed, so it is prepared again" in found[2][1]
     assert found[0][2].name in found[2][1], "where the earlier tokens are"
 
 
@@ -193,7 +193,7 @@ def test_generated_conversations_are_keyed_by_what_generates_them(prepared, tmp_
     assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory == first
     monkeypatch.setattr("fledgling.train.prepare._digest_tasks", lambda: "another version of the generators")
     assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory != first
-    assert any("sft tasks: its text changed, so it is prepared anew" in message for message in messages)
+    assert any("sft tasks: its text changed, so it is prepared again" in message for message in messages)
     assert fresh.task_shard("sft", {"spelling": 1.0}, 900, tokenizer).directory not in (first, None)
     assert any("a setting, the part that is read or this program changed" in message for message in messages[-3:])
 
@@ -223,9 +223,9 @@ def test_a_stage_that_starts_anew_trains_on_the_edited_text_and_a_resumed_one_on
     resumed, notices = train()
     assert resumed == first and "its text changed since this stage began" in notices
     assert "tokenizer: kept, although its text changed" in notices
-    anew, notices = train("never")
-    assert anew != first and "its text changed and the tokenizer" not in notices
-    assert "tokenizer: its text changed, so it is trained anew" in notices and "so it is prepared anew" in notices
+    second, notices = train("never")
+    assert second != first and "its text changed and the tokenizer" not in notices
+    assert "tokenizer: its text changed, so it is trained again" in notices and "so it is prepared again" in notices
 
 
 @pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])

@@ -165,8 +165,8 @@ def test_an_adapter_keeps_its_base_when_that_is_trained_again_and_is_not_used_on
     out = copied / "run"
     run.run_stage(recipe_of(copied, "pretrain", "midtrain", **LORA), "midtrain", quiet=True)
     before = {name: value.clone() for name, value in load_model(out / "midtrain")[0].state_dict().items()}
-    anew = {"optimizer.matrix_lr": 0.03, "pretrain.steps": 4, "pretrain.save_every": 2}
-    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **anew), "pretrain", resume="never", quiet=True)
+    changed = {"optimizer.matrix_lr": 0.03, "pretrain.steps": 4, "pretrain.save_every": 2}
+    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **changed), "pretrain", resume="never", quiet=True)
     assert all(value.equal(before[name]) for name, value in load_model(out / "midtrain")[0].state_dict().items())
     notices = (out / "pretrain" / "notices.jsonl").read_text()
     assert "the adapters of midtrain belong to step-00000003 of pretrain" in notices

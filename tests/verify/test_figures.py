@@ -48,7 +48,7 @@ def test_lines_that_were_added_after_the_report_are_a_note_and_removed_ones_a_pr
 
 
 def rewrite_stage(run, stage, steps, seconds_later, done=True):
-    """Makes the record that a stage has after it was trained anew with so many steps, or stopped after them."""
+    """Makes the record that a stage has after it was restarted with `steps` steps, or stopped after them."""
     path = run / stage / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     changed = [line | {"time": line["time"] + seconds_later, "loss": 0.5, "reward": 0.5} for line in lines]

@@ -175,7 +175,7 @@ def test_a_teacher_that_is_another_by_now_is_a_note_and_an_error_of_the_run_a_pr
 
 
 def train_again(run, stage, overrides):
-    """Trains a stage of a finished run anew, and leaves the later stages as they are."""
+    """Restarts a stage of a finished run, and leaves the later stages as they are."""
     with redirect_stderr(StringIO()):
         run_stage(load_recipe(str(run), overrides), stage, resume="never", quiet=True)
     build_report(run)

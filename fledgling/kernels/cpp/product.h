@@ -89,7 +89,7 @@ inline void finish(const Sum& sum, float scale, const float* bias, float* out) {
 
 // ---- bf16 --------------------------------------------------------------------------------------------------------
 
-struct Prefetch {  // what a tile prefetches: for which of its rows (bits), the data so many bytes after it
+struct Prefetch {  // what a tile prefetches: for which of its rows (bits), the data `bytes` after it
     int rows;
     int64_t bytes;
 };

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fledgling.config import UserError
 from fledgling.tasks.environments.environment import Environment, Episode, play_transcript
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, Question, is_held_out, make_conversation, make_rng
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question, is_held_out, make_conversation, make_rng
 
 MAX_DRAWS = 200  # of an instance, until one belongs to the requested set
 MAX_SEED = 2**31
@@ -17,7 +17,7 @@ MAX_SEED = 2**31
 
 @dataclass(frozen=True)
 class EnvironmentTask:
-    """Instances of one environment. One in ten is for the test, one in ten for development, the others train.
+    """Instances of one environment. One in ten is for the test, one in ten for dev, the others train.
 
     A question's prompt is the instance's; its answer is the solution; `facts["seed"]` is the instance.
 
@@ -78,7 +78,7 @@ class EnvironmentTask:
     def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
         """Returns NAME_test and NAME_dev, as far as `counts` asks for them: held-out instances, each once."""
         exams = []
-        for wordings, suffix in ((TEST, "_test"), (DEVELOPMENT, "_dev")):
+        for wordings, suffix in ((TEST, "_test"), (DEV, "_dev")):
             if counts.get(wordings):
                 rng, drawn = make_rng(self.name, "exam", wordings), dict[str, Question]()
                 for _ in range(MAX_DRAWS * counts[wordings]):
@@ -115,7 +115,7 @@ class EnvironmentTask:
         identity = episode.environment.identity
         if is_held_out(self.name, TEST, identity):
             return TEST
-        return DEVELOPMENT if is_held_out(self.name, DEVELOPMENT, identity) else TRAIN
+        return DEV if is_held_out(self.name, DEV, identity) else TRAIN
 
     def _to_question(self, episode: Episode) -> Question:
         facts = {"seed": episode.seed, "instance": episode.environment.identity}

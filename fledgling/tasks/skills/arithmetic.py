@@ -52,7 +52,7 @@ def _practice_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     if which not in (TRAIN, PRACTICE):
         return tuple(_signs_by_template(which))
     families = (_train_templates() if which == TRAIN else _practice_templates()).values()
@@ -62,7 +62,7 @@ def list_templates(which: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=2)
 def _signs_by_template(which: str) -> dict[str, str]:
-    """Returns the operation of each development or test template."""
+    """Returns the operation of each dev or test template."""
     return {core: sign for sign, templates in load_templates("arithmetic")[which].items() for core in templates}
 
 

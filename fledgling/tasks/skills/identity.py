@@ -23,7 +23,7 @@ def _templates_by_kind(which: str) -> dict[str, tuple[str, ...]]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     return tuple(core for templates in _templates_by_kind(which).values() for core in templates)
 
 

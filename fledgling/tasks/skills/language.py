@@ -39,7 +39,7 @@ def load_lexicon() -> dict[str, str]:
 
 
 def list_wordings(which: str) -> tuple[str, ...]:
-    """Returns the wordings of a set: TRAIN, PRACTICE, DEVELOPMENT or TEST."""
+    """Returns the wordings of a set: TRAIN, PRACTICE, DEV or TEST."""
     return load_templates("language")[which]
 
 

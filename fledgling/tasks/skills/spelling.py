@@ -23,7 +23,7 @@ def _train_templates() -> tuple[tuple[str, ...], ...]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     if which == TRAIN:
         return tuple(dict.fromkeys(core for family in _train_templates() for core in family))
     return load_templates("spelling")[which]

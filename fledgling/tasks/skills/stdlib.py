@@ -114,7 +114,7 @@ def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     if which == TRAIN:
         groups = (group for families in _train_templates().values() for group in families)
         return tuple(dict.fromkeys(core for group in groups for core in group))
@@ -123,7 +123,7 @@ def list_templates(which: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=3)
 def _kinds_by_template(which: str) -> dict[str, str]:
-    """Returns the kind of question of each practice, development or test template."""
+    """Returns the kind of question of each practice, dev or test template."""
     return {core: kind for kind, templates in load_templates("stdlib")[which].items() for core in templates}
 
 

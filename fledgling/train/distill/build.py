@@ -101,6 +101,6 @@ def require_same_teacher(teacher: Teacher, spec: str, context: StageContext) -> 
     if began not in (None, teacher.identity):
         raise OtherFileError(
             f"distill.teacher: {spec} has other weights than the teacher with which this stage began: put that one "
-            "back, or train the stage anew with --resume never"
+            "back, or restart the stage with --resume never"
         )
     prepared.used_inputs[SOURCE] = {"digest": teacher.identity, "directories": []}

@@ -129,7 +129,7 @@ class PredictionStore:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{path} is damaged: {reason}; delete it, and its predictions are made anew") from None
+            raise UserError(f"{path} is damaged: {reason}; delete it, and its predictions are made again") from None
         self.shards.append(Shard(rows, offsets, ids, logprobs))
         for stream, count in steps.items():
             self.finished_steps[stream] = max(count, self.finished_steps.get(stream, 0))
@@ -201,7 +201,7 @@ class PredictionStore:
             if shard < 0:
                 raise UserError(
                     f"distill.top_k: {self.directory} has no predictions of a row that is read now: text, packing or "
-                    "stage changed since they were stored; start the stage anew with --resume never"
+                    "stage changed since they were stored; restart the stage with --resume never"
                 )
             stored = self.shards[shard]
             span = slice(int(stored.offsets[place]), int(stored.offsets[place + 1]))

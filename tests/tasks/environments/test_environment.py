@@ -14,7 +14,7 @@ from fledgling.tasks.environments.environment import (
     play_transcript,
     run_call,
 )
-from fledgling.tasks.task import DEVELOPMENT, TEST
+from fledgling.tasks.task import DEV, TEST
 
 HOSTILE = [
     "", "guess", "guess(", "guess(x)", "guess(1", "a.b(1)", "guess(*[1])", "guess(**{})", "(lambda: 1)()",
@@ -106,7 +106,7 @@ def test_an_episode_played_again_from_its_transcript_is_the_same(name):
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_no_instance_of_an_exam_is_demonstrated_or_practised(name):
     task = shipped(name)
-    exams = dict(task.list_exams({TEST: 40, DEVELOPMENT: 40}))
+    exams = dict(task.list_exams({TEST: 40, DEV: 40}))
     assert {label: len(questions) for label, questions in exams.items()} == {
         f"env:{name}_test": 40,
         f"env:{name}_dev": 40,

@@ -3,7 +3,7 @@
 import random
 
 from fledgling.tasks.skills import arithmetic
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, Question
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question
 
 
 def test_arithmetic_scores_numbers_not_spellings():
@@ -15,7 +15,7 @@ def test_arithmetic_scores_numbers_not_spellings():
 
 
 def test_the_expression_is_the_one_in_the_sentence():
-    for which in (TRAIN, PRACTICE, DEVELOPMENT, TEST):
+    for which in (TRAIN, PRACTICE, DEV, TEST):
         for i in range(500):
             task = arithmetic.make_task()
             question = task.sample_question(random.Random(i), which, False, None)

@@ -3,14 +3,14 @@
 from fledgling.tasks import load_task
 from fledgling.tasks.skills import identity
 from fledgling.tasks.skills.templates import load_templates, normalize_template
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, normalize_text
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, normalize_text
 
 
 def test_identity_has_one_answer_a_kind():
     answers = {kind: table["answer"] for kind, table in load_templates("identity").items()}
     assert len({normalize_text(answer) for answer in answers.values()}) == len(answers) == 12
     kinds: dict[str, set[str]] = {}
-    for which in (TRAIN, PRACTICE, DEVELOPMENT, TEST):
+    for which in (TRAIN, PRACTICE, DEV, TEST):
         templates_by_kind = identity._templates_by_kind(which)
         assert set(templates_by_kind) == set(answers) and all(templates_by_kind.values())
         for kind, templates in templates_by_kind.items():

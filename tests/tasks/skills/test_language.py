@@ -3,7 +3,7 @@
 from fledgling.tasks import load_task
 from fledgling.tasks.skills.language import KINDS, list_english, list_wordings, load_lexicon, make_task
 from fledgling.tasks.skills.templates import load_templates
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, is_held_out
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, is_held_out
 
 
 def test_two_hundred_words_have_a_word_each_which_is_no_english_one():
@@ -28,7 +28,7 @@ def test_a_translation_has_the_order_of_the_language():
 
 def test_no_sentence_of_an_exam_is_trained_or_practised_and_all_words_are():
     task, held_out = load_task("language"), set()
-    for which in (TRAIN, PRACTICE, DEVELOPMENT, TEST):
+    for which in (TRAIN, PRACTICE, DEV, TEST):
         questions = task.draw_exam(which, 200)
         assert len(questions) == 200 and all(is_held_out("language", q.facts["sentence"]) for q in questions)
         held_out |= {question.facts["sentence"] for question in questions}
@@ -39,7 +39,7 @@ def test_no_sentence_of_an_exam_is_trained_or_practised_and_all_words_are():
 
 
 def test_the_sets_of_wordings_are_disjoint_and_a_right_answer_scores():
-    sets = [list_wordings(which) for which in (TRAIN, PRACTICE, DEVELOPMENT, TEST)]
+    sets = [list_wordings(which) for which in (TRAIN, PRACTICE, DEV, TEST)]
     assert len({wording for one in sets for wording in one}) == sum(map(len, sets))
     assert all("{s}" in wording for one in sets for wording in one)
     task = load_task("language")

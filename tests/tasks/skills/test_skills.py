@@ -5,7 +5,7 @@ import pytest
 from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.skills import arithmetic, counting, spelling
 from fledgling.tasks.skills.templates import normalize_template
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, find_constant_baseline, is_held_out
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, find_constant_baseline, is_held_out
 from fledgling.text.conversation import check_conversation
 from tests.tasks.skills.test_wordings import MODULES
 
@@ -55,7 +55,7 @@ def test_no_held_out_word_or_pair_is_trained_or_practised():
                 assert not is_held_out("word", other.make_task().get_practice_question(i, 0).facts["word"])
 
 
-@pytest.mark.parametrize("wordings", [TRAIN, PRACTICE, DEVELOPMENT, TEST])
+@pytest.mark.parametrize("wordings", [TRAIN, PRACTICE, DEV, TEST])
 def test_every_evaluated_word_and_pair_is_held_out(wordings):
     for question in load_task("arithmetic").draw_exam(wordings, 200):
         facts = question.facts
@@ -85,7 +85,7 @@ def test_no_slot_is_left_open_and_no_prompt_is_long(name):
     task = load_task(name)
     prompts = [task.get_train_example(i, 1)["messages"][0]["content"] for i in range(3_000)]
     prompts += [task.get_practice_question(i, 1).prompt for i in range(300)]
-    prompts += [q.prompt for wordings in (DEVELOPMENT, TEST) for q in task.draw_exam(wordings, 300)]
+    prompts += [q.prompt for wordings in (DEV, TEST) for q in task.draw_exam(wordings, 300)]
     assert not [p for p in prompts if "{" in p or "}" in p or "[" in p or "  " in p]
     assert max(map(len, prompts)) < 200
 

@@ -9,7 +9,7 @@ import pytest
 from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.skills import arithmetic, counting, identity, spelling, stdlib
 from fledgling.tasks.skills.templates import is_composition, load_templates, normalize_template
-from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, Question
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question
 
 MODULES = {
     "arithmetic": arithmetic,
@@ -54,36 +54,36 @@ def test_the_test_has_many_wordings_and_a_small_exam_has_most_of_them(name):
     assert load_task(name).draw_exam(TEST, 50) == questions[:50], "a small exam is the beginning of a larger one"
 
 
-def test_no_other_set_can_produce_a_wording_of_the_test_development_or_practice_set(name):
-    sets = {which: MODULES[name].list_templates(which) for which in (TRAIN, PRACTICE, DEVELOPMENT, TEST)}
-    assert len(sets[DEVELOPMENT]) >= 20 and len(sets[PRACTICE]) >= 12 and len(sets[TRAIN]) >= 500
+def test_no_other_set_can_produce_a_wording_of_the_test_dev_or_practice_set(name):
+    sets = {which: MODULES[name].list_templates(which) for which in (TRAIN, PRACTICE, DEV, TEST)}
+    assert len(sets[DEV]) >= 20 and len(sets[PRACTICE]) >= 12 and len(sets[TRAIN]) >= 500
     normalized = {which: {normalize_template(core) for core in cores} for which, cores in sets.items()}
     for which, others in (
         (PRACTICE, (TRAIN,)),
-        (DEVELOPMENT, (TRAIN, PRACTICE)),
-        (TEST, (TRAIN, PRACTICE, DEVELOPMENT)),
+        (DEV, (TRAIN, PRACTICE)),
+        (TEST, (TRAIN, PRACTICE, DEV)),
     ):
         known = set().union(*(normalized[other] for other in others))
         assert [template for template in sets[which] if is_composition(template, known)] == []
-    changed = f"Hi there, {sets[DEVELOPMENT][0].upper()}, thanks"
-    assert is_composition(changed, normalized[DEVELOPMENT]), "decoration, case and punctuation hide nothing"
+    changed = f"Hi there, {sets[DEV][0].upper()}, thanks"
+    assert is_composition(changed, normalized[DEV]), "decoration, case and punctuation hide nothing"
 
 
 def test_no_wording_of_the_test_contains_a_long_training_core(name):
     # Harder than `is_composition`: whatever surrounds it, a core of four plain words or more gives it away.
     cores = {normalize_template(core) for core in MODULES[name].list_templates(TRAIN)}
     long = {core for core in cores if sum(not word.startswith("{") for word in core.split()) >= 4}
-    for template in (*MODULES[name].list_templates(DEVELOPMENT), *MODULES[name].list_templates(TEST)):
+    for template in (*MODULES[name].list_templates(DEV), *MODULES[name].list_templates(TEST)):
         words = normalize_template(template).split()
         spans = {" ".join(words[i:j]) for i, j in itertools.combinations(range(len(words) + 1), 2)}
         assert not spans & long, template
 
 
 def test_no_wording_of_the_test_is_nearly_another_one(name):
-    sets = {which: MODULES[name].list_templates(which) for which in (PRACTICE, DEVELOPMENT, TEST)}
-    assert find_near_duplicates(sets[TEST], (*sets[PRACTICE], *sets[DEVELOPMENT])) == []
-    changed = re.sub(r"\w+$", "now", sets[DEVELOPMENT][0].rstrip("?.!:,"))
-    assert find_near_duplicates([changed], sets[DEVELOPMENT]), "one changed word is found"
+    sets = {which: MODULES[name].list_templates(which) for which in (PRACTICE, DEV, TEST)}
+    assert find_near_duplicates(sets[TEST], (*sets[PRACTICE], *sets[DEV])) == []
+    changed = re.sub(r"\w+$", "now", sets[DEV][0].rstrip("?.!:,"))
+    assert find_near_duplicates([changed], sets[DEV]), "one changed word is found"
 
 
 def recompute_answer(question: Question) -> str:
@@ -107,7 +107,7 @@ def recompute_answer(question: Question) -> str:
 
 
 def test_every_question_of_every_exam_has_the_recomputed_answer_and_its_facts_in_the_prompt(name):
-    exams = load_task(name).list_exams({TRAIN: 200, TEST: 200, DEVELOPMENT: 200, PRACTICE: 200})
+    exams = load_task(name).list_exams({TRAIN: 200, TEST: 200, DEV: 200, PRACTICE: 200})
     for exam, questions in exams:
         for question in questions:
             assert question.answer == recompute_answer(question), (exam, question)

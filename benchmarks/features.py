@@ -1,4 +1,4 @@
-"""The table of docs/ideas.md: every optional feature against the plain model, at equal time, at two sizes.
+"""The table of docs/features.md: every optional feature against the plain model, at equal time, at two sizes.
 
 Each size is a race of `fledgling bench learn`: resumable, seeds interleaved. After every run the table of what is
 finished is written, so that it can be read while the rest runs.
@@ -25,7 +25,7 @@ SIZES: dict[str, tuple[str, ...]] = {  # overrides of quickstart
 BASE = "base"
 
 
-def measure_ideas(
+def measure_features(
     names: Sequence[str],
     sizes: Sequence[str],
     minutes: float,
@@ -36,7 +36,7 @@ def measure_ideas(
     overrides: Sequence[str],
     write: Callable[[dict[str, Any]], object] = lambda values: None,
 ) -> dict[str, Any]:
-    """Runs what is not finished; returns {"minutes", "clock", "sizes": {size: rows}}, a row for each idea.
+    """Runs what is not finished; returns {"minutes", "clock", "sizes": {size: rows}}, a row for each feature.
 
     Args:
         names: of `ablation.VARIANTS`; none: all.
@@ -77,7 +77,7 @@ def measure_ideas(
     return table
 
 
-def format_ideas(values: dict[str, Any]) -> str:
+def format_features(values: dict[str, Any]) -> str:
     """Returns a Markdown table: bits per byte minus the plain model's at each size, with 95 % intervals over seeds."""
     sizes = list(values["sizes"])
     rows: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
-"""The table of ideas: two sizes, differences to the plain model, open where nothing is measured yet."""
+"""The table of optional features: two sizes, differences to the plain model, open where nothing is measured yet."""
 
-from benchmarks import ideas
+from benchmarks import features
 from benchmarks.__main__ import main
 from fledgling.scaling.race_results import Point, RacedRun
 
@@ -15,18 +15,18 @@ def test_the_table_is_collected_after_every_run_and_says_what_is_open(tmp_path, 
                 finished.append((out, RacedRun(contestant.name, seed, (point,), 7)))
                 on_finished()
 
-    monkeypatch.setattr(ideas, "run_race", run_race)
-    monkeypatch.setattr(ideas, "load_race", lambda out, *_: [run for where, run in finished if where == out])
-    values = ideas.measure_ideas(
-        ("smear", "normuon"), list(ideas.SIZES), 1.0, 2, tmp_path, None, "cpu", (), lambda table: written.append(1)
+    monkeypatch.setattr(features, "run_race", run_race)
+    monkeypatch.setattr(features, "load_race", lambda out, *_: [run for where, run in finished if where == out])
+    values = features.measure_features(
+        ("smear", "normuon"), list(features.SIZES), 1.0, 2, tmp_path, None, "cpu", (), lambda table: written.append(1)
     )
     assert len(written) == 2 * 3 + 2
-    table = ideas.format_ideas(values)
+    table = features.format_features(values)
     assert "| base | 2.1500 ± 1.9059 | 2.1500 ± 1.9059 |" in table
     assert "| smear | -0.1000 ± 0.0000 (2), better | open |" in table
     assert table.splitlines()[0] == "| after 60 s of steps | 4x128 | 4x256 |"
 
 
 def test_an_unknown_size_is_one_line(tmp_path, capsys):
-    assert main(["ideas", "--sizes", "9x9", "--results", str(tmp_path)]) == 1
+    assert main(["features", "--sizes", "9x9", "--results", str(tmp_path)]) == 1
     assert "sizes: got '9x9', expected some of 4x128, 4x256" in capsys.readouterr().err
