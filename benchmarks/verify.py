@@ -236,7 +236,7 @@ def tamper_order(run: Path, other: Path, way: str, chance: random.Random) -> Tam
 
     with redirect_stderr(StringIO()):
         run_stage(load_recipe(str(run)), stage, quiet=True, adapt_stage=adapt, select_evals=lambda evals: ())
-    (run / "report.html").unlink()
+    (run / "report.html").unlink(missing_ok=True)
     place = f"{stage} step {at + 1}"
     return Tampered("another data order", "forged", place, (f"{place} read other tokens",))
 

@@ -49,7 +49,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str | None:
             return None
         rounded = tensor.detach().to(torch.bfloat16).cpu().contiguous()
         digest.update(json.dumps([name, list(rounded.shape)]).encode())
-        digest.update(rounded.flatten().view(torch.uint8).numpy())
+        digest.update(rounded.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -24,7 +25,12 @@ def has_steps_after_end(run_dir: Path) -> bool:
         return False
     end = spent.get("time") if isinstance(spent, dict) else None
     last = [lines[-1].get("time") for stage in STAGES if (lines := read_jsonl(run_dir / stage / "metrics.jsonl"))]
-    return _is_time(end) and any(_is_time(time) and time > end + MARGIN for time in last)
+    return is_after_end(end, last)
+
+
+def is_after_end(end: Any, times: Sequence[Any]) -> bool:
+    """Returns whether one of the times of steps is later than the end of a budget, as far as both are times."""
+    return _is_time(end) and any(_is_time(time) and time > end + MARGIN for time in times)
 
 
 def _is_time(value: Any) -> TypeGuard[float]:

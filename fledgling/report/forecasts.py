@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fledgling.record.budget_end import OUTSIDE, has_steps_after_end
+from fledgling.record.budget_end import OUTSIDE
 from fledgling.record.evaluation_names import evaluation_label, split_evaluation_name
 from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_duration
@@ -81,7 +81,7 @@ def pair_forecasts(run: RunData) -> list[ForecastPair]:
 
     What was trained outside of the budget since is no measurement of the run that was forecast.
     """
-    measured, pairs = {} if has_steps_after_end(run.path) else measure_run(run), []
+    measured, pairs = {} if run.has_steps_after_end else measure_run(run), []
     listed = run.forecast.get("forecasts")
     for entry in listed[:MAX_FORECASTS] if isinstance(listed, list) else []:
         if not isinstance(entry, dict):
@@ -123,7 +123,7 @@ def make_forecasts_table(run_dir: Path | str) -> Table:
     from rich.table import Table
 
     run = load_run_data(run_dir)
-    since = f" ({OUTSIDE})" if has_steps_after_end(run.path) else ""
+    since = f" ({OUTSIDE})" if run.has_steps_after_end else ""
     table = Table(box=SIMPLE_HEAD, title=f"expected and measured{since}", title_justify="left")
     for name in ("", "expected", "90 % interval", "measured", ""):
         table.add_column(name, justify="right" if name else "left")

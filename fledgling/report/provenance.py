@@ -1,6 +1,6 @@
 """What a run came from, as rows of text: the machine, the prepared sets, the tokenizer."""
 
-from fledgling.record.budget_end import OUTSIDE, has_steps_after_end
+from fledgling.record.budget_end import OUTSIDE
 from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_count
 from fledgling.report.run_data import RunData, finite_number, nested_table, printable_text
@@ -9,7 +9,7 @@ from fledgling.report.run_data import RunData, finite_number, nested_table, prin
 def environment_rows(run: RunData) -> list[tuple[str, str]]:
     """Returns the environment as flat pairs of text, and the budget of a run that has one."""
     budget = printable_text(nested_table(run.forecast, "budget").get("text"))
-    since = f"; {OUTSIDE}" if budget and has_steps_after_end(run.path) else ""
+    since = f"; {OUTSIDE}" if budget and run.has_steps_after_end else ""
     rows = [("budget", budget[:300] + since)] if budget else []
     for key, value in run.environment.items():
         if key == "memory" and finite_number(value):

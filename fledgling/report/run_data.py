@@ -17,6 +17,7 @@ from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import read_jsonl
+from fledgling.record.budget_end import is_after_end
 from fledgling.record.seal import FORECAST, SPENT
 from fledgling.report.unreadable import find_unreadable
 
@@ -110,10 +111,9 @@ class RunData:
     unreadable: list[str] = field(default_factory=list)  # damaged files, one line each
 
     @property
-    def last_time(self) -> float:
-        """Unix time of the newest metrics line or end of a stage; 0 where none is recorded."""
-        lines = [line for stage in self.stages for line in (*stage.metrics[-1:], stage.done)]
-        return max([0.0, *(finite_number(line.get("time")) or 0.0 for line in lines)])
+    def has_steps_after_end(self) -> bool:
+        """Whether stages have steps that are newer than the end of the run's budget."""
+        return is_after_end(self.spent.get("time"), [line.get("time") for s in self.stages for line in s.metrics[-1:]])
 
     @property
     def lines_read(self) -> dict[str, int]:
@@ -121,16 +121,18 @@ class RunData:
         return {f"{stage.name}/{name}": count for stage in self.stages for name, count in stage.lines_read.items()}
 
 
-def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = None) -> RunData:
+def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = None, until: float = math.inf) -> RunData:
     """Reads a run directory. Raises UserError if it is missing or no stage has written a line.
 
-    max_lines: reads no more lines of these files, as an earlier `lines_read` has them; None: reads all.
+    Args:
+        max_lines: reads no more lines of these files, as an earlier `lines_read` has them; None: reads all.
+        until: unix time; ends of stages and of a budget that are later are left out.
     """
     path = Path(run_dir)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise UserError(f"run {path} {problem}; expected a run directory, such as runs/quickstart")
-    stages = [_stage(path / name, max_lines) for name in STAGES if (path / name).is_dir()]
+    stages = [_stage(path / name, max_lines, until) for name in STAGES if (path / name).is_dir()]
     stages = [stage for stage in stages if stage.metrics or stage.evals or stage.samples or stage.done]
     if not stages:
         searched = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
@@ -146,7 +148,7 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
         data={manifest.parent.name: read_object(manifest) for manifest in manifests},
         plan=read_object(path / "plan.json"),
         forecast=read_object(path / FORECAST),
-        spent=read_object(path / SPENT),
+        spent=_read_end(path / SPENT, until),
         stages=stages,
         unreadable=find_unreadable(path, [stage.name for stage in stages], MAX_FILE_BYTES),
     )
@@ -191,12 +193,19 @@ def nested_table(values: dict[str, Any], *keys: str) -> dict[str, Any]:
     return values
 
 
-def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
-    lines = {name: read_jsonl(path / f"{name}.jsonl") for name in GROWING_FILES}
-    steps_read = len(read_jsonl(path / "metrics.jsonl"))
+def _read_end(path: Path, until: float) -> dict[str, Any]:
+    """Returns the JSON object in a file; {} where it says that it was written later than `until`."""
+    values = read_object(path)
+    return {} if (finite_number(values.get("time")) or 0.0) > until else values
+
+
+def _stage(path: Path, max_lines: Mapping[str, int] | None, until: float) -> StageData:
+    lines = {name: read_jsonl(path / f"{name}.jsonl") for name in ("metrics", *GROWING_FILES)}
+    done, steps = _read_end(path / "done.json", until), len(lines["metrics"])
     if max_lines is not None:
         lines = {name: rows[: max_lines.get(f"{path.name}/{name}", 0)] for name, rows in lines.items()}
-    metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if parse_step(line) is not None}
+        done = done if len(lines["metrics"]) == steps else {}
+    metrics = {line["step"]: line for line in lines["metrics"] if parse_step(line) is not None}
     evals = {}
     for line in lines["evals"]:
         if (evaluation := parse_evaluation(path.name, line)) is not None:
@@ -213,11 +222,11 @@ def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
         evals=sorted(evals.values(), key=lambda evaluation: (evaluation.step, evaluation.n or 0)),
         samples=sorted(samples.values(), key=lambda evaluation: evaluation.step),
         notices=list(dict.fromkeys(filter(None, notices))),
-        done=read_object(path / "done.json"),
+        done=done,
         parameter_count=count_saved_parameters(path / "checkpoints"),
         plan=read_object(path / "plan.json"),
         plan_changes=len(list(path.glob("plan-*.json"))),
-        lines_read={"metrics": steps_read, **{name: len(rows) for name, rows in lines.items()}},
+        lines_read={name: len(rows) for name, rows in lines.items()},
     )
 
 

@@ -18,7 +18,7 @@ from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
 from fledgling.report.forecasts import forecast_rows
-from fledgling.report.page_digest import add_digest
+from fledgling.report.page_footer import add_digest, hash_code
 from fledgling.report.predictions import hourly_price, pair_predictions
 from fledgling.report.provenance import data_rows, environment_rows, reading_rows
 from fledgling.report.run_data import (
@@ -49,10 +49,7 @@ def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
 
 
 def render_report(run: RunData) -> str:
-    """Returns the page of a run as HTML: a function of the run's files, but for the footer.
-
-    That has the time, and a digest of the page, by which an edit is found where the run was resumed since.
-    """
+    """Returns the page of a run as HTML: a function of the run's files, but for the footer (`page_footer`)."""
     return add_digest(render_page("report", "run.html", **run_page_contents(run)))
 
 
@@ -81,6 +78,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "environment": environment_rows(run),
         "data": data_rows(run),
         "lines_read": json.dumps(run.lines_read),
+        "code": hash_code(),
     }
 
 

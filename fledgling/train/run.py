@@ -26,6 +26,7 @@ from fledgling.record import Recorder, checkpoint, write_text
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.run_lock import RunLock
 from fledgling.record.seal import seal_run, seal_stage
+from fledgling.report.page_footer import set_aside_page
 from fledgling.runtime.device import DeviceSetup, set_up_device
 from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
@@ -150,6 +151,7 @@ def run_stage(
             def begin() -> None:
                 begun.set()
                 if world.is_main:
+                    set_aside_page(run_dir, name, recorder.log_notice)
                     seal_run(run_dir)  # again: the tokenizer may have been trained since
 
             train_stage(name, context, loaded, select_evals, adapt_stage, should_stop, begin, choose_steps)
@@ -312,6 +314,7 @@ def make_rollback(
         health.load_state_dict({**before.state_dict(), "bad": 0, "rollbacks": before.rollbacks + 1})
         context.recorder.rewind(step)
         if context.world.is_main:
+            set_aside_page(context.run_dir, stage.name, context.recorder.log_notice)
             seal_stage(context.run_dir / stage.name)
         context.recorder.log_notice(
             f"{stage.name}: loss or gradient not finite for {before.bad} steps up to {finished}: back to the weights "

@@ -28,6 +28,7 @@ from fledgling.record.seal import (
     read_seal,
 )
 from fledgling.record.state_shape import find_state_damage
+from fledgling.report.page_footer import SET_ASIDE
 from fledgling.verify.check import Check
 
 RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
@@ -58,7 +59,7 @@ def check_stages(run_dir: Path) -> Check:
         for path in list_stage_checkpoints(run_dir, stage)
         if path.is_symlink()
     ]
-    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SEAL, SPENT, *RUN_FILES}
+    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SET_ASIDE, SEAL, SPENT, *RUN_FILES}
     check.notes += [
         f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
     ]

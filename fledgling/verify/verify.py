@@ -20,6 +20,7 @@ from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.stage_rows import require_data
 from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
+from fledgling.verify.report_page import check_report
 from fledgling.verify.stage_order import list_outdated
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
@@ -70,7 +71,7 @@ def verify_run(
             files.check_seals(run_dir, show, list_outdated(run_dir)),
             figures.check_settings(run_dir),
             figures.check_sums(run_dir),
-            figures.check_report(run_dir, "fledgling" not in other),
+            check_report(run_dir, "fledgling" not in other),
         ]
         tolerance = find_tolerance(run_dir, other)
         checks += check_steps(run_dir, count, began + seconds, random.Random(seed), tolerance, show)

@@ -141,8 +141,9 @@ def test_a_run_that_went_on_with_other_settings_raises_no_alarm(copy, stage, ove
         assert any("was resumed after step 4 with other settings" in note for note in notes)
 
 
-def test_a_report_that_was_made_before_the_run_went_on_raises_no_alarm(copy):
+def test_a_report_that_was_made_before_the_run_went_on_is_set_aside_and_raises_no_alarm(copy):
     go_on_with(copy, "pretrain", ["pretrain.steps=8"], late_report=False)
+    assert (copy / "report.older.html").exists() and not (copy / "report.html").exists()
     result = verify_run(copy, count=2, seconds=600, seed=1)
     assert list_problems(result) == []
 
