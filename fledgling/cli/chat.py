@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from fledgling.cli.escape import escape_control_characters
 from fledgling.cli.mcp import ask_in_terminal, start_mcp_tools
-from fledgling.cli.options import Device
+from fledgling.cli.options import ChatCheckpoint, Device, RunPython
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import UserError
 
@@ -39,7 +39,7 @@ DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 
 def chat(
-    checkpoint: Path,
+    checkpoint: ChatCheckpoint,
     /,
     *,
     prompt: Annotated[str | None, Parameter(name=("--prompt", "-p"))] = None,
@@ -51,7 +51,7 @@ def chat(
     seed: int = 0,
     max_new_tokens: int = 256,
     device: Device = "auto",
-    python: bool = False,
+    python: RunPython = False,
     mcp: tuple[str, ...] = (),
     allow_tool: tuple[str, ...] = (),
 ) -> int:
@@ -59,8 +59,6 @@ def chat(
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, stage or run directory; of a run, the checkpoint of its last finished stage.
     prompt
         Answer this message and exit; "-" reads it from standard input, as does piped text.
     system
@@ -77,8 +75,6 @@ def chat(
         The same seed and the same messages give the same answers.
     max_new_tokens
         Maximum length of an answer in tokens.
-    python
-        Run tool calls that are no calculation as Python, in the sandbox's interpreter.
     mcp
         The command of an MCP server, whose tools the model may call; you are asked before each call. May be repeated.
     allow_tool

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -15,13 +14,9 @@ from fledgling.cli.options import Checkpoint, Json
 from fledgling.config import UserError, require_number
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fledgling.export.parity import Parity
     from fledgling.model.transformer import Transformer
-    from fledgling.text.tokenizer import Tokenizer
 
-IMPORTANCE_ROWS = 128  # documents that the importance is measured on
 Fold = Annotated[bool, Parameter(negative=())]
 
 app = App(
@@ -102,7 +97,7 @@ def gguf(
     """
     from fledgling.export.chat_template import supports_chat
     from fledgling.export.gguf import write_gguf
-    from fledgling.export.importance import measure_importance
+    from fledgling.export.importance import measure_importance, read_importance_rows
     from fledgling.export.modelfile import write_modelfile
     from fledgling.export.parity import compare_gguf
     from fledgling.infer.runner import load_model
@@ -112,8 +107,10 @@ def gguf(
     require_unquantized(state, checkpoint, "exported")
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
-    weights = measure_importance(model, _read_rows(importance, tokenizer, model.config.context)) if importance else None
-    write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem, weights)
+    inputs = None
+    if importance:
+        inputs = measure_importance(model, read_importance_rows(importance, tokenizer, model.config.context))
+    write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem, inputs)
     if supports_chat(tokenizer):
         print(write_modelfile(out.with_suffix(".Modelfile"), out, model.config, tokenizer), file=sys.stderr)
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
@@ -145,19 +142,19 @@ def html(
     embedding
         Quantize the embedding too, which makes the page of a large vocabulary smaller.
     """
-    from fledgling.cli.serve import run_name
     from fledgling.export.html import write_html
     from fledgling.export.page_parity import compare_html
     from fledgling.export.page_weights import quantize_for_page
     from fledgling.infer.runner import load_model
     from fledgling.serve.examples import list_examples
     from fledgling.serve.page_files import PAGE
+    from fledgling.serve.services import read_run_name
 
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.html'}")
     model, tokenizer, state = load_model(checkpoint)
     weights = quantize_for_page(model, state, bits, group_size, embedding)
-    name, examples = run_name(checkpoint, state), list_examples(str(state.get("recipe", "")))
+    name, examples = read_run_name(checkpoint, state), list_examples(str(state.get("recipe", "")))
     write_html(out, PAGE, model.config, weights.tensors, tokenizer, name, weights.bits, examples)
     print(f"{out.stat().st_size:,} bytes", file=sys.stderr)
     return _print_parity(out, compare_html(model, weights, out, tokenizer.bos_or_none), as_json)
@@ -246,28 +243,11 @@ def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as
     print(json.dumps({"path": str(out)}) if as_json else out)
 
 
-def _weights(model: Transformer, folded: bool) -> dict[str, Tensor]:
+def _weights(model: Transformer, folded: bool) -> Mapping[str, Any]:
     """Returns the model's state dictionary, with norm weights folded into the matrices if requested."""
     from fledgling.model.flash_norm import fold_norm_weights
 
     return fold_norm_weights(model.config, model.state_dict()) if folded else model.state_dict()
-
-
-def _read_rows(text: str, tokenizer: Tokenizer, context: int) -> list[list[int]]:
-    """Returns the first rows of token ids of a text, each document cut to the context."""
-    from fledgling.corpora.document import Document, split_held_out
-    from fledgling.corpora.embedded import harvest_embedded
-    from fledgling.corpora.readers import read_documents
-    from fledgling.text.tokenizer import bos_prefix
-
-    documents: Iterable[Document] = read_documents(text) if text != "embedded" else ()
-    if text == "embedded":
-        documents = sorted(split_held_out(harvest_embedded())[0], key=Document.hash_fraction)
-    encoded = (tokenizer.encode(document.text) for document in islice(documents, IMPORTANCE_ROWS))
-    rows = [(bos_prefix(tokenizer) + ids)[:context] for ids in encoded if ids]
-    if not rows:
-        raise UserError(f"--importance {text}: there is no text to read")
-    return rows
 
 
 def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:

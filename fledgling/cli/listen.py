@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Sequence
 
 from fledgling.config import UserError
 
@@ -30,6 +31,16 @@ def choose_api_key(host: str, api_key: str | None) -> str | None:
     if api_key is not None and not re.fullmatch(r"[!-~]{8,}", api_key):
         raise UserError("the API key: expected at least 8 visible ASCII characters")
     return api_key
+
+
+def check_sites(hosts: Sequence[str], origins: Sequence[str]) -> None:
+    """Raises UserError for a value of --allow-host or --allow-origin that no header can have."""
+    for name in hosts:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]", name):
+            raise UserError(f"--allow-host {name}: expected a host's name without scheme and port")
+    for origin in origins:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+", origin):
+            raise UserError(f"--allow-origin {origin}: expected SCHEME://HOST[:PORT], such as https://example.org")
 
 
 def check_port(port: int) -> None:

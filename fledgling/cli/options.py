@@ -70,6 +70,17 @@ DataDir = Annotated[
 ]
 Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run directory.")]
+ChatCheckpoint = Annotated[
+    Path,
+    Parameter(
+        help="A checkpoint, stage or run directory; of a run, the checkpoint of its last finished stage.",
+    ),
+]
+Host = Annotated[str, Parameter(help="The address to listen on. Any address but loopback needs an API key.")]
+Port = Annotated[int, Parameter(help="0 takes a free one and prints it.")]
+RunPython = Annotated[
+    bool, Parameter(help="Run tool calls that are no calculation as Python, in the sandbox's interpreter.")
+]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, xpu or mps.")]
 ComputeDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
+from cyclopts import Parameter
+
+from fledgling.cli.listen import check_port, check_sites, choose_api_key, is_loopback, listen
 from fledgling.cli.mcp import start_mcp_tools
-from fledgling.cli.options import Device
+from fledgling.cli.options import ChatCheckpoint, Device, Host, Port, RunPython
 from fledgling.config import UserError
+
+BatchSize = Annotated[int, Parameter(help="Answers decoded at once, in one batch.")]
+QueueSize = Annotated[
+    int,
+    Parameter(
+        help="Answers waiting or running before new requests are rejected with status 429; one request has n answers."
+    ),
+]
+PrefillChunk = Annotated[
+    int | None,
+    Parameter(help="Prompt tokens computed between two decoding steps; default 256, on a GPU 2,048."),
+]
+PrefixCacheTokens = Annotated[
+    int | None,
+    Parameter(
+        help="Tokens of earlier prompts and answers kept in the cache; default max-batch-size times the context."
+    ),
+]
+LookaheadTokens = Annotated[
+    int,
+    Parameter(help="Draft tokens of prompt lookup in one step; the answers stay the same. 0: none."),
+]
 
 
 def serve(
-    checkpoint: Path,
+    checkpoint: ChatCheckpoint,
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     api_key: str | None = None,
     allow_host: tuple[str, ...] = (),
     allow_origin: tuple[str, ...] = (),
     model_name: str | None = None,
     compare: tuple[Path, ...] = (),
-    max_batch_size: int = 32,
-    max_queue_size: int = 64,
-    prefill_chunk: int | None = None,
-    prefix_cache_tokens: int | None = None,
-    lookahead_tokens: int = 0,
-    python: bool = False,
+    max_batch_size: BatchSize = 32,
+    max_queue_size: QueueSize = 64,
+    prefill_chunk: PrefillChunk = None,
+    prefix_cache_tokens: PrefixCacheTokens = None,
+    lookahead_tokens: LookaheadTokens = 0,
+    python: RunPython = False,
     adapter: tuple[str, ...] = (),
     mcp: tuple[str, ...] = (),
     allow_tool: tuple[str, ...] = (),
@@ -40,12 +62,6 @@ def serve(
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, stage or run directory; of a run, the checkpoint of its last finished stage.
-    host
-        The address to listen on. Any address but loopback needs an API key.
-    port
-        0 takes a free one and prints it.
     api_key
         The key that clients must send as a bearer token; default FLEDGLING_API_KEY.
     allow_host
@@ -57,18 +73,6 @@ def serve(
     compare
         A further checkpoint, which answers under the name of its run and stage; the page shows two side by side.
         May be repeated.
-    max_batch_size
-        Answers decoded at once, in one batch.
-    max_queue_size
-        Answers waiting or running before new requests are rejected with status 429; one request has n answers.
-    prefill_chunk
-        Prompt tokens computed between two decoding steps; default 256, on a GPU 2,048.
-    prefix_cache_tokens
-        Tokens of earlier prompts and answers kept in the cache; default max-batch-size times the context.
-    lookahead_tokens
-        Draft tokens of prompt lookup in one step; the answers stay the same. 0: none.
-    python
-        Run the model's own tool calls that are no calculation as Python, in the sandbox's interpreter.
     adapter
         NAME=DIR: an adapter in peft's format on these weights, served as the model NAME; may be repeated.
     mcp
@@ -78,61 +82,25 @@ def serve(
     """
     check_port(port)
     api_key = choose_api_key(host, api_key)
-    for name in allow_host:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]", name):
-            raise UserError(f"--allow-host {name}: expected a host's name without scheme and port")
-    for origin in allow_origin:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+", origin):
-            raise UserError(f"--allow-origin {origin}: expected SCHEME://HOST[:PORT], such as https://example.org")
-    for option, value, low in (
-        ("max-batch-size", max_batch_size, 1),
-        ("max-queue-size", max_queue_size, 1),
-        ("prefill-chunk", prefill_chunk, 1),
-        ("prefix-cache-tokens", prefix_cache_tokens, 0),
-        ("lookahead-tokens", lookahead_tokens, 0),
-    ):
-        if value is not None and value < low:
-            raise UserError(f"--{option} {value}: expected {low} or more")
-    from dataclasses import replace
-
-    from fledgling.infer.adapters import make_engines, parse_adapters
-    from fledgling.infer.session import load_chat_engine
+    check_sites(allow_host, allow_origin)
+    _require_at_least(1, max_batch_size=max_batch_size, max_queue_size=max_queue_size, prefill_chunk=prefill_chunk)
+    _require_at_least(0, prefix_cache_tokens=prefix_cache_tokens, lookahead_tokens=lookahead_tokens)
+    from fledgling.infer.adapters import parse_adapters
     from fledgling.infer.tools import select_tool
     from fledgling.serve.app import make_app
-    from fledgling.serve.examples import list_examples
     from fledgling.serve.server import Server, choose_limits, raise_file_limit
-    from fledgling.serve.service import LOOPBACK, Service
-    from fledgling.serve.worker import CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK, Worker
+    from fledgling.serve.services import Access, WorkerSettings, load_services
 
-    tool = select_tool(python)
     limits = choose_limits(max_queue_size, raise_file_limit())
-
-    def load(path: Path, name: str | None, taken: list[str]) -> Service:
-        engine, state = load_chat_engine(path, device, tool, notify=lambda text: print(text, file=sys.stderr))
-        chunk = prefill_chunk or (CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK)
-        return Service(
-            worker=Worker(engine, max_batch_size, max_queue_size, chunk, prefix_cache_tokens, lookahead_tokens),
-            tokenizer=engine.tokenizer,
-            model_name=name or _free_name(run_name(path, state), str(state.get("stage", "")), taken),
-            created=int(time.time()),
-            api_key=api_key,
-            hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if is_loopback(host) else None,
-            origins=allow_origin,
-            examples=list_examples(str(state.get("recipe", ""))),
-        )
-
-    services = [load(checkpoint, model_name, [])]
-    for name, engine in make_engines(services[0].worker.engine, parse_adapters(adapter)).items():
-        worker = services[0].worker
-        settings = (max_batch_size, max_queue_size, worker.prefill_chunk, prefix_cache_tokens, lookahead_tokens)
-        services.append(replace(services[0], worker=Worker(engine, *settings), model_name=name))
-    for path in compare:
-        services.append(load(path, None, [service.model_name for service in services]))
+    settings = WorkerSettings(max_batch_size, max_queue_size, prefill_chunk, prefix_cache_tokens, lookahead_tokens)
+    access = Access(api_key, allow_host, allow_origin, is_loopback(host))
+    models = ([checkpoint, *compare], parse_adapters(adapter))
+    services = load_services(*models, settings, access, model_name, device, select_tool(python), _print_to_stderr)
     tools = start_mcp_tools(mcp, allow_tool)
     listener, url = listen(host, port)
     print(url, flush=True)
     names = ", ".join(service.model_name for service in services)
-    print(f"serving {names}, batch size {max_batch_size}; Ctrl-C stops the server", file=sys.stderr)
+    _print_to_stderr(f"serving {names}, batch size {max_batch_size}; Ctrl-C stops the server")
     Server(make_app(services[0], services[1:], tools), limits).run(sockets=[listener])
     if tools:
         tools.close()
@@ -141,13 +109,12 @@ def serve(
     return 0
 
 
-def run_name(checkpoint: Path, state: dict[str, Any]) -> str:
-    """Returns the run's name in the recipe of the checkpoint, otherwise the directory's name."""
-    match = re.search(r'^name = "([^"]+)"', str(state.get("recipe", "")), re.MULTILINE)
-    return match[1] if match else Path(checkpoint).resolve().name
+def _require_at_least(low: int, **options: int | None) -> None:
+    """Raises UserError for an option below `low`; None is its default."""
+    for name, value in options.items():
+        if value is not None and value < low:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected {low} or more")
 
 
-def _free_name(name: str, stage: str, taken: list[str]) -> str:
-    """Returns a model's name that no other has: that of the run, of run and stage, or with a number."""
-    names = [name, f"{name}-{stage}"] if stage else [name]
-    return next((one for one in names if one not in taken), f"{names[-1]}-{len(taken) + 1}")
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -34,6 +34,23 @@ from fledgling.runtime.world import is_launched_rank, is_main_process
 if TYPE_CHECKING:
     from fledgling.speedrun.budgeted import BudgetedRun
 
+PaidCard = Annotated[
+    str | None,
+    Parameter(
+        negative=(),
+        show_default=False,
+        help="With --usd: the card that is paid for, by its name in `fledgling plan devices`.",
+    ),
+]
+PaidPrice = Annotated[
+    float | None,
+    Parameter(
+        negative=(),
+        show_default=False,
+        help="With --usd: US dollars per hour for one device; default: that of the table.",
+    ),
+]
+
 
 def speedrun(
     recipe: str = "quickstart",
@@ -42,8 +59,8 @@ def speedrun(
     minutes: Minutes = None,
     hours: Hours = None,
     usd: Usd = None,
-    gpu: Annotated[str | None, Parameter(negative=(), show_default=False)] = None,
-    price: Annotated[float | None, Parameter(negative=(), show_default=False)] = None,
+    gpu: PaidCard = None,
+    price: PaidPrice = None,
     gpus: Gpus = None,
     restarts: Restarts = DEFAULT_RESTARTS,
     nodes: Nodes = 1,
@@ -63,10 +80,6 @@ def speedrun(
     ----------
     recipe
         A recipe's name, a TOML file or a run directory.
-    gpu
-        With --usd: the card that is paid for, by its name in `fledgling plan devices`.
-    price
-        With --usd: US dollars per hour for one device; default: that of the table.
     dry_run
         Only check all stages: data, steps, batch, memory, shapes; on a GPU also make a step and a checkpoint of each.
     watch
@@ -82,16 +95,13 @@ def speedrun(
             raise UserError(f"--{name} {value} has no effect without --usd")
     budget = read_budget(minutes, hours, usd, device, gpus or 1, price)
     if gpus is not None and not is_launched_rank():
-        dry = ["--dry-run"] if dry_run else []
         given = {"minutes": minutes, "hours": hours, "usd": usd, "gpu": gpu, "price": price}
         amount = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+        dry = ["--dry-run"] if dry_run else []
         command = ["-m", "fledgling", "speedrun", recipe, *amount, *dry, *set_arguments(overrides)]
         with watching(chosen.run.out, watch_port, watch and not dry_run):
             return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     require_gpus(restarts, nodes, rendezvous)
-    from rich.console import Console
-
-    from fledgling.report import build_report, make_evals_table, make_forecasts_table
     from fledgling.speedrun.budgeted import require_card, run_budgeted
     from fledgling.speedrun.stages import run_stages
 
@@ -110,16 +120,23 @@ def speedrun(
     if status.code or not is_main_process():
         return status.code
     if not stages_run:
-        print(
-            f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to start from scratch",
-            file=sys.stderr,
-        )
+        done = f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to start from scratch"
+        print(done, file=sys.stderr)
+    print_results(out)
+    return 0
+
+
+def print_results(out: str) -> None:
+    """Writes the report of a run and prints its evaluations and forecasts."""
+    from rich.console import Console
+
+    from fledgling.report import build_report, make_evals_table, make_forecasts_table
+
     page = build_report(out)
     Console().print(make_evals_table(out))
     if (forecasts := make_forecasts_table(out)).row_count:
         Console().print(forecasts)
     print(f"report: {page}\ntalk to it: fledgling chat {out}")
-    return 0
 
 
 def print_forecast(run: BudgetedRun, is_resumed: bool) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
+from fledgling.cli.options import Host, Port
 from fledgling.config import UserError
 
 WATCH_PORT = 8008
@@ -20,8 +21,8 @@ STOP_SECONDS = 5
 
 def watch(
     *runs: Path,
-    host: str = "127.0.0.1",
-    port: int = WATCH_PORT,
+    host: Host = "127.0.0.1",
+    port: Port = WATCH_PORT,
     api_key: str | None = None,
 ) -> int:
     """Watch runs on a page: charts, evaluations, samples, the batch, the machine; buttons that stop, sample, evaluate.
@@ -32,10 +33,6 @@ def watch(
     ----------
     runs
         Run directories, such as runs/quickstart; several are drawn into one chart.
-    host
-        The address to listen on. Any address but loopback needs an API key.
-    port
-        0 takes a free one and prints it.
     api_key
         The key that the page asks for; default FLEDGLING_API_KEY.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fledgling.config import UserError
+from fledgling.corpora.document import Document, split_held_out
+from fledgling.corpora.embedded import harvest_embedded
+from fledgling.corpora.readers import read_documents
 from fledgling.model.transformer import Transformer
+from fledgling.text.tokenizer import Tokenizer, bos_prefix
+
+DOCUMENTS = 128  # that importance is measured on
 
 
 class _Recorder(TorchFunctionMode):
@@ -48,3 +56,20 @@ def measure_importance(model: Transformer, rows: Iterable[list[int]]) -> dict[st
         for row in rows:
             plain.compute_logits(plain(torch.tensor([row])))
     return {name: (total / recorder.counts[name]).float() for name, total in recorder.sums.items()}
+
+
+def read_importance_rows(text: str, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+    """Returns token ids of the first documents of a text, each cut to the context.
+
+    text: a file or folder, or "embedded" for training documents of the embedded corpus in an order of their own.
+
+    Raises UserError where there is no text.
+    """
+    documents: Iterable[Document] = read_documents(text) if text != "embedded" else ()
+    if text == "embedded":
+        documents = sorted(split_held_out(harvest_embedded())[0], key=Document.hash_fraction)
+    encoded = (tokenizer.encode(document.text) for document in islice(documents, DOCUMENTS))
+    rows = [(bos_prefix(tokenizer) + ids)[:context] for ids in encoded if ids]
+    if not rows:
+        raise UserError(f"--importance {text}: there is no text to read")
+    return rows
