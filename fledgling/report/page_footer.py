@@ -10,13 +10,13 @@ import hashlib
 import html
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import fledgling
+from fledgling.record.durable import replace_file
 
 NO_DIGEST = 'data-digest=""'
 CODE = ("config", "files", "record", "report")  # packages that a page is made by
@@ -97,7 +97,7 @@ def set_aside_page(run_dir: Path, stage: str, log: Callable[[str], None]) -> Non
         lines = read_lines_read(page.read_text("utf-8", "replace"))
         if not lines or not lines.get(f"{stage}/metrics"):
             return
-        os.replace(page, page.with_name(SET_ASIDE))
+        replace_file(page, page.with_name(SET_ASIDE))
     except OSError:  # there is none, or it cannot be moved
         return
     log(f"{page.name} has steps of {stage} from before: it is {SET_ASIDE} now, `fledgling report` makes it again")
