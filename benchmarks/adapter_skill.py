@@ -19,6 +19,7 @@ from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import read_checkpoint_state, resolve_checkpoint
 from fledgling.tasks import SKILLS
 from fledgling.tasks.task import TRAIN
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.run import run_stage
 
 SKILL = "language"
@@ -65,7 +66,7 @@ def measure_adapter_skill(
     for way, settings in WAYS.items():
         recipe = tuning_recipe(run, out / way, share, steps, [*settings, *overrides])
         print(f"{way}: {steps} steps", file=sys.stderr)
-        run_stage(recipe, "sft", quiet=True, select_evals=lambda evals: ())
+        run_stage(recipe, "sft", quiet=True, hooks=NO_EVALS)
         checkpoint = resolve_checkpoint(out / way)
         lines = read_jsonl(out / way / "sft" / "metrics.jsonl")
         planned = make_plan(recipe, strict=False, peak_flops=lines[-1].get("peak_flops"))["stages"]["sft"]

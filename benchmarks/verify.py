@@ -27,6 +27,7 @@ from fledgling.record.atomic_directory import MANIFEST, describe_files
 from fledgling.record.seal import seal_run, seal_stage
 from fledgling.report import build_report
 from fledgling.speedrun.stages import run_stages
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Stage, Stream
 from fledgling.verify import verify_run
@@ -235,7 +236,7 @@ def tamper_order(run: Path, other: Path, way: str, chance: random.Random) -> Tam
         return replace(built, batches=SwappedStep(built.batches, at, at + 1))
 
     with redirect_stderr(StringIO()):
-        run_stage(load_recipe(str(run)), stage, quiet=True, adapt_stage=adapt, select_evals=lambda evals: ())
+        run_stage(load_recipe(str(run)), stage, quiet=True, hooks=replace(NO_EVALS, adapt_stage=adapt))
     (run / "report.html").unlink(missing_ok=True)
     place = f"{stage} step {at + 1}"
     return Tampered("another data order", "forged", place, (f"{place} read other tokens",))

@@ -15,7 +15,7 @@ from fledgling.bench.train import with_model_size
 from fledgling.config import Recipe, load_recipe
 from fledgling.record import checkpoint
 from fledgling.train import loop, run
-from fledgling.train.stage import Eval
+from fledgling.train.hooks import NO_EVALS, NO_HOOKS
 
 EVALUATED_STAGES = ("pretrain", "sft")  # stages of the quickstart whose evaluations run
 TINY_OVERRIDES = [
@@ -55,13 +55,8 @@ def run_rollouts(out: Path, tiny: bool) -> None:
             Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"]
         )
         recipe = with_model_size(recipe, *shape)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=select_no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
         report_result(**measure_rollouts(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
-
-
-def select_no_evals(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
-    """Returns no evaluations, whatever the stage has."""
-    return ()
 
 
 def load_small_recipe(folder: Path, changes: list[str]) -> Recipe:
@@ -79,8 +74,8 @@ def run_quickstart(out: Path, tiny: bool) -> None:
         for stage in load_small_recipe(Path(folder), changes).stages:
             start_time = time.perf_counter()
             compiled = [] if stage == "pretrain" else ["run.compile=off"]  # four steps do not repay a compilation
-            evals = tuple if stage in EVALUATED_STAGES else select_no_evals
-            run.run_stage(load_small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True, select_evals=evals)
+            hooks = NO_HOOKS if stage in EVALUATED_STAGES else NO_EVALS
+            run.run_stage(load_small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True, hooks=hooks)
             report_result(stage=stage, seconds=time.perf_counter() - start_time)
         report_result(
             what="stopped and resumed, largest difference",
@@ -105,7 +100,7 @@ def compare_resumed_run(folder: Path, changes: list[str]) -> dict[str, float]:
         recipe = load_small_recipe(run_folder, [*changes, "pretrain.steps=6", "pretrain.save_every=2"])
         if stops:
             run_until_stopped(recipe, 3)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=select_no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
         latest = checkpoint.find_latest_checkpoint(run_folder / "run" / "pretrain" / "checkpoints")
         assert latest is not None, "a finished stage has a checkpoint"
         tensors = checkpoint.load_checkpoint(latest).tensors
@@ -138,7 +133,7 @@ def run_until_stopped(recipe: Recipe, steps: int) -> None:
     original = run.catch_stop_signals
     run.catch_stop_signals = StopRequest  # type: ignore[assignment,misc]
     try:
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=select_no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     except loop.TrainingStopped:
         return
     finally:

@@ -35,6 +35,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling.sweep import link_shared_data
+from fledgling.train.hooks import StageHooks
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.run import run_stage
@@ -225,13 +226,12 @@ def run_contestant(job: Job, log: Callable[[str], None]) -> None:
     held_out, lengths = make_text_batches(texts, tokenizer, recipe.resolve_model().context), tokenizer.byte_lengths()
     raced = RacedStage(job, recipe, held_out, lengths, log)
     try:
-        run_stage(
-            *(recipe, "pretrain"),
-            quiet=True,
+        hooks = StageHooks(
             select_evals=lambda evals: (Eval("race", 1, raced.measure),),
             adapt_stage=raced.adapt,
             should_stop=raced.is_over,
         )
+        run_stage(recipe, "pretrain", quiet=True, hooks=hooks)
     except TrainingStopped:
         if not raced.is_over():
             raise

@@ -42,6 +42,7 @@ from fledgling.scaling.results import (
     load_checks,
     read_run,
 )
+from fledgling.train.hooks import StageHooks
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval
@@ -184,7 +185,7 @@ def train_run(recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
     run_dir = Path(recipe.run.out)
     link_shared_data(out, run_dir)
     write_json(run_dir / CELL, facts)
-    run_stage(recipe, "pretrain", select_evals=only_final_bpb)
+    run_stage(recipe, "pretrain", hooks=StageHooks(select_evals=only_final_bpb))
     torch.compiler.reset()  # the next model has other shapes and cannot use this model's compiled code
 
 

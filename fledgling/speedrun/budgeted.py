@@ -38,6 +38,7 @@ from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World, is_main_process
 from fledgling.speedrun.choose import choose_budgeted_run
 from fledgling.speedrun.stages import list_stages_left, run_stages
+from fledgling.train.hooks import StageHooks
 from fledgling.train.pace import RunClock, StagePace, share_that_fits
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
@@ -246,14 +247,11 @@ class _Timekeeper:
         steps = self.recipe.stage_config(name).steps or stage.steps
         pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown)
         is_last = name == self.recipe.stages[-1]
-        made = run_stage(
-            self.recipe,
-            name,
-            quiet=self.quiet,
-            lock=lock,
+        hooks = StageHooks(
             select_evals=lambda evals: self.select_evals(evals, name, is_last),
             choose_steps=pace,
         )
+        made = run_stage(self.recipe, name, quiet=self.quiet, hooks=hooks, lock=lock)
         if made and pace.seconds:
             self.slowdown = pace.slowdown
         return made

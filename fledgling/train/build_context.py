@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
-from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.tied_start import tie_initial_weights
@@ -25,7 +25,9 @@ from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.positions import read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.resume_check import read_rows_per_step
+from fledgling.train.stage_origin import StageOrigin
 from fledgling.train.stage_weights import (
+    StageWeights,
     build_stage_model,
     find_stage_weights,
     load_or_init,
@@ -36,68 +38,96 @@ from fledgling.train.stage_weights import (
 
 
 def build_context(
-    recipe: Recipe,
-    name: str,
+    origin: StageOrigin,
     world: World,
     setup: DeviceSetup,
     recorder: Recorder,
     preparer: DataPreparer,
-    saved: Path | None,
-    parent: Path | None,
     lock: RunLock | None = None,
 ) -> tuple[StageContext, Checkpoint | None]:
     """Returns tokenizer, model and engine of a stage, and the checkpoint that it resumes from.
 
-    The weights are those of `saved`, else of `parent`; without both, they are initialized from the seed.
+    The weights are those of `origin.saved`, else of `origin.parent`; without both, they are initialized from the seed.
     """
-    pinned = preparer.documents.prepared.pinned
-    with world.local_main_process_first():
-        tokenizer = preparer.load_or_train_tokenizer(may_replace=not (saved or parent or pinned))
-    loaded = checkpoint.load_checkpoint(saved) if saved else None
-    if loaded:
-        preparer.documents.prepared.pinned = loaded.state.get("data", {})
-    start = find_stage_weights(recipe, name, Path(recipe.run.out), saved, parent)
+    recipe, name = origin.recipe, origin.name
+    tokenizer, saved = load_tokenizer_and_checkpoint(origin, world, preparer)
+    start = find_stage_weights(recipe, name, origin.run_dir, origin.saved, origin.parent)
     config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
-    model = build_stage_model(recipe, config, start, setup, world)
-    if start is None and name == "pretrain" and recipe.optimizer.tied_updates:
-        tie_initial_weights(model)
+    model = build_start_model(origin, config, start, setup, world)
     if setup.compiled and model.blocks[0]._compiled_call_impl is None:
         recorder.log_notice(f"{name}: blocks with this adapter are not compiled here (docs/adapters.md)")
-    if trains_value_head(recipe, name):
-        attach_critic(model)
-    adapter = start.adapter if start else None
-    if loaded:
-        load_parameters(model, read_trained(loaded, config, adapter), world)
-
-    def load_initial_model() -> Transformer:
-        if start and adapter:
-            return make_initial_model(model, start)
-        initial = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)
-        return load_or_init(initial, find_stage_weights(recipe, name, context.run_dir, None, parent), recipe.seed)
-
+    if saved:
+        load_parameters(model, read_trained(saved, config, start.adapter if start else None), world)
+    device_decode = "auto" if setup.compiled else "graphs"
     context = StageContext(
         recipe=recipe,
-        run_dir=Path(recipe.run.out),
+        run_dir=origin.run_dir,
         world=world,
         model=model,
         tokenizer=tokenizer,
-        engine=Engine(
-            model, tokenizer, world.device, setup.dtype, device_decode="auto" if setup.compiled else "graphs"
-        ),
+        engine=Engine(model, tokenizer, world.device, setup.dtype, device_decode=device_decode),
         recorder=recorder,
         preparer=preparer,
         setup=setup,
-        load_initial_model=load_initial_model,
+        load_initial_model=partial(load_initial_model, origin, model, start, setup, world),
         positions=read_positions(start.state, resumes=saved is not None) if start else {},
         start=replace(start, weights={}) if start else None,  # loaded: their memory is not needed twice
-        saved_micro_batch_size=loaded.state.get("micro_batch") if loaded else None,
-        saved_rows_per_step=read_rows_per_step(loaded.state, recipe, name) if loaded else None,
-        saved_row_weights=loaded.state.get("row_weights") if loaded else None,
-        parent=describe_parent(parent),
+        parent=describe_parent(origin.parent),
         lock=lock,
         teacher=plan_teacher(recipe, name, read_teacher_config(recipe, name)),
     )
-    return context, loaded
+    return (add_saved_sizes(context, name, saved) if saved else context), saved
+
+
+def load_tokenizer_and_checkpoint(
+    origin: StageOrigin, world: World, preparer: DataPreparer
+) -> tuple[Tokenizer, Checkpoint | None]:
+    """Returns the tokenizer, trained where the run has none, and the checkpoint that the stage resumes from.
+
+    The preparer then reads the data that the checkpoint has read.
+    """
+    prepared = preparer.documents.prepared
+    may_replace = not (origin.saved or origin.parent or prepared.pinned)
+    with world.local_main_process_first():
+        tokenizer = preparer.load_or_train_tokenizer(may_replace=may_replace)
+    if origin.saved is None:
+        return tokenizer, None
+    saved = checkpoint.load_checkpoint(origin.saved)
+    prepared.pinned = saved.state.get("data", {})
+    return tokenizer, saved
+
+
+def build_start_model(
+    origin: StageOrigin, config: ModelConfig, start: StageWeights | None, setup: DeviceSetup, world: World
+) -> Transformer:
+    """Returns the model of a stage as it is before the first step, with the value head that the stage trains."""
+    model = build_stage_model(origin.recipe, config, start, setup, world)
+    if start is None and origin.name == "pretrain" and origin.recipe.optimizer.tied_updates:
+        tie_initial_weights(model)
+    if trains_value_head(origin.recipe, origin.name):
+        attach_critic(model)
+    return model
+
+
+def load_initial_model(
+    origin: StageOrigin, model: Transformer, start: StageWeights | None, setup: DeviceSetup, world: World
+) -> Transformer:
+    """Returns a frozen copy of the model as it was when the stage began; `model` is the one that is trained."""
+    if start and start.adapter:
+        return make_initial_model(model, start)
+    initial = Transformer(model.config, setup.dtype).to(world.device).requires_grad_(False)
+    weights = find_stage_weights(origin.recipe, origin.name, origin.run_dir, None, origin.parent)
+    return load_or_init(initial, weights, origin.recipe.seed)
+
+
+def add_saved_sizes(context: StageContext, name: str, saved: Checkpoint) -> StageContext:
+    """Returns the context with the sizes of the checkpoint that the stage resumes from."""
+    return replace(
+        context,
+        saved_micro_batch_size=saved.state.get("micro_batch"),
+        saved_rows_per_step=read_rows_per_step(saved.state, context.recipe, name),
+        saved_row_weights=saved.state.get("row_weights"),
+    )
 
 
 def require_same_data(world: World, preparer: DataPreparer, tokenizer: Tokenizer) -> None:

@@ -76,8 +76,14 @@ class LoopContext:
     def make_record(self) -> StepRecord:
         """Returns what records the steps of the stage."""
         return StepRecord(
-            *(self.world, self.recorder, self.health, self.totals),
-            *(self.flops_per_token, self.peak_flops, self.datasheet_flops, self.measure_peak),
+            world=self.world,
+            recorder=self.recorder,
+            health=self.health,
+            totals=self.totals,
+            flops_per_token=self.flops_per_token,
+            peak_flops=self.peak_flops,
+            datasheet_flops=self.datasheet_flops,
+            measure_peak=self.measure_peak,
         )
 
 

@@ -31,6 +31,7 @@ from fledgling.record.parent import read_newest_state
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
 from fledgling.tasks import ENVIRONMENT_PREFIX
+from fledgling.train.hooks import StageHooks
 from fledgling.train.horizon import Horizon, read_changes
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped
@@ -338,12 +339,12 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         if resumes_alone(run_dir, start):
             recipe = leave_out_parents(recipe, start.stage)
         stopped = False
-        options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
-        options["prepared"] = read_prepared_data(run_dir, start.stage)
+        prepared = read_prepared_data(run_dir, start.stage)
+        hooks = StageHooks(select_evals=measure, adapt_stage=adapt, should_stop=should_stop, prepared=prepared)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of damaged checkpoints, which another check names
-                run_stage(recipe, start.stage, quiet=True, **options)
+                run_stage(recipe, start.stage, quiet=True, hooks=hooks)
         except TrainingStopped:
             stopped = True
         result.lines = read_lines(scratch, start.stage)

@@ -4,13 +4,14 @@ import pytest
 
 from benchmarks.__main__ import main
 from fledgling.bench.rollouts import format_rollouts, measure_rollouts
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.run import run_stage
 from tests.tiny import tiny
 
 
 def test_rollouts_beside_plain_answers(tmp_path, capsys):
     recipe = tiny(tmp_path)
-    run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     found = measure_rollouts(recipe, tmp_path / "run" / "pretrain", rounds=2)
     assert found["batch"] == recipe.rl.prompts_per_round * recipe.rl.group_size and found["dtype"] == "float32"
     assert 0 < found["answer"] <= recipe.rl.max_new_tokens and found["prompt"] > 1

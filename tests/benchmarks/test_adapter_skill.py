@@ -8,6 +8,7 @@ from fledgling.config import load_recipe
 from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint
 from fledgling.runtime import device
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from tests.ranks import one_thread
 from tests.smallest import write_recipe
 
@@ -16,7 +17,7 @@ def test_the_skill_is_taught_both_ways_and_the_run_is_not_changed(tmp_path, monk
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     with one_thread():
         source = load_recipe(write_recipe(tmp_path), ['stages=["sft"]'])
-        run.run_stage(source, "sft", quiet=True, select_evals=lambda evals: ())
+        run.run_stage(source, "sft", quiet=True, hooks=NO_EVALS)
         folder = tmp_path / "run"
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
         recipe = tuning_recipe(folder, tmp_path / "out", 0.25, 5, [])

@@ -10,6 +10,7 @@ from benchmarks.distill import format_distillation, measure_distillation
 from fledgling.config import load_recipe
 from fledgling.runtime import device
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from tests.ranks import one_thread
 from tests.smallest import write_recipe
 
@@ -20,7 +21,7 @@ def teacher(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
         recipe = load_recipe(write_recipe(folder), ['stages=["pretrain"]', f"run.out={folder / 'run'}"])
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     return folder / "run"
 
 

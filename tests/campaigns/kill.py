@@ -33,6 +33,7 @@ from fledgling.config import DEFAULT_STAGES, Recipe, load_recipe
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
+from fledgling.train.hooks import StageHooks
 from tests.tiny import tiny
 
 EVERY, STEPS = 4, 12  # save interval and length of a stage
@@ -62,9 +63,8 @@ def start_stage(recipe: Recipe, stage: str, log: Path, modules: Path | None = No
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives the campaign
         device.measure_peak_flops = lambda device, dtype: 1e9  # it takes longer than these stages
-        run.run_stage(
-            recipe, stage, quiet=True, select_evals=lambda evals: tuple(e for e in evals if e.name == "bits_per_byte")
-        )
+        hooks = StageHooks(select_evals=lambda evals: tuple(e for e in evals if e.name == "bits_per_byte"))
+        run.run_stage(recipe, stage, quiet=True, hooks=hooks)
         if modules is not None:
             modules.write_text(json.dumps(sorted(sys.modules)))
         code = 0

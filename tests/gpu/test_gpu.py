@@ -21,6 +21,7 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.device import FP8_CAPABILITY, DeviceSetup, should_compile
 from fledgling.runtime.world import World, choose_backend
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loss import logprobs_from_hidden
 
 pytestmark = pytest.mark.gpu
@@ -283,7 +284,7 @@ def test_target_logprobs_learn_as_log_softmax_does(device):
 def test_a_stopped_run_resumes_where_it_was(device, tmp_path):
     tiny = ["model.depth=2", "model.width=32", "run.compile=off"]
     recipe = load_small_recipe(tmp_path, [*tiny, "pretrain.steps=1"])
-    run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     differences = compare_resumed_run(tmp_path, tiny)
     assert differences["resumed"] <= max(1e-6, 4 * differences["run_to_run"])
 

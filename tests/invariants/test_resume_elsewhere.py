@@ -14,6 +14,7 @@ from fledgling.config import STAGES, Recipe
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
+from fledgling.train.hooks import NO_EVALS
 from tests.ranks import on_ranks, one_thread
 from tests.stop_request import StopRequest
 from tests.tiny import tiny
@@ -28,10 +29,6 @@ def at(recipe: Recipe, folder: Path, zero: int) -> Recipe:
     )
 
 
-def no_evals(evals: tuple) -> tuple:
-    return ()
-
-
 def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
     """Run each stage up to its second step, in a run directory of its own; returns where each stopped."""
     device.measure_peak_flops = lambda device, dtype: 1e9  # it takes longer than these stages
@@ -39,7 +36,7 @@ def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
     for stage in STAGES:
         run.catch_stop_signals = StopRequest(2)
         try:
-            run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
+            run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, hooks=NO_EVALS)
         except loop.TrainingStopped as stopped:
             stops.append(stopped.step)
     return stops
@@ -47,10 +44,7 @@ def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
 
 def finished(recipe: Recipe, root: str, zero: int) -> list[bool]:
     device.measure_peak_flops = lambda device, dtype: 1e9
-    return [
-        run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
-        for stage in STAGES
-    ]
+    return [run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, hooks=NO_EVALS) for stage in STAGES]
 
 
 def outcome(out: Path, stage: str):
@@ -68,7 +62,7 @@ def test_a_run_stopped_on_several_ranks_is_resumed_elsewhere(tmp_path, monkeypat
         recipe = tiny(tmp_path, **FOUR_MICRO_BATCHES)
         whole = Path(recipe.run.out)
         for stage in STAGES:
-            assert run.run_stage(recipe, stage, quiet=True, select_evals=no_evals)
+            assert run.run_stage(recipe, stage, quiet=True, hooks=NO_EVALS)
         for stage in STAGES:
             later = [name for name in STAGES if STAGES.index(name) >= STAGES.index(stage)]
             for name in ("four", "sharded") if FULL_SIZE else ("sharded",):

@@ -8,6 +8,7 @@ from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.tasks.task import Question
 from fledgling.train import evals
+from fledgling.train.hooks import StageHooks
 from fledgling.train.run import run_stage
 from tests.made_up_core import BASELINES, write_core_bundle
 from tests.tiny import tiny
@@ -43,7 +44,7 @@ def test_the_same_weights_have_one_value_at_the_end_of_a_stage_and_at_the_start_
     recipe = tiny(tmp_path, **{"pretrain.eval_questions": 8, "midtrain.eval_questions": 8})
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     for stage in ("pretrain", "midtrain"):
-        run_stage(recipe, stage, quiet=True, select_evals=lambda evals: evals[:3])
+        run_stage(recipe, stage, quiet=True, hooks=StageHooks(select_evals=lambda evals: evals[:3]))
     before, after = (read_jsonl(tmp_path / "run" / stage / "evals.jsonl") for stage in ("pretrain", "midtrain"))
     end = {(line["name"], line["n"]): line["value"] for line in before if line["step"] == 4}
     start = {(line["name"], line["n"]): line["value"] for line in after if line["step"] == 0}
@@ -57,7 +58,8 @@ def test_compressors_are_compared_with_after_pretraining_alone(tmp_path):
     recipe = tiny(tmp_path)
     for stage, expected in (("pretrain", True), ("midtrain", False)):
         found = []
-        run_stage(recipe, stage, quiet=True, select_evals=lambda evals, found=found: found.extend(evals) or ())
+        hooks = StageHooks(select_evals=lambda evals, found=found: found.extend(evals) or ())
+        run_stage(recipe, stage, quiet=True, hooks=hooks)
         assert ("compression" in [entry.name for entry in found]) == expected, stage
 
 

@@ -2,6 +2,7 @@
 
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.run import run_stage
 from tests.tiny import tiny
 
@@ -18,7 +19,7 @@ def test_the_test_wordings_are_asked_at_the_end_only_and_every_line_says_what_is
             "sft.mixture": "{identity = 0.5, stdlib = 0.5}",
         },
     )
-    run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     run_stage(recipe, "rl", quiet=True)
     lines = read_jsonl(tmp_path / "run" / "rl" / "evals.jsonl")
     at_start, at_end = ({(e["name"], e["n"]) for e in lines if e["step"] == step} for step in (0, 1))

@@ -12,6 +12,7 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
 from fledgling.train.health import MAX_BAD_STEPS, Health
+from fledgling.train.hooks import NO_EVALS
 from tests.ranks import on_ranks
 from tests.stop_request import StopRequest
 from tests.tiny import tiny
@@ -67,12 +68,8 @@ def skip_batches(patch, at, steps, stage="pretrain"):
     patch.setitem(run.STAGE_BUILDERS, stage, patched_builder)
 
 
-def no_evals(evals):
-    return ()
-
-
 def run_without_evals(recipe, stage="pretrain"):
-    return run.run_stage(recipe, stage, quiet=True, select_evals=no_evals)
+    return run.run_stage(recipe, stage, quiet=True, hooks=NO_EVALS)
 
 
 def load_outcome(out, stage="pretrain"):
@@ -214,7 +211,7 @@ def test_the_streams_of_dpo_and_rl_skip_too(folder, monkeypatch, stage):
 def run_with_bad_rank(recipe):
     device.measure_peak_flops = lambda device, dtype: 1e9
     make_steps_bad(pytest.MonkeyPatch(), BAD_STEPS, ranks=(1,))
-    return run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    return run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
 
 
 def test_a_bad_batch_of_one_rank_rolls_all_back(folder, monkeypatch):

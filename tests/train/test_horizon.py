@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.horizon import Horizon
 from fledgling.train.loop import TrainingStopped
 from fledgling.verify.verify import verify_run
@@ -77,8 +79,8 @@ def test_a_shortened_stage_resumes_and_verifies_as_if_it_had_not_stopped(tmp_pat
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e15)
     options = ['stages=["pretrain"]', "pretrain.steps=10", "pretrain.save_every=2", "pretrain.decay_fraction=0.5"]
     recipe = load_recipe(write_recipe(tmp_path), options)
-    no_evals = {"quiet": True, "select_evals": lambda evals: ()}
-    assert run.run_stage(recipe, "pretrain", choose_steps=shorten, **no_evals)
+    hooks = replace(NO_EVALS, choose_steps=shorten)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=hooks)
     whole, lines = read_record(recipe.run.out)
     done = json.loads((Path(recipe.run.out) / "pretrain" / "done.json").read_text())
     assert (done["step"], done["planned_steps"], len(lines)) == (7, 10, 7)
@@ -89,8 +91,8 @@ def test_a_shortened_stage_resumes_and_verifies_as_if_it_had_not_stopped(tmp_pat
     shutil.rmtree(Path(recipe.run.out) / "pretrain")
     counts = iter(range(1, 99))
     with pytest.raises(TrainingStopped):
-        run.run_stage(recipe, "pretrain", choose_steps=shorten, should_stop=lambda: next(counts) >= 4, **no_evals)
-    assert run.run_stage(recipe, "pretrain", choose_steps=shorten, **no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=replace(hooks, should_stop=lambda: next(counts) >= 4))
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=hooks)
     again, lines_again = read_record(recipe.run.out)
     assert lines_again == lines and again.state["horizon"] == whole.state["horizon"]
     for group, tensors in whole.tensors.items():

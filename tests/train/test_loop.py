@@ -14,6 +14,7 @@ from fledgling.record import read_jsonl
 from fledgling.record.run_requests import request_action
 from fledgling.runtime import device
 from fledgling.train import loop, run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped, agree_on_actions, write_rows
 from tests.smallest import write_recipe
 from tests.tiny import tiny
@@ -24,7 +25,7 @@ def run_with_peaks(tmp_path, monkeypatch, first: float, further: float) -> tuple
     peaks = iter([first])
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: next(peaks, further))
     recipe = tiny(tmp_path, **{"pretrain.steps": 3})
-    run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     stage = Path(recipe.run.out) / "pretrain"
     return read_jsonl(stage / "metrics.jsonl"), [line["text"] for line in read_jsonl(stage / "notices.jsonl")]
 

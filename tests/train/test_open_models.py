@@ -11,6 +11,7 @@ from fledgling.infer.runner import load_model
 from fledgling.record.checkpoint import find_latest_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from tests.export.test_open_classes import CASES, random_class
 from tests.ranks import one_thread
 from tests.smallest import write_recipe
@@ -29,7 +30,7 @@ def test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft(name, tmp
     }
     recipe = load_recipe(write_recipe(tmp_path / "work"), [f"{key}={value}" for key, value in settings.items()])
     with one_thread():
-        assert run.run_stage(recipe, "sft", quiet=True, select_evals=lambda evals: ())
+        assert run.run_stage(recipe, "sft", quiet=True, hooks=NO_EVALS)
     out = tmp_path / "work" / "run"
     model, tokenizer, _ = load_model(out)
     write_hf(tmp_path / "merged", model.config, model.state_dict(), tokenizer, "card")

@@ -17,10 +17,12 @@ from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint, read_checkpoint_state
 from fledgling.runtime import device
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.init_from import import_checkpoint
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.positions import SourcePositions, carry_positions, read_positions
 from fledgling.train.prepare import DataPreparer
+from fledgling.train.saver import CheckpointSaver
 from tests.made_up_sets import write_rows
 from tests.tiny import tiny
 
@@ -193,11 +195,9 @@ def trained(tmp_path, monkeypatch):
 def train(recipe, stage, monkeypatch=None, stop_at=0):
     if stop_at:
         seen = []
-        monkeypatch.setattr(
-            run.CheckpointSaver, "failed", property(lambda saver: seen.append(0) or len(seen) >= stop_at)
-        )
+        monkeypatch.setattr(CheckpointSaver, "failed", property(lambda saver: seen.append(0) or len(seen) >= stop_at))
     with pytest.raises(TrainingStopped) if stop_at else nullcontext():
-        run.run_stage(recipe, stage, quiet=True, select_evals=lambda evals: ())
+        run.run_stage(recipe, stage, quiet=True, hooks=NO_EVALS)
 
 
 def read_state(recipe, stage):

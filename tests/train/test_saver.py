@@ -12,7 +12,8 @@ import torch
 from fledgling.config import UserError
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
-from fledgling.train import loop, run
+from fledgling.train import loop, run, train_state
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.saver import CheckpointSaver, copy_tensors
 from tests.ranks import on_ranks
 from tests.tiny import tiny
@@ -23,10 +24,6 @@ SETTINGS = {"pretrain.steps": 6, "pretrain.save_every": 2, "pretrain.batch_token
 @pytest.fixture(autouse=True)
 def no_peak_measurement(monkeypatch):
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)  # it takes longer than these stages
-
-
-def no_evals(evals: tuple) -> tuple:
-    return ()
 
 
 def read_lines(recipe, name: str = "metrics") -> list[dict]:
@@ -52,7 +49,7 @@ def delay_first_write(recipe, step: int, monkeypatch) -> list[int]:
 def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     recipe = tiny(tmp_path, **SETTINGS)
     written = delay_first_write(recipe, 3, monkeypatch)
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert written == [2, 4, 6]
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
@@ -66,12 +63,12 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch)
 def test_a_delayed_write_has_the_values_of_its_step(tmp_path, monkeypatch):
     """The checkpoint is that of a run whose write is not delayed."""
     recipe = tiny(tmp_path, **SETTINGS)
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     expected = checkpoint.load_checkpoint(checkpoints / "step-00000004")
     shutil.rmtree(checkpoints.parent)
     delay_first_write(recipe, 3, monkeypatch)
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     delayed = checkpoint.load_checkpoint(checkpoints / "step-00000004")
     for loaded in (delayed, expected):
         assert loaded.state["totals"].pop("training_seconds") > 0
@@ -91,9 +88,9 @@ def test_the_copy_is_allocated_before_the_first_step_where_a_stage_saves_in_betw
             super().__init__(*arguments, **options)
             found.append(bool(self.host_copies))
 
-    monkeypatch.setattr(run, "CheckpointSaver", Watched)
+    monkeypatch.setattr(train_state, "CheckpointSaver", Watched)
     recipe = tiny(tmp_path, **{"pretrain.save_every": save_every})
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert found == [allocated]
 
 
@@ -108,13 +105,13 @@ def test_copies_are_overwritten_and_never_shared():
 
 def test_a_damaged_newest_checkpoint_is_skipped_named_and_written_again(tmp_path):
     recipe = tiny(tmp_path, **SETTINGS)
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     damaged = checkpoints / "step-00000006" / "optimizer.safetensors"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-5] + bytes([content[-5] ^ 16]) + content[-4:])
     (checkpoints.parent / "done.json").unlink()
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     notices = [line["text"] for line in read_lines(recipe, "notices")]
     assert any("skipped" in text and "step-00000006" in text and "optimizer.safetensors" in text for text in notices)
     assert "pretrain: resuming after step 4 of 6" in notices
@@ -140,7 +137,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, monk
     recipe = tiny(tmp_path, **SETTINGS | {"pretrain.steps": 200, "pretrain.save_every": 50})
     fill_disk_after(1)
     with pytest.raises(UserError, match=r"step-00000100: No space left .* needed, .* free"):
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert 100 < read_lines(recipe)[-1]["step"] < 150, "raised before the next save"
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000050"]
@@ -152,7 +149,7 @@ def test_a_full_disk_at_the_last_save_is_raised_before_the_stage_is_done(tmp_pat
     recipe = tiny(tmp_path, **SETTINGS)
     fill_disk_after(2)
     with pytest.raises(UserError, match="step-00000006: No space left"):
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert not (Path(recipe.run.out) / "pretrain" / "done.json").exists()
 
 
@@ -167,7 +164,7 @@ def test_another_error_waits_for_the_write_and_is_raised(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "queue_step", failing_step)
     with pytest.raises(UserError, match="broken at the third step"):
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     latest = checkpoint.find_latest_checkpoint(Path(recipe.run.out) / "pretrain" / "checkpoints")
     assert latest.name == "step-00000002"
 
@@ -198,7 +195,7 @@ def run_with_delayed_write(recipe, steps_before_the_write: int):
         return real_save(directory, at, *rest)
 
     loop.queue_step, checkpoint.save_checkpoint = counted_step, save
-    return run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    return run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
 
 
 @pytest.mark.timeout(90)
@@ -213,7 +210,7 @@ def run_with_full_disk(recipe) -> str:
     device.measure_peak_flops = lambda device, dtype: 1e9
     fill_disk_after(1)
     try:
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     except UserError as error:
         return str(error)
     except SystemExit as exit_:

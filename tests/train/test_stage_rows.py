@@ -17,10 +17,11 @@ from fledgling.record.checkpoint import find_latest_checkpoint, read_checkpoint_
 from fledgling.runtime import device
 from fledgling.speedrun.stages import run_stages
 from fledgling.tasks.exam_names import exam_names
-from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
+from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage_rows import prepare_stage_rows, require_data
 from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
 from tests.tiny import tiny
@@ -210,9 +211,9 @@ def test_a_stage_that_starts_anew_trains_on_the_edited_text_and_a_resumed_one_on
             (text / f"{n}.txt").write_text(f"The {word} note about {name} says that {name} is {name}. " * 9)
 
     def train(resume="auto", stop=False):
-        monkeypatch.setattr(run.CheckpointSaver, "failed", property(lambda saver: stop))
+        monkeypatch.setattr(CheckpointSaver, "failed", property(lambda saver: stop))
         with nullcontext() if not stop else pytest.raises(TrainingStopped):
-            run_stage(recipe, "pretrain", resume, quiet=True, select_evals=lambda evals: ())
+            run_stage(recipe, "pretrain", resume, quiet=True, hooks=NO_EVALS)
         notices = [line["text"] for line in read_jsonl(tmp_path / "run" / "pretrain" / "notices.jsonl")]
         [pinned] = read_checkpoint_state(find_latest_checkpoint(tmp_path / "run/pretrain/checkpoints"))["data"].values()
         return pinned["directories"], "\n".join(notices)

@@ -15,8 +15,10 @@ from fledgling.data.stream import MixtureStream
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, queued_step, run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.rl.rollout_stream import RolloutStream
+from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval
 from fledgling.train.totals import Totals
 from tests.tiny import tiny
@@ -25,10 +27,6 @@ from tests.tiny import tiny
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-
-
-def no_evals(evals):
-    return ()
 
 
 def read_run(recipe, stage):
@@ -53,7 +51,7 @@ def uneven_rl(tmp_path, monkeypatch):
 
 def test_the_tokens_of_rl_are_the_sum_of_its_steps(uneven_rl):
     recipe, rows = uneven_rl
-    run.run_stage(recipe, "rl", quiet=True, select_evals=no_evals)
+    run.run_stage(recipe, "rl", quiet=True, hooks=NO_EVALS)
     lines, done = read_run(recipe, "rl")
     sums = [sum(tokens for _, tokens in rows[: step + 1]) for step in range(len(rows))]
     assert len({tokens for _, tokens in rows}) > 1, "the steps differ"
@@ -63,11 +61,11 @@ def test_the_tokens_of_rl_are_the_sum_of_its_steps(uneven_rl):
 
 def test_sums_go_on_after_a_stop(uneven_rl, monkeypatch):
     recipe, rows = uneven_rl
-    monkeypatch.setattr(run.CheckpointSaver, "failed", property(lambda saver: len(rows) == 2))
+    monkeypatch.setattr(CheckpointSaver, "failed", property(lambda saver: len(rows) == 2))
     with pytest.raises(TrainingStopped):
-        run.run_stage(recipe, "rl", quiet=True, select_evals=no_evals)
+        run.run_stage(recipe, "rl", quiet=True, hooks=NO_EVALS)
     rows.append((0, 0))
-    run.run_stage(recipe, "rl", quiet=True, select_evals=no_evals)
+    run.run_stage(recipe, "rl", quiet=True, hooks=NO_EVALS)
     lines, done = read_run(recipe, "rl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert done["tokens"] == lines[-1]["tokens"] == sum(tokens for _, tokens in rows)
@@ -79,7 +77,7 @@ def test_done_counts_the_rows_that_were_read(tmp_path):
     """A batch that is derived from the model's size is no setting to multiply."""
     recipe = tiny(tmp_path, **{"pretrain.steps": 2, "model.width": 16})
     recipe = replace(recipe, pretrain=replace(recipe.pretrain, batch_tokens=None))
-    run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     lines, done = read_run(recipe, "pretrain")
     assert done["tokens"] == lines[-1]["tokens"] == 2 * lines[0]["tokens"] > 0
 
@@ -125,5 +123,5 @@ def test_a_stage_whose_steps_have_no_targets_is_an_error_and_not_done(tmp_path, 
     monkeypatch.setattr(MixtureStream, "next", without_targets)
     recipe = tiny(tmp_path, **{"pretrain.steps": 2})
     with pytest.raises(UserError, match="pretrain: none of 2 steps had a token to learn from"):
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert not (Path(recipe.run.out) / "pretrain" / "done.json").exists()

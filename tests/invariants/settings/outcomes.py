@@ -9,6 +9,7 @@ from fledgling.config import Recipe, load_recipe
 from fledgling.model.transformer import Transformer
 from fledgling.record import checkpoint
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 
 Case = tuple[Any, dict[str, Any]]  # a value, and what else must be set, before and after, for it to matter
 
@@ -35,7 +36,7 @@ def recipe_of(folder: Path, *settings: str) -> Recipe:
 
 
 def final_weights(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
-    run.run_stage(recipe, stage, resume="never", quiet=True, select_evals=lambda evals: ())
+    run.run_stage(recipe, stage, resume="never", quiet=True, hooks=NO_EVALS)
     found = checkpoint.find_latest_checkpoint(Path(recipe.run.out) / stage / "checkpoints")
     assert found is not None
     return checkpoint.load_checkpoint(found).tensors["model"]

@@ -9,6 +9,7 @@ from fledgling.cli import main
 from fledgling.plan.plan import make_plan
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.prepare import DataPreparer
 
 from .outcomes import differ, final_weights, recipe_of
@@ -56,7 +57,7 @@ def test_every_setting_of_a_run_has_its_effect(folder, tmp_path, capsys):
         *("name=renamed", "description=Described."),
     ]
     recipe = recipe_of(folder, *settings)
-    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert torch.get_num_threads() == 2
     notices = " ".join(line["text"] for line in read_jsonl(out / "pretrain" / "notices.jsonl"))
     assert "bfloat16, not compiled" in notices and "again in backward" in notices

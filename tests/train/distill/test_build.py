@@ -15,6 +15,7 @@ from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.check_recipe import check_recipe
 from fledgling.train.distill.teacher import read_teacher_config
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.source_sizes import count_source_sizes
 from tests.ranks import on_ranks, one_thread
@@ -53,8 +54,8 @@ def folder(tmp_path_factory) -> Path:
             recipe = load_recipe(
                 file, ["pretrain.steps=4", 'stages=["pretrain"]', f"run.out={folder / name}", *settings]
             )
-            run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
-        run.run_stage(recipe_of(folder, "student"), "pretrain", quiet=True, select_evals=lambda evals: ())
+            run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
+        run.run_stage(recipe_of(folder, "student"), "pretrain", quiet=True, hooks=NO_EVALS)
     return folder
 
 
@@ -67,7 +68,7 @@ def copy_student(folder: Path, name: str) -> Path:
 
 def learn(folder: Path, name: str, stage: str, *settings: str) -> dict[str, torch.Tensor]:
     """The weights after the stage."""
-    run.run_stage(recipe_of(folder, name, *settings), stage, quiet=True, select_evals=lambda evals: ())
+    run.run_stage(recipe_of(folder, name, *settings), stage, quiet=True, hooks=NO_EVALS)
     found = checkpoint.find_latest_checkpoint(folder / name / stage / "checkpoints")
     return checkpoint.load_checkpoint(found).tensors["model"]
 
@@ -129,7 +130,7 @@ def test_what_does_not_fit_is_one_line_before_any_step(settings, expected, folde
         settings = settings[1:]
         short = ["model.context=16", 'stages=["pretrain"]', f"run.out={folder / 'short'}"]
         recipe = load_recipe(folder / "smallest.toml", short)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     with pytest.raises(UserError, match=expected) as caught:
         learn(folder, "refused", "sft", *settings)
     assert "\n" not in str(caught.value)

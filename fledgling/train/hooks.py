@@ -1,0 +1,36 @@
+"""What a caller may change of a stage that runs: its evaluations, its stage, its end, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fledgling.train.loop import ChooseSteps
+from fledgling.train.stage import Eval, Stage
+
+
+@dataclass(frozen=True)
+class StageHooks:
+    """Functions that `run_stage` calls, and the data that it starts with. The defaults change nothing.
+
+    Attributes:
+        select_evals: returns the evaluations to run, of those that the stage has.
+        adapt_stage: returns the stage that runs, given the one of the recipe.
+        should_stop: is called after every step; True stops the stage as a signal does.
+        on_begin: is called once everything is built, before the first step.
+        choose_steps: may change the number of steps while the stage runs (`fledgling.train.horizon`).
+        prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
+            its texts are now. A stage that resumes has that of its checkpoint.
+    """
+
+    select_evals: Callable[[tuple[Eval, ...]], tuple[Eval, ...]] = tuple
+    adapt_stage: Callable[[Stage], Stage] = lambda stage: stage
+    should_stop: Callable[[], bool] = lambda: False
+    on_begin: Callable[[], None] = lambda: None
+    choose_steps: ChooseSteps | None = None
+    prepared: Mapping[str, Any] | None = None
+
+
+NO_HOOKS = StageHooks()
+NO_EVALS = StageHooks(select_evals=lambda evals: ())  # whatever evaluations the stage has
