@@ -48,34 +48,38 @@ def collect_agents(folder: Path) -> list[dict[str, Any]]:
     runs = []
     for name in ENVIRONMENTS:
         for run in sorted(folder.glob(f"{name}-*"), key=lambda path: int(path.name.rpartition("-")[2])):
-            curve = [line for line in _read(run / "rl" / "evals.jsonl") if line["name"] == f"env:{name}_dev"]
-            metrics = _read(run / "rl" / "metrics.jsonl")
+            curve = [line for line in _read_lines(run / "rl" / "evals.jsonl") if line["name"] == f"env:{name}_dev"]
+            metrics = _read_lines(run / "rl" / "metrics.jsonl")
             runs.append(
                 {
                     "environment": name,
                     "seed": int(run.name.rpartition("-")[2]),
                     "curve": [[line["step"], line["value"]] for line in curve],
-                    "after_sft": _final(run / "sft", name),
-                    "after_rl": _final(run / "rl", name),
+                    "after_sft": _read_final_score(run / "sft", name),
+                    "after_rl": _read_final_score(run / "rl", name),
                     "rounds": len(metrics),
                     "calls": round(mean(line["tool_calls"] for line in metrics[-LAST_ROUNDS:]), 2) if metrics else None,
                     "seconds": round(
-                        sum(line["seconds"] for stage in ("sft", "rl") for line in _read(run / stage / "metrics.jsonl"))
+                        sum(
+                            line["seconds"]
+                            for stage in ("sft", "rl")
+                            for line in _read_lines(run / stage / "metrics.jsonl")
+                        )
                     ),
                 }
             )
     return runs
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     return read_jsonl(path) if path.exists() else []
 
 
-def _final(stage: Path, name: str) -> list[float] | None:
+def _read_final_score(stage: Path, name: str) -> list[float] | None:
     """Returns score, bounds and number of the test after a finished stage; None before that."""
     if not (stage / "done.json").exists():
         return None
-    last = [line for line in _read(stage / "evals.jsonl") if line["name"] == f"env:{name}_test"][-1]
+    last = [line for line in _read_lines(stage / "evals.jsonl") if line["name"] == f"env:{name}_test"][-1]
     return [last["value"], last["low"], last["high"], last["n"]]
 
 

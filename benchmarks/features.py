@@ -13,7 +13,7 @@ from typing import Any
 
 from fledgling.scaling.ablation import VARIANTS
 from fledgling.scaling.race import load_race, parse_contestants, run_race
-from fledgling.scaling.race_results import format_estimate, rank_runs
+from fledgling.scaling.race_results import format_margin, rank_runs
 
 SIZES: dict[str, tuple[str, ...]] = {  # overrides of quickstart
     "4x128": (
@@ -48,22 +48,22 @@ def measure_features(
         contestants = parse_contestants(words, "quickstart", (*SIZES[size], *overrides))
 
         def collect(size: str = size, contestants: Sequence[Any] = contestants) -> None:
-            standings = rank_runs(load_race(out / size, contestants, seeds), 60 * minutes)
+            results = rank_runs(load_race(out / size, contestants, seeds), 60 * minutes)
             table["sizes"][size] = [
                 {
-                    "name": standing.name,
-                    "bits_per_byte": standing.bits,
-                    "margin": standing.margin,
-                    "difference": standing.difference,
-                    "difference_margin": standing.difference_margin,
-                    "verdict": standing.verdict,
-                    "seeds": standing.seeds,
-                    "parameters": standing.runs[0].parameters,
-                    "steps": [end.steps for end in standing.ends],
-                    "tokens": [end.tokens for end in standing.ends],
-                    "bits": [end.bits for end in standing.ends],
+                    "name": result.name,
+                    "bits_per_byte": result.bits,
+                    "margin": result.margin,
+                    "difference": result.difference,
+                    "difference_margin": result.difference_margin,
+                    "verdict": result.verdict,
+                    "seeds": result.seeds,
+                    "parameters": result.runs[0].parameters,
+                    "steps": [end.steps for end in result.ends],
+                    "tokens": [end.tokens for end in result.ends],
+                    "bits": [end.bits for end in result.ends],
                 }
-                for standing in standings
+                for result in results
             ]
             write(table)
 
@@ -85,9 +85,9 @@ def format_features(values: dict[str, Any]) -> str:
         for row in values["sizes"][size]:
             cells = rows.setdefault(row["name"], ["open"] * len(sizes))
             if row["difference"] is None:
-                cells[place] = format_estimate(row["bits_per_byte"], row["margin"])
+                cells[place] = format_margin(row["bits_per_byte"], row["margin"])
             else:
-                interval = format_estimate(row["difference"], row["difference_margin"], "+")
+                interval = format_margin(row["difference"], row["difference_margin"], "+")
                 cells[place] = f"{interval} ({row['seeds']}), {row['verdict']}"
     head = f"| after {60 * values['minutes']:g} s of steps | {' | '.join(sizes)} |"
     lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]

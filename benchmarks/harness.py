@@ -20,8 +20,8 @@ from cyclopts import App, Parameter
 
 from fledgling.config import UserError, load_recipe
 from fledgling.record import write_json
-from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.launch import launch_ranks
+from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import is_launched_rank, is_main_process, leave_process_group
 
 RESULTS = Path("benchmarks/results")

@@ -31,7 +31,7 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep, memory_by_phase
 from fledgling.plan.teacher import LIVE, STORED, PlannedTeacher
 from fledgling.runtime.device import DTYPES, DeviceSetup
-from fledgling.runtime.memory import count_live_tensor_bytes, measure_peak_memory
+from fledgling.runtime.device_memory import count_live_tensor_bytes, measure_peak_memory
 from fledgling.runtime.world import PendingCollective, World, leave_process_group
 from fledgling.train import loop
 from fledgling.train.distill.loss import distillation_loss

@@ -36,7 +36,7 @@ def measure_products(megabytes: Sequence[int], rows: Sequence[int], repeats: int
     Raises:
         UserError: no native kernels here, or a number below 1.
     """
-    if native.load_library() is None:
+    if native.load_native_library() is None:
         raise UserError("no native kernels here: they need a C++ compiler or a compiled wheel (docs/quantization.md)")
     if not megabytes or not rows or min(*megabytes, *rows, repeats) < 1 or max(rows) > native.MAX_ROWS:
         raise UserError(f"megabytes, rows and repeats: expected at least 1, and at most {native.MAX_ROWS} rows")

@@ -27,8 +27,8 @@ from fledgling.plan.parameters import count_parameters
 from fledgling.record import write_text
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
-from fledgling.scaling.results import CELL, SWEEP_SETTINGS, read_run
-from fledgling.scaling.sweep import check_settings, prepare_sweep_data, train_run
+from fledgling.scaling.results import CELL, SWEEP_SETTINGS, read_sweep_run
+from fledgling.scaling.sweep import pin_settings, prepare_sweep_data, train_run
 
 ALL = "all"
 ROLES = ("matrix", "embedding", "head", "scalar")
@@ -152,12 +152,12 @@ def measure_rates(
         size_run(recipe, run, width_per_layer)  # before any work, what has no model or no whole rows
     with hold_lock(out, "this sweep", print, remedy="choose another --out"):
         shared = replace(recipe, run=replace(recipe.run, out="run"))
-        check_settings(
+        pin_settings(
             out / SWEEP_SETTINGS, f"# width {width_per_layer} a layer\n{dump_toml(shared)}", "a sweep of rates"
         )
         prepare_sweep_data(recipe, out, print)
         for run in runs:
-            if read_run(out / run.name) is not None:
+            if read_sweep_run(out / run.name) is not None:
                 continue
             if seconds is not None and time.monotonic() - begun > seconds:
                 break
@@ -165,7 +165,7 @@ def measure_rates(
             facts = {"depth": run.depth, "budget": 0.0, "rates": vars(run)}
             train_run(make_run_recipe(recipe, run, width_per_layer, out), out, facts)
     rows = read_rates(out)
-    missing = [run.name for run in runs if read_run(out / run.name) is None]
+    missing = [run.name for run in runs if read_sweep_run(out / run.name) is None]
     summaries = {"summary": summarize(rows), "decays": summarize_decays(rows)}
     result = {"width_per_layer": width_per_layer, "runs": rows, **summaries, "missing": missing}
     if plot is not None:
@@ -178,7 +178,7 @@ def read_rates(out: Path) -> list[dict[str, Any]]:
     rows = []
     for path in out.glob(f"*/{CELL}"):
         values = json.loads(path.read_text(encoding="utf-8")).get("rates")
-        done = read_run(path.parent) if values else None
+        done = read_sweep_run(path.parent) if values else None
         if done is not None:
             run = RateRun(**{field.name: values[field.name] for field in fields(RateRun)})
             figures = {"bits_per_byte": done.bits_per_byte, "low": done.low, "high": done.high}

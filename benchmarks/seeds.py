@@ -15,7 +15,7 @@ from fledgling.config import UserError
 from fledgling.plan.budgeted_run import read_budgeted_run
 from fledgling.record.evaluation_names import format_cases
 from fledgling.report.run_data import load_run_data
-from fledgling.report.summary import final_evaluations, format_value, is_share
+from fledgling.report.summary import final_evaluations, format_score, is_share
 
 
 def collect_seeds(runs: list[Path]) -> dict[str, Any]:
@@ -63,12 +63,12 @@ def format_seeds(values: dict[str, Any]) -> str:
     for name, row in values["rows"].items():
         share = is_share(name, [value for found in row["values"].values() for value in found])
         cells = [_format_cell(row["values"].get(stage), share) for stage in values["stages"]]
-        lines.append(f"| {name} | {' | '.join(cells)} | {format_value(row['constant'], share) or '-'} | {row['n']} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {format_score(row['constant'], share) or '-'} | {row['n']} |")
     return "\n".join(lines)
 
 
 def _format_cell(values: list[float] | None, share: bool) -> str:
     if not values:
         return "-"
-    low, mid, high = (format_value(value, share) for value in (min(values), median(values), max(values)))
+    low, mid, high = (format_score(value, share) for value in (min(values), median(values), max(values)))
     return f"{mid} ({low} to {high})"

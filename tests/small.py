@@ -4,7 +4,7 @@ import functools
 
 from fledgling.runtime import device
 from fledgling.text import compression
-from fledgling.train import prepare
+from fledgling.train import data_preparer
 
 
 @functools.cache
@@ -14,6 +14,6 @@ def make_small() -> None:
     A run's tokenizer is trained on a tenth of the conversations and its conversations are written in smaller batches.
     The product that the machine's peak is measured with is timed once in a process, not in each stage.
     """
-    prepare.TOKENIZER_CONVERSATIONS, prepare.CONVERSATIONS_PER_BATCH = 400, 200
+    data_preparer.TOKENIZER_CONVERSATIONS, data_preparer.CONVERSATIONS_PER_BATCH = 400, 200
     compression.PPMD_MEMORY = 1 << 24
     device.measure_peak_flops = functools.cache(device.measure_peak_flops)  # type: ignore[assignment]

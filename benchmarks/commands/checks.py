@@ -59,7 +59,7 @@ def core(
     from fledgling.files import resolve_data_root
     from fledgling.infer.engine import Engine
     from fledgling.runtime.device import DTYPES, choose_dtype
-    from fledgling.runtime.memory import keep_freed_memory
+    from fledgling.runtime.device_memory import keep_freed_memory
     from fledgling.runtime.world import World
     from fledgling.tasks.core import read_core_tasks
 

@@ -19,7 +19,7 @@ import torch
 
 from fledgling.export import gguf, hf_mapping
 from fledgling.export.hf_tensor import to_hf_tensor
-from fledgling.export.llama_cpp import Batch, load_library
+from fledgling.export.llama_cpp import LlamaBatch, load_llama_library
 from fledgling.infer.device_decoder import run_block
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
@@ -135,7 +135,7 @@ class LlamaCppBackend:
         tensors = gguf.import_gguf().GGUFReader(path).tensors
         tied = model.config.tie_embeddings
         self.weight_bytes_read = sum(int(t.n_bytes) for t in tensors if tied or t.name != "token_embd.weight")
-        self.library, self.vocab_size = load_library(), model.config.vocab_size
+        self.library, self.vocab_size = load_llama_library(), model.config.vocab_size
         for name, result, arguments in (
             ("llama_get_memory", ctypes.c_void_p, (ctypes.c_void_p,)),
             ("llama_memory_clear", None, (ctypes.c_void_p, ctypes.c_bool)),
@@ -159,7 +159,7 @@ class LlamaCppBackend:
         for _ in range(tokens):
             start = time.perf_counter()
             ids = (ctypes.c_int32 * len(next_ids))(*next_ids)
-            assert library.llama_decode(self.context, Batch(len(next_ids), ids)) == 0  # logits of the last token
+            assert library.llama_decode(self.context, LlamaBatch(len(next_ids), ids)) == 0  # logits of the last token
             next_ids = [int(self.logits().argmax())]
             times.append(time.perf_counter() - start)
         return times

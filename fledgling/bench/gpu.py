@@ -1,8 +1,8 @@
 """The check of one GPU: measures every figure about CUDA with one command, in a few minutes.
 
 Start reading at `PARTS`. Each part runs in a separate process with its own time limit, so that a crash or a lack of
-memory in one part loses no result of another. A part prints each result as one line of JSON, and `run_check` adds it to
-OUT/results.json at once. The parts are in `gpu_parts.py`, `gpu_kernels.py` and `gpu_runs.py`; docs/gpu.md has the
+memory in one part loses no result of another. A part prints each result as one line of JSON, and `run_gpu_check` adds
+it to OUT/results.json at once. The parts are in `gpu_parts.py`, `gpu_kernels.py` and `gpu_runs.py`; docs/gpu.md has the
 measured figures.
 """
 
@@ -47,7 +47,7 @@ ERROR_LINES = 30  # last lines of output of a failed part that are kept in the r
 MIN_PART_SECONDS = 5  # a part is skipped if less time is left
 
 
-def run_check(
+def run_gpu_check(
     out: Path,
     minutes: float,
     parts: Sequence[str] = DEFAULT_PARTS,
@@ -175,10 +175,10 @@ def kill_process_group(process: subprocess.Popen) -> None:
 
 def format_row(row: dict[str, Any]) -> str:
     """Returns one result as text: "name value, name value"."""
-    return ", ".join(f"{name} {format_value(value)}" for name, value in row.items())
+    return ", ".join(f"{name} {format_result(value)}" for name, value in row.items())
 
 
-def format_value(value: Any) -> str:
+def format_result(value: Any) -> str:
     """Returns a value as text: floats with four digits, texts cut at 160 characters."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

@@ -185,7 +185,7 @@ def _make_backends(
     if peers and find_spec("transformers"):
         backends["transformers"] = TransformersBackend(model, dtype, device)
     is_llama = device.type == "cpu" and config.family == "llama"
-    if peers and is_llama and find_spec("gguf") and llama_cpp.load_library() is not None:
+    if peers and is_llama and find_spec("gguf") and llama_cpp.load_llama_library() is not None:
         for width in bits:
             backends[f"llama.cpp {LLAMA_CPP_FORMATS[width]}"] = LlamaCppBackend(model, width, folder, max_context)
     return backends
@@ -274,13 +274,13 @@ def format_inference_table(result: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:>8,.1f}{row['tokens_per_second_best']:>9,.1f}"
             f"{row['share_of_bandwidth']:>11.1%}{row['share_of_bandwidth_best']:>8.1%}{row['share_of_flops']:>8.1%}"
         )
-    lines += format_comparison(result["rows"])
+    lines += format_peer_ratios(result["rows"])
     if result["logits_differ"] is not None:
         lines.append(f"logits after a prompt differ by at most {result['logits_differ']:.2g} standard deviations")
     return "\n".join([*lines, *result["notes"]])
 
 
-def format_comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
+def format_peer_ratios(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a line for each case that llama.cpp has run too: tokens per second as a multiple of its."""
     speeds = {(row["engine"], row["batch"], row["context"]): row["tokens_per_second"] for row in rows}
     lines = []

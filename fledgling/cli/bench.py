@@ -148,9 +148,9 @@ def gpu(*, out: Path, minutes: float = 8, parts: str = "", tiny: bool = False, a
     tiny
         Small shapes, for a machine without a GPU.
     """
-    from fledgling.bench.gpu import DEFAULT_PARTS, format_check_table, run_check
+    from fledgling.bench.gpu import DEFAULT_PARTS, format_check_table, run_gpu_check
 
     chosen = tuple(parts.split(",")) if parts else DEFAULT_PARTS
-    results = run_check(out, minutes, chosen, tiny, lambda text: print(text, file=sys.stderr, flush=True))
+    results = run_gpu_check(out, minutes, chosen, tiny, lambda text: print(text, file=sys.stderr, flush=True))
     print(json.dumps(results, indent=2) if as_json else format_check_table(results))
     return 0 if all(one["state"] == "ok" for one in results.values()) else 1

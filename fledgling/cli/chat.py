@@ -22,9 +22,9 @@ from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
+    from fledgling.infer.chat_session import ChatSession
     from fledgling.infer.mcp_tools import McpTools
     from fledgling.infer.sampling import SamplingParams
-    from fledgling.infer.session import ChatSession
 
 HELP = """/help            show this list
 /again           answer the last message again, with the next seed
@@ -103,7 +103,7 @@ def chat(
 
 
 def _open_session(checkpoint: Path, system: str, device: str, python: bool, tools: McpTools | None) -> ChatSession:
-    from fledgling.infer.session import ChatSession, load_chat_engine
+    from fledgling.infer.chat_session import ChatSession, load_chat_engine
     from fledgling.infer.tools import select_tool
 
     tool = select_tool(python)  # raises before the model is loaded
@@ -183,8 +183,8 @@ def format_history(session: ChatSession) -> str:
 
 def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: TextIO, notices: TextIO) -> str:
     """Prints the answer to one message as it is generated; returns its finish reason. Ctrl-C ends the answer only."""
+    from fledgling.infer.chat_session import SessionNotice
     from fledgling.infer.engine import FinishEvent
-    from fledgling.infer.session import SessionNotice
 
     styled = out.isatty()
     kind, reason = "text", "stop"

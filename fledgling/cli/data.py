@@ -169,7 +169,7 @@ def prepare(
         raise UserError(f"--workers is {workers}; expected at least 1, or 0 for one a core")
     chosen = load_recipe(recipe, overrides)
     from fledgling.record.run_lock import hold_lock
-    from fledgling.train.prepare import DataPreparer, list_document_sources
+    from fledgling.train.data_preparer import DataPreparer, list_document_sources
 
     preparer = DataPreparer(chosen, Path(chosen.run.out), _log, workers, show_progress=True)
     sources = list_document_sources(chosen)

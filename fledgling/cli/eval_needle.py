@@ -46,7 +46,7 @@ def needle(
     from fledgling.corpora.document import split_held_out
     from fledgling.corpora.embedded import harvest_embedded
     from fledgling.corpora.readers import read_documents
-    from fledgling.evals.needle import DEPTHS, choose_lengths, lengthen, make_needles, measure_needles
+    from fledgling.evals.needle import DEPTHS, choose_lengths, extend_context, make_needles, measure_needles
     from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
@@ -56,7 +56,7 @@ def needle(
         raise UserError(f"--rope {rope}: expected one of {', '.join(ROPE_TYPES[:-1])}")
     world = World.start(device)
     _, model, tokenizer, _ = load_any_model(checkpoint, world.device)
-    model = lengthen(model, context, rope)
+    model = extend_context(model, context, rope)
     chosen = choose_lengths(lengths, model.config.context)
     documents = read_documents(text) if text else split_held_out(harvest_embedded())[1]
     exam = make_needles(tokenizer, (document.text for document in documents), chosen, DEPTHS, questions)

@@ -52,7 +52,12 @@ def inference(
     from fledgling.evals.chat import build_exams
     from fledgling.evals.session import EvalSession
     from fledgling.record.evaluation_names import format_cases
-    from fledgling.scaling.inference import analyze_samples, build_inference_page, load_samples, sampling_to_json
+    from fledgling.scaling.inference_scaling import (
+        analyze_samples,
+        build_inference_page,
+        load_samples,
+        sampling_to_json,
+    )
 
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")

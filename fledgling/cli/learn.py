@@ -54,21 +54,21 @@ def learn(
 
     chosen = race.parse_contestants(contestants, recipe, overrides)
 
-    def rank() -> list[race_results.Standing]:
-        standings = race_results.rank_runs(race.load_race(out, chosen, seeds), 60 * minutes)
-        race_results.build_race_page(out / "race.html", standings, 60 * minutes)
-        return standings
+    def rank() -> list[race_results.ContestantResult]:
+        results = race_results.rank_runs(race.load_race(out, chosen, seeds), 60 * minutes)
+        race_results.build_race_page(out / "race.html", results, 60 * minutes)
+        return results
 
     try:
         race.run_race(chosen, seeds, minutes, out, log, text, points, 1000 * held_out_kb, clock, rank)
     except TrainingStopped as stopped:
         report_stop(stopped)
         return STOPPED
-    standings, page = rank(), out / "race.html"
+    results, page = rank(), out / "race.html"
     if as_json:
-        print(json.dumps({"race": race_results.standings_to_json(standings), "page": str(page)}, indent=2))
+        print(json.dumps({"race": race_results.results_to_json(results), "page": str(page)}, indent=2))
         return 0
     title = f"bits per byte after {minutes:g} minutes of steps"
-    print_table(race_results.HEADER, race_results.standing_rows(standings, 60 * minutes), title, wrap=False)
+    print_table(race_results.HEADER, race_results.result_rows(results, 60 * minutes), title, wrap=False)
     print(f"page: {page}")
     return 0

@@ -211,7 +211,7 @@ def compare(
     context
         Tokens per row: GPT's positions are parameters.
     """
-    from fledgling.plan.compare import compare_families, format_comparison
+    from fledgling.plan.compare import compare_families, format_family_tables
 
     families = compare_families(depth, vocab_size, context)
-    print(json.dumps(families, indent=2) if as_json else format_comparison(families))
+    print(json.dumps(families, indent=2) if as_json else format_family_tables(families))

@@ -208,11 +208,11 @@ def check(
 
     analysis = analyze_sweep(load_sweep(out))
     chosen = load_recipe(out / SWEEP_SETTINGS, overrides)
-    from fledgling.scaling.sweep import run_check
+    from fledgling.scaling.sweep import run_forecast_check
     from fledgling.train.loop import TrainingStopped
 
     try:
-        result = run_check(chosen, analysis, times, depth, log)
+        result = run_forecast_check(chosen, analysis, times, depth, log)
     except TrainingStopped as stopped:
         return report_stop(stopped)
     print(json.dumps(check_to_json(result), indent=2) if as_json else describe_check(result))

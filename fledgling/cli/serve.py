@@ -89,11 +89,11 @@ def serve(
     from fledgling.infer.tools import select_tool
     from fledgling.serve.app import make_app
     from fledgling.serve.server import Server, choose_limits, raise_file_limit
-    from fledgling.serve.services import Access, WorkerSettings, load_services
+    from fledgling.serve.services import AccessOptions, WorkerSettings, load_services
 
     limits = choose_limits(max_queue_size, raise_file_limit())
     settings = WorkerSettings(max_batch_size, max_queue_size, prefill_chunk, prefix_cache_tokens, lookahead_tokens)
-    access = Access(api_key, allow_host, allow_origin, is_loopback(host))
+    access = AccessOptions(api_key, allow_host, allow_origin, is_loopback(host))
     models = ([checkpoint, *compare], parse_adapters(adapter))
     services = load_services(*models, settings, access, model_name, device, select_tool(python), _print_to_stderr)
     tools = start_mcp_tools(mcp, allow_tool)

@@ -43,17 +43,17 @@ class ChangedSetting:
     reason: str
 
 
-EFFECT = Rule("takes effect", "from the next step on")
-EVALS = Rule("takes effect", "from the next evaluation or save on")
-PLACE = Rule("takes effect", "it says where and how the run computes")
-PLAN = Rule("takes effect", "only `plan` reads it")
+NEXT_STEP_RULE = Rule("takes effect", "from the next step on")
+NEXT_EVAL_RULE = Rule("takes effect", "from the next evaluation or save on")
+PLACEMENT_RULE = Rule("takes effect", "it says where and how the run computes")
+PLAN_ONLY_RULE = Rule("takes effect", "only `plan` reads it")
 WEIGHTS = Rule("refused", "the weights were made with it")
-STATE = Rule("refused", "the optimizer's state has other tensors", "takes effect")
+OPTIMIZER_STATE_RULE = Rule("refused", "the optimizer's state has other tensors", "takes effect")
 ADAPTER = Rule("refused", "the stage's adapter was made with it", "takes effect")
-ORDER = Rule("refused", "the order of the data follows from it", "takes effect")
+DATA_ORDER_RULE = Rule("refused", "the order of the data follows from it", "takes effect")
 TOKENIZER = Rule("refused", "the run's tokenizer and weights were made with it")
 TOKENIZER_TEXT = Rule("ignored", "the run's tokenizer is trained already")
-LABEL = Rule("takes effect", "a label")
+LABEL_RULE = Rule("takes effect", "a label")
 
 OPEN_MODEL_FIELDS = (
     *("head_dim", "qkv_bias", "qk_norm_weights", "norm_placement", "parallel_residual", "embedding_multiplier"),
@@ -67,8 +67,8 @@ OPTIONAL_MODEL_FIELDS = (
 )
 INIT = Rule("ignored", "the run has begun from its initial weights")
 TOP_RULES = {
-    "name": LABEL,
-    "description": LABEL,
+    "name": LABEL_RULE,
+    "description": LABEL_RULE,
     "seed": Rule("refused", "the weights and the order of the data of every stage follow from it"),
     "stages": Rule("takes effect", "for the stages that are not done"),
 }
@@ -109,25 +109,25 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         **dict.fromkeys(OPEN_MODEL_FIELDS, WEIGHTS),
     },
     "optimizer": {
-        "matrix_lr": EFFECT,
-        "embedding_lr": EFFECT,
-        "head_lr": EFFECT,
-        "scalar_lr": EFFECT,
-        "adapter_lr": EFFECT,
-        "adam_betas": EFFECT,
-        "adam_eps": EFFECT,
-        "momentum": EFFECT,
-        "weight_decay": EFFECT,
-        "cautious_weight_decay": EFFECT,
-        "matrix_optimizer": STATE,
-        "newton_schulz": EFFECT,
-        "newton_schulz_steps": EFFECT,
-        "equilibrate": EFFECT,
-        "normalize_update": EFFECT,
+        "matrix_lr": NEXT_STEP_RULE,
+        "embedding_lr": NEXT_STEP_RULE,
+        "head_lr": NEXT_STEP_RULE,
+        "scalar_lr": NEXT_STEP_RULE,
+        "adapter_lr": NEXT_STEP_RULE,
+        "adam_betas": NEXT_STEP_RULE,
+        "adam_eps": NEXT_STEP_RULE,
+        "momentum": NEXT_STEP_RULE,
+        "weight_decay": NEXT_STEP_RULE,
+        "cautious_weight_decay": NEXT_STEP_RULE,
+        "matrix_optimizer": OPTIMIZER_STATE_RULE,
+        "newton_schulz": NEXT_STEP_RULE,
+        "newton_schulz_steps": NEXT_STEP_RULE,
+        "equilibrate": NEXT_STEP_RULE,
+        "normalize_update": NEXT_STEP_RULE,
         "tied_updates": Rule("refused", "embedding and head were one matrix for that many updates", "takes effect"),
-        "zero_stage": PLACE,
-        "state": EFFECT,
-        "deterministic": PLACE,
+        "zero_stage": PLACEMENT_RULE,
+        "state": NEXT_STEP_RULE,
+        "deterministic": PLACEMENT_RULE,
     },
     "adapter": {
         "method": ADAPTER,
@@ -140,96 +140,96 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
     },
     "distill": {
         "teacher": Rule("takes effect", "a teacher whose predictions differ is refused"),
-        "stages": EFFECT,
-        "match": EFFECT,
-        "weight": EFFECT,
-        "temperature": EFFECT,
-        "top_k": EFFECT,
+        "stages": NEXT_STEP_RULE,
+        "match": NEXT_STEP_RULE,
+        "weight": NEXT_STEP_RULE,
+        "temperature": NEXT_STEP_RULE,
+        "top_k": NEXT_STEP_RULE,
     },
     "run": {
         "out": Rule("takes effect", "a run is where its directory is"),
         **dict.fromkeys(("init_from", "init_context", "init_rope"), INIT),
-        "device": PLACE,
-        "dtype": EFFECT,
-        "compile": PLACE,
-        "fp8": EFFECT,
-        "recompute": PLACE,
-        "threads": PLACE,
-        "max_rollbacks": EFFECT,
-        "loggers": PLACE,
-        "data_dir": PLACE,
-        "hardware": PLAN,
-        "ranks": PLAN,
+        "device": PLACEMENT_RULE,
+        "dtype": NEXT_STEP_RULE,
+        "compile": PLACEMENT_RULE,
+        "fp8": NEXT_STEP_RULE,
+        "recompute": PLACEMENT_RULE,
+        "threads": PLACEMENT_RULE,
+        "max_rollbacks": NEXT_STEP_RULE,
+        "loggers": PLACEMENT_RULE,
+        "data_dir": PLACEMENT_RULE,
+        "hardware": PLAN_ONLY_RULE,
+        "ranks": PLAN_ONLY_RULE,
     },
 }
 LOOP_RULES = {
     "steps": Rule("takes effect", "the schedule and the end follow it"),
     "num_epochs": Rule("takes effect", "the schedule and the end follow it"),
     "micro_batch_size": Rule("ignored", "a stage keeps its micro-batches, or takes smaller ones", "takes effect"),
-    "learning_rate": EFFECT,
-    "warmup_steps": EFFECT,
-    "decay_fraction": EFFECT,
-    "final_lr_fraction": EFFECT,
-    "eval_every": EVALS,
-    "eval_questions": EVALS,
-    "sample_every": EVALS,
-    "save_every": EVALS,
-    "keep_checkpoints": EVALS,
+    "learning_rate": NEXT_STEP_RULE,
+    "warmup_steps": NEXT_STEP_RULE,
+    "decay_fraction": NEXT_STEP_RULE,
+    "final_lr_fraction": NEXT_STEP_RULE,
+    "eval_every": NEXT_EVAL_RULE,
+    "eval_questions": NEXT_EVAL_RULE,
+    "sample_every": NEXT_EVAL_RULE,
+    "save_every": NEXT_EVAL_RULE,
+    "keep_checkpoints": NEXT_EVAL_RULE,
 }
 SUPERVISED_RULES = {
     **LOOP_RULES,
-    "mixture": ORDER,
-    "batch_tokens": ORDER,
-    "examples_per_step": ORDER,
-    "batch_warmup_steps": ORDER,
-    "context_warmup_steps": ORDER,
-    "mtp_targets": EFFECT,
-    "mtp_decay_steps": EFFECT,
-    "mixture_unit": ORDER,
-    "train_on": EFFECT,
-    "quantization_aware": EFFECT,
-    "core_every": EVALS,
-    "core_max_per_task": EVALS,
+    "mixture": DATA_ORDER_RULE,
+    "batch_tokens": DATA_ORDER_RULE,
+    "examples_per_step": DATA_ORDER_RULE,
+    "batch_warmup_steps": DATA_ORDER_RULE,
+    "context_warmup_steps": DATA_ORDER_RULE,
+    "mtp_targets": NEXT_STEP_RULE,
+    "mtp_decay_steps": NEXT_STEP_RULE,
+    "mixture_unit": DATA_ORDER_RULE,
+    "train_on": NEXT_STEP_RULE,
+    "quantization_aware": NEXT_STEP_RULE,
+    "core_every": NEXT_EVAL_RULE,
+    "core_max_per_task": NEXT_EVAL_RULE,
 }
 DPO_RULES = {
     **LOOP_RULES,
-    "mixture": EVALS,
+    "mixture": NEXT_EVAL_RULE,
     "objective": Rule("refused", "the pairs and the trained parameters depend on it", "takes effect"),
-    "pairs": ORDER,
-    "batch_size": ORDER,
-    "beta": EFFECT,
-    "target_margin": EFFECT,
-    "desirable_weight": EFFECT,
-    "undesirable_weight": EFFECT,
+    "pairs": DATA_ORDER_RULE,
+    "batch_size": DATA_ORDER_RULE,
+    "beta": NEXT_STEP_RULE,
+    "target_margin": NEXT_STEP_RULE,
+    "desirable_weight": NEXT_STEP_RULE,
+    "undesirable_weight": NEXT_STEP_RULE,
 }
 RL_RULES = {
     **LOOP_RULES,
-    "mixture": EVALS,
+    "mixture": NEXT_EVAL_RULE,
     "algorithm": Rule("refused", "the critic and its optimizer's state depend on it", "takes effect"),
-    "tasks": ORDER,
-    "rewards": EFFECT,
-    "reward_timeout": EFFECT,
-    "length_penalty": EFFECT,
-    "length_penalty_free_tokens": EFFECT,
-    "prompts_per_round": ORDER,
-    "group_size": ORDER,
-    "stale_rounds": ORDER,
-    "epochs": ORDER,
-    "minibatches": ORDER,
-    "clip_ratio": EFFECT,
-    "clip_ratio_high": EFFECT,
-    "kl_weight": EFFECT,
-    "kl_target": EFFECT,
-    "entropy_weight": EFFECT,
-    "temperature": EFFECT,
-    "max_new_tokens": EFFECT,
-    "advantage_normalization": EFFECT,
-    "loss_normalization": EFFECT,
-    "drop_uniform_groups": EFFECT,
-    "gamma": EFFECT,
-    "gae_lambda": EFFECT,
-    "value_weight": EFFECT,
-    "value_clip": EFFECT,
+    "tasks": DATA_ORDER_RULE,
+    "rewards": NEXT_STEP_RULE,
+    "reward_timeout": NEXT_STEP_RULE,
+    "length_penalty": NEXT_STEP_RULE,
+    "length_penalty_free_tokens": NEXT_STEP_RULE,
+    "prompts_per_round": DATA_ORDER_RULE,
+    "group_size": DATA_ORDER_RULE,
+    "stale_rounds": DATA_ORDER_RULE,
+    "epochs": DATA_ORDER_RULE,
+    "minibatches": DATA_ORDER_RULE,
+    "clip_ratio": NEXT_STEP_RULE,
+    "clip_ratio_high": NEXT_STEP_RULE,
+    "kl_weight": NEXT_STEP_RULE,
+    "kl_target": NEXT_STEP_RULE,
+    "entropy_weight": NEXT_STEP_RULE,
+    "temperature": NEXT_STEP_RULE,
+    "max_new_tokens": NEXT_STEP_RULE,
+    "advantage_normalization": NEXT_STEP_RULE,
+    "loss_normalization": NEXT_STEP_RULE,
+    "drop_uniform_groups": NEXT_STEP_RULE,
+    "gamma": NEXT_STEP_RULE,
+    "gae_lambda": NEXT_STEP_RULE,
+    "value_weight": NEXT_STEP_RULE,
+    "value_clip": NEXT_STEP_RULE,
 }
 # Fields that rules fill where a recipe leaves them open: a resumed run keeps the values that it ran with.
 DERIVED_FIELDS: dict[str, tuple[str, ...]] = {
@@ -289,7 +289,7 @@ def compare_recipes(
         elif table == stage and is_resumed and field == "steps" and after is not None and after <= step:
             outcome, reason = "refused", f"the checkpoint has {step} steps already"
         elif table == stage and is_resumed and field == "micro_batch_size" and _is_smaller(after, before):
-            outcome, reason = EFFECT.outcome, EFFECT.reason
+            outcome, reason = NEXT_STEP_RULE.outcome, NEXT_STEP_RULE.reason
         elif (
             (table, field) == ("rl", "kl_weight") and table == stage and is_resumed and wanted.rl.kl_target is not None
         ):

@@ -9,7 +9,7 @@ what it was made from (`prepared_data.py`), so a second run prepares nothing twi
     RUN/data/NAME-DIGEST/            many shards and corpus.json (`tokenization.py`): a larger source; DIGEST leaves out
                                      the content: the shards of unchanged files are used again
 
-Conversations of tasks are prepared by `fledgling.train.prepare`.
+Conversations of tasks are prepared by `fledgling.train.data_preparer`.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _named_object(source: str, start: int) -> str | None:
     return words[-1] if words else None
 
 
-class _Scanner:
+class _PythonScanner:
     """The state of one pass over a file: the current scope, the current comment block, the spans to remove."""
 
     def __init__(self, source: str):
@@ -169,7 +169,7 @@ def scan_python(source: str) -> PythonText:
 
     Only triple-quoted strings count as documentation. Invalid Python raises nothing; what is recognized is returned.
     """
-    scanner = _Scanner(source)
+    scanner = _PythonScanner(source)
     for match in LEXEME_PATTERN.finditer(source):
         start, end = match.span()
         first = source[start]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from fledgling.infer.detokenizer import decode_final_text, decode_parts
 from fledgling.infer.tools import Tool
 from fledgling.tasks.environments import EnvironmentTask
-from fledgling.tasks.environments.environment import MAX_CALL_CHARACTERS, TOO_LONG, write_transcript
+from fledgling.tasks.environments.environment import MAX_CALL_CHARACTERS, TOO_LONG_ERROR, write_transcript
 from fledgling.tasks.task import Question, Task
 from fledgling.text.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ def read_answers(tokenizer: Tokenizer, tasks: Sequence[Task], answers: Sequence[
 
 def locate_calls(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
     """Returns the position of the last token of each call of an episode that was run, in its transcript's order."""
-    too_long = [tokenizer.output_start, *tokenizer.encode(TOO_LONG), tokenizer.output_end]
+    too_long = [tokenizer.output_start, *tokenizer.encode(TOO_LONG_ERROR), tokenizer.output_end]
     return [
         i - 1
         for i, token in enumerate(tokens)
@@ -56,7 +56,7 @@ def read_transcript(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
     for before, part in zip([{"type": "", "text": ""}, *parts], parts, strict=False):
         if part["type"] == "output":
             text = ""
-            if before["type"] == "python" and part["text"] != TOO_LONG:
+            if before["type"] == "python" and part["text"] != TOO_LONG_ERROR:
                 calls.append(before["text"])
         elif part["type"] == "text":
             text += part["text"]

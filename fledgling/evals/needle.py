@@ -38,8 +38,8 @@ class Needle:
     answer: int
 
 
-def lengthen(model: Transformer, context: int | None, rope: str) -> Transformer:
-    """Returns the same weights with rows of another length; see `ModelConfig.with_context`."""
+def extend_context(model: Transformer, context: int | None, rope: str) -> Transformer:
+    """Returns the same weights in a model of another context; see `ModelConfig.with_context`."""
     if not context or context == model.config.context:
         return model
     longer = Transformer(model.config.with_context(context, rope), model.compute_dtype)
@@ -53,7 +53,9 @@ def choose_lengths(lengths: Sequence[int], context: int) -> list[int]:
     Raises UserError for one that is longer than the context.
     """
     if too_long := [length for length in lengths if length > context]:
-        raise UserError(f"--lengths {too_long[0]}: the model reads at most {context} tokens; lengthen it by --context")
+        raise UserError(
+            f"--lengths {too_long[0]}: the model reads at most {context} tokens; extend its context by --context"
+        )
     return list(lengths) or sorted({max(1, context // 4), max(1, context // 2), context})
 
 
@@ -111,9 +113,9 @@ def measure_needles(model: Transformer, tokenizer: Tokenizer, exam: Sequence[Nee
         groups.setdefault(f"needle_{needle.length}", []).append(right)
     for needle, right in zip(exam, found, strict=True):
         groups.setdefault(f"needle_{needle.length}_at_{round(100 * needle.depth)}", []).append(right)
-    return [_measure(name, results) for name, results in groups.items()]
+    return [_make_measurement(name, results) for name, results in groups.items()]
 
 
-def _measure(name: str, found: Sequence[bool]) -> Measurement:
+def _make_measurement(name: str, found: Sequence[bool]) -> Measurement:
     right, n = sum(found), len(found)
     return Measurement(name, right / n, *wilson_interval(right, n), n, chance=1 / len(DIGITS))

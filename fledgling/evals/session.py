@@ -38,7 +38,7 @@ from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.device import DTYPES, choose_dtype, name_dtype
-from fledgling.runtime.memory import keep_freed_memory
+from fledgling.runtime.device_memory import keep_freed_memory
 from fledgling.runtime.world import World
 from fledgling.tasks.core import CoreTask
 from fledgling.text.tokenizer import Tokenizer

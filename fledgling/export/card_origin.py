@@ -23,7 +23,7 @@ DIGEST_LENGTH = 12
 def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[str, str]]:
     """Returns rows of a card on the stages that led to `state`, each by the recipe of its own checkpoint."""
     stages, unknown = ({str(state.get("stage")): state}, []) if run is None else trace_stages(state, run)
-    recipes = {name: recipe for name, values in stages.items() if (recipe := _parse(values)) is not None}
+    recipes = {name: recipe for name, values in stages.items() if (recipe := _parse_state_recipe(values)) is not None}
     rows: dict[str, list[str]] = {}
     for name in (stage for stage in STAGES if stage in recipes):
         recipe = recipes[name]
@@ -59,16 +59,16 @@ def trace_stages(state: Mapping[str, Any], run: Path) -> tuple[dict[str, Mapping
             return {**_read_states(run, state), **states}, []
         if parent is None or parent.stage not in STAGES[: STAGES.index(stage)]:
             break
-        found = _read(parent.path)
+        found = _read_state(parent.path)
         if found is None:
-            recipe, known = _parse(state), STAGES[: STAGES.index(parent.stage) + 1]
+            recipe, known = _parse_state_recipe(state), STAGES[: STAGES.index(parent.stage) + 1]
             return states, [name for name in known if name == parent.stage or (recipe and name in recipe.stages)]
         stage, state = parent.stage, found
         states[stage] = state
     return states, []
 
 
-def _read(path: Path | None) -> dict[str, Any] | None:
+def _read_state(path: Path | None) -> dict[str, Any] | None:
     """Returns the state of a checkpoint; None where it is gone or damaged."""
     try:
         return checkpoint.read_checkpoint_state(path) if path else None
@@ -78,12 +78,12 @@ def _read(path: Path | None) -> dict[str, Any] | None:
 
 def _read_states(run: Path, state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Returns the states of the newest checkpoints of the stages before that of `state` in its recipe."""
-    last, recipe = str(state.get("stage")), _parse(state)
+    last, recipe = str(state.get("stage")), _parse_state_recipe(state)
     names = [name for name in STAGES[: STAGES.index(last)] if recipe is None or name in recipe.stages]
     return {name: found for name in names if (found := read_newest_state(run, name))}
 
 
-def _parse(state: Mapping[str, Any]) -> Recipe | None:
+def _parse_state_recipe(state: Mapping[str, Any]) -> Recipe | None:
     try:
         return parse_recipe(str(state["recipe"]))
     except (KeyError, UserError):

@@ -20,10 +20,10 @@ from typing import Any
 
 from fledgling.config import ModelConfig, UserError
 
-RMS = ("rms", "rms_weighted")
-SCALED = ("default", "linear", "ntk", "yarn")
-PLAIN: dict[str, tuple[Any, ...]] = {  # what an architecture computes unless it says otherwise
-    "norm": RMS,
+RMS_NORMS = ("rms", "rms_weighted")
+ROPE_TYPES = ("default", "linear", "ntk", "yarn")
+DEFAULT_VALUES: dict[str, tuple[Any, ...]] = {  # what an architecture computes unless it says otherwise
+    "norm": RMS_NORMS,
     "positions": ("rope",),
     "activation": ("swiglu",),
     "bias": (False,),
@@ -35,10 +35,10 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # what an architecture computes unless it
     "partial_rotary_factor": (1.0,),
     "embedding_multiplier": (1.0,),
     "logit_softcap": (0.0,),
-    "rope_type": SCALED,
+    "rope_type": ROPE_TYPES,
 }
 SAME_FUNCTION = ("flash_norm", "window_pattern")  # optional features that change nothing, or are looked at by layer
-EVERY: dict[str, Callable[[float], bool]] = {  # instead of a list of values
+VALUE_CHECKS: dict[str, Callable[[float], bool]] = {  # instead of a list of values
     "partial_rotary_factor": lambda value: 0 < value <= 1,
     "logit_softcap": lambda value: value >= 0,
     "embedding_multiplier": lambda value: value > 0,
@@ -51,7 +51,7 @@ class Architecture:
 
     rotates_pairs: RoPE turns neighbouring pairs, and not the halves of a head.
     joint_qkv, joint_gate: queries, keys and values are one tensor; gate and up are one.
-    any_value: settings of EVERY that it takes.
+    any_value: settings of VALUE_CHECKS that it takes.
     full_every: every n-th layer sees everything and the others have a window; 0: no windows.
     no_rope_every: every n-th layer has no positions; 0: all have.
     """
@@ -68,9 +68,9 @@ class Architecture:
     def list_differences(self, config: ModelConfig) -> list[str]:
         """Returns the settings of a model that this architecture does not compute."""
         found = []
-        for name, values in (PLAIN | self.parts).items():
+        for name, values in (DEFAULT_VALUES | self.parts).items():
             value = getattr(config, name)
-            if not (EVERY[name](value) if name in self.any_value else value in values):
+            if not (VALUE_CHECKS[name](value) if name in self.any_value else value in values):
                 found.append(name)
         found += [name for name in config.enabled_features if name not in SAME_FUNCTION]
         layers = range(config.depth)
@@ -105,7 +105,9 @@ def has_window(config: ModelConfig, layer: int) -> bool:
 
 GPT: dict[str, tuple[Any, ...]] = {"norm": ("layer",), "bias": (True,), "qkv_bias": (True,)}
 ARCHITECTURES = (
-    Architecture("llama", {"bias": (False, True), "qkv_bias": (True, False), "rope_type": (*SCALED, "llama3")}, True),
+    Architecture(
+        "llama", {"bias": (False, True), "qkv_bias": (True, False), "rope_type": (*ROPE_TYPES, "llama3")}, True
+    ),
     Architecture("qwen2", {"qkv_bias": (True,)}),
     Architecture("qwen3", {"qk_norm": (True,), "qk_norm_weights": ("none", "head")}),
     Architecture("arcee", {"activation": ("relu2",)}, True),

@@ -44,17 +44,24 @@ FILE_TYPES = {
     "q2_k": FileType(10, "Q2_K", more="Q4_K", head="Q6_K"),
 }
 ALWAYS_F32 = ("position_embd.weight",)  # as llama.cpp's own converter keeps it
-WITH_MORE_BITS = ("attn_v.weight", "attn_qkv.weight", "ffn_down.weight")
+MORE_BITS_SUFFIXES = ("attn_v.weight", "attn_qkv.weight", "ffn_down.weight")
 BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q8_0": 32, "Q4_0": 32, "Q5_0": 32, "Q5_1": 32, "IQ4_NL": 32}  # others: 256
-NARROWER = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACK_TYPES = {
+    "Q2_K": "IQ4_NL",
+    "Q3_K": "IQ4_NL",
+    "IQ4_XS": "IQ4_NL",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
 UNWEIGHTED = ("F32", "F16", "BF16", "Q8_0")  # no importance changes them
-OF_PACKAGE = (*UNWEIGHTED, "Q4_0", "Q5_0", "Q5_1")  # what `gguf` writes itself
+GGUF_PACKAGE_TYPES = (*UNWEIGHTED, "Q4_0", "Q5_0", "Q5_1")  # what `gguf` writes itself
 
 
 def needs_ggml(kind: str, weighted: bool) -> bool:
     """Returns whether a file of this type needs llama.cpp's own quantization."""
     entry = FILE_TYPES[kind]
-    return entry.matrices not in OF_PACKAGE or (weighted and entry.matrices not in UNWEIGHTED)
+    return entry.matrices not in GGUF_PACKAGE_TYPES or (weighted and entry.matrices not in UNWEIGHTED)
 
 
 def choose_type(kind: str, name: str, shape: Sequence[int], depth: int) -> str:
@@ -74,13 +81,13 @@ def choose_type(kind: str, name: str, shape: Sequence[int], depth: int) -> str:
         chosen = entry.head or chosen
     elif name == "token_embd.weight":
         chosen = entry.embedding or chosen
-    elif entry.more and name.endswith(WITH_MORE_BITS):
+    elif entry.more and name.endswith(MORE_BITS_SUFFIXES):
         layer = int(name.split(".")[1])
         edge = depth // 8
         if layer < edge or layer >= 7 * depth // 8 or (layer - edge) % 3 == 2:
             chosen = entry.more
     if shape[1] % BLOCK.get(chosen, 256):
-        chosen = NARROWER.get(chosen, chosen)
+        chosen = FALLBACK_TYPES.get(chosen, chosen)
     return "F16" if shape[1] % BLOCK.get(chosen, 256) else chosen
 
 
@@ -90,6 +97,6 @@ def store(values: NDArray[np.float32], kind: str, importance: Tensor | None, ggu
     importance: (in,), the mean square of each input; None weighs all alike.
     """
     number = gguf.GGMLQuantizationType[kind]
-    if kind in OF_PACKAGE and (importance is None or kind in UNWEIGHTED):
+    if kind in GGUF_PACKAGE_TYPES and (importance is None or kind in UNWEIGHTED):
         return gguf.quantize(values, number)
     return ggml_quantize(values, int(number), None if importance is None else importance.numpy())

@@ -17,13 +17,13 @@ FIELDS = {  # key of rope_parameters: our field, and its type
     "beta_slow": ("rope_beta_slow", float),
     "attention_factor": ("rope_attention_factor", float),
 }
-OF_TYPE = {  # which of them a type reads
+PARAMETERS_BY_TYPE = {  # which of them a type reads
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
 }
-NEEDED = {"linear": ("factor",), "yarn": ("factor",), "llama3": OF_TYPE["llama3"], "default": ()}
+REQUIRED_BY_TYPE = {"linear": ("factor",), "yarn": ("factor",), "llama3": PARAMETERS_BY_TYPE["llama3"], "default": ()}
 
 
 def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "rope_theta") -> dict[str, Any]:
@@ -41,20 +41,20 @@ def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "ro
     whole, local = kinds if any(isinstance(kind, dict) for kind in kinds) else (rope, None)
     whole = whole if isinstance(whole, dict) else {}
     kind = whole.get("rope_type", whole.get("type", "default"))
-    if not isinstance(kind, str) or kind not in OF_TYPE:
+    if not isinstance(kind, str) or kind not in PARAMETERS_BY_TYPE:
         raise UserError(
-            f"config.json: {where} has the type {str(kind)[:40]!r}; supported are {', '.join(OF_TYPE)} (dynamic and "
-            "longrope change with the length of a text)"
+            f"config.json: {where} has the type {str(kind)[:40]!r}; supported are {', '.join(PARAMETERS_BY_TYPE)} "
+            "(dynamic and longrope change with the length of a text)"
         )
     given = whole.get("rope_theta", config_json.get(theta_key, theta))
     fields: dict[str, Any] = {"rope_base": check_value("rope_theta", given, float), "rope_type": kind}
     share = whole.get("partial_rotary_factor", config_json.get("partial_rotary_factor"))
     if share is not None:
         fields["partial_rotary_factor"] = check_value("partial_rotary_factor", share, float)
-    for key in OF_TYPE[kind]:
+    for key in PARAMETERS_BY_TYPE[kind]:
         if whole.get(key) is not None:
             fields[FIELDS[key][0]] = check_value(f"{where}.{key}", whole[key], FIELDS[key][1])
-        elif key in NEEDED[kind]:
+        elif key in REQUIRED_BY_TYPE[kind]:
             raise UserError(f"config.json: {where} of type {kind} has no {key}")
     for key in ("mscale", "mscale_all_dim"):
         if kind == "yarn" and whole.get(key) is not None:
@@ -76,10 +76,10 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 
     Raises UserError for a type that no class has.
     """
-    if config.rope_type not in OF_TYPE:
+    if config.rope_type not in PARAMETERS_BY_TYPE:
         raise UserError(f"this model's rope_type is {config.rope_type!r}, and no class of transformers has it")
     rope: dict[str, Any] = {"rope_type": config.rope_type, "rope_theta": config.rope_base}
-    for key in OF_TYPE[config.rope_type]:
+    for key in PARAMETERS_BY_TYPE[config.rope_type]:
         value = config.trained_context if key == "original_max_position_embeddings" else getattr(config, FIELDS[key][0])
         if key != "attention_factor" or value:
             rope[key] = value

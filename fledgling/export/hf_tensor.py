@@ -37,7 +37,7 @@ def join_rows(mapping: TensorMapping, parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(by_head, dim=1).reshape(-1, *parts[0].shape[1:])
 
 
-def split_rows(mapping: TensorMapping, tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
+def split_hf_rows(mapping: TensorMapping, tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
     """Returns our tensors, with `rows` rows each, from the rows of a Hugging Face tensor; inverts `join_rows`."""
     if len(rows) == 1:
         return [tensor]
@@ -68,5 +68,5 @@ def from_hf_tensor(mapping: TensorMapping, tensor: Tensor, shapes: Mapping[str, 
         raise UserError(f"tensor {mapping.hf_name} has the shape {list(tensor.shape)}; config.json implies {expected}")
     untransposed = tensor.T if mapping.transposed else tensor
     untransposed = untransposed + mapping.offset if mapping.offset else untransposed
-    pieces = split_rows(mapping, untransposed, rows)
+    pieces = split_hf_rows(mapping, untransposed, rows)
     return {name: piece.contiguous() for name, piece in zip(mapping.names, pieces, strict=True)}

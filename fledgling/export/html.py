@@ -71,7 +71,7 @@ def write_html(
     require_supported(config)
     file = make_model_file(config, tensors, tokenizer, name, bits, examples)
     try:
-        write_file(path, render_page(page, file, name).encode())
+        write_file(path, render_model_page(page, file, name).encode())
     except OSError as problem:
         raise make_write_error(path, problem) from None
     return path
@@ -133,7 +133,7 @@ def _describe_rotary(config: ModelConfig) -> list[dict[str, Any]]:
     return [{"frequencies": frequencies.tolist(), "scale": scale} for frequencies, scale in tables]
 
 
-def render_page(page: Path, model_file: bytes, name: str) -> str:
+def render_model_page(page: Path, model_file: bytes, name: str) -> str:
     """Returns the whole page."""
     html, style = ((page / file).read_text(encoding="utf-8") for file in ("index.html", "page.css"))
     script = link_modules(ENTRY, read_modules(page))

@@ -1,8 +1,8 @@
 """llama.cpp itself reads a file: logits of every position and tokens of a text, through the library of xllamacpp.
 
 That package has a server and no call for logits. Its shared library exports llama.cpp's C interface, whose structures
-are declared here as far as they are used. `load_library` compares their default values with those of the version that
-they were written for (2026.10.11549): another layout is not used, so that it gives no wrong figure.
+are declared here as far as they are used. `load_llama_library` compares their default values with those of the version
+that they were written for (2026.10.11549): another layout is not used, so that it gives no wrong figure.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ModelParams(ctypes.Structure):
     _fields_ = (("rest", ctypes.c_ubyte * 512),)
 
 
-class Batch(ctypes.Structure):
+class LlamaBatch(ctypes.Structure):
     """llama_batch."""
 
     _fields_ = (
@@ -74,7 +74,7 @@ def ignore_log(level: int, text: bytes, data: int) -> None:
 
 
 @cache
-def load_library() -> Any:
+def load_llama_library() -> Any:
     """Returns the library with its functions declared; None where it is not installed, or has another layout."""
     package = find_spec("xllamacpp")
     folders = package.submodule_search_locations if package else None
@@ -89,7 +89,7 @@ def load_library() -> Any:
         ("llama_model_load_from_file", pointer, (ctypes.c_char_p, ModelParams)),
         ("llama_init_from_model", pointer, (pointer, ContextParams)),
         ("llama_model_get_vocab", pointer, (pointer,)),
-        ("llama_decode", integer, (pointer, Batch)),
+        ("llama_decode", integer, (pointer, LlamaBatch)),
         ("llama_get_logits", ctypes.POINTER(ctypes.c_float), (pointer,)),
         ("llama_free", None, (pointer,)),
         ("llama_model_free", None, (pointer,)),
@@ -110,7 +110,7 @@ class LlamaCpp:
     """A GGUF file in llama.cpp, in one thread, with keys and values in float32."""
 
     def __init__(self, path: Path) -> None:
-        self.library = load_library()
+        self.library = load_llama_library()
         if self.library is None:
             raise UserError('llama.cpp is not installed, or in another version: pip install "fledgling[llama-cpp]"')
         self.model = self.library.llama_model_load_from_file(
@@ -138,7 +138,7 @@ class LlamaCpp:
             raise UserError(f"llama.cpp cannot make a context of {count} tokens")
         integers = ctypes.c_int32 * count
         sequence = ctypes.pointer(ctypes.c_int32(0))
-        batch = Batch(
+        batch = LlamaBatch(
             count,
             integers(*tokens),
             None,

@@ -20,7 +20,7 @@ from torch import Tensor
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.hf_mapping import check_family
 from fledgling.export.hf_rope import write_rope
-from fledgling.export.write_hf import write_hf, write_json, write_tokenizer
+from fledgling.export.write_hf import write_hf, write_hf_json, write_tokenizer
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def write_mlx(out: Path, config: ModelConfig, state: Mapping[str, Tensor], token
         with atomic_directory(out) as temporary:
             tensors = dict(nanochat_tensors(config, state))
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "mlx"})
-            write_json(temporary / "config.json", nanochat_config(config))
+            write_hf_json(temporary / "config.json", nanochat_config(config))
             write_tokenizer(temporary, tokenizer, config.context)
     except OSError as problem:
         raise make_write_error(out, problem) from None

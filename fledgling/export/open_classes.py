@@ -173,7 +173,9 @@ def read_open_config(family: str, config_json: Mapping[str, Any], largest: Mappi
     if missing := [size_keys(family)[name] for name in REQUIRED if name not in values]:
         raise UserError(f"config.json: {missing[0]} is missing")
     values.setdefault("kv_heads", values["heads"])
-    values["head_dim"] = check_value("head_dim", config_json.get("head_dim") or kind.head_dim or _divided(values), int)
+    values["head_dim"] = check_value(
+        "head_dim", config_json.get("head_dim") or kind.head_dim or _compute_head_dim(values), int
+    )
     if values["head_dim"] > 1 << 14:
         raise UserError(f"config.json: head_dim is {values['head_dim']}; expected at most {1 << 14}")
     if values["head_dim"] * values["heads"] == values["width"]:
@@ -201,7 +203,7 @@ def read_open_config(family: str, config_json: Mapping[str, Any], largest: Mappi
     return ModelConfig(family=family, activation=preset["activation"], **values)
 
 
-def _divided(values: Mapping[str, Any]) -> int:
+def _compute_head_dim(values: Mapping[str, Any]) -> int:
     width, heads = values["width"], values["heads"]
     if width % heads:
         raise UserError(f"config.json: hidden_size {width} is not divisible by num_attention_heads {heads}")
@@ -215,11 +217,11 @@ def _read_gemma(config_json: Mapping[str, Any], values: Mapping[str, Any]) -> di
         raise UserError(f"config.json: query_pre_attn_scalar is {scalar!r}; supported is head_dim, {head_dim}")
     softcap = config_json.get("final_logit_softcapping")
     cap = 0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float)
-    rope = {} if "rope_local_base" in values else {"rope_local_base": _local_theta(config_json)}
+    rope = {} if "rope_local_base" in values else {"rope_local_base": _read_local_theta(config_json)}
     return {"logit_softcap": cap, **rope}
 
 
-def _local_theta(config_json: Mapping[str, Any]) -> float:
+def _read_local_theta(config_json: Mapping[str, Any]) -> float:
     return check_value("rope_local_base_freq", config_json.get("rope_local_base_freq", 10_000.0), float)
 
 

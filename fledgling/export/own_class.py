@@ -38,7 +38,13 @@ PARTS: dict[str, type] = {  # under our names
     **{"value_embeddings": int, "window_pattern": str, "window_size": int, "logit_shift": float},
 }
 ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu_new", "swiglu": "silu"}
-FREE = {*PARTS, "activation", "tie_embeddings", "logit_softcap", "norm_eps"}  # the others must be the family's
+CONFIGURABLE_FIELDS = {
+    *PARTS,
+    "activation",
+    "tie_embeddings",
+    "logit_softcap",
+    "norm_eps",
+}  # the others must be the family's
 
 
 def needs_own_class(config: ModelConfig) -> bool:
@@ -51,7 +57,7 @@ def needs_own_class(config: ModelConfig) -> bool:
 def check_own_class(config: ModelConfig) -> None:
     """Raises UserError, naming the setting, for a part that our modelling file lacks too."""
     others = [name for name, value in PRESETS["fledgling"].items() if getattr(config, name) != value]
-    wrong = [name for name in (*others, *config.list_open_parts()) if name not in FREE]
+    wrong = [name for name in (*others, *config.list_open_parts()) if name not in CONFIGURABLE_FIELDS]
     if config.activation not in ACTIVATIONS:
         wrong.append("activation")
     if wrong:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig
 from fledgling.export import gguf
-from fledgling.export.llama_cpp import LlamaCpp, load_library
+from fledgling.export.llama_cpp import LlamaCpp, load_llama_library
 from fledgling.export.own_class import needs_own_class
 from fledgling.export.read_hf import read_hf
 from fledgling.model.cache import CacheRow, KVCache
@@ -117,7 +117,7 @@ def compare_gguf(model: Transformer, path: Path, start: int | None) -> Iterator[
     yield compare_logits(
         model, make_logits_function(model.config, state), "dequantized by gguf, run by fledgling", start
     )
-    if load_library() is not None:
+    if load_llama_library() is not None:
         with LlamaCpp(path) as other:
             size = model.config.vocab_size
             name = f"llama.cpp (xllamacpp {version('xllamacpp')})"

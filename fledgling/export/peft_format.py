@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fledgling.config import AdapterConfig, ModelConfig, UserError
 from fledgling.export.hf_mapping import tensor_mappings
-from fledgling.export.hf_tensor import TensorMapping, join_rows, split_rows
+from fledgling.export.hf_tensor import TensorMapping, join_rows, split_hf_rows
 from fledgling.export.untrusted import open_safetensors, read_json, require_floats
 
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -191,18 +191,20 @@ def from_peft(
             continue
         B = unused.pop(f"{PREFIX}{module}.lora_B.weight", torch.empty(0))
         magnitude = unused.pop(f"{PREFIX}{module}.lora_magnitude_vector", None) if contents.get("use_dora") else None
-        rows, r = [shapes[name][0] for name in names], int(_of_module(contents, "rank_pattern", module, rank))
+        rows, r = [shapes[name][0] for name in names], int(_read_module_number(contents, "rank_pattern", module, rank))
         expected_shapes = [[r, shapes[names[0]][1]], [sum(rows), r], [sum(rows)] if contents.get("use_dora") else None]
         found = [None if tensor is None else list(tensor.shape) for tensor in (A, B, magnitude)]
         if found != expected_shapes or not 1 <= r <= MAX_RANK:
             raise UserError(f"{module}: lora_A, lora_B and magnitude are {found}; rank {r} implies {expected_shapes}")
-        scale = _of_module(contents, "alpha_pattern", module, alpha) / (r**0.5 if rooted else r)
+        scale = _read_module_number(contents, "alpha_pattern", module, alpha) / (r**0.5 if rooted else r)
         adapted = [name for name in names if name in chosen]
-        parts = split_rows(mapping, B, rows)
+        parts = split_hf_rows(mapping, B, rows)
         is_joint = len(names) > 1 and r % (int(rank) * len(names)) == 0
         if not expected and is_joint and _is_diagonal(parts):
             adapted = list(names)
-        lengths = dict(zip(names, split_rows(mapping, magnitude, rows), strict=True)) if magnitude is not None else {}
+        lengths = (
+            dict(zip(names, split_hf_rows(mapping, magnitude, rows), strict=True)) if magnitude is not None else {}
+        )
         for name, part in zip(names, parts, strict=True):
             if name in adapted:
                 index, size = adapted.index(name), r // len(adapted)
@@ -216,7 +218,7 @@ def from_peft(
         raise UserError(f"tensor {min(unused)[:120]} is of no matrix that this model has")
     if not updates:
         raise UserError("there is no lora_A of a matrix of this model's blocks")
-    return _unite(config, updates, bool(contents.get("use_dora")), rooted)
+    return _merge_updates(config, updates, bool(contents.get("use_dora")), rooted)
 
 
 def _check_supported(contents: Mapping[str, Any]) -> None:
@@ -235,7 +237,7 @@ def _number(contents: Mapping[str, Any], key: str) -> float:
     return value
 
 
-def _of_module(contents: Mapping[str, Any], key: str, module: str, default: float) -> float:
+def _read_module_number(contents: Mapping[str, Any], key: str, module: str, default: float) -> float:
     """Returns the number that a pattern gives a module: that of its whole name, or of its last parts."""
     patterns = contents.get(key) or {}
     if not isinstance(patterns, dict):
@@ -252,7 +254,7 @@ def _is_diagonal(rows: list[Tensor]) -> bool:
     return not any(block.any() for i, part in enumerate(parts) for j, block in enumerate(part) if i != j)
 
 
-def _unite(
+def _merge_updates(
     config: ModelConfig, updates: Mapping[str, Update], has_magnitude: bool, rooted: bool
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Returns one configuration of all updates, and their tensors: ranks are padded, other scales go into B."""

@@ -28,7 +28,7 @@ def read_layout(directory: Path) -> dict[str, Any] | None:
 
     Raises UserError for a file that cannot be read.
     """
-    settings = _read(directory / "tokenizer_config.json")
+    settings = _read_optional_json(directory / "tokenizer_config.json")
     template = settings.get("chat_template")
     file = directory / TEMPLATE_FILE
     if file.is_file():
@@ -43,9 +43,9 @@ def read_layout(directory: Path) -> dict[str, Any] | None:
     if not isinstance(template, str):
         raise UserError(f"{directory}: chat_template is a {type(template).__name__}; expected text")
     names = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token")}
-    generation = _read(directory / "generation_config.json")
+    generation = _read_optional_json(directory / "generation_config.json")
     ids = generation.get("eos_token_id")
-    ids = ids if ids is not None else _read(directory / "config.json").get("eos_token_id")
+    ids = ids if ids is not None else _read_optional_json(directory / "config.json").get("eos_token_id")
     stops = [one for one in (ids if isinstance(ids, list) else [ids]) if type(one) is int]
     return {"chat_template": template, **names, "stop_ids": stops, "sampling": read_sampling(generation)}
 
@@ -64,7 +64,7 @@ def read_sampling(generation: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 

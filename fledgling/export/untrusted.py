@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        value = json.loads(path.read_bytes(), object_pairs_hook=_reject_duplicate_keys)
     except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{path} is not readable JSON: {' '.join(str(problem).split())[:100]}") from None
     if not isinstance(value, dict):
@@ -40,14 +40,14 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     """Opens a safetensors file; every error in it becomes one line that names the file (and the tensor, if known)."""
     try:
         with safe_open(path, "pt") as file:
-            _header(path)
+            _read_header(path)
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
         reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise UserError(f"{path}: weights cannot be read: {_culprit(path) or reason}") from None
+        raise UserError(f"{path}: weights cannot be read: {_describe_bad_tensor(path) or reason}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns the pairs of a JSON object as a dictionary; raises ValueError for a duplicate key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -57,18 +57,20 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """What a safetensors file says of its tensors, and how many bytes of data follow."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length), object_pairs_hook=_once) if length <= MAX_JSON_BYTES else {}
+        header = (
+            json.loads(file.read(length), object_pairs_hook=_reject_duplicate_keys) if length <= MAX_JSON_BYTES else {}
+        )
     return header, path.stat().st_size - 8 - length
 
 
-def _culprit(path: Path) -> str:
+def _describe_bad_tensor(path: Path) -> str:
     """Returns a description of the first tensor with an impossible header entry; empty if there is none."""
     try:
-        header, data = _header(path)
+        header, data = _read_header(path)
         for name, entry in header.items():
             if name == "__metadata__":
                 continue

@@ -75,7 +75,7 @@ def write_hf(
             token_ids = special_token_ids(tokenizer)
             config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids, **(more or {})}
             config_json |= {"quantization_config": quantization_config(config, quantize)} if quantize else {}
-            write_json(temporary / "config.json", config_json)
+            write_hf_json(temporary / "config.json", config_json)
             write_tokenizer(temporary, tokenizer, config.context)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             if needs_own_class(config):
@@ -91,8 +91,8 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, context: int) -> None
     """Writes tokenizer.json, tokenizer_config.json with the chat template, and generation_config.json."""
     sampling = tokenizer.sampling_defaults or {"temperature": 0.8, "top_k": 50}
     generation = {**special_token_ids(tokenizer), "do_sample": True, **sampling}
-    write_json(directory / "generation_config.json", generation)
-    write_json(directory / "tokenizer_config.json", tokenizer_config(tokenizer, context))
+    write_hf_json(directory / "generation_config.json", generation)
+    write_hf_json(directory / "tokenizer_config.json", tokenizer_config(tokenizer, context))
     tokenizer.without_layout().save(directory / "tokenizer.json")
 
 
@@ -128,11 +128,11 @@ def _weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes
         file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"{index:05d}.partial").rename(directory / file)
         weight_map |= dict.fromkeys(names, file)
-    write_json(
+    write_hf_json(
         directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_hf_json(path: Path, value: dict) -> None:
     """Writes a JSON file as transformers does."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

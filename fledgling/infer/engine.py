@@ -3,7 +3,7 @@
 `Engine.generate` answers a list of prompts, `Engine.stream` one prompt token by token. Both make requests
 (request.py), which a scheduler (scheduler.py) decodes in one batch with a model runner (runner.py). The engine adds
 what a tokenizer knows: stop tokens and tools. By default it reads the model's live weights, so training's current
-weights answer. Roles and messages are session.py's and the server's.
+weights answer. Roles and messages are chat_session.py's and the server's.
 """
 
 from __future__ import annotations

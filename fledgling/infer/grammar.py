@@ -116,7 +116,7 @@ class GrammarState:
 
     def describe_error(self) -> str:
         """Returns the library's reason in one line."""
-        return _shorten(self.matcher.get_error())
+        return _shorten_reason(self.matcher.get_error())
 
 
 class Grammar:
@@ -166,7 +166,7 @@ class GrammarCompiler:
         try:
             converted = import_module("llguidance.gbnf_to_lark").gbnf_to_lark(grammar)
         except Exception as error:  # the converter, in Python, raises several kinds
-            raise GrammarError(f"the constraint of the answer: {_shorten(str(error))}") from None
+            raise GrammarError(f"the constraint of the answer: {_shorten_reason(str(error))}") from None
         return self.compile_lark(converted)
 
     def _compile(self, text: str) -> Grammar:
@@ -233,7 +233,7 @@ def _check_numbers(value: Any) -> None:
         _check_numbers(child)
 
 
-def _shorten(text: str) -> str:
+def _shorten_reason(text: str) -> str:
     """Returns the library's reason without the place in, and the text of, the grammar that it was given."""
     line = _PLACE.sub("", text.replace("<non-verbose/>", "").strip().split("\n")[0])
     return line if len(line) <= MAX_SHOWN_CHARS else f"{line[:MAX_SHOWN_CHARS]}..."

@@ -66,7 +66,11 @@ def supports_decoding_step(model: Transformer) -> bool:
     widths = (config.width, config.head_width, config.intermediate_size)
     if set(config.enabled_features) - {"flash_norm", "logit_shift"}:  # outside the blocks, or the same function
         return False
-    if any(width % 32 for width in widths) or config.head_width > MAX_HEAD_WIDTH or native.load_library() is None:
+    if (
+        any(width % 32 for width in widths)
+        or config.head_width > MAX_HEAD_WIDTH
+        or native.load_native_library() is None
+    ):
         return False
     if has_adapter(model) or not config.has_plain_blocks:
         return False
@@ -152,7 +156,7 @@ class DecodingStep:
         x = x.float().contiguous()  # (Q, 1, C)
         angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
         pools = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
-        library = native.load_library()
+        library = native.load_native_library()
         assert library is not None
         library.fledgling_step(
             ctypes.byref(self.shape),

@@ -2,8 +2,8 @@
 
 A wheel may hold compiled variants. Otherwise the compiler that training uses (torch.compile needs one) compiles one
 when it is first needed, into a cache folder of the user, under a hash of sources and flags. Where there is neither, or
-another processor, `load_library` returns None and PyTorch computes everything, more slowly and with equal results up
-to rounding.
+another processor, `load_native_library` returns None and PyTorch computes everything, more slowly and with equal
+results up to rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def list_usable_variants() -> list[Variant]:
 
 
 @functools.cache
-def load_library() -> ctypes.CDLL | None:
+def load_native_library() -> ctypes.CDLL | None:
     """Returns the library of the best variant, or of the one that ENV_SWITCH names.
 
     Returns None where that is not possible; a failing compiler is reported once on stderr.
@@ -148,7 +148,7 @@ def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
     x = x.contiguous()
     out = torch.empty(*x.shape[:-1], matrix.rows)
     count = ctypes.c_int64(x.numel() // matrix.columns)
-    library = load_library()
+    library = load_native_library()
     assert library is not None
     library.fledgling_linear(
         ctypes.byref(matrix),
@@ -162,7 +162,7 @@ def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
 
 def read_memory(vector: Tensor) -> bool:
     """Reads a vector int64 once, as a product of one row reads its weights; returns False without native kernels."""
-    library = load_library()
+    library = load_native_library()
     if library is None:
         return False
     count, threads = ctypes.c_int64(vector.numel()), ctypes.c_int64(torch.get_num_threads())
@@ -174,7 +174,7 @@ def widen_matrix(matrix: NativeMatrix) -> Tensor:
     """Dequantizes a matrix: returns (N, K) bf16."""
     out = torch.empty(matrix.rows, matrix.columns, dtype=torch.bfloat16)
     threads = ctypes.c_int64(torch.get_num_threads())
-    library = load_library()
+    library = load_native_library()
     assert library is not None
     library.fledgling_widen(ctypes.byref(matrix), ctypes.c_void_p(out.data_ptr()), threads)
     return out

@@ -87,7 +87,7 @@ def load_quantized_model(
     device = torch.device(device)
     bits = quantization["bits"]
     if dtype is None:
-        dtype = torch.bfloat16 if device.type != "cpu" or native.load_library() is not None else torch.float32
+        dtype = torch.bfloat16 if device.type != "cpu" or native.load_native_library() is not None else torch.float32
     with torch.device("meta"):
         model = Transformer(config, dtype)
     model.positions = make_positions(config)

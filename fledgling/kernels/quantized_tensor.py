@@ -52,7 +52,11 @@ class QuantizedTensor(torch.Tensor):
     ) -> None:
         self.values, self.scales, self.bits, self.levels = values, scales, bits, levels
         is_known = values.device.type == "cpu" and levels is LEVELS_4BIT and self.ndim == 2
-        usable = is_known and native.can_multiply(self.shape[1], scales.shape[1]) and native.load_library() is not None
+        usable = (
+            is_known
+            and native.can_multiply(self.shape[1], scales.shape[1])
+            and native.load_native_library() is not None
+        )
         self.matrix = native.describe_matrix(values, scales, bits) if usable else None
         self._device_matrix: DeviceMatrix | None = None
 

@@ -104,7 +104,7 @@ class HostState:
 
     def pieces(self) -> Iterator[Rows]:
         """Yields slices of the rows."""
-        return split_rows(self.tensor.shape, self.device)
+        return split_state_rows(self.tensor.shape, self.device)
 
     def read(self) -> Tensor:
         """Returns a copy on the device."""
@@ -134,14 +134,14 @@ class BlockwiseState:
 
     def pieces(self) -> Iterator[Rows]:
         """Yields slices of the rows."""
-        return split_rows(self.codes.shape, self.codes.device)
+        return split_state_rows(self.codes.shape, self.codes.device)
 
     def read(self) -> Tensor:
         """Returns the values that the codes stand for."""
         values = torch.empty(self.codes.shape, device=self.codes.device)
         columns = self.codes.shape[-1]
         codes, scales, out = (t.reshape(-1, t.shape[-1]) for t in (self.codes, self.scales, values))
-        for rows in split_rows(codes.shape, codes.device):
+        for rows in split_state_rows(codes.shape, codes.device):
             fractions = self.codebook[codes[rows].int()]
             fractions *= scales[rows].repeat_interleave(STATE_BLOCK, dim=-1)[:, :columns]
             out[rows] = fractions.square_() if self.is_root else fractions
@@ -153,7 +153,7 @@ class BlockwiseState:
         columns, blocks = self.codes.shape[-1], self.scales.shape[-1]
         codes, scales = self.codes.view(-1, columns), self.scales.view(-1, blocks)
         values = values.to(self.codes.device).reshape(-1, columns)
-        for rows in split_rows(values.shape, values.device):
+        for rows in split_state_rows(values.shape, values.device):
             x = values[rows].sqrt() if self.is_root else values[rows]
             x = pad(x, (0, blocks * STATE_BLOCK - columns)).unflatten(-1, (blocks, STATE_BLOCK))
             largest = x.abs().amax(-1)
@@ -181,7 +181,7 @@ def make_codebook(is_root: bool, device: torch.device) -> Tensor:
     return torch.cat([zero, magnitudes] if is_root else [-magnitudes.flip(0), zero, magnitudes])
 
 
-def split_rows(shape: torch.Size, device: torch.device) -> Iterator[slice]:
+def split_state_rows(shape: torch.Size, device: torch.device) -> Iterator[slice]:
     """Yields slices of the first dimension, of at most `state_piece_values` values where a row has no more."""
     step = max(1, state_piece_values(device.type) // max(1, prod(shape[1:])))
     for start in range(0, shape[0], step):

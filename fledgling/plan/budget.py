@@ -18,7 +18,7 @@ from fledgling.config import Recipe, StageConfig, UserError, scaling_rules
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, runs_of
+from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, select_runs
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
@@ -149,7 +149,7 @@ def choose_run(
     if not found:
         assert reason is not None
         raise reason
-    own = runs_of(runs, describe_data(recipe), FIRST_BITS)
+    own = select_runs(runs, describe_data(recipe), FIRST_BITS)
     known = [depth for depth, choice in found.items() if not own or is_near(choice.planned, own)]
     return choose_depth(found, laws, recipe.model.depth, known)
 
@@ -211,7 +211,7 @@ def fit_run(
     here = replace(device, peak_flops=speed.flops / ranks, peaks=dict.fromkeys(device.peaks, speed.flops / ranks))
     for attempt in (
         recipe,
-        *(_without(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),
+        *(_remove_stages(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),
     ):
         plan = make_plan(attempt, gpus=ranks, mfu=1.0, device=here, sizes=sizes)
         found = _fit_steps(attempt, plan, speed, seconds, exams, budget, core)
@@ -219,7 +219,7 @@ def fit_run(
             continue
         steps, stages, evaluations = found
         sized = _with_steps(attempt, plan, steps, evaluations)
-        stages = tuple(_with_made_steps(stage, sized) for stage in stages)
+        stages = tuple(_rescale_to_made_steps(stage, sized) for stage in stages)
         tokens = int(steps["pretrain"] * plan["horizon"]["batch_tokens"])
         share = max(recipe.pretrain.mixture.values(), default=1.0) / (sum(recipe.pretrain.mixture.values()) or 1.0)
         per_token = plan["flops"]["per_token"]
@@ -239,7 +239,9 @@ def fit_run(
             memory,
         )
         return RunChoice(sized, stages, planned, evaluations, "", speed)
-    first = make_plan(_without(recipe, ("midtrain", "sft", "dpo", "rl")), gpus=ranks, mfu=1.0, device=here, sizes=sizes)
+    first = make_plan(
+        _remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), gpus=ranks, mfu=1.0, device=here, sizes=sizes
+    )
     one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
     fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, exams) + spent
     need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET
@@ -250,7 +252,7 @@ def fit_run(
     )
 
 
-def _without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+def _remove_stages(recipe: Recipe, names: Sequence[str]) -> Recipe:
     return replace(
         recipe, stages=tuple(name for name in recipe.stages if name not in names or name == recipe.stages[0])
     )
@@ -300,7 +302,7 @@ def _fit_steps(
     return None
 
 
-def _with_made_steps(stage: StageSeconds, recipe: Recipe) -> StageSeconds:
+def _rescale_to_made_steps(stage: StageSeconds, recipe: Recipe) -> StageSeconds:
     """Returns the time of a stage in the steps that the recipe makes, which are fewer where its batch has grown."""
     made = recipe.stage_config(stage.name).steps if stage.steps else None
     return replace(stage, steps=made, step_seconds=stage.step_seconds * stage.steps / made) if made else stage

@@ -59,7 +59,7 @@ def describe_decoder(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def format_comparison(entries: list[dict[str, Any]]) -> str:
+def format_family_tables(entries: list[dict[str, Any]]) -> str:
     """Returns the entries of `compare_families` as lines of text: one table per depth, one column per family."""
     lines: list[str] = []
     for depth in dict.fromkeys(entry["depth"] for entry in entries):

@@ -87,7 +87,7 @@ def quantile_radius(errors: Sequence[float], level: float = LEVEL) -> float:
     return max(sizes[-1], factor * spread)
 
 
-def doublings_outside(value: float, known: Sequence[float]) -> float:
+def count_doublings_outside(value: float, known: Sequence[float]) -> float:
     """Returns by how many doublings a value lies outside the range of the known ones; 0 inside."""
     known = [each for each in known if each > 0]
     if not known or value <= 0:
@@ -144,7 +144,7 @@ def solve_least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
     return [table[i][size] / table[i][i] / scales[i] for i in range(size)]
 
 
-def runs_of(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
+def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
     """Returns the past runs of the same text that measured a quantity."""
     return [run for run in runs if run.data == data and run.measured.get(quantity, 0) > 0]
 
@@ -168,7 +168,7 @@ def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tu
 
     parameters: of the recipe's model.
     """
-    own = runs_of(runs, data, FIRST_BITS)
+    own = select_runs(runs, data, FIRST_BITS)
     groups = group_dependent(own)
     if len(groups) >= MIN_LAW_RUNS:
         laws = [fit_loss(own), *(fit_loss(others) for _, others in leave_out_each(groups))]
@@ -181,13 +181,13 @@ def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tu
 
 def forecast_bits(planned: Planned, runs: Sequence[PastRun], quantity: str) -> Forecast:
     """Returns the bits per byte after pretraining (`FIRST_BITS`) or at the end (`BITS`)."""
-    own = runs_of(runs, planned.data, quantity)
+    own = select_runs(runs, planned.data, quantity)
     groups = group_dependent(own)
     tokens = effective_tokens(planned.tokens, planned.passes)
     if len(groups) < MIN_LAW_RUNS:
         published = find_law("nanochat")
         value = float(published.predict(6 * planned.parameters * planned.tokens)["bits_per_byte"])
-        outside = doublings_outside(6.0 * planned.parameters * planned.tokens, (1e18, 1e19)) / 2
+        outside = count_doublings_outside(6.0 * planned.parameters * planned.tokens, (1e18, 1e19)) / 2
         few = f"{_count(own, groups)} of this text, of at least {MIN_LAW_RUNS}"
         note = f"law {published.name}: {few}; of web text"
         return _widen(quantity, math.log(value), UNKNOWN_SPREAD, outside, len(groups), note)
@@ -202,8 +202,8 @@ def forecast_bits(planned: Planned, runs: Sequence[PastRun], quantity: str) -> F
         highs.append(lows[-1])
     radius = quantile_radius(errors)
     spread = max(abs(low - full) for low in lows)  # of the fits: large where the law is asked beyond its runs
-    outside = doublings_outside(planned.parameters, [run.parameters for run in own])
-    outside += doublings_outside(tokens, [effective_tokens(run.tokens, run.passes) for run in own])
+    outside = count_doublings_outside(planned.parameters, [run.parameters for run in own])
+    outside += count_doublings_outside(tokens, [effective_tokens(run.tokens, run.passes) for run in own])
     return _widen(quantity, full, math.hypot(radius, spread), outside, len(groups), "")
 
 
@@ -252,7 +252,7 @@ def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forec
     for group, others in leave_out_each(groups):
         line = _fit_line([place(run) for run in others])
         errors.append(max((y - line(x) for x, y in map(place, group)), key=abs))
-    outside = doublings_outside(planned.later_flops, [run.later_flops for run in own])
+    outside = count_doublings_outside(planned.later_flops, [run.later_flops for run in own])
     middle, radius = _fit_line(points)(at), quantile_radius(errors) * (1 + WIDENING * outside)
     note = f"beyond the past runs by a factor of {2**outside:.1f}" if outside > 0.1 else ""
     return Forecast(exam, _share(middle), _share(middle - radius), _share(middle + radius), len(groups), note)
@@ -265,7 +265,7 @@ def forecast_ratio(name: str, planned: float, runs: Sequence[PastRun]) -> Foreca
     found = [[math.log(run.measured[name] / run.predicted[name]) for run in group] for group in groups]
     errors = [max(group, key=abs) for group in found]
     bias = median(errors) if len(errors) >= MIN_LAW_RUNS else 0.0
-    outside = doublings_outside(planned, [run.predicted[name] for run in own]) / 2
+    outside = count_doublings_outside(planned, [run.predicted[name] for run in own]) / 2
     note = "" if own else "no past run"
     radius = quantile_radius([error - bias for error in errors])
     return _widen(name, math.log(planned) + bias, radius, outside, len(errors), note)
@@ -275,7 +275,7 @@ def forecast_run(planned: Planned, runs: Sequence[PastRun], exams: Sequence[str]
     """Returns the forecasts of a run: time, memory, bits per byte after pretraining and at the end, and exams."""
     found = [forecast_ratio(SECONDS, planned.seconds, runs), forecast_ratio(MEMORY, planned.memory, runs)]
     found.append(forecast_bits(planned, runs, FIRST_BITS))
-    if planned.later_flops > 0 and len(runs_of(runs, planned.data, BITS)) >= MIN_LAW_RUNS:
+    if planned.later_flops > 0 and len(select_runs(runs, planned.data, BITS)) >= MIN_LAW_RUNS:
         found.append(forecast_bits(planned, runs, BITS))
     found += [forecast for exam in exams if (forecast := forecast_exam(planned, runs, exam)) is not None]
     return found

@@ -13,7 +13,7 @@ from fledgling.plan.parameters import count_parameters
 
 
 @dataclass(frozen=True)
-class Horizon:
+class PretrainHorizon:
     """The length of pretraining: tokens = steps x batch_tokens."""
 
     batch_tokens: int
@@ -25,7 +25,7 @@ class Horizon:
         return self.batch_tokens * self.steps
 
 
-def recipe_horizon(recipe: Recipe) -> Horizon:
+def recipe_horizon(recipe: Recipe) -> PretrainHorizon:
     """Returns the length of a recipe's pretraining; raises UserError for a pinned batch of incomplete rows."""
     config = recipe.resolve_model()
     return compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
@@ -33,14 +33,14 @@ def recipe_horizon(recipe: Recipe) -> Horizon:
 
 def compute_horizon(
     config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None, stage: str = "pretrain"
-) -> Horizon:
+) -> PretrainHorizon:
     """Returns the horizon of a model; `batch_tokens` and `steps` pin its values. stage: whose table gives them."""
     tokens = scaling_rules.TOKENS_PER_PARAMETER * count_parameters(config)["total"]
     if batch_tokens is None:
         batch_tokens = max(config.context, optimal_batch_tokens(tokens))
     if batch_tokens % config.context:
         raise UserError(f"{stage}.batch_tokens: got {batch_tokens}, expected whole rows of {config.context}")
-    return Horizon(batch_tokens, max(1, tokens // batch_tokens) if steps is None else steps)
+    return PretrainHorizon(batch_tokens, max(1, tokens // batch_tokens) if steps is None else steps)
 
 
 def optimal_batch_tokens(tokens: int) -> int:

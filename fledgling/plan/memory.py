@@ -120,7 +120,7 @@ class TrainingStep:
 def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[str, int]]:
     """Returns the bytes held in each phase of a step, by component, with their `total`."""
     if step.layout == "whole-logits":
-        return {"head": _summed(_whole_logits(config, step))}
+        return {"head": _add_total(_whole_logits(config, step))}
     trained = adapter.trained_shapes(config, step.adapter)
     partition = partition_parameters(trained, step.ranks, step.zero_stage, matrix_optimizer=step.matrix_optimizer)
     all_parameters, full_gradients = (
@@ -128,7 +128,7 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
         4 * sum(map(prod, trained.values())),
     )
     head = 0 if step.adapter else 4 * config.vocab_size * config.width
-    earlier_gradients = _gradients_before(partition, step, full_gradients)
+    earlier_gradients = _count_earlier_gradient_bytes(partition, step, full_gradients)
     receives_copies, sharded_parameters = step.reduces_in_tree or step.device == "cpu", step.shards_parameters
     *arrivals, exchange = (
         zero3.backward_arrivals(partition, receives_copies)
@@ -138,30 +138,30 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     base = {
         "parameters": 4 * zero3.resident_values(partition) if sharded_parameters else all_parameters,
         "optimizer": partition.count_state_bytes(step.optimizer_state),
-        "buffers": _buffers(config, step),
-        "snapshot": _snapshot(config, step),
+        "buffers": _count_buffer_bytes(config, step),
+        "snapshot": _count_snapshot_bytes(config, step),
         **adapter.dequantized_bytes(config, step.adapter, step.value_bytes),
         **({"reference": full_gradients} if step.has_reference_model else {}),  # of an adapter: another adapter
-        **_taught(config, step),
+        **_count_teacher_bytes(config, step),
     }
-    two_gradients = _accumulates(step) or config.tie_embeddings  # the gradients of both uses at once
+    two_gradients = _adds_in_autograd(step) or config.tie_embeddings  # the gradients of both uses at once
     last = max((arrival.peak for arrival in arrivals if step.adapter or "blocks" not in arrival.name), key=sum)
     phases = {
         "head": {
             "gradients": earlier_gradients + head,
-            "cast_weights": _cast_weights(config, step),
+            "cast_weights": _count_cast_weight_bytes(config, step),
             "activations": sum(sum(layer_activation_bytes(config, step, n).values()) for n in range(config.depth))
             + outer_activation_bytes(config, step)
             + adapter.activation_bytes(config, step.adapter, step.tokens, step.value_bytes)
-            + _last_norm(config, step),
-            "logits": _logits(config, step),
+            + _count_last_norm_bytes(config, step),
+            "logits": _count_logit_bytes(config, step),
         },
-        "backward": _backward(config, step, arrivals),
+        "backward": _find_backward_peak(config, step, arrivals),
         "embedding": {
-            **_travelling(last),
+            **_name_arrival_bytes(last),
             "temporaries": step.tokens * 4 * config.width + (head if two_gradients else 0),
         },
-        "exchange": _travelling(exchange.peak),
+        "exchange": _name_arrival_bytes(exchange.peak),
         "optimizer": _update(partition, step),
     }
     for name in ("backward", "embedding", "exchange"):
@@ -169,14 +169,14 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     if sharded_parameters:
         phases["head"]["communication"] = 4 * zero3.gather_groups(partition)[""].padded_values
         phases["gather"] = {"gradients": earlier_gradients, "communication": 4 * zero3.gather_peak(partition)}
-    summed = {name: _summed(base | components) for name, components in phases.items()}
+    summed = {name: _add_total(base | components) for name, components in phases.items()}
     if step.teacher is not None and step.teacher.role == STORED:  # before there is a gradient or a moment
-        reading = {"teacher": step.teacher.weight_bytes(step.value_bytes), "logits": _logits(config, step)}
-        summed["teacher"] = _summed({"parameters": base["parameters"], **reading})
+        reading = {"teacher": step.teacher.weight_bytes(step.value_bytes), "logits": _count_logit_bytes(config, step)}
+        summed["teacher"] = _add_total({"parameters": base["parameters"], **reading})
     return summed
 
 
-def _taught(config: ModelConfig, step: TrainingStep) -> dict[str, int]:
+def _count_teacher_bytes(config: ModelConfig, step: TrainingStep) -> dict[str, int]:
     """Returns the bytes of a teacher that the step holds, and of the rounded copy of the weights, if there are any."""
     held = {}
     if step.teacher is not None and step.teacher.role == STORED:
@@ -188,19 +188,19 @@ def _taught(config: ModelConfig, step: TrainingStep) -> dict[str, int]:
     return held
 
 
-def _travelling(values: tuple[int, int]) -> dict[str, int]:
+def _name_arrival_bytes(values: tuple[int, int]) -> dict[str, int]:
     """Returns (gradients, buffers) in values as bytes by component."""
     return {"gradients": 4 * values[0], "communication": 4 * values[1]}
 
 
-def _backward(config: ModelConfig, step: TrainingStep, arrivals: list[GradientArrival]) -> dict[str, int]:
+def _find_backward_peak(config: ModelConfig, step: TrainingStep, arrivals: list[GradientArrival]) -> dict[str, int]:
     """Returns the bytes of the backward pass at its peak, block by block from the last.
 
     In a block the feed-forward comes first, while all of the block is still kept; its temporaries are the largest.
     """
     kept = [layer_activation_bytes(config, step, n) for n in range(config.depth)]
     outer = outer_activation_bytes(config, step)
-    layers, cast_weights = [sum(arrival.values()) for arrival in kept], _cast_weights(config, step)
+    layers, cast_weights = [sum(arrival.values()) for arrival in kept], _count_cast_weight_bytes(config, step)
     temporaries = activations.backward_peak_bytes(config, step.tokens, step.value_bytes, step.compiled)
     stream = step.tokens * step.value_bytes * config.width
     thin = adapter.activation_bytes(config, step.adapter, step.tokens, step.value_bytes)
@@ -218,9 +218,9 @@ def _backward(config: ModelConfig, step: TrainingStep, arrivals: list[GradientAr
             "cast_weights": cast_weights * (layer + 1) // config.depth,
             "activations": sum(layers[:layer]) + remaining + outer + thin * (layer + 1) // config.depth,
         }
-        candidates.append(components | _travelling(arrival.peak) | {"temporaries": stream})
+        candidates.append(components | _name_arrival_bytes(arrival.peak) | {"temporaries": stream})
         if starts_block:
-            candidates.append(components | _travelling(arrival.after) | {"temporaries": temporaries})
+            candidates.append(components | _name_arrival_bytes(arrival.after) | {"temporaries": temporaries})
     return max(candidates, key=lambda components: sum(components.values()))
 
 
@@ -268,11 +268,11 @@ def fits_memory(config: ModelConfig, step: TrainingStep, memory: int) -> bool:
     return total + memory_slack(total, step.device) <= memory
 
 
-def _summed(components: dict[str, int]) -> dict[str, int]:
+def _add_total(components: dict[str, int]) -> dict[str, int]:
     return {"total": sum(components.values()), **components}
 
 
-def _buffers(config: ModelConfig, step: TrainingStep) -> int:
+def _count_buffer_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of rotary tables, of a step's tokens, targets and document numbers, and the evaluation copy."""
     rotary = 4 * config.context * config.head_width if config.positions == "rope" else 0
     batch = step.tokens * step.micro_batches * (20 if step.packed_documents else 16)
@@ -280,7 +280,7 @@ def _buffers(config: ModelConfig, step: TrainingStep) -> int:
     return rotary + batch + (step.value_bytes * count_parameters(config)["total"] if copies_weights else 0)
 
 
-def _snapshot(config: ModelConfig, step: TrainingStep) -> int:
+def _count_snapshot_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the copy in the device's memory that a checkpoint is written from; a GPU's is the host's."""
     return checkpoint_bytes(config, step) if step.saves_checkpoints and step.device == "cpu" else 0
 
@@ -292,8 +292,8 @@ def checkpoint_bytes(config: ModelConfig, step: TrainingStep) -> int:
     return 4 * (sum(map(prod, trained.values())) + partition.estimate_memory(0).optimizer_state)
 
 
-def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
-    """Returns the bytes of the blocks' weights in the compute dtype; `_logits` counts those of the head."""
+def _count_cast_weight_bytes(config: ModelConfig, step: TrainingStep) -> int:
+    """Returns the bytes of the blocks' weights in the compute dtype; `_count_logit_bytes` counts those of the head."""
     counts = count_parameters(config)
     outside = (1 if config.tie_embeddings else 2) * config.vocab_size * config.width + counts.get("value_embeddings", 0)
     if step.dtype == "float32" or (step.adapter and step.adapter.quantization != "none"):
@@ -301,19 +301,19 @@ def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
     return step.value_bytes * (counts["total"] - outside)
 
 
-def _last_norm(config: ModelConfig, step: TrainingStep) -> int:
+def _count_last_norm_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes kept by the norm before the head: its input and its output."""
     output = step.value_bytes * config.width * (2 if config.norm == "rms_weighted" and not step.adapter else 1)
     input_bytes = step.value_bytes if step.device == "cuda" and step.compiled else 4  # compiled norms keep no fp32
     return step.tokens * (input_bytes * config.width + 8 + output)
 
 
-def _accumulates(step: TrainingStep) -> bool:
+def _adds_in_autograd(step: TrainingStep) -> bool:
     """Returns whether autograd adds a micro-batch's gradient to the previous one."""
     return step.micro_batches > 1 and not step.reduces_in_tree and not step.shards_gradients
 
 
-def _gradients_before(partition: Partition, step: TrainingStep, full_gradients: int) -> int:
+def _count_earlier_gradient_bytes(partition: Partition, step: TrainingStep, full_gradients: int) -> int:
     """Returns the gradient bytes left by the earlier micro-batches: branches of the tree, or the sum so far."""
     own_gradients = sum(4 * bucket.chunk_values for bucket in partition.buckets) if step.ranks > 1 else full_gradients
     if step.shards_parameters:
@@ -325,7 +325,7 @@ def _gradients_before(partition: Partition, step: TrainingStep, full_gradients: 
     return own_gradients if step.shards_gradients else full_gradients
 
 
-def _logits(config: ModelConfig, step: TrainingStep) -> int:
+def _count_logit_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.value_bytes
     if step.teacher is not None and step.teacher.role != SCORER:

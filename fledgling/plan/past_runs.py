@@ -87,7 +87,7 @@ def user_file() -> Path:
 
 def load_past_runs(paths: tuple[Path, ...] | None = None) -> list[PastRun]:
     """Returns the shipped runs and the user's; damaged lines are left out, and copies of a run count once."""
-    runs = [run for path in paths or (SHIPPED, user_file()) for run in _read(path)]
+    runs = [run for path in paths or (SHIPPED, user_file()) for run in _read_runs(path)]
     return list({_identify(run): run for run in runs}.values())[-MAX_RUNS:]
 
 
@@ -111,7 +111,7 @@ def append_past_run(run: PastRun, path: Path | None = None) -> None:
         file.write(json.dumps(asdict(run)) + "\n")
 
 
-def _read(path: Path) -> list[PastRun]:
+def _read_runs(path: Path) -> list[PastRun]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -119,10 +119,10 @@ def _read(path: Path) -> list[PastRun]:
             lines = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
         return []
-    return [run for line in lines if (run := _parse(line)) is not None]
+    return [run for line in lines if (run := _parse_run(line)) is not None]
 
 
-def _parse(line: str) -> PastRun | None:
+def _parse_run(line: str) -> PastRun | None:
     try:
         values = json.loads(line)
         run = PastRun(**{entry.name: values.get(entry.name, "") for entry in fields(PastRun)})

@@ -23,8 +23,8 @@ from fledgling.plan.parameters import (
     parameter_formula,
     rule_of_thumb_bytes,
 )
+from fledgling.plan.published_sizes import published_sizes
 from fledgling.plan.recompute import resolve_recompute
-from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
@@ -45,7 +45,7 @@ PUBLISHED = ("tokenizer.vocab_size=65536", "model.context=2048", "run.hardware=h
 
 
 @dataclass(frozen=True)
-class _StageContext:
+class _PlanContext:
     """The values that all stages share; step: one row of a training step."""
 
     recipe: Recipe
@@ -108,13 +108,13 @@ def make_plan(
         device = device.with_dtype(dtype)
     step = replace(one_row_step(recipe, config, ranks, device.kind, dtype, recipe.run.compile != "off"), layout=layout)
     known_sizes = published_sizes(config.context) | dict(sizes or {})
-    context = _StageContext(recipe, config, device, 0.0, price, step, strict, known_sizes, teacher)
+    context = _PlanContext(recipe, config, device, 0.0, price, step, strict, known_sizes, teacher)
     rows = horizon.batch_tokens // config.context
     micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
     flops_per_token = flops.training_flops_per_token(config)
     utilization, device = choose_utilization(device, mfu, peak_flops, flops_per_token, micro_batch_tokens)
     context = replace(context, device=device, mfu=utilization["mfu"])
-    planned = {name: _stage(name, context) for name in ("pretrain", *recipe.stages)}
+    planned = {name: _plan_stage(name, context) for name in ("pretrain", *recipe.stages)}
     known = {name: stage for name, stage in planned.items() if stage is not None}  # pretraining always is
     stages = {name: known[name][0] for name in recipe.stages if name in known}
     supervised = {name: isinstance(recipe.stage_config(name), StageConfig) for name in recipe.stages}
@@ -250,7 +250,7 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
     }
 
 
-def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.TrainingStep] | None:
+def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memory.TrainingStep] | None:
     """Returns the values of a stage (steps, tokens, hours, cost, memory, ...) and its step; None if no steps are known.
 
     The tokens of RL are an assumption, those of DPO an upper bound. RL: prompts as long as the longest answer, which
@@ -298,7 +298,7 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
     return values, step
 
 
-def _length(name: str, context: _StageContext) -> tuple[int, int, bool] | None:
+def _length(name: str, context: _PlanContext) -> tuple[int, int, bool] | None:
     """Returns (rows of a step over all ranks, steps, whether an assumed size decides); None if no steps are known."""
     recipe, sizes = context.recipe, context.sizes
     stage = recipe.stage_config(name)
@@ -319,7 +319,7 @@ def _length(name: str, context: _StageContext) -> tuple[int, int, bool] | None:
     return derive_length(recipe, name, context.config, sizes)
 
 
-def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> memory.TrainingStep:
+def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> memory.TrainingStep:
     """Returns the step with its rows: pinned, or the most that fit. Raises UserError if none fit and strict is set."""
     config, device, ranks = context.config, context.device, context.step.ranks
     stage = context.recipe.stage_config(name)

@@ -21,8 +21,8 @@ from fledgling.plan.flops import training_flops_per_token
 # seconds of starts, checks and the report are of one of these cores: docs/budgets.md.
 QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a question
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
-SERIES = 2.3  # exams of a skill: train, practice, and dev or test wordings
-FIRST_SHARE = 0.25  # of an exam's questions, which are asked between
+EXAMS_PER_SKILL = 2.3  # exams of a skill: train, practice, and dev or test wordings
+EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, which are asked between
 CORE_ITEM_TOKENS = 174.0  # of training, for an item of CORE: 521 tokens of a forward pass (docs/benchmarks.md)
 CORE_TASKS = 22
 REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
@@ -111,7 +111,7 @@ class StageSeconds:
         """Seconds of the whole stage."""
         return self.steps * self.step_seconds + self.fixed_seconds
 
-    def ahead(self, steps: float, rest: float) -> StageSeconds:
+    def remaining_part(self, steps: float, rest: float) -> StageSeconds:
         """Returns what is ahead of a stage that has begun: `steps`, and the share `rest` of what is between them."""
         return replace(self, steps=steps, start=0.0, between=rest * self.between)
 
@@ -206,7 +206,13 @@ def evaluation_seconds(
 
     per_second: tokens of training; skills: how many the stage is examined on; first: the part that is made in between.
     """
-    questions = skills * SERIES * table.eval_questions * evaluations.questions * (FIRST_SHARE if first else 1.0)
+    questions = (
+        skills
+        * EXAMS_PER_SKILL
+        * table.eval_questions
+        * evaluations.questions
+        * (EARLY_EVAL_FRACTION if first else 1.0)
+    )
     rows = FIRST_ROWS if first else LAST_ROWS
     return (rows * context / 3 + questions * QUESTION_TOKENS) / per_second
 

@@ -48,10 +48,10 @@ def gather_groups(partition: Partition) -> dict[str, GatherGroup]:
     for name in partition.parameters:
         if name in sharded:
             groups.setdefault(fsdp_module_of(name), []).append(name)
-    return {module: _together(partition, tuple(names)) for module, names in groups.items()}
+    return {module: _make_gather_group(partition, tuple(names)) for module, names in groups.items()}
 
 
-def _together(partition: Partition, names: tuple[str, ...]) -> GatherGroup:
+def _make_gather_group(partition: Partition, names: tuple[str, ...]) -> GatherGroup:
     shapes = [partition.parameters[name] for name in names]
     rank_values = sum(-(-shape[0] // partition.world_size) * prod(shape[1:]) for shape in shapes)
     return GatherGroup(names, sum(map(prod, shapes)), rank_values, partition.world_size)
@@ -129,7 +129,7 @@ def update_peak(partition: Partition, width: float, compiled: bool) -> tuple[int
         if bucket.replicated or not _is_matrix(partition, bucket):
             continue
         groups.setdefault(partition.parameters[bucket.names[0]], []).append(bucket)
-        matrix = _padded(partition, bucket)
+        matrix = _count_padded_values(partition, bucket)
         candidates.append((sum(remaining.values()) + owned, 0, 2 * matrix))
         owned += matrix * bool(bucket.rank_units(0))
         for name in bucket.names:
@@ -142,13 +142,13 @@ def update_peak(partition: Partition, width: float, compiled: bool) -> tuple[int
         candidates.append((tables + owned, temporaries, 0))
     for shape, buckets in groups.items():
         stacked = min(muon_stack_size(shape), len(buckets))
-        matrices = stacked * _padded(partition, buckets[0])
+        matrices = stacked * _count_padded_values(partition, buckets[0])
         gram = 2 * width * min(shape) / max(shape)
         temporaries = round(matrices * (2 + gram if width == 1 else 2.5))
         candidates.append((tables + owned, 0, 2 * matrices))
         candidates.append((tables + owned, temporaries, matrices))
         candidates.append((tables + owned - matrices, 0, 3 * matrices))
-        owned -= len(buckets) * _padded(partition, buckets[0])
+        owned -= len(buckets) * _count_padded_values(partition, buckets[0])
     return max(candidates, key=sum)
 
 
@@ -157,7 +157,7 @@ def _is_matrix(partition: Partition, bucket: Bucket) -> bool:
     return partition.roles[bucket.names[0]] == "matrix"
 
 
-def _padded(partition: Partition, bucket: Bucket) -> int:
+def _count_padded_values(partition: Partition, bucket: Bucket) -> int:
     """Returns the values of one of the bucket's matrices, its rows padded to a multiple of the ranks."""
     rows, columns = partition.parameters[bucket.names[0]]
     return -(-rows // partition.world_size) * partition.world_size * columns

@@ -133,19 +133,19 @@ def _acquire(lease: SoftFileLease, directory: Path, purpose: str, log: Callable[
         first = first or now
         if _is_of_this_machine(holder) or (now is not None and now != first):
             raise UserError(
-                f"{directory} is being written by {_describe(holder)}, so {purpose} cannot write there: wait for that "
-                f"process, stop it, or {remedy}"
+                f"{directory} is being written by {_describe_holder(holder)}, so {purpose} cannot write there: "
+                f"wait for that process, stop it, or {remedy}"
             )
         if not has_waited:
             log(
-                f"{directory} is locked by {_describe(holder)}; waiting up to {LEASE_SECONDS:.0f} s for a sign of "
-                "that process, then taking over"
+                f"{directory} is locked by {_describe_holder(holder)}; waiting up to {LEASE_SECONDS:.0f} s for a sign "
+                "of that process, then taking over"
             )
         has_waited = True
         time.sleep(POLL_SECONDS)
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def _describe_holder(holder: dict[str, Any]) -> str:
     """Returns a holder as text: process 7 on node3 since 2026-11-27 11:08:02 (fledgling train sft runs/a)."""
     text = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
     if "since" in holder:
@@ -158,14 +158,14 @@ def _describe_own(lease: SoftFileLease, directory: Path) -> dict[str, Any]:
         "token": lease.token,
         "inode": (directory / LOCK).stat().st_ino,
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": _identify_machine(),
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(["fledgling", *sys.argv[1:]]) if sys.argv else "",
     }
 
 
-def _machine() -> str:
+def _identify_machine() -> str:
     """Returns what two processes share whose ids can be compared: boot and namespace of process ids; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -176,7 +176,7 @@ def _machine() -> str:
 
 def _is_of_this_machine(holder: dict[str, Any]) -> bool:
     """Returns whether filelock could see that this holder lives, so that no heartbeat is needed to know it."""
-    return holder.get("host") == socket.gethostname() and holder.get("machine") in (None, _machine())
+    return holder.get("host") == socket.gethostname() and holder.get("machine") in (None, _identify_machine())
 
 
 def _read_holder(directory: Path, lease: SoftFileLease) -> dict[str, Any] | None:

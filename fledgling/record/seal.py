@@ -76,13 +76,13 @@ def hash_run_files(run_dir: Path) -> dict[str, str]:
 
     The seconds of a run with a budget are among them once it is finished: until then they change.
     """
-    paths = [run_dir / name for name in RUN_FILES] + ([run_dir / SPENT] if is_finished(run_dir) else [])
+    paths = [run_dir / name for name in RUN_FILES] + ([run_dir / SPENT] if has_run_ended(run_dir) else [])
     given = (f"init/step-*/{MANIFEST}", "init*/*.json", "init_adapter/*.safetensors")  # an adapter has no manifest
     paths += [path for pattern in given for path in run_dir.glob(pattern)]
     return _hash_files(run_dir, [*paths, *_tokenizer_files(run_dir)])
 
 
-def is_finished(run_dir: Path) -> bool:
+def has_run_ended(run_dir: Path) -> bool:
     """Returns whether RUN/spent.json says that a run with a budget has ended."""
     try:
         path = run_dir / SPENT

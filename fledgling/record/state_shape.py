@@ -40,15 +40,15 @@ def find_state_damage(state: Mapping[str, Any]) -> str:
     for number, entry in enumerate(state.get("history") or ()):
         place = f"history[{number}]"
         if not isinstance(entry, dict) or any(entry.get(key) is None for key in ("after_step", "recipe", "machine")):
-            return f"{place} is {_shorten(entry)}, expected after_step, recipe, machine"
+            return f"{place} is {_shorten_repr(entry)}, expected after_step, recipe, machine"
         if damage := _find_other_kind(entry, ENTRY, f"{place}."):
             return damage
         if other := next((value for value in (entry.get("files") or {}).values() if not isinstance(value, str)), None):
-            return f"{place}.files has {_shorten(other)}, expected digests"
+            return f"{place}.files has {_shorten_repr(other)}, expected digests"
     for source, facts in (state.get("data") or {}).items():
         kinds: dict[str, tuple[type, str]] = {"digest": (str, "a digest"), "directories": (list, "a list")}
         if not isinstance(facts, dict):
-            return f'data["{source[:40]}"] is {_shorten(facts)}, expected a table'
+            return f'data["{source[:40]}"] is {_shorten_repr(facts)}, expected a table'
         if damage := _find_other_kind(facts, kinds, f'data["{source[:40]}"].'):
             return damage
     return ""
@@ -66,9 +66,9 @@ def _find_other_kind(table: Mapping[str, Any], kinds: Mapping[str, tuple[type, s
     for name, (kind, expected) in kinds.items():
         value = table.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            return f"{prefix}{name} is {_shorten(value)}, expected {expected}"
+            return f"{prefix}{name} is {_shorten_repr(value)}, expected {expected}"
     return ""
 
 
-def _shorten(value: Any) -> str:
+def _shorten_repr(value: Any) -> str:
     return repr(value)[:40]

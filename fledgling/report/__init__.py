@@ -3,13 +3,13 @@
 Everything here reads files and nothing else: no torch, no running process, no network. The contents of those files are
 untrusted (samples are arbitrary model output), so numbers are checked and text is escaped.
 
-Reading order: run_data.py (files -> values), predictions.py, forecasts.py and summary.py (values -> tables),
+Reading order: run_data.py (files -> values), prediction_pairs.py, forecasts.py and summary.py (values -> tables),
 run_page.py with run.html (the page of a run), provenance.py. chart.py (inline SVG) and template.py with base.html,
 macros.html and style.css are shared with `fledgling.scaling`.
 """
 
 from fledgling.report.forecasts import make_forecasts_table
-from fledgling.report.predictions import make_predictions_table
+from fledgling.report.prediction_pairs import make_predictions_table
 from fledgling.report.run_page import build_report
 from fledgling.report.summary import make_evals_table, summarize_run
 

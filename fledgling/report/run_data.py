@@ -132,7 +132,7 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise UserError(f"run {path} {problem}; expected a run directory, such as runs/quickstart")
-    stages = [_stage(path / name, max_lines, until) for name in STAGES if (path / name).is_dir()]
+    stages = [_load_stage(path / name, max_lines, until) for name in STAGES if (path / name).is_dir()]
     stages = [stage for stage in stages if stage.metrics or stage.evals or stage.samples or stage.done]
     if not stages:
         searched = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
@@ -199,7 +199,7 @@ def _read_end(path: Path, until: float) -> dict[str, Any]:
     return {} if (finite_number(values.get("time")) or 0.0) > until else values
 
 
-def _stage(path: Path, max_lines: Mapping[str, int] | None, until: float) -> StageData:
+def _load_stage(path: Path, max_lines: Mapping[str, int] | None, until: float) -> StageData:
     lines = {name: read_jsonl(path / f"{name}.jsonl") for name in ("metrics", *GROWING_FILES)}
     done, steps = _read_end(path / "done.json", until), len(lines["metrics"])
     if max_lines is not None:

@@ -19,7 +19,7 @@ from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
 from fledgling.report.forecasts import forecast_rows
 from fledgling.report.page_footer import add_digest, hash_code
-from fledgling.report.predictions import hourly_price, pair_predictions
+from fledgling.report.prediction_pairs import hourly_price, pair_predictions
 from fledgling.report.provenance import data_rows, environment_rows, reading_rows
 from fledgling.report.run_data import (
     RunData,
@@ -155,9 +155,9 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
             if e.low is not None and e.high is not None:
                 interval = f"{100 * e.low:.0f}–{100 * e.high:.0f}" if is_percent else f"{e.low:.3f}–{e.high:.3f}"
             chart_bar = render_bar(e.value, e.low, e.high, e.baseline, STAGE_COLORS[e.stage]) if is_percent else ""
-            cells.append({"value": numbers.format_value(e.value, is_percent), "span": interval, "bar": chart_bar})
+            cells.append({"value": numbers.format_score(e.value, is_percent), "span": interval, "bar": chart_bar})
         latest = present[-1]
-        baseline = numbers.format_value(latest.baseline, is_percent) or "–"
+        baseline = numbers.format_score(latest.baseline, is_percent) or "–"
         n = numbers.format_all_cases(present)
         label = evaluation_label(name, names) + numbers.format_tools(latest.tools)
         rows.append({"name": label, "cells": cells, "constant": baseline, "n": n})

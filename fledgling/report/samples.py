@@ -17,8 +17,8 @@ def sample_groups(run: RunData) -> list[dict[str, Any]]:
     for prompt, samples in list(groups.items())[:MAX_PROMPTS]:
         count = min(MAX_ANSWERS, len(samples))
         chosen = [samples[round(i * (len(samples) - 1) / max(1, count - 1))] for i in range(count)]
-        answers = [{"stage": s.stage, "step": f"{s.step:,}", "text": _shorten(s.text)} for s in chosen]
-        shown.append({"prompt": _shorten(prompt), "answers": answers})
+        answers = [{"stage": s.stage, "step": f"{s.step:,}", "text": _shorten_sample(s.text)} for s in chosen]
+        shown.append({"prompt": _shorten_sample(prompt), "answers": answers})
     return shown
 
 
@@ -32,5 +32,5 @@ def describe_left_out_samples(run: RunData) -> str:
     return f"{shown} of {len(samples)} recorded answers are shown; all are in samples.jsonl of each stage."
 
 
-def _shorten(text: str) -> str:
+def _shorten_sample(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARACTERS else text[:MAX_TEXT_CHARACTERS] + " …"

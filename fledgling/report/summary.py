@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fledgling.record.evaluation_names import WORDINGS, evaluation_label, format_cases, split_evaluation_name
-from fledgling.report.predictions import pair_predictions
+from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import (
     Evaluation,
     RunData,
@@ -104,7 +104,7 @@ def is_share(name: str, values: list[float]) -> bool:
     return not any(word in name for word in _NO_SHARES) and all(-1 <= value <= 1 for value in values)
 
 
-def format_value(value: float | None, share: bool) -> str:
+def format_score(value: float | None, share: bool) -> str:
     """Returns the text of an evaluation's value: 81.5 % or 1.493."""
     return "" if value is None else f"{100 * value:.1f} %" if share else f"{value:.3f}"
 
@@ -175,7 +175,7 @@ def make_evals_table(run_dir: Path | str) -> "Table":
         is_percent = is_share(name, [evaluation.value for evaluation in by_stage if evaluation])
         present = [evaluation for evaluation in by_stage if evaluation]
         cells = [_cell(evaluation, is_percent) for evaluation in by_stage]
-        baseline = format_value(present[-1].baseline, is_percent) or "-"
+        baseline = format_score(present[-1].baseline, is_percent) or "-"
         table.add_row(*map(Text, (evaluation_label(name, names), *cells, baseline, format_all_cases(present))))
     table.caption = Text(_describe_tools(list(rows.values())))
     table.caption_justify = "left"
@@ -196,7 +196,7 @@ def _cell(evaluation: Evaluation | None, is_percent: bool) -> str:
     if evaluation is None:
         return "-"
     if evaluation.low is None or evaluation.high is None:
-        return format_value(evaluation.value, is_percent)
+        return format_score(evaluation.value, is_percent)
     if is_percent:
         return f"{100 * evaluation.value:.1f} % ({100 * evaluation.low:.0f}-{100 * evaluation.high:.0f})"
     return f"{evaluation.value:.3f} ± {(evaluation.high - evaluation.low) / 2:.3f}"

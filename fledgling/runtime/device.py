@@ -14,7 +14,7 @@ from fledgling.config import RunConfig, UserError
 from fledgling.runtime.accelerator import synchronize
 from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.cores import count_cores
-from fledgling.runtime.memory import (
+from fledgling.runtime.device_memory import (
     UNKNOWN_MEMORY,
     count_ranks_sharing_memory,
     get_usable_memory,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fledgling.runtime.user_code import describe_error
+from fledgling.runtime.user_code import describe_exception
 
 
 class JsonProcess:
@@ -79,7 +79,7 @@ def serve_json_lines(load: Callable[[], Any], answer: Callable[[Any, dict[str, A
     try:
         code = load()
     except BaseException as error:
-        reply({"error": f"cannot be loaded: {describe_error(error)}"})
+        reply({"error": f"cannot be loaded: {describe_exception(error)}"})
         return
     reply({"ready": True})
     for line in sys.stdin:

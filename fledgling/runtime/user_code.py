@@ -38,6 +38,6 @@ def find_module_file(name: str) -> Path | None:
     return Path(found.origin) if found and found.has_location and found.origin else None
 
 
-def describe_error(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """Returns an exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_MESSAGE_LENGTH]

@@ -24,7 +24,7 @@ from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
-from fledgling.scaling.results import CELL, SweepRun, format_flops, read_run
+from fledgling.scaling.results import CELL, SweepRun, format_flops, read_sweep_run
 
 BASE = "base"
 ABLATION_SETTINGS = "ablation.toml"
@@ -173,19 +173,17 @@ def run_ablation(
 
     Raises UserError for settings other than those already in `out`, TrainingStopped after a signal.
     """
-    from fledgling.scaling.sweep import check_settings, prepare_sweep_data, train_run
+    from fledgling.scaling.sweep import pin_settings, prepare_sweep_data, train_run
 
     runs = plan_ablation(load_recipe, variants, seeds, budget, out)
     base = replace(runs[0][2], run=replace(runs[0][2].run, out="run"))
     with hold_lock(out, "this ablation", log, remedy="choose another --out"):
-        check_settings(
-            out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation"
-        )
+        pin_settings(out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
         prepare_sweep_data(load_recipe(()), out, log)
         trained, seconds = 0, list[float]()
         for index, (name, seed, recipe) in enumerate(runs):
             run_dir = Path(recipe.run.out)
-            if (run := read_run(run_dir)) is None:
+            if (run := read_sweep_run(run_dir)) is None:
                 time_left = (
                     f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - index))} left"
                     if seconds
@@ -194,7 +192,7 @@ def run_ablation(
                 log(f"ablation: run {index + 1} of {len(runs)}, {name} with seed {seed}{time_left}")
                 train_run(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
                 trained += 1
-                if (run := read_run(run_dir)) is None:
+                if (run := read_sweep_run(run_dir)) is None:
                     raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
                 seconds.append(run.seconds)
             on_finished(name, seed, run)
@@ -209,7 +207,7 @@ def load_trials(out: Path) -> list[Trial]:
     trials = []
     for path in out.glob(f"*/{CELL}"):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        if "variant" in cell and (run := read_run(path.parent)):
+        if "variant" in cell and (run := read_sweep_run(path.parent)):
             trials.append(Trial(cell["variant"], int(cell["seed"]), run))
     return sorted(trials, key=lambda trial: (trial.variant != BASE, trial.variant, trial.seed))
 

@@ -139,14 +139,14 @@ def fit_surface(N: Values, D: Values, loss: Values, resamples: int = RESAMPLES, 
     n, d, y = (np.log(np.asarray(values, dtype=float)) for values in (N, D, loss))
     assert len(y) >= MIN_RUNS and len(set(N)) > 2, "too few runs to fit five coefficients"
     center = (n.mean(), d.mean())
-    model = _additive(n - center[0], d - center[1])
+    model = _make_additive_model(n - center[0], d - center[1])
     low = np.array([y.min() - 9.0, y.min() - 15.0, EXPONENTS[0], y.min() - 15.0, EXPONENTS[0]])
     high = np.array([y.max(), y.max(), EXPONENTS[1], y.max(), EXPONENTS[1]])
-    starts = np.array(list(_starts(y.mean())))
+    starts = np.array(list(_list_start_values(y.mean())))
     candidates, cost = minimize_huber(model, y[None], starts, math.inf, low, high)
     best = candidates[[int(cost.argmin())]]
     degrees = len(y) - len(COEFFICIENTS)
-    turn = TUNING * _robust(y - model(best)[0][0], degrees)
+    turn = TUNING * _estimate_deviation(y - model(best)[0][0], degrees)
     restarts = np.concatenate([best, candidates[np.argsort(cost)[:8]]])
     candidates, cost = minimize_huber(model, y[None], restarts, turn, low, high)
     best = candidates[[int(cost.argmin())]]
@@ -157,12 +157,12 @@ def fit_surface(N: Values, D: Values, loss: Values, resamples: int = RESAMPLES, 
     if resamples and degrees > 0:
         indices = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
         samples, _ = minimize_huber(model, fitted + residuals[indices], np.repeat(best, resamples, 0), turn, low, high)
-    law, *bootstrap = (_law(row, center) for row in np.concatenate([best, samples]))
+    law, *bootstrap = (_make_law(row, center) for row in np.concatenate([best, samples]))
     noise = float(np.sqrt((residuals**2).mean()))
-    return SurfaceFit(law, _together(law, bootstrap, widening), tuple(bootstrap), noise, widening)
+    return SurfaceFit(law, _compute_joint_intervals(law, bootstrap, widening), tuple(bootstrap), noise, widening)
 
 
-def _additive(n: np.ndarray, d: np.ndarray) -> ResidualModel:
+def _make_additive_model(n: np.ndarray, d: np.ndarray) -> ResidualModel:
     """Returns log(exp(e) + exp(a - alpha n) + exp(b - beta d)) with derivatives; n, d (n,): centered logarithms."""
 
     def model(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -176,14 +176,14 @@ def _additive(n: np.ndarray, d: np.ndarray) -> ResidualModel:
     return model
 
 
-def _starts(mean: float) -> Iterator[tuple[float, ...]]:
+def _list_start_values(mean: float) -> Iterator[tuple[float, ...]]:
     """Yields start values (e, a, alpha, b, beta) for a mean log loss."""
     for alpha, beta, floor_share, size_share in product(STARTS, STARTS, SHARES, SHARES):
         rest = math.exp(mean) * (1 - floor_share)
         yield mean + math.log(floor_share), math.log(rest * size_share), alpha, math.log(rest * (1 - size_share)), beta
 
 
-def _law(row: np.ndarray, center: tuple[float, float]) -> ChinchillaLoss:
+def _make_law(row: np.ndarray, center: tuple[float, float]) -> ChinchillaLoss:
     """Returns the coefficients of centered logarithms as the law in N and D."""
     e, a, alpha, b, beta = row
     return ChinchillaLoss(
@@ -191,7 +191,9 @@ def _law(row: np.ndarray, center: tuple[float, float]) -> ChinchillaLoss:
     )
 
 
-def _together(law: ChinchillaLoss, bootstrap: Sequence[ChinchillaLoss], widening: float) -> dict[str, Estimate]:
+def _compute_joint_intervals(
+    law: ChinchillaLoss, bootstrap: Sequence[ChinchillaLoss], widening: float
+) -> dict[str, Estimate]:
     """Returns intervals that contain all coefficients at once in 95 of 100 (A and B on a log scale).
 
     Each is as many standard deviations wide as the most deviating coefficient of a sample is in 95 % of the samples.
@@ -210,7 +212,7 @@ def _together(law: ChinchillaLoss, bootstrap: Sequence[ChinchillaLoss], widening
     return intervals
 
 
-def _robust(residuals: np.ndarray, degrees: int) -> float:
+def _estimate_deviation(residuals: np.ndarray, degrees: int) -> float:
     """Returns a standard deviation from the median absolute residual, corrected for the degrees of freedom."""
     deviation = 1.4826 * float(np.median(np.abs(residuals))) * math.sqrt(len(residuals) / max(1, degrees))
     return max(deviation, 1e-9)
@@ -317,7 +319,7 @@ def fit_isoflop(
     N, D, budgets, loss: parameters, tokens, FLOPs and loss of each run; equal budgets form a curve, of at least
     `MIN_CURVE_SIZES` sizes. Power laws need two curves, intervals a spare run.
     """
-    groups = _groups(N, D, budgets, loss)
+    groups = _group_by_budget(N, D, budgets, loss)
     coefficients = [np.linalg.lstsq(group.basis(), group.y, rcond=None)[0] for group in groups]
     residuals = [leverage_adjusted(g.y - g.basis() @ c, g.basis()) for g, c in zip(groups, coefficients, strict=True)]
     spare = sum(len(group.y) - 3 for group in groups)
@@ -342,12 +344,12 @@ def fit_isoflop(
         curves.append(IsoFlopCurve(group.budget, (a, b, c), group.center, N_best, D_best, loss_best, is_interior))
     x = np.log([curve.budget for curve in curves])
     N_trend, D_trend, loss_trend = (
-        _trend(x, curves, samples, name, k, widening) for k, name in enumerate(("N", "D", "loss"))
+        _fit_trend(x, curves, samples, name, k, widening) for k, name in enumerate(("N", "D", "loss"))
     )
     return IsoFlopFit(tuple(curves), N_trend, D_trend, loss_trend)
 
 
-def _groups(N: Values, D: Values, budgets: Values, loss: Values) -> list[_Group]:
+def _group_by_budget(N: Values, D: Values, budgets: Values, loss: Values) -> list[_Group]:
     """Returns the budgets with enough sizes, in rising order."""
     rows = np.array([budgets, np.log(N), np.log(D), np.log(loss)]).T
     groups = []
@@ -358,7 +360,7 @@ def _groups(N: Values, D: Values, budgets: Values, loss: Values) -> list[_Group]
     return groups
 
 
-def _trend(
+def _fit_trend(
     x: np.ndarray,
     curves: Sequence[IsoFlopCurve],
     samples: Sequence[Sequence[tuple]],

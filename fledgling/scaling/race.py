@@ -29,10 +29,10 @@ from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race_run
 from fledgling.scaling.ablation import VARIANTS
-from fledgling.scaling.race_results import RacedRun, read_points, read_results, read_run
-from fledgling.scaling.sweep import check_settings
+from fledgling.scaling.race_results import RaceRun, read_points, read_race_run, read_results
+from fledgling.scaling.sweep import pin_settings
+from fledgling.train.data_preparer import split_mixture
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.prepare import split_mixture
 
 SETTINGS = "race.toml"
 MAX_TEXT_BYTES = 250_000_000  # of the text, which is split in memory
@@ -140,7 +140,7 @@ def run_race(
     with hold_lock(out, "this race", log, remedy="choose another --out"):
         shared = f'seconds = {60 * minutes:g}\npoints = {points}\nclock = "{clock}"\nsources = {json.dumps(sources)}\n'
         shared += f"held_out_bytes = {held_out_bytes}\n"
-        check_settings(out / SETTINGS, shared, "a race")
+        pin_settings(out / SETTINGS, shared, "a race")
         write_race_text(sources, load_recipe(first.recipe).run.data_dir, out / "text", held_out_bytes, log)
         for seed in range(seeds):
             turn = seed % len(contestants)
@@ -151,7 +151,7 @@ def run_race(
                 job = race_run.Job(
                     contestant.recipe, contestant.overrides, seed, 60 * minutes, str(out), run, points, clock
                 )
-                if not is_finished(job):
+                if not is_job_finished(job):
                     log(f"race: {run}, {minutes:g} minutes of steps")
                     run_job(job, contestant.tree, log)
                     ran += 1
@@ -159,7 +159,7 @@ def run_race(
     return ran
 
 
-def is_finished(job: race_run.Job) -> bool:
+def is_job_finished(job: race_run.Job) -> bool:
     """Returns whether a job's run is finished. Raises UserError if that run is of another job."""
     path = job.run_dir / race_run.RESULT
     if not path.is_file():
@@ -188,21 +188,21 @@ def run_job(job: race_run.Job, tree: Path | None, log: Log) -> None:
     done = subprocess.run([sys.executable, race_run.__file__, str(file)], env=environment, check=False)
     if done.returncode == STOPPED:
         raise TrainingStopped(0)
-    if done.returncode or not is_finished(job):
+    if done.returncode or not is_job_finished(job):
         raise UserError(
             f"{job.run}: {tree} ended with exit code {done.returncode}; its message is above, its files are in "
             f"{job.run_dir}"
         )
 
 
-def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> list[RacedRun]:
+def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> list[RaceRun]:
     """Returns the finished runs of the contestants, in their order."""
-    runs = list[RacedRun]()
+    runs = list[RaceRun]()
     for contestant in contestants:
         if contestant.results:
             runs += read_results(contestant.results, contestant.name)
         else:
-            own = (read_run(out / f"{contestant.name}-s{seed}", contestant.name, seed) for seed in range(seeds))
+            own = (read_race_run(out / f"{contestant.name}-s{seed}", contestant.name, seed) for seed in range(seeds))
             runs += [run for run in own if run]
     return runs
 

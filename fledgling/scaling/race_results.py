@@ -45,7 +45,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class RacedRun:
+class RaceRun:
     """One run: its points, ordered by time."""
 
     name: str
@@ -59,8 +59,8 @@ class RacedRun:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A contestant at the end of the time: means over seeds, and differences to the first contestant's same seeds.
+class ContestantResult:
+    """What a contestant has reached at the end: means over seeds, and differences to the first one's same seeds.
 
     margin, difference_margin: half of the 95 % intervals over seeds; None for fewer than two.
     """
@@ -72,7 +72,7 @@ class Standing:
     difference_margin: float | None
     seeds: int
     seconds: float
-    runs: tuple[RacedRun, ...]
+    runs: tuple[RaceRun, ...]
     ends: tuple[Point, ...]
 
     @property
@@ -121,29 +121,29 @@ def _parse_point(row: dict[str, Any], place: str) -> tuple[Point, int]:
     return point, int(values["seed"])
 
 
-def read_run(run_dir: Path, name: str, seed: int) -> RacedRun | None:
+def read_race_run(run_dir: Path, name: str, seed: int) -> RaceRun | None:
     """Returns the finished run of a contestant and seed, None if it is not finished."""
     result, points = run_dir / "race.json", run_dir / "points.jsonl"
     if not (result.is_file() and points.is_file()):
         return None
     parameters = int(json.loads(result.read_text(encoding="utf-8"))["parameters"])
-    return RacedRun(name, seed, tuple(read_points(points)[seed]), parameters)
+    return RaceRun(name, seed, tuple(read_points(points)[seed]), parameters)
 
 
-def read_results(path: Path, name: str) -> list[RacedRun]:
+def read_results(path: Path, name: str) -> list[RaceRun]:
     """Returns the runs of a file of results."""
-    return [RacedRun(name, seed, tuple(points)) for seed, points in sorted(read_points(path).items())]
+    return [RaceRun(name, seed, tuple(points)) for seed, points in sorted(read_points(path).items())]
 
 
-def rank_runs(runs: Sequence[RacedRun], seconds: float) -> list[Standing]:
+def rank_runs(runs: Sequence[RaceRun], seconds: float) -> list[ContestantResult]:
     """Returns the contestants at the end of the time, the first one first, then the best.
 
     Of a run the last point within `seconds` counts (our own runs end with it; the one step that reaches it may end a
     little later).
     """
     names = list(dict.fromkeys(run.name for run in runs))
-    ended = {(run.name, run.seed): end for run in runs if (end := _end(run, seconds))}
-    standings = []
+    ended = {(run.name, run.seed): end for run in runs if (end := _find_end_point(run, seconds))}
+    results = []
     for name in names:
         own = tuple(run for run in runs if run.name == name and (name, run.seed) in ended)
         if not own:
@@ -151,8 +151,8 @@ def rank_runs(runs: Sequence[RacedRun], seconds: float) -> list[Standing]:
         ends = tuple(ended[name, run.seed] for run in own)
         pairs = [(ended[name, r.seed], ended[names[0], r.seed]) for r in own if (names[0], r.seed) in ended]
         differences = [one.bits - other.bits for one, other in pairs] if name != names[0] else []
-        standings.append(
-            Standing(
+        results.append(
+            ContestantResult(
                 name,
                 mean(end.bits for end in ends),
                 confidence_margin([end.bits for end in ends]),
@@ -164,18 +164,18 @@ def rank_runs(runs: Sequence[RacedRun], seconds: float) -> list[Standing]:
                 ends,
             )
         )
-    return sorted(standings, key=lambda standing: (standing.name != names[0], standing.bits))
+    return sorted(results, key=lambda result: (result.name != names[0], result.bits))
 
 
-def _end(run: RacedRun, seconds: float) -> Point | None:
+def _find_end_point(run: RaceRun, seconds: float) -> Point | None:
     """Returns the point that counts: of our own runs the last, of others the last within the time."""
     return run.points[-1] if run.parameters is not None else run.at(seconds)
 
 
-def standing_rows(standings: Sequence[Standing], seconds: float) -> list[tuple[str, ...]]:
-    """Returns the standings as cells of HEADER, values with half of their 95 % intervals; the last cell is a note."""
+def result_rows(results: Sequence[ContestantResult], seconds: float) -> list[tuple[str, ...]]:
+    """Returns the results as cells of HEADER, values with half of their 95 % intervals; the last cell is a note."""
     rows = list[tuple[str, ...]]()
-    for s in standings:
+    for s in results:
         parameters, note = s.runs[0].parameters, s.verdict
         if s.seconds < 0.9 * seconds:
             note = f"{note}; only {s.seconds:.0f} s".strip("; ")
@@ -183,8 +183,8 @@ def standing_rows(standings: Sequence[Standing], seconds: float) -> list[tuple[s
         rows.append(
             (
                 s.name,
-                format_estimate(s.bits, s.margin),
-                "" if s.difference is None else format_estimate(s.difference, s.difference_margin, "+"),
+                format_margin(s.bits, s.margin),
+                "" if s.difference is None else format_margin(s.difference, s.difference_margin, "+"),
                 str(s.seeds),
                 format_count(parameters) if parameters else "",
                 f"{mean(speeds):,.0f}" if speeds else "",
@@ -195,13 +195,13 @@ def standing_rows(standings: Sequence[Standing], seconds: float) -> list[tuple[s
     return rows
 
 
-def format_estimate(value: float, margin: float | None, sign: str = "") -> str:
+def format_margin(value: float, margin: float | None, sign: str = "") -> str:
     """Returns a value with half of its interval, where it has one: 1.7850 ± 0.0120."""
     return f"{value:{sign}.4f}" + ("" if margin is None else f" ± {margin:.4f}")
 
 
-def standings_to_json(standings: Sequence[Standing]) -> list[dict[str, Any]]:
-    """Returns the standings as JSON values, with every run's points."""
+def results_to_json(results: Sequence[ContestantResult]) -> list[dict[str, Any]]:
+    """Returns the results as JSON values, with every run's points."""
     return [
         {
             "name": s.name,
@@ -217,31 +217,31 @@ def standings_to_json(standings: Sequence[Standing]) -> list[dict[str, Any]]:
                 for run in s.runs
             ],
         }
-        for s in standings
+        for s in results
     ]
 
 
-def build_race_page(path: Path, standings: Sequence[Standing], seconds: float) -> None:
+def build_race_page(path: Path, results: Sequence[ContestantResult], seconds: float) -> None:
     """Writes the table and the curves of a race as one HTML page."""
     values = {
         "title": path.parent.name,
         "minutes": f"{seconds / 60:g}",
         "head": HEADER,
-        "rows": standing_rows(standings, seconds),
-        "names": [(standing.name, index % COLORS + 1) for index, standing in enumerate(standings)],
-        "by_time": curve_chart(standings, "minutes"),
-        "by_flops": curve_chart(standings, "FLOPs"),
+        "rows": result_rows(results, seconds),
+        "names": [(result.name, index % COLORS + 1) for index, result in enumerate(results)],
+        "by_time": curve_chart(results, "minutes"),
+        "by_flops": curve_chart(results, "FLOPs"),
     }
     write_text(path, render_page("scaling", "race.html", **values))
 
 
-def curve_chart(standings: Sequence[Standing], unit: str) -> Any:
+def curve_chart(results: Sequence[ContestantResult], unit: str) -> Any:
     """Returns bits per byte against minutes or FLOPs: means over seeds, with their 95 % intervals as a band."""
     lines = []
-    for index, standing in enumerate(standings):
+    for index, result in enumerate(results):
         xs, means = list[float](), list[float]()
         lows, highs = list[float | None](), list[float | None]()
-        for points in zip(*(run.points for run in standing.runs), strict=False):
+        for points in zip(*(run.points for run in result.runs), strict=False):
             values = [point.seconds / 60 if unit == "minutes" else point.flops for point in points]
             if any(value is None for value in values):
                 continue
@@ -253,6 +253,6 @@ def curve_chart(standings: Sequence[Standing], unit: str) -> Any:
             highs.append(None if margin is None else means[-1] + margin)
         if None in lows:
             lows, highs = [], []
-        lines.append(Line(standing.name, xs, means, lows, highs, color=index % COLORS + 1, dots=True))
+        lines.append(Line(result.name, xs, means, lows, highs, color=index % COLORS + 1, dots=True))
     format_x = (lambda x: f"{x:.3g}") if unit == "minutes" else format_flops
     return render_chart(Chart("bits per byte", lines, unit, format_y=lambda y: f"{y:.2f}", format_x=format_x))

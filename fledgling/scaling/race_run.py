@@ -35,9 +35,9 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling.sweep import link_shared_data
+from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.hooks import StageHooks
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.prepare import DataPreparer
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.wrapped_stream import WrappedStream
@@ -135,7 +135,7 @@ def count_compiled_graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-class RacedStage:
+class TimedStage:
     """The stage of one run: its steps are timed, and what it has learned is measured on the held-out documents.
 
     Args:
@@ -224,7 +224,7 @@ def run_contestant(job: Job, log: Callable[[str], None]) -> None:
     link_shared_data(shared, job.run_dir)
     texts = [line["text"] for line in read_jsonl(Path(job.out) / "text" / HELD_OUT_TEXT)]
     held_out, lengths = make_text_batches(texts, tokenizer, recipe.resolve_model().context), tokenizer.byte_lengths()
-    raced = RacedStage(job, recipe, held_out, lengths, log)
+    raced = TimedStage(job, recipe, held_out, lengths, log)
     try:
         hooks = StageHooks(
             select_evals=lambda evals: (Eval("race", 1, raced.measure),),

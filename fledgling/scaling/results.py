@@ -60,7 +60,7 @@ class Sweep:
         return max(run.tokens for run in self.runs) / self.train_tokens if self.train_tokens else None
 
 
-def read_run(run_dir: Path) -> SweepRun | None:
+def read_sweep_run(run_dir: Path) -> SweepRun | None:
     """Returns a run of the sweep, or None if it is not finished. Raises UserError if its files lack a value."""
     done, plan, cell = (_load_json(run_dir / name) for name in ("pretrain/done.json", "plan.json", CELL))
     evals = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
@@ -91,7 +91,7 @@ def load_sweep(out: str | Path) -> Sweep:
     """
     out = Path(out)
     cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _load_json(path)]
-    runs = [run for path in cells if (run := read_run(path.parent))]
+    runs = [run for path in cells if (run := read_sweep_run(path.parent))]
     if not runs:
         reason = "has no finished run" if out.is_dir() else "does not exist"
         raise UserError(f"{out} {reason}: expected the directory of a sweep; start one with fledgling scaling run")
@@ -132,7 +132,7 @@ def load_checks(out: str | Path) -> list[CheckResult]:
     """Returns the finished runs under OUT/check with their predictions."""
     checks = []
     for path in sorted((Path(out) / CHECK_DIR).glob(f"*/{CELL}")):
-        run, prediction = read_run(path.parent), _load_json(path.parent / "prediction.json")
+        run, prediction = read_sweep_run(path.parent), _load_json(path.parent / "prediction.json")
         if run and prediction:
             checks.append(CheckResult(run, prediction))
     return checks

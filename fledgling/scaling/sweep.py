@@ -7,7 +7,7 @@ steps = budget / (FLOPs per token x batch), as `fledgling.plan.flops` counts the
     OUT/sweep.toml           the settings that all runs share; another sweep needs another directory
     OUT/shared/              tokenizer and token shards; every run's `tokenizer` and `data` are links to them
     OUT/d4-2e13/             an ordinary run directory, and cell.json: its depth and budget
-    OUT/check/               runs of `run_check`: a budget beyond the sweep's, predicted before it is trained
+    OUT/check/               runs of `run_forecast_check`: a budget beyond the sweep's, predicted before it is trained
 
 A finished run is skipped, an interrupted one continues from its checkpoint. `analysis.py` interprets the losses.
 """
@@ -40,10 +40,10 @@ from fledgling.scaling.results import (
     SweepRun,
     format_flops,
     load_checks,
-    read_run,
+    read_sweep_run,
 )
+from fledgling.train.data_preparer import DataPreparer, split_mixture
 from fledgling.train.hooks import StageHooks
-from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval
 
@@ -163,12 +163,12 @@ def run_sweep(
         claim_directory(recipe, out)
         prepare_sweep_data(recipe, out, log)
         for index, cell in enumerate(cells):
-            run = read_run(Path(cell.recipe.run.out))
+            run = read_sweep_run(Path(cell.recipe.run.out))
             if run is None:
                 log(f"sweep: run {index + 1} of {len(cells)}, {cell.name}{estimate_time_left(cells[index:], out)}")
                 run_cell(cell, out)
                 trained += 1
-                run = read_run(Path(cell.recipe.run.out))
+                run = read_sweep_run(Path(cell.recipe.run.out))
             if run is None:
                 raise UserError(f"{cell.recipe.run.out} is done but has no bits per byte; remove it and run again")
             on_finished(run)
@@ -202,10 +202,10 @@ def claim_directory(recipe: Recipe, out: Path) -> None:
     """Writes the settings that all runs share to OUT/sweep.toml, or compares them with the existing ones."""
     shared = cell_recipe(recipe, 1, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run"))
     text = dump_toml(replace(shared, pretrain=replace(shared.pretrain, warmup_steps=recipe.pretrain.warmup_steps)))
-    check_settings(out / SWEEP_SETTINGS, text, "a sweep")
+    pin_settings(out / SWEEP_SETTINGS, text, "a sweep")
 
 
-def check_settings(path: Path, text: str, kind: str) -> None:
+def pin_settings(path: Path, text: str, kind: str) -> None:
     """Writes settings to a new file, or raises UserError if an existing file has other settings."""
     if not path.exists():
         write_text(path, text)
@@ -249,13 +249,13 @@ def link_shared_data(out: Path, run_dir: Path) -> None:
 
 def estimate_time_left(cells: Sequence[SweepCell], out: Path) -> str:
     """Returns the time that cells will take, estimated from the finished runs, of the same depth if there are any."""
-    done = [run for path in out.glob(f"*/{CELL}") if (run := read_run(path.parent))]
+    done = [run for path in out.glob(f"*/{CELL}") if (run := read_sweep_run(path.parent))]
     seconds_per_flop = {
         depth: _seconds_per_flop([run for run in done if run.depth == depth]) for depth in {run.depth for run in done}
     }
     if not seconds_per_flop:
         return ""
-    unfinished = [cell for cell in cells if read_run(Path(cell.recipe.run.out)) is None]
+    unfinished = [cell for cell in cells if read_sweep_run(Path(cell.recipe.run.out)) is None]
     seconds = sum(cell.flops * seconds_per_flop.get(cell.depth, _seconds_per_flop(done)) for cell in unfinished)
     return f", about {format_duration(seconds)} left ({time.strftime('%H:%M', time.localtime(time.time() + seconds))})"
 
@@ -268,7 +268,7 @@ def _seconds_per_flop(runs: Sequence[SweepRun]) -> float:
 # ---- check beyond the sweep ----
 
 
-def run_check(
+def run_forecast_check(
     recipe: Recipe, analysis: SweepAnalysis, times: float, depth: int | None, log: LogFunction
 ) -> CheckResult:
     """Predicts and trains one run at `times` the sweep's largest budget; returns the prediction and the measurement.

@@ -62,7 +62,7 @@ def sweep_page_contents(analysis: SweepAnalysis) -> dict[str, Any]:
     }
 
 
-def format_estimate(value: Estimate, template: str = "{:.3g}") -> str:
+def format_interval(value: Estimate, template: str = "{:.3g}") -> str:
     """Returns an estimate as `1.23 (1.10 to 1.40)`."""
     if math.isnan(value.low):
         return template.format(value.value)
@@ -101,14 +101,14 @@ def sweep_tiles(analysis: SweepAnalysis, checks: Sequence[CheckResult]) -> list[
 def fit_rows(fits: Sequence[SweepFit]) -> list[tuple[str, ...]]:
     """Returns surface, exponents and held-out error as rows, one column per way of counting N; first the header."""
     rows = [("", *(fit.counts for fit in fits))]
-    rows += [(name, *(format_estimate(fit.surface.intervals[name]) for fit in fits)) for name in COEFFICIENTS]
+    rows += [(name, *(format_interval(fit.surface.intervals[name]) for fit in fits)) for name in COEFFICIENTS]
     trends = (fit.isoflop.N for fit in fits)
     errors = (max(map(abs, fit.held_out.errors)) for fit in fits)
     return [
         *rows,
         ("noise of a run", *(f"{100 * fit.surface.noise:.2f} %" for fit in fits)),
-        ("N ~ C^a, surface", *(format_estimate(fit.exponents()[0], "{:.2f}") for fit in fits)),
-        ("N ~ C^a, isoFLOP", *(format_estimate(trend.exponent, "{:.2f}") if trend else "–" for trend in trends)),
+        ("N ~ C^a, surface", *(format_interval(fit.exponents()[0], "{:.2f}") for fit in fits)),
+        ("N ~ C^a, isoFLOP", *(format_interval(trend.exponent, "{:.2f}") if trend else "–" for trend in trends)),
         ("held out, mean error", *(f"{100 * fit.held_out.mean_error:.2f} %" for fit in fits)),
         ("held out, worst", *(f"{100 * error:.2f} %" for error in errors)),
     ]
@@ -123,7 +123,7 @@ def isoflop_row(curve: IsoFlopCurve) -> tuple[str, ...]:
         format_count_estimate(curve.N),
         format_count_estimate(curve.D),
         ratio,
-        format_estimate(curve.loss, "{:.3f}"),
+        format_interval(curve.loss, "{:.3f}"),
         position,
     )
 

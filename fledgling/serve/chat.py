@@ -16,13 +16,13 @@ from fledgling.serve.responses import (
     build_chat_logprobs,
     build_parts,
     build_usage,
-    join_text,
+    join_part_text,
     make_id,
     unix_time,
 )
 from fledgling.serve.schemas import BadRequest, ChatRequest
 from fledgling.serve.service import Endpoint, ParsedRequest, Service
-from fledgling.serve.tool_calls import CallPiece, CallStream, ToolCall, is_tool_call, list_tool_calls
+from fledgling.serve.tool_calls import CallPiece, CallStream, StreamedToolCall, is_tool_call, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
 from fledgling.text.conversation import render_prompt
 from fledgling.text.truncation import drop_oldest_turns
@@ -92,7 +92,7 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
         if calls := _list_calls(parsed, choice.parts):
             message |= {"content": choice.content or None, "tool_calls": [call.to_json() for call in calls]}
-        if thought := join_text(choice.parts, "thinking"):
+        if thought := join_part_text(choice.parts, "thinking"):
             message["reasoning_content"] = thought
         if any(part.kind in OWN_TOOL and not (calls and is_tool_call(part)) for part in choice.parts):
             message["parts"] = build_parts(choice.parts)
@@ -108,7 +108,7 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     return {**_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": usage}
 
 
-def _list_calls(parsed: ParsedRequest, parts: list[ContentPart]) -> list[ToolCall]:
+def _list_calls(parsed: ParsedRequest, parts: list[ContentPart]) -> list[StreamedToolCall]:
     """Returns the calls of the request's tools; parts are never taken for calls where a request has no tools."""
     return list_tool_calls(parts) if parsed.jobs[0].client_calls else []
 
@@ -154,7 +154,7 @@ class ChatChunks:
                 choice, {}, _finish_reason(generated, any(call.name for call in self.calls[choice].calls))
             )
             return
-        delta: dict[str, Any] = {"content": join_text(event.parts)}
+        delta: dict[str, Any] = {"content": join_part_text(event.parts)}
         others = []
         for part in event.parts:
             piece = self.calls[choice].push(part)
@@ -162,7 +162,7 @@ class ChatChunks:
                 others.append(part)
             elif piece.begins or piece.arguments:
                 delta.setdefault("tool_calls", []).append(_call_delta(piece))
-        if thought := join_text(others, "thinking"):
+        if thought := join_part_text(others, "thinking"):
             delta["reasoning_content"] = thought
         if parts := self.parts[choice].push(others):
             delta["parts"] = parts

@@ -12,7 +12,7 @@ from fledgling.serve.responses import (
     FINISH_REASONS,
     build_text_logprobs,
     build_usage,
-    join_text,
+    join_part_text,
     make_id,
     unix_time,
 )
@@ -108,7 +108,7 @@ class CompletionChunks:
             logprobs = build_text_logprobs(tokenizer, event.tokens, 0)
             yield self._chunk(_choice(choice, self.parsed.echo_prefixes[choice], None, logprobs))
             return
-        text, offset = join_text(event.parts), self.sent_characters[choice]
+        text, offset = join_part_text(event.parts), self.sent_characters[choice]
         with_logprobs = self.parsed.include_logprobs
         text_logprobs = build_text_logprobs(tokenizer, event.tokens, offset) if with_logprobs else None
         self.sent_characters[choice] += len(text)

@@ -24,7 +24,7 @@ CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar")
 
 
 @dataclass(frozen=True)
-class Tool:
+class ToolDefinition:
     """One of a request's tools: what is described to the model, and the schema of its arguments."""
 
     name: str
@@ -41,7 +41,7 @@ class Tool:
 class AnswerForm:
     """The tools that an answer may call and the grammar that it obeys; None: any text."""
 
-    tools: tuple[Tool, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
     grammar: Grammar | None = None
 
 
@@ -169,8 +169,8 @@ def _read_response_format(value: Mapping[str, Any]) -> list[tuple[str, str, str 
     raise BadRequest(f"response_format.type: expected text, json_object or json_schema, got {shown!r}", name)
 
 
-def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
-    found: dict[str, Tool] = {}
+def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
+    found: dict[str, ToolDefinition] = {}
     for number, tool in enumerate(tools):
         place = f"tools.{number}"
         if tool.get("type", "function") != "function":
@@ -187,11 +187,11 @@ def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
         description = function.get("description") or ""
         if not isinstance(description, str):
             raise BadRequest(f"{place}.function.description: expected text", "tools")
-        found[name] = Tool(name, description, parameters, bool(function.get("strict")))
+        found[name] = ToolDefinition(name, description, parameters, bool(function.get("strict")))
     return list(found.values())
 
 
-def _choose_tools(tools: list[Tool], choice: str | Mapping[str, Any]) -> tuple[list[Tool], str]:
+def _choose_tools(tools: list[ToolDefinition], choice: str | Mapping[str, Any]) -> tuple[list[ToolDefinition], str]:
     """Returns the tools that may be called, and "none", "auto" or "required"."""
     if isinstance(choice, str):
         choice = {"any": "required"}.get(choice, choice)

@@ -52,7 +52,7 @@ def hex_or_decimal(value: int) -> str:
     return str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
 
 
-def describe_error(errors: Sequence[dict[str, Any]], body: Any) -> tuple[str | None, str]:
+def describe_invalid_field(errors: Sequence[dict[str, Any]], body: Any) -> tuple[str | None, str]:
     """Returns the first invalid field, as a path with dots, and the message for it.
 
     Args:
@@ -66,7 +66,7 @@ def describe_error(errors: Sequence[dict[str, Any]], body: Any) -> tuple[str | N
     place, error = max(group, key=lambda item: (item[1]["type"] not in KINDS, len(item[0]), item[0]))
     same_place = [other for other_place, other in group if other_place == place]
     field = ".".join(shorten_text(str(step)) for step in place) or None
-    return field, f"{field or 'the body'}: {_describe(error, same_place)}"
+    return field, f"{field or 'the body'}: {_describe_field_error(error, same_place)}"
 
 
 def _find_place(error: dict[str, Any], body: Any) -> tuple[Any, ...]:
@@ -82,7 +82,7 @@ def _find_place(error: dict[str, Any], body: Any) -> tuple[Any, ...]:
     return tuple(place)
 
 
-def _describe(error: dict[str, Any], same_place: Sequence[dict[str, Any]]) -> str:
+def _describe_field_error(error: dict[str, Any], same_place: Sequence[dict[str, Any]]) -> str:
     kind, context, value = error["type"], error.get("ctx") or {}, error.get("input")
     if kind in KINDS:
         expected = dict.fromkeys(KINDS[other["type"]] for other in same_place if other["type"] in KINDS)

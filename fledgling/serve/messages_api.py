@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from fledgling.serve import chat
 from fledgling.serve.json_body import shorten_text
 from fledgling.serve.request_body import Handler, answer_errors, read_body
-from fledgling.serve.responses import FAILURES, GeneratedChoice, join_text, make_id
+from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -195,7 +195,7 @@ class MessageEvents:
         if isinstance(event, ChoiceFinished):
             yield from self._finish(generated)
             return
-        if text := join_text(event.parts):
+        if text := join_part_text(event.parts):
             if self.kind != "text":
                 yield from self._open("text", {"type": "text", "text": ""})
             yield self._delta({"type": "text_delta", "text": text})

@@ -1,4 +1,4 @@
-"""Access control before every route: the Host header, other sites' pages, and the API key.
+"""AccessPolicy control before every route: the Host header, other sites' pages, and the API key.
 
 A page of another site, open in the same browser, must not reach a server on loopback. The name in `Host` must therefore
 be one of the server's (against DNS rebinding), bodies must be JSON by their content type, and CORS headers are sent to
@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fledgling.serve.errors import build_error
 
 
-class Access(Protocol):
+class AccessPolicy(Protocol):
     """Who may reach a server: names in the Host header (None: any), origins of other sites, the key (None: none)."""
 
     @property
@@ -50,7 +50,7 @@ class AccessMiddleware:
         public: routes that need no key.
     """
 
-    def __init__(self, app: ASGIApp, service: Access, public: Sequence[Route]) -> None:
+    def __init__(self, app: ASGIApp, service: AccessPolicy, public: Sequence[Route]) -> None:
         self.hosts = service.hosts
         self.app: ASGIApp = app if service.api_key is None else KeyMiddleware(app, service.api_key, public)
         if service.origins:  # outside the key's check: a preflight request carries no key

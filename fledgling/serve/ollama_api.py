@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StrictBool, StrictInt
 
 from fledgling.serve import chat
-from fledgling.serve.responses import FAILURES, GeneratedChoice, join_text
+from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
     MAX_TOOL_CALLS,
@@ -103,7 +103,7 @@ def parse_chat(service: Service, body: OllamaChatRequest) -> ParsedRequest:
         if message.tool_calls:
             converted["tool_calls"] = [_read_call(call) for call in message.tool_calls]
         messages.append(converted)
-    return _parse(service, body, messages, body.tools)
+    return _parse_body(service, body, messages, body.tools)
 
 
 def parse_generate(service: Service, body: GenerateRequest) -> ParsedRequest:
@@ -111,7 +111,7 @@ def parse_generate(service: Service, body: GenerateRequest) -> ParsedRequest:
     if body.raw:
         raise BadRequest("raw: not supported; use /v1/completions", "raw")
     system = [{"role": "system", "content": body.system}] if body.system else []
-    return _parse(service, body, [*system, {"role": "user", "content": body.prompt}], None)
+    return _parse_body(service, body, [*system, {"role": "user", "content": body.prompt}], None)
 
 
 def _read_call(call: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _read_call(call: dict[str, Any]) -> dict[str, Any]:
     return {"function": {"name": function.get("name"), "arguments": json.dumps(function.get("arguments") or {})}}
 
 
-def _parse(service: Service, body: _OllamaRequest, messages: list[Any], tools: list[Any] | None) -> ParsedRequest:
+def _parse_body(service: Service, body: _OllamaRequest, messages: list[Any], tools: list[Any] | None) -> ParsedRequest:
     options = body.options or Options()
     fields = {field: getattr(options, name) for name, field in OPTION_NAMES.items()}
     if (options.num_predict or 0) <= 0:
@@ -169,7 +169,7 @@ def _envelope(service: Service) -> dict[str, Any]:
     return {"model": service.model_name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def _end(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str, Any]:
+def _make_end_fields(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str, Any]:
     reason = "length" if choice.finish_reason in ("length", "context") else "stop"
     counts = {"prompt_eval_count": parsed.prompt_tokens, "eval_count": parsed.completion_tokens}
     return {"done": True, "done_reason": reason, "total_duration": time.monotonic_ns() - parsed.body, **counts}
@@ -178,7 +178,7 @@ def _end(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str, Any]:
 def _response_builder(line: Line) -> Callable[[Service, ParsedRequest], dict[str, Any]]:
     def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         choice = parsed.choices[0]
-        return {**_envelope(service), **line(choice, parsed, choice.content, True), **_end(choice, parsed)}
+        return {**_envelope(service), **line(choice, parsed, choice.content, True), **_make_end_fields(choice, parsed)}
 
     return build_response
 
@@ -202,8 +202,8 @@ class OllamaLines:
                 yield {"error": failure[0]}
                 return
             line = self.line(generated, self.parsed, "", True)
-            yield {**_envelope(self.service), **line, **_end(generated, self.parsed)}
-        elif text := join_text(event.parts):
+            yield {**_envelope(self.service), **line, **_make_end_fields(generated, self.parsed)}
+        elif text := join_part_text(event.parts):
             yield {**_envelope(self.service), **self.line(generated, self.parsed, text, False), "done": False}
 
     def end(self) -> Iterator[dict[str, Any]]:

@@ -49,10 +49,10 @@ class GeneratedChoice:
     @property
     def content(self) -> str:
         """The prose."""
-        return join_text(self.parts)
+        return join_part_text(self.parts)
 
 
-def join_text(parts: Iterable[ContentPart], kind: str = "text") -> str:
+def join_part_text(parts: Iterable[ContentPart], kind: str = "text") -> str:
     """Returns the prose of an answer, without tool calls, outputs and thoughts; or the text of another kind."""
     return "".join(part.text for part in parts if part.kind == kind)
 

@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from fledgling.serve import chat
 from fledgling.serve.json_body import shorten_text
-from fledgling.serve.responses import FAILURES, GeneratedChoice, build_chat_logprobs, join_text, make_id
+from fledgling.serve.responses import FAILURES, GeneratedChoice, build_chat_logprobs, join_part_text, make_id
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
     BadRequest,
@@ -28,7 +28,7 @@ from fledgling.serve.schemas import (
     validate_body,
 )
 from fledgling.serve.service import EVENT_STREAM, Endpoint, ParsedRequest, Service
-from fledgling.serve.tool_calls import CallPiece, CallStream, ToolCall, list_tool_calls
+from fledgling.serve.tool_calls import CallPiece, CallStream, StreamedToolCall, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
@@ -144,7 +144,7 @@ def _message_item(item_id: str, status: str, content: list[Any]) -> dict[str, An
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
-def _call_item(call: ToolCall, status: str) -> dict[str, Any]:
+def _call_item(call: StreamedToolCall, status: str) -> dict[str, Any]:
     item = {"id": call.id.replace("call_", "fc_"), "type": "function_call", "status": status, "call_id": call.id}
     return item | {"name": call.name, "arguments": call.arguments if status != "in_progress" else ""}
 
@@ -175,7 +175,7 @@ class ResponseEvents:
         self.message_id = ""  # of the open message; empty: none is open
         self.message_text = ""
         self.message_logprobs: list[Any] = []
-        self.call: ToolCall | None = None  # that is open
+        self.call: StreamedToolCall | None = None  # that is open
         self.calls = CallStream(parsed.jobs[0].client_calls)
         self.output: list[dict[str, Any]] = []  # finished items
 
@@ -194,7 +194,7 @@ class ResponseEvents:
             return
         tokens = event.tokens if self.parsed.include_logprobs else ()
         logprobs = build_chat_logprobs(self.service.tokenizer, tokens)["content"]
-        text = join_text(event.parts)  # of one event, prose precedes calls: after a call the answer ends
+        text = join_part_text(event.parts)  # of one event, prose precedes calls: after a call the answer ends
         if text or (logprobs and self.message_id):
             yield from self._push_text(text, logprobs)
         for part in event.parts:

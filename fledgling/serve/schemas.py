@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from fledgling.serve.extra_fields import UnsupportedField, list_ignored
-from fledgling.serve.field_errors import describe_error
+from fledgling.serve.field_errors import describe_invalid_field
 from fledgling.serve.json_body import MAX_OBJECT_KEYS, InvalidJSON, parse_json, shorten_text
 
 MAX_CHOICES = 16
@@ -282,5 +282,5 @@ def validate_body(kind: type[IgnoringBody], value: Any) -> Any:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        field, message = describe_error(error.errors(include_url=False), value)  # type: ignore[arg-type]
+        field, message = describe_invalid_field(error.errors(include_url=False), value)  # type: ignore[arg-type]
         raise BadRequest(message, field) from None

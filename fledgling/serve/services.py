@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.infer.adapters import make_engines
+from fledgling.infer.chat_session import load_chat_engine
 from fledgling.infer.engine import Engine
-from fledgling.infer.session import load_chat_engine
 from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.serve.examples import list_examples
 from fledgling.serve.service import LOOPBACK, Service
@@ -38,7 +38,7 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessOptions:
     """Who may use a server: the API key, further names in the Host header, and origins of other sites' pages.
 
     is_local: the server listens on loopback, and so refuses names in the Host header that are not its own.
@@ -58,7 +58,7 @@ def load_services(
     checkpoints: Sequence[Path],
     adapters: Mapping[str, Path],
     settings: WorkerSettings,
-    access: Access,
+    access: AccessOptions,
     model_name: str | None = None,
     device: str = "auto",
     tool: Tool = CALCULATOR,

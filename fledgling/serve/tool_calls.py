@@ -24,7 +24,7 @@ def is_tool_call(part: ContentPart) -> bool:
 
 
 @dataclass
-class ToolCall:
+class StreamedToolCall:
     """A call as far as it is generated."""
 
     id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
@@ -58,7 +58,7 @@ class ToolCall:
 class CallPiece:
     """What a part adds to a call."""
 
-    call: ToolCall
+    call: StreamedToolCall
     index: int  # of the call among those of the answer
     begins: bool  # the name has just become known
     arguments: str  # further text of the arguments
@@ -73,7 +73,7 @@ class CallStream:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self.calls: list[ToolCall] = []
+        self.calls: list[StreamedToolCall] = []
         self.is_open = False
 
     def push(self, part: ContentPart) -> CallPiece | None:
@@ -81,19 +81,19 @@ class CallStream:
         if part.opens:
             self.is_open = self.enabled and is_tool_call(part)
             if self.is_open:
-                self.calls.append(ToolCall())
+                self.calls.append(StreamedToolCall())
         if part.kind != "python" or not self.is_open:
             return None
         name, arguments = self.calls[-1].push(part.text)
         return CallPiece(self.calls[-1], len(self.calls) - 1, name is not None, arguments)
 
 
-def list_tool_calls(parts: Iterable[ContentPart]) -> list[ToolCall]:
+def list_tool_calls(parts: Iterable[ContentPart]) -> list[StreamedToolCall]:
     """Returns the calls of a whole answer; of one that was cut before its name, nothing."""
     calls = []
     for part in parts:
         if is_tool_call(part):
-            call = ToolCall()
+            call = StreamedToolCall()
             call.push(part.text)
             if call.name:
                 calls.append(call)

@@ -34,12 +34,12 @@ from fledgling.report.forecasts import measure_run
 from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
 from fledgling.runtime.cores import count_cores
 from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
-from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import World, is_main_process
 from fledgling.speedrun.choose import choose_budgeted_run
 from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.train.hooks import StageHooks
-from fledgling.train.pace import RunClock, StagePace, share_that_fits
+from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import print_line, print_nothing
@@ -151,11 +151,11 @@ def run_budgeted(
         if not known:
             write_json(run_dir / FORECAST, run.to_json())
         show(run, known is not None)
-    keeper = _Timekeeper(run, clock, world, quiet)
+    keeper = _BudgetedStageRunner(run, clock, world, quiet)
     current = keeper.recipe_of_run()
     made = run_stages(current, quiet=quiet, run=keeper.run)
     if world.is_main and made:
-        finish(run, clock, run_dir)
+        record_finished_run(run, clock, run_dir)
     return made
 
 
@@ -167,7 +167,7 @@ def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget |
             text = budget.text if budget else "a budget"
             raise UserError(f"{run_dir} has begun without a budget: leave {text} out to resume it, or {elsewhere}")
         return
-    names = (known.given, dump_without_place(known.recipe), dump_without_place(_adjusted(known, run_dir)))
+    names = (known.given, dump_without_place(known.recipe), dump_without_place(_read_adjusted_recipe(known, run_dir)))
     if dump_without_place(recipe) not in names:
         raise UserError(
             f"{run_dir} has begun within {known.budget.text} with other settings: give those, or {elsewhere}"
@@ -179,7 +179,7 @@ def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget |
         )
 
 
-def _adjusted(run: BudgetedRun, run_dir: Path) -> Recipe:
+def _read_adjusted_recipe(run: BudgetedRun, run_dir: Path) -> Recipe:
     """Returns the recipe of a run with the steps that its stages have been given since."""
     path = run_dir / "recipe.toml"
     return parse_recipe(path.read_text(encoding="utf-8")) if path.is_file() else run.recipe
@@ -218,7 +218,7 @@ def _read_elapsed(run_dir: Path, stage: str) -> float:
     return max(0.0, finite_number(lines[-1].get("elapsed")) or 0.0) if lines else 0.0
 
 
-class _Timekeeper:
+class _BudgetedStageRunner:
     """Runs the stages of a run with a budget: the steps of each follow from the time that is left for it."""
 
     def __init__(self, run: BudgetedRun, clock: RunClock, world: World, quiet: bool) -> None:
@@ -228,7 +228,7 @@ class _Timekeeper:
 
     def recipe_of_run(self) -> Recipe:
         """Returns the recipe of the run, with the steps that stages which have begun were given."""
-        adjusted = replace(_adjusted(self.planned, self.run_dir), run=self.planned.recipe.run)
+        adjusted = replace(_read_adjusted_recipe(self.planned, self.run_dir), run=self.planned.recipe.run)
         self.recipe = adjusted
         return adjusted
 
@@ -259,7 +259,7 @@ class _Timekeeper:
     def set_steps(self, name: str, ahead: tuple[StageSeconds, ...]) -> Recipe:
         """Returns the recipe with the steps of stage `name` that fit into the time left; the same on all ranks."""
         table = self.recipe.stage_config(name)
-        share = share_that_fits(self.clock.left, ahead, self.slowdown) if self.world.is_main else 0.0
+        share = compute_affordable_fraction(self.clock.left, ahead, self.slowdown) if self.world.is_main else 0.0
         share = min(MAX_GROWTH, float(self.world.all_gather_object(share)[0]))
         steps = max(1, int(ahead[0].steps * share))
         if table.steps is None or abs(share - 1) <= MIN_CHANGE or steps == table.steps:
@@ -274,15 +274,15 @@ class _Timekeeper:
         kept = tuple(entry for entry in evals if plan.keeps(name, entry.name, is_last))
         if plan.between:
             return kept
-        return tuple(replace(entry, measure=only_at_the_end(entry)) for entry in kept)
+        return tuple(replace(entry, measure=measure_only_at_end(entry)) for entry in kept)
 
 
-def only_at_the_end(entry: Eval) -> Callable[[int, bool], list]:
+def measure_only_at_end(entry: Eval) -> Callable[[int, bool], list]:
     """Returns the measurement of an evaluation that is made at the end of its stage, and not before its first step."""
     return lambda step, last: entry.measure(step, last) if last or step else []
 
 
-def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
+def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
     """Records the time of a finished run, and appends it to the user's past runs; returns it."""
     write_json(run_dir / SPENT, {"seconds": round(clock.spent, 3), "finished": True, "time": time.time()})
     seal_run(run_dir)

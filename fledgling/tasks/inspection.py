@@ -153,7 +153,7 @@ def inspect_data(
             repeats.add(texts[-1].text, entry.place)
             examples.add(entry, count)
             count += 1
-        for size, targets in _measure(batch, words):
+        for size, targets in _count_row_tokens(batch, words):
             lengths.append(size)
             learned.append(targets)
     more = next(entries, None) is not None
@@ -237,12 +237,12 @@ def _read_entries(
                 try:
                     if isinstance(row, UserError):
                         raise row
-                    yield Entry(place, *_parse(row, place, kind, columns, changes))
+                    yield Entry(place, *_parse_row(row, place, kind, columns, changes))
                 except UserError as error:
                     bad.add(error)
 
 
-def _parse(
+def _parse_row(
     row: Row, place: str, kind: str, columns: Mapping[str, str], changes: Counter[str]
 ) -> tuple[str, tuple[dict[str, Any], ...]]:
     """Returns the form of a row and its conversations."""
@@ -265,7 +265,7 @@ def _batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _measure(entries: Sequence[Entry], tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
+def _count_row_tokens(entries: Sequence[Entry], tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
     """Yields the tokens of each row, and those of them that are learned."""
     if entries and not entries[0].conversations:
         for ids in tokenizer.encode_batch([entry.text for entry in entries]):

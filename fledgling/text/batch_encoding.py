@@ -45,7 +45,7 @@ def _encode_with_tokenizers(single: Any, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in single.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-class _Scanner:
+class _TextScanner:
     """gigatoken with digit pairs and a bounded cache. One caller at a time: the library allows no more."""
 
     def __init__(self, plain: str, single: Any) -> None:
@@ -82,7 +82,7 @@ class _GigatokenEncoder:
 
     def __init__(self, plain: str, single: Any) -> None:
         """Raises RuntimeError if gigatoken has no scanner for the split, or gives other ids."""
-        self._single, self._scanner, self._lock = single, _Scanner(plain, single), threading.Lock()
+        self._single, self._scanner, self._lock = single, _TextScanner(plain, single), threading.Lock()
         self._comparison = CharacterComparison(_make_split_comparison(plain))
         # the tables of composed characters have versions too; ASCII has none
         self._normalizes = json.loads(plain).get("normalizer") is not None
@@ -102,7 +102,7 @@ class _GigatokenEncoder:
         return self._scanner.can_encode(text) and (text.isascii() or not self._normalizes)
 
 
-def _check_ids(scanner: _Scanner, single: Any) -> None:
+def _check_ids(scanner: _TextScanner, single: Any) -> None:
     """Raises RuntimeError unless both libraries give the same ids for texts with many tokens of the vocabulary."""
     ids = range(0, single.get_vocab_size(), max(1, single.get_vocab_size() // CHECKED_TOKENS))
     pieces = [single.decode([index], skip_special_tokens=False) for index in ids]
@@ -128,7 +128,7 @@ def _make_split_comparison(plain: str) -> Callable[[list[str]], list[bool]]:
     document["model"] = {"type": "BPE", "vocab": vocabulary, "merges": [list(merge) for merge in merges]}
     probed = json.dumps(document)
     single = Library.from_str(probed)
-    scanner = _Scanner(probed, single)
+    scanner = _TextScanner(probed, single)
 
     def are_equal(probes: list[str]) -> list[bool]:
         pairs = zip(scanner.encode(probes), _encode_with_tokenizers(single, probes), strict=True)

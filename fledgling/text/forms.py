@@ -66,7 +66,7 @@ def parse_conversation(
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
         made.append("not answered")
-    if messages and not any(_teaches(message) for message in messages):
+    if messages and not any(_has_learned_part(message) for message in messages):
         raise UserError(f"{place}: every message of the assistant has the weight 0, so there is nothing to learn")
     if not messages:
         raise UserError(f"{place}: no message of the assistant follows one of the user; expected {EXPECTED}")
@@ -117,7 +117,7 @@ def read_messages(value: Any) -> list[Message]:
     """Returns a list of messages with OpenAI's roles and keys, from any of its forms. Raises UserError."""
     value = parse_list(value)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise UserError(f"expected a list of messages, got {_describe(value)}")
+        raise UserError(f"expected a list of messages, got {_describe_kind(value)}")
     return [_read_message(number, message) for number, message in enumerate(value, 1)]
 
 
@@ -134,7 +134,7 @@ def read_prompt(row: Mapping[str, Any]) -> list[Message]:
         raise UserError(f"no form of a conversation has the columns {names}; name yours in [columns]")
     for pair in row.get("history") or ():
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise UserError(f"history is {_describe(pair)}; expected pairs of a question and its answer")
+            raise UserError(f"history is {_describe_kind(pair)}; expected pairs of a question and its answer")
         messages += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
     content = parse_list(row[question])
     if not isinstance(content, str):
@@ -142,7 +142,7 @@ def read_prompt(row: Mapping[str, Any]) -> list[Message]:
     context = find_column(row, [name for name in CONTEXTS if name != question])
     added = row[context] if context else ""
     if not isinstance(added, str):
-        raise UserError(f'"{context}" is {_describe(added)}; expected text')
+        raise UserError(f'"{context}" is {_describe_kind(added)}; expected text')
     return [*messages, {"role": "user", "content": f"{content}\n{added}" if added.strip() else content}]
 
 
@@ -152,7 +152,7 @@ def read_answer(value: Any) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     if not isinstance(value, Mapping | Sequence):
-        raise UserError(f"an answer is {_describe(value)}; expected text or messages")
+        raise UserError(f"an answer is {_describe_kind(value)}; expected text or messages")
     return read_messages([value] if isinstance(value, Mapping) else value)
 
 
@@ -162,7 +162,7 @@ def read_tools(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tools, str) and not tools.strip():
         return {}
     if isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise UserError(f"tools are {_describe(tools)}; expected a list of objects")
+        raise UserError(f"tools are {_describe_kind(tools)}; expected a list of objects")
     return {"tools": list(tools)} if tools else {}
 
 
@@ -179,7 +179,7 @@ def _read_conversation(row: Row) -> dict[str, Any]:
     return {"messages": prompt, **read_tools(row)}
 
 
-def _teaches(message: Message) -> bool:
+def _has_learned_part(message: Message) -> bool:
     """Returns whether any part of a message is learned."""
     content = message["content"]
     return message["role"] == "assistant" and (isinstance(content, str) or any(map(is_learned, content)))
@@ -187,7 +187,7 @@ def _teaches(message: Message) -> bool:
 
 def _read_message(number: int, message: Any) -> Message:
     if not isinstance(message, Mapping):
-        raise UserError(f"message {number} is {_describe(message)}; expected an object")
+        raise UserError(f"message {number} is {_describe_kind(message)}; expected an object")
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if not isinstance(role, str):
@@ -213,6 +213,6 @@ def _read_calls(number: int, content: Any) -> list[dict[str, Any]]:
     return [{"function": call} for call in calls]
 
 
-def _describe(value: Any) -> str:
+def _describe_kind(value: Any) -> str:
     """Returns a value's kind, and its beginning."""
     return f"{type(value).__name__} {str(value)[:40]!r}"

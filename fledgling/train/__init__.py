@@ -1,6 +1,6 @@
 """Training: one loop, and the stages as values for it.
 
-Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py` (all losses). Then `prepare.py` and
+Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py` (all losses). Then `data_preparer.py` and
 `stage_rows.py` (text to token shards to rows), `context.py` and `evals.py` (what all builders share), and the builders:
 `supervised.py` (pretrain, midtrain, sft), `dpo.py`, and `rl`, with `rollout.py` and `critic.py`. `saver.py` writes
 checkpoints next to the steps, `check_recipe.py` checks all stages before the first step, `health.py` counts bad steps,

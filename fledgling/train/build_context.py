@@ -21,10 +21,10 @@ from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
+from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.distill.teacher import read_teacher_config
-from fledgling.train.positions import read_positions
-from fledgling.train.prepare import DataPreparer
 from fledgling.train.resume_check import read_rows_per_step
+from fledgling.train.source_positions import read_positions
 from fledgling.train.stage_origin import StageOrigin
 from fledgling.train.stage_weights import (
     StageWeights,
@@ -58,14 +58,15 @@ def build_context(
         recorder.log_notice(f"{name}: blocks with this adapter are not compiled here (docs/adapters.md)")
     if saved:
         load_parameters(model, read_trained(saved, config, start.adapter if start else None), world)
-    device_decode = "auto" if setup.compiled else "graphs"
     context = StageContext(
         recipe=recipe,
         run_dir=origin.run_dir,
         world=world,
         model=model,
         tokenizer=tokenizer,
-        engine=Engine(model, tokenizer, world.device, setup.dtype, device_decode=device_decode),
+        engine=Engine(
+            model, tokenizer, world.device, setup.dtype, device_decode="auto" if setup.compiled else "graphs"
+        ),
         recorder=recorder,
         preparer=preparer,
         setup=setup,

@@ -20,8 +20,8 @@ from fledgling.files import ROW_FILES, require_file, resolve_data_root, split_co
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
+from fledgling.plan.published_sizes import published_sizes
 from fledgling.plan.recompute import resolve_recompute
-from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
@@ -42,10 +42,10 @@ from fledgling.tasks.core import find_core_bundle
 from fledgling.tasks.exam_names import exam_names
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.data_preparer import DataPreparer, split_mixture
 from fledgling.train.distill.build import require_valid_teaching
 from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.preference_data import load_preferences
-from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards

@@ -24,8 +24,8 @@ from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.positions import Positions
-from fledgling.train.prepare import DataPreparer, find_held_out_source
+from fledgling.train.data_preparer import DataPreparer, find_held_out_source
+from fledgling.train.source_positions import Positions
 from fledgling.train.stage_weights import StageWeights
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fledgling.config import Recipe, dump_toml
-from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.system_environment import collect_environment
 
 MACHINE_KEYS = ("fledgling", "python", "torch", "cpu", "cores", "gpus")  # of the environment, that decide the bits
 

@@ -19,7 +19,7 @@ class StageHooks:
         adapt_stage: returns the stage that runs, given the one of the recipe.
         should_stop: is called after every step; True stops the stage as a signal does.
         on_begin: is called once everything is built, before the first step.
-        choose_steps: may change the number of steps while the stage runs (`fledgling.train.horizon`).
+        choose_steps: may change the number of steps while the stage runs (`fledgling.train.stage_horizon`).
         prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
             its texts are now. A stage that resumes has that of its checkpoint.
     """

@@ -30,12 +30,12 @@ from fledgling.record import Recorder
 from fledgling.record.jsonl import write_json
 from fledgling.record.run_requests import ACTIONS, BATCH, EVALUATE, SAMPLE, STOP, take_actions
 from fledgling.runtime.accelerator import PendingRead
-from fledgling.runtime.memory import measure_peak_memory
+from fledgling.runtime.device_memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
-from fledgling.train.horizon import Horizon
 from fledgling.train.queued_step import FinishedStep, MeasurePeak, QueuedStep, StepRecord, StepResult
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.stage_horizon import StageHorizon
 from fledgling.train.totals import Totals
 
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
@@ -51,7 +51,7 @@ class TrainingStopped(Exception):
 
 
 # (horizon, finished steps, seconds of the last step) -> steps of the stage from now on
-ChooseSteps = Callable[[Horizon, int, float], int]
+ChooseSteps = Callable[[StageHorizon, int, float], int]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LoopContext:
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
     totals: Totals = field(default_factory=Totals)
-    horizon: Horizon | None = None  # None: the stage's steps, unchanged
+    horizon: StageHorizon | None = None  # None: the stage's steps, unchanged
     choose_steps: ChooseSteps | None = None  # called after every step, on the main rank; None: nothing is changed
     adapt_threads: Callable[[], dict[str, int]] = dict  # called after every step; returns what to record
 
@@ -181,7 +181,7 @@ def padding_batches(batches: list[Batch], targets: list[list[int]], world: World
 def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: LoopContext, start_step: int = 0) -> None:
     """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested."""
     recorder, world, health, rollback = context.recorder, context.world, context.health, context.rollback
-    step, horizon, held_actions = start_step, context.horizon or Horizon(stage.steps), frozenset[str]()
+    step, horizon, held_actions = start_step, context.horizon or StageHorizon(stage.steps), frozenset[str]()
     record = context.make_record()
     queued: deque[QueuedStep] = deque()  # in their order; empty between steps where results are read at once
     if start_step == 0:
@@ -273,7 +273,7 @@ def agree_on_actions(context: LoopContext) -> frozenset[str]:
     return agreed
 
 
-def change_horizon(context: LoopContext, horizon: Horizon, step: int, seconds: float | None) -> None:
+def change_horizon(context: LoopContext, horizon: StageHorizon, step: int, seconds: float | None) -> None:
     """Changes the steps of the stage as the main rank chooses, on every rank. One collective, where there is a choice.
 
     seconds: of the last step whose result was read; None: of none yet.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fledgling.plan.stage_seconds import StageSeconds
-from fledgling.train.horizon import Horizon
+from fledgling.train.stage_horizon import StageHorizon
 
 MIN_WINDOW = 8  # steps over which the speed is measured at least
 MAX_WINDOW = 1 << 12
@@ -54,7 +54,7 @@ class RunClock:
         return self.budget - self.spent
 
 
-def share_that_fits(left: float, stages: Sequence[StageSeconds], slowdown: float) -> float:
+def compute_affordable_fraction(left: float, stages: Sequence[StageSeconds], slowdown: float) -> float:
     """Returns q above: the share of the planned steps of `stages` that fits into `left` seconds, at least 0."""
     steps = slowdown * sum(stage.steps * stage.step_seconds for stage in stages)
     fixed = slowdown * sum(stage.fixed_seconds for stage in stages)
@@ -84,7 +84,7 @@ class StagePace:
     def __post_init__(self) -> None:
         self.start_slowdown = self.slowdown
 
-    def __call__(self, horizon: Horizon, step: int, seconds: float) -> int:
+    def __call__(self, horizon: StageHorizon, step: int, seconds: float) -> int:
         if self.is_first:  # of a session: it compiles
             self.is_first = False
             return horizon.steps
@@ -95,8 +95,8 @@ class StagePace:
             return horizon.steps
         self.decided = now
         slowdown = self.measure_slowdown(planned)
-        ahead = self.stage.ahead(planned, rest)
-        q = share_that_fits(self.clock.left, (ahead, *self.later), slowdown)
+        ahead = self.stage.remaining_part(planned, rest)
+        q = compute_affordable_fraction(self.clock.left, (ahead, *self.later), slowdown)
         left = horizon.steps - step
         possible = min(int(planned * q), horizon.planned - step)
         allowed = max(1.0, TOLERANCE * left) * (1 if possible < left else 2)

@@ -33,17 +33,15 @@ from fledgling.runtime.watchdog import run_watchdog
 from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.train.build_context import build_context, require_same_data
 from fledgling.train.context import StageContext
+from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.free_cores import follow_free_cores
 from fledgling.train.health import Health, Rollback
 from fledgling.train.history import extend_history
 from fledgling.train.hooks import NO_HOOKS, StageHooks
-from fledgling.train.horizon import Horizon
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
-from fledgling.train.positions import describe_reading
-from fledgling.train.prepare import DataPreparer
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
@@ -59,7 +57,9 @@ from fledgling.train.run_directory import (
 )
 from fledgling.train.same_ranks import require_same_device
 from fledgling.train.saver import CheckpointSaver
+from fledgling.train.source_positions import describe_reading
 from fledgling.train.stage import Stage
+from fledgling.train.stage_horizon import StageHorizon
 from fledgling.train.stage_origin import StageOrigin, describe_derived, find_stage_origin
 from fledgling.train.stage_rows import require_data
 from fledgling.train.stage_settings import require_valid_settings
@@ -238,7 +238,7 @@ def start_state(stage: Stage, context: StageContext, saved: Checkpoint | None) -
     learning_rate = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
     table = recipe.optimizer if name == "pretrain" else replace(recipe.optimizer, tied_updates=0)
     optimizer = Optimizer(context.model, table, context.world, learning_rate, setup.compiled, setup.dtype)
-    horizon = Horizon(stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes))
+    horizon = StageHorizon(stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes))
     state = TrainState(stage, optimizer, Health(), Totals(), horizon)
     start_step = 0
     torch.manual_seed(recipe.seed)

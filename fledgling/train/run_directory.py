@@ -20,7 +20,7 @@ from fledgling.record.run_requests import take_actions
 from fledgling.record.seal import RUN_FILES, SEAL, seal_run
 from fledgling.record.state_shape import require_sound_state
 from fledgling.runtime.device import DeviceSetup
-from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import World
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of

@@ -23,9 +23,9 @@ from fledgling.tasks import load_task
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.data_preparer import DataPreparer, MixtureParts, find_held_out_source, split_mixture
 from fledgling.train.objectives import OBJECTIVES
-from fledgling.train.positions import Positions, SetPart, SourcePositions
-from fledgling.train.prepare import DataPreparer, MixtureParts, find_held_out_source, split_mixture
+from fledgling.train.source_positions import Positions, SetPart, SourcePositions
 
 SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
 

@@ -14,10 +14,10 @@ from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.split import empty_share, require_row_each
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.train.context import StageContext, make_schedule, resolve_split
+from fledgling.train.data_preparer import split_mixture
 from fledgling.train.distill.build import distill_stage
 from fledgling.train.evals import build_compression_eval, build_core_evals, build_evals
 from fledgling.train.loss import next_token_loss
-from fledgling.train.prepare import split_mixture
 from fledgling.train.stage import Stage
 from fledgling.train.stage_rows import StageRows, prepare_stage_rows
 from fledgling.train.stage_settings import require_weights_to_round

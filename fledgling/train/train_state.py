@@ -16,11 +16,11 @@ from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.seal import seal_stage
 from fledgling.train.context import StageContext
 from fledgling.train.health import Health
-from fledgling.train.horizon import Horizon
 from fledgling.train.kept_bases import remove_checkpoint
-from fledgling.train.positions import carry_positions
 from fledgling.train.saver import CheckpointSaver
+from fledgling.train.source_positions import carry_positions
 from fledgling.train.stage import Stage
+from fledgling.train.stage_horizon import StageHorizon
 from fledgling.train.stage_weights import describe_start, read_trained, split_trained, write_adapter_config
 from fledgling.train.totals import Totals
 
@@ -33,7 +33,7 @@ class TrainState:
     optimizer: Optimizer
     health: Health
     totals: Totals
-    horizon: Horizon
+    horizon: StageHorizon
 
     def restore(self, loaded: Checkpoint) -> int:
         """Restores stream, optimizer, counts and random state from a checkpoint; returns its step."""

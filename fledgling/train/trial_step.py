@@ -32,7 +32,7 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep
 from fledgling.plan.teacher import STORED
 from fledgling.runtime.device import DeviceSetup
-from fledgling.runtime.memory import measure_peak_memory
+from fledgling.runtime.device_memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.critic import attach_critic

@@ -54,7 +54,7 @@ def check_sums(run_dir: Path) -> Check:
     return check
 
 
-def check_settings(run_dir: Path) -> Check:
+def check_recorded_settings(run_dir: Path) -> Check:
     """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with.
 
     The optimizer, adapter, teacher and [run] may change from stage to stage: of these the settings of the stage that

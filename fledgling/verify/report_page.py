@@ -131,8 +131,8 @@ def _compare(page: str, runs: Sequence[RunData], check: Check, same_version: boo
         _compare_words(stored, expected[-1], check)
         return
     sized = [known for run in runs if (known := _with_planned_size(run))]
-    made = [read_lines(text) for text in (*expected, *map(render_report, sized))]
-    found = read_lines(page)
+    made = [read_page_lines(text) for text in (*expected, *map(render_report, sized))]
+    found = read_page_lines(page)
     wrong = [*compare_figures(found.lines, [line for each in made for line in each.lines])]
     drawings = {drawing for each in made for drawing in each.drawings}
     others = [drawing for drawing in found.drawings if drawing not in drawings]
@@ -208,7 +208,7 @@ class PageLines:
         return [line for drawing in self.drawings for line in list_points(drawing)]
 
 
-def read_lines(page: str) -> PageLines:
+def read_page_lines(page: str) -> PageLines:
     """Returns the lines of a page, without its style and the facts of its footer."""
     page, drawings = cut_elements(_drop_styles(drop_facts(page)), "svg")
     before, _, provenance = page.partition(PROVENANCE)

@@ -32,7 +32,6 @@ from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
 from fledgling.tasks import ENVIRONMENT_PREFIX
 from fledgling.train.hooks import StageHooks
-from fledgling.train.horizon import Horizon, read_changes
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.queued_step import digest_step
@@ -41,6 +40,7 @@ from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.model_reward import MODEL_PREFIX
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.stage_horizon import StageHorizon, read_changes
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR
 from fledgling.verify.files import is_usable, list_stage_checkpoints, list_stages
 from fledgling.verify.stage_order import (
@@ -87,7 +87,7 @@ class Replay:
     evals: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
-def read_lines(run_dir: Path, stage: str) -> dict[int, dict[str, Any]]:
+def read_metrics_by_step(run_dir: Path, stage: str) -> dict[int, dict[str, Any]]:
     """Returns the recorded metrics by step."""
     lines = read_jsonl(run_dir / stage / "metrics.jsonl")
     return {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
@@ -97,7 +97,7 @@ def list_starts(run_dir: Path) -> list[Start]:
     """Returns the beginnings and the valid checkpoints of all stages, the last checkpoint of each too."""
     starts = []
     for stage in list_stages(run_dir):
-        lines = read_lines(run_dir, stage)
+        lines = read_metrics_by_step(run_dir, stage)
         paths = [path for path in list_stage_checkpoints(run_dir, stage) if is_usable(path)]
         by_step = {int(checkpoint.read_checkpoint_state(path)["step"]): path for path in paths}
         steps = sorted({0, *by_step})
@@ -110,7 +110,9 @@ def list_starts(run_dir: Path) -> list[Start]:
 
 def measure_step_seconds(run_dir: Path, stage: str) -> float:
     """Returns the median of the recorded seconds of a step."""
-    return median([finite_number(line.get("seconds")) or 0.0 for line in read_lines(run_dir, stage).values()] or [0.0])
+    return median(
+        [finite_number(line.get("seconds")) or 0.0 for line in read_metrics_by_step(run_dir, stage).values()] or [0.0]
+    )
 
 
 def draw_distances(
@@ -317,7 +319,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
     def adapt(stage: Stage) -> Stage:
         changes = read_horizon_changes(run_dir, start.stage, stage.steps)
         if reads_data:
-            before, horizon = stage.batches.state_dict(), Horizon(stage.steps, changes)
+            before, horizon = stage.batches.state_dict(), StageHorizon(stage.steps, changes)
             for step in range(horizon.steps):
                 result.data.append(digest_step(stage.batches.next(), World.start(recipe.run.device)))
                 result.multipliers.append(stage.schedule(horizon.progress(step)))
@@ -347,7 +349,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
                 run_stage(recipe, start.stage, quiet=True, hooks=hooks)
         except TrainingStopped:
             stopped = True
-        result.lines = read_lines(scratch, start.stage)
+        result.lines = read_metrics_by_step(scratch, start.stage)
         newest = checkpoint.find_latest_checkpoint(scratch / start.stage / "checkpoints", check_hashes=False)
         if distance and newest is not None and (stopped or result.lines):
             result.saved = checkpoint.load_checkpoint(newest, check_hashes=False)

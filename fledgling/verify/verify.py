@@ -13,7 +13,7 @@ from fledgling.config import UserError
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.report.run_data import read_object
-from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.system_environment import collect_environment
 from fledgling.train.history import MACHINE_KEYS
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.resume_check import read_prepared_data
@@ -24,7 +24,7 @@ from fledgling.verify.report_page import check_report
 from fledgling.verify.stage_order import list_outdated
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
-MADE_AGAIN = "steps made again"
+REPEATED_STEPS = "steps made again"
 MAX_NAMED = 3  # tensors of a checkpoint, or steps of a stage, that are named
 REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to loading and to the data of all steps
 
@@ -69,7 +69,7 @@ def verify_run(
             files.check_checkpoints(run_dir, show),
             files.check_prepared_data(run_dir, show),
             files.check_seals(run_dir, show, list_outdated(run_dir)),
-            figures.check_settings(run_dir),
+            figures.check_recorded_settings(run_dir),
             figures.check_sums(run_dir),
             check_report(run_dir, "fledgling" not in other),
         ]
@@ -79,7 +79,7 @@ def verify_run(
         if bar:
             bar.close()
     fails = any(check.problems for check in checks)
-    made_again = any(check.checked for check in checks if check.name == MADE_AGAIN)
+    made_again = any(check.checked for check in checks if check.name == REPEATED_STEPS)
     return {
         "run": str(run_dir),
         "root": files.compute_root(run_dir),
@@ -114,7 +114,7 @@ def check_steps(
     run_dir: Path, count: int, deadline: float, chance: random.Random, tolerance: float, show: Callable[[str], None]
 ) -> list[Check]:
     """Returns the checks that need the data and the model: data of every step, drawn steps, weights, evaluations."""
-    data, made = Check("data of every step", "steps"), Check(MADE_AGAIN, "steps")
+    data, made = Check("data of every step", "steps"), Check(REPEATED_STEPS, "steps")
     weights, scores = Check("weights after them", "tensors"), Check("bits per byte made again", "values")
     checks = [data, made, weights, scores]
     starts, budget = steps.list_starts(run_dir), max(0.0, deadline - time.monotonic())
@@ -133,7 +133,7 @@ def check_steps(
         if start.last == last_steps[start.stage] and 0 < start.last - start.step <= reach(start):
             drawn.setdefault(start, []).append(start.last - start.step)
     compared: set[tuple[str, int]] = set()
-    data.total = made.total = sum(len(steps.read_lines(run_dir, stage)) for stage in seconds)
+    data.total = made.total = sum(len(steps.read_metrics_by_step(run_dir, stage)) for stage in seconds)
     beginnings = [start for start in starts if start.step == 0 and start.stage in steps.DATA_STAGES]
     ends = [start for start in starts if start.path and start.step == start.last]
     others = [start for start in drawn if start not in beginnings]
@@ -203,7 +203,7 @@ def find_obstacles(run_dir: Path, starts: Sequence[steps.Start]) -> dict[str, st
 def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance: float, checks: list[Check]) -> None:
     """Adds what a replay shows to the checks."""
     data, made, weights, scores = checks
-    recorded = steps.read_lines(run_dir, start.stage)
+    recorded = steps.read_metrics_by_step(run_dir, start.stage)
     if result.data:
         if start.same_until is not None:
             recorded = {step: line for step, line in recorded.items() if step <= start.same_until}
@@ -211,7 +211,7 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
                 f"{start.stage}: was resumed after step {start.same_until} with other settings or elsewhere"
             )
         _compare_data(start.stage, recorded, result, data)
-        recorded = steps.read_lines(run_dir, start.stage)
+        recorded = steps.read_metrics_by_step(run_dir, start.stage)
     for step, again in sorted(result.lines.items()):
         made.checked += 1
         differences = steps.compare_lines(recorded.get(step, {}), again, tolerance)

@@ -43,7 +43,7 @@ MAX_BODY_BYTES = 1000
 
 @dataclass(frozen=True)
 class WatchAccess:
-    """Who may reach the watcher: see `fledgling.serve.middleware.Access`."""
+    """Who may reach the watcher: see `fledgling.serve.middleware.AccessPolicy`."""
 
     api_key: str | None
     hosts: tuple[str, ...] | None

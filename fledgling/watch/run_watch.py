@@ -13,7 +13,7 @@ from typing import Any
 
 from fledgling.config import STAGES
 from fledgling.record.run_lock import read_living_holder
-from fledgling.report.predictions import pair_predictions
+from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import (
     Evaluation,
     RunData,

@@ -42,10 +42,10 @@ class JsonlTail:
         *lines, self._partial = (self._partial + content).split(b"\n")
         if len(self._partial) > MAX_LINE_BYTES:
             self._partial = b"\0"  # its end is no JSON either
-        return [value for line in lines if (value := _parse(line)) is not None], restarted
+        return [value for line in lines if (value := _parse_json_line(line)) is not None], restarted
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse_json_line(line: bytes) -> dict[str, Any] | None:
     if not line or len(line) > MAX_LINE_BYTES:
         return None
     try:

@@ -21,14 +21,14 @@ def test_parts_run_in_small_and_one_that_fails_stops_none(tmp_path, monkeypatch,
 
 
 def test_no_part_runs_when_the_time_is_over(tmp_path):
-    results = gpu.run_check(tmp_path, 0.01, ["card"], tiny=True)
+    results = gpu.run_gpu_check(tmp_path, 0.01, ["card"], tiny=True)
     assert results == {"card": {"state": "skipped", "rows": [], "error": "no time left"}}
 
 
 def test_a_part_is_stopped_at_its_limit(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.PARTS, "card", 1)
     monkeypatch.setattr(gpu, "MIN_PART_SECONDS", 0)
-    assert gpu.run_check(tmp_path, 1, ["card"], tiny=True)["card"]["state"] == "out of time"
+    assert gpu.run_gpu_check(tmp_path, 1, ["card"], tiny=True)["card"]["state"] == "out of time"
 
 
 def test_wrong_parts_and_minutes_are_one_line(tmp_path, capsys):

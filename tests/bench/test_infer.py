@@ -70,7 +70,7 @@ def test_llama_cpp_is_compared_case_by_case():
         "transformers": 9.0,
     }
     rows = [{"engine": name, "batch": 1, "context": 8, "tokens_per_second": speed} for name, speed in speeds.items()]
-    (line,) = infer.format_comparison([*rows, {**rows[0], "batch": 4}])
+    (line,) = infer.format_peer_ratios([*rows, {**rows[0], "batch": 4}])
     assert line == "1 x 8, each further token, fledgling against llama.cpp: 1.50 x f16, 0.80 x q8_0"
 
 

@@ -2,7 +2,7 @@
 
 from benchmarks import features
 from benchmarks.__main__ import main
-from fledgling.scaling.race_results import Point, RacedRun
+from fledgling.scaling.race_results import Point, RaceRun
 
 
 def test_the_table_is_collected_after_every_run_and_says_what_is_open(tmp_path, monkeypatch):
@@ -12,7 +12,7 @@ def test_the_table_is_collected_after_every_run_and_says_what_is_open(tmp_path, 
         for seed in range(seeds):
             for place, contestant in enumerate(contestants if out.name == "4x128" else contestants[:1]):
                 point = Point(9, 60.0, 2.0 - 0.1 * place + 0.3 * seed, 100.0, 1e9)
-                finished.append((out, RacedRun(contestant.name, seed, (point,), 7)))
+                finished.append((out, RaceRun(contestant.name, seed, (point,), 7)))
                 on_finished()
 
     monkeypatch.setattr(features, "run_race", run_race)

@@ -27,6 +27,6 @@ def test_shares_are_of_the_limits():
 
 
 def test_without_native_kernels_there_is_nothing_to_measure(monkeypatch):
-    monkeypatch.setattr(native, "load_library", lambda: None)
+    monkeypatch.setattr(native, "load_native_library", lambda: None)
     with pytest.raises(UserError, match="no native kernels here"):
         products.measure_products([1], [8], 1)

@@ -13,10 +13,10 @@ from fledgling.cli.chat import print_reply, run_conversation
 from fledgling.cli.escape import escape_control_characters
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import ModelConfig
+from fledgling.infer.chat_session import ChatSession
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.session import ChatSession
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.tokenizer import Tokenizer

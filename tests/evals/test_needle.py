@@ -6,7 +6,7 @@ import torch
 from fledgling.cli import main
 from fledgling.config import ModelConfig, UserError
 from fledgling.evals import needle
-from fledgling.evals.needle import DEPTHS, lengthen, make_needles, measure_needles
+from fledgling.evals.needle import DEPTHS, extend_context, make_needles, measure_needles
 from fledgling.model.transformer import Transformer
 from fledgling.text.tokenizer import Tokenizer
 
@@ -65,8 +65,8 @@ def test_a_model_that_looks_finds_every_number_and_another_is_at_chance(tokenize
 def test_a_lengthened_model_has_the_same_weights_and_reads_more(tokenizer):
     model = Transformer(CONFIG).eval()
     model.initialize(0)
-    assert lengthen(model, None, "default") is model
-    longer = lengthen(model, 4 * model.config.context, "yarn")
+    assert extend_context(model, None, "default") is model
+    longer = extend_context(model, 4 * model.config.context, "yarn")
     assert longer.config.context == 4 * model.config.context and longer.config.rope_type == "yarn"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), longer.parameters(), strict=True))
 

@@ -14,7 +14,7 @@ import torch
 
 from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import html
-from fledgling.export.html import make_model_file, render_page, require_supported, write_html
+from fledgling.export.html import make_model_file, render_model_page, require_supported, write_html
 from fledgling.export.node_calls import call_in_node, find_node, read_logits
 from fledgling.export.page_weights import quantize_for_page
 from fledgling.infer.engine import Engine
@@ -300,5 +300,5 @@ def test_a_feature_that_the_page_does_not_know_is_refused_by_name(make, monkeypa
 def test_data_in_the_page_cannot_end_its_element(make, tokenizer):
     weights = quantize_for_page(make("fledgling", depth=1), {}, 4, None, False)
     name = "</script><script>alert(1)</script>"
-    text = render_page(PAGE, make_model_file(weights.config, weights.tensors, tokenizer, name, 4, [name]), name)
+    text = render_model_page(PAGE, make_model_file(weights.config, weights.tensors, tokenizer, name, 4, [name]), name)
     assert name not in text and text.count("<script") == text.count("</script") == 3

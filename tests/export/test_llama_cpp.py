@@ -12,7 +12,7 @@ from fledgling.export.gguf_types import BLOCK, FILE_TYPES, choose_type
 from fledgling.export.gguf_vocabulary import pre_tokenizer_name
 from fledgling.export.import_hf import read_model
 from fledgling.export.importance import measure_importance
-from fledgling.export.llama_cpp import LlamaCpp, load_library
+from fledgling.export.llama_cpp import LlamaCpp, load_llama_library
 from fledgling.export.read_hf import read_hf
 from fledgling.model.transformer import Transformer
 from fledgling.text.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ LIMITS |= {"q4_0": 0.4, "iq4_xs": 0.3, "q3_k_m": 0.8, "q2_k": 5.0}
 
 def test_perplexity_in_llama_cpp_is_within_the_error_of_each_type(confident, tokenizer, tmp_path):
     model, text = confident
-    assert load_library() is not None, "this xllamacpp has another layout: declare it again in llama_cpp.py"
+    assert load_llama_library() is not None, "this xllamacpp has another layout: declare it again in llama_cpp.py"
     with torch.inference_mode():
         expected = nats(model.compute_logits(model(torch.tensor([text])))[0], text).exp()
     assert 1.5 < expected < 200 and LIMITS.keys() == FILE_TYPES.keys()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fledgling.data.shards import ShardWriter, TokenShard
 from fledgling.data.stream import MixtureStream, RowSource
-from fledgling.train.positions import SourcePositions, describe_reading, read_positions
+from fledgling.train.source_positions import SourcePositions, describe_reading, read_positions
 from fledgling.train.stage_rows import merge_equal_sources
 
 CONTEXT = 16

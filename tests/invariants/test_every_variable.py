@@ -44,7 +44,7 @@ def check_cxx(folder: Path) -> None:
     """A compiler that is not there is not called, and doctor, torch.compile and the native kernels agree."""
     assert find_cxx_compiler() is None and not check_compiler().ok
     assert not should_compile("auto", torch.device("cpu"))
-    assert native.load_library.__wrapped__() is None
+    assert native.load_native_library.__wrapped__() is None
 
 
 VARIABLES = {
@@ -80,7 +80,7 @@ def test_a_variable_stands_for_its_option(name, monkeypatch, capsys, tmp_path):
 
 def test_native_kernels_can_be_switched_off(monkeypatch):
     monkeypatch.setenv(native.ENV_SWITCH, "0")
-    assert native.ENV_SWITCH == "FLEDGLING_NATIVE" and native.load_library.__wrapped__() is None
+    assert native.ENV_SWITCH == "FLEDGLING_NATIVE" and native.load_native_library.__wrapped__() is None
 
 
 def test_every_variable_that_is_read_is_here():

@@ -24,7 +24,7 @@ TORCH_FREE = (
     "scaling.fits",
     "scaling.analysis",
     "scaling.sweep_page",
-    "scaling.inference",
+    "scaling.inference_scaling",
     "scaling.ablation",
     "scaling.recovery",
     "tasks",

@@ -12,7 +12,7 @@ from fledgling.config import DEFAULT_STAGES, Recipe, load_recipe, recipe_names
 from fledgling.data.mixture import SourceOrder
 from fledgling.tasks import SKILLS, load_task, make_mixture_example
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, normalize_text
-from fledgling.train.prepare import split_mixture
+from fledgling.train.data_preparer import split_mixture
 from fledgling.train.rl.rollout_stream import RolloutStream
 
 QUESTIONS = 200  # of an exam, the default

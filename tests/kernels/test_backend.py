@@ -36,7 +36,7 @@ def test_weights_in_the_right_dtype_are_read_live(model):
     assert chosen.weights_version != before
 
 
-@pytest.mark.skipif(native.load_library() is None, reason="no native kernels: no compiler, or another processor")
+@pytest.mark.skipif(native.load_native_library() is None, reason="no native kernels: no compiler, or another processor")
 def test_bf16_on_a_cpu_takes_the_native_step(model):
     chosen = select_backend(model, CPU, torch.bfloat16, skip_zeros=True)
     assert chosen.native_step is not None and chosen.model is not model and not chosen.replaced_weights

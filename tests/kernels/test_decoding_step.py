@@ -13,7 +13,7 @@ from fledgling.kernels.quantized_model import load_quantized_model, quantize_sta
 from fledgling.model.cache import CacheRow, KVCache
 
 pytestmark = pytest.mark.skipif(
-    native.load_library() is None, reason="no native kernels: no compiler, or another processor"
+    native.load_native_library() is None, reason="no native kernels: no compiler, or another processor"
 )
 FAMILIES = [
     ("fledgling", {}),

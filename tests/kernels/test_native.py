@@ -32,11 +32,11 @@ def variant(request, monkeypatch):
     if request.param in FULL_SIZE and not os.environ.get("FLEDGLING_FULL"):
         pytest.skip("at full size: make test-all")
     monkeypatch.setenv(native.ENV_SWITCH, request.param)
-    native.load_library.cache_clear()
-    if native.load_library() is None:
+    native.load_native_library.cache_clear()
+    if native.load_native_library() is None:
         pytest.skip("no compiler")
     yield request.param
-    native.load_library.cache_clear()
+    native.load_native_library.cache_clear()
 
 
 def make_matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_dequantized_values_are_rounded_once(variant):
 def test_a_variant_that_this_processor_lacks_is_an_error_in_one_line(monkeypatch):
     monkeypatch.setenv(native.ENV_SWITCH, "avx9")
     with pytest.raises(UserError, match="FLEDGLING_NATIVE=avx9: expected one of 0"):
-        native.load_library.__wrapped__()
+        native.load_native_library.__wrapped__()
 
 
 def test_names_of_files_change_with_sources_and_flags():

@@ -37,13 +37,13 @@ def test_without_a_compiler_the_result_is_the_same(bits, monkeypatch):
     whole, x = compiled.dequantize(), make_matrix(2, 192, 1).bfloat16()
     expected = F.linear(x, compiled).float()
     monkeypatch.setenv(native.ENV_SWITCH, "0")
-    native.load_library.cache_clear()
+    native.load_native_library.cache_clear()
     try:
         plain = QuantizedTensor.from_weight(make_matrix(40, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
         assert plain.matrix is None and torch.equal(plain.dequantize(), whole)
         result = F.linear(x, plain).float()
     finally:
-        native.load_library.cache_clear()
+        native.load_native_library.cache_clear()
     assert (result - expected).abs().max() < 2**-6 * expected.abs().max()
 
 

@@ -3,7 +3,7 @@
 import json
 
 from fledgling.cli import main
-from fledgling.plan.compare import compare_families, format_comparison
+from fledgling.plan.compare import compare_families, format_family_tables
 
 
 def test_blocks_of_all_families_have_about_twelve_squares_of_the_width():
@@ -14,7 +14,7 @@ def test_blocks_of_all_families_have_about_twelve_squares_of_the_width():
 
 
 def test_the_table_has_one_column_per_family_and_one_block_per_depth():
-    text = format_comparison(compare_families((2, 4), 1_024, 256))
+    text = format_family_tables(compare_families((2, 4), 1_024, 256))
     assert text.count("depth 2, context 256, 1,024 entries") == text.count("depth 4, context 256, 1,024 entries") == 1
     assert "training FLOPs a token, full attention" in text, "the square of the context is counted in full"
     assert "GELU" in text and "SwiGLU" in text and "ReLU^2" in text

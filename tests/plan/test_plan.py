@@ -10,7 +10,7 @@ import pytest
 from fledgling.config import UserError, load_recipe, recipe_names
 from fledgling.plan import hardware
 from fledgling.plan.plan import make_plan
-from fledgling.plan.source_sizes import PUBLISHED_EXAMPLES
+from fledgling.plan.published_sizes import PUBLISHED_EXAMPLES
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.text import format_plan
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fledgling.config import dump_toml, load_recipe
 from fledgling.plan.plan import make_plan
 from fledgling.record import Recorder, write_json
-from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.system_environment import collect_environment
 
 PEAK_FLOPS = 1e12  # of the synthetic machine
 STAGES = {

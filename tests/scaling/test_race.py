@@ -11,7 +11,7 @@ from fledgling.config import UserError
 from fledgling.record import read_jsonl
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race, race_run
-from fledgling.scaling.race_results import Point, RacedRun, rank_runs, read_points, standing_rows
+from fledgling.scaling.race_results import Point, RaceRun, rank_runs, read_points, result_rows
 
 SETTINGS = [
     *("tokenizer.vocab_size=330", "model.depth=1", "model.width=16", "model.heads=2", "model.context=32"),
@@ -52,7 +52,7 @@ def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_oth
     words[words.index(str(other))] = f"theirs={other}"
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    by_name = {standing["name"]: standing for standing in result["race"]}
+    by_name = {result["name"]: result for result in result["race"]}
     assert next(iter(by_name)) == "base" and set(by_name) == {"base", "tied", "old", "theirs"}
     for name in ("base", "tied", "old"):
         (points,) = (run["points"] for run in by_name[name]["runs"])
@@ -108,19 +108,19 @@ def test_a_step_that_compiles_counts_as_the_median_of_the_others():
 
 
 def test_differences_are_paired_by_seed_and_a_short_result_is_told():
-    def run(name: str, seed: int, bits: float, seconds: float = 60.0) -> RacedRun:
-        return RacedRun(name, seed, (Point(1, seconds / 2, 9.0), Point(2, seconds, bits, 120.0, 1e9)), 7)
+    def run(name: str, seed: int, bits: float, seconds: float = 60.0) -> RaceRun:
+        return RaceRun(name, seed, (Point(1, seconds / 2, 9.0), Point(2, seconds, bits, 120.0, 1e9)), 7)
 
     runs = [run("base", seed, bits) for seed, bits in enumerate((2.0, 2.4, 2.2))]
     runs += [run("better", seed, bits) for seed, bits in enumerate((1.9, 2.31, 2.09))]
-    runs += [RacedRun("theirs", 0, (Point(3, 20.0, 3.0), Point(4, 61.0, 1.0)))]
-    standings = {standing.name: standing for standing in rank_runs(runs, 60.0)}
-    assert list(standings) == ["base", "better", "theirs"] and standings["base"].verdict == ""
-    assert standings["better"].difference == pytest.approx(-0.1) and standings["better"].verdict == "better"
-    assert standings["better"].difference_margin == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
-    assert standings["base"].margin > 0.4, "seeds differ by more than contestants do"
-    assert standings["theirs"].bits == 3.0 and standings["theirs"].verdict == "not significant"
-    rows = {row[0]: row for row in standing_rows(list(standings.values()), 60.0)}
+    runs += [RaceRun("theirs", 0, (Point(3, 20.0, 3.0), Point(4, 61.0, 1.0)))]
+    results = {result.name: result for result in rank_runs(runs, 60.0)}
+    assert list(results) == ["base", "better", "theirs"] and results["base"].verdict == ""
+    assert results["better"].difference == pytest.approx(-0.1) and results["better"].verdict == "better"
+    assert results["better"].difference_margin == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
+    assert results["base"].margin > 0.4, "seeds differ by more than contestants do"
+    assert results["theirs"].bits == 3.0 and results["theirs"].verdict == "not significant"
+    rows = {row[0]: row for row in result_rows(list(results.values()), 60.0)}
     assert rows["theirs"][-1] == "not significant; only 20 s" and rows["better"][2] == "-0.1000 ± 0.0248"
 
 

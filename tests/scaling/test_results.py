@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 
 from fledgling.config import UserError, load_recipe
-from fledgling.scaling.results import format_flops, load_sweep, read_run
+from fledgling.scaling.results import format_flops, load_sweep, read_sweep_run
 from tests.scaling.synthetic_sweep import make_run, make_sweep
 
 
 def test_an_unfinished_run_is_none_and_a_broken_one_is_named(tmp_path):
     run = make_run(tmp_path / "d1-1e13", 1, 1e13)
-    assert read_run(run).depth == 1
+    assert read_sweep_run(run).depth == 1
     (run / "plan.json").write_text('{"parameters": {}}')
     with pytest.raises(UserError, match="d1-1e13"):
-        read_run(run)
+        read_sweep_run(run)
     (run / "pretrain/done.json").unlink()
-    assert read_run(run) is None
+    assert read_sweep_run(run) is None
 
 
 def test_budgets_are_formatted_as_on_the_command_line():
@@ -28,13 +28,13 @@ def test_budgets_are_formatted_as_on_the_command_line():
 def test_a_run_is_measured_by_what_it_read_and_over_all_rows(tmp_path):
     """Planned tokens, and the value over the first rows only, are other numbers."""
     run = make_run(tmp_path / "d1-1e13", 1, 1e13)
-    before = read_run(run)
+    before = read_sweep_run(run)
     done = json.loads((run / "pretrain/done.json").read_text())
     (run / "pretrain/done.json").write_text(json.dumps({**done, "tokens": before.tokens - 4096}))
     with open(run / "pretrain/evals.jsonl", "a") as file:
         first_rows = {"stage": "pretrain", "step": done["step"], "name": "bits_per_byte", "value": 9.0, "n": 64}
         file.write(json.dumps({**first_rows, "low": 8.0, "high": 10.0}) + "\n")
-    after = read_run(run)
+    after = read_sweep_run(run)
     assert after.tokens == before.tokens - 4096 and after.flops < before.flops
     assert after.bits_per_byte == before.bits_per_byte
 

@@ -120,7 +120,7 @@ def test_a_budget_beyond_the_sweep_is_predicted_and_then_trained(tmp_path, capsy
     out = make_sweep(tmp_path / "made-up", (1, 2, 3), (2.5e10, 3e10, 4e10), batch=256)
     claim_directory(chosen, out)
     with pytest.raises(UserError, match="more than 1"):
-        sweeps.run_check(chosen, analyze_sweep(load_sweep(out)), 0.5, None, print)
+        sweeps.run_forecast_check(chosen, analyze_sweep(load_sweep(out)), 0.5, None, print)
     assert main(["scaling", "check", str(out), "--times", "1.2", "--depth", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     run = out / "check/d3-4.8e10"

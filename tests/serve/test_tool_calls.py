@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledgling.infer.detokenizer import ContentPart
-from fledgling.serve.tool_calls import ToolCall, is_tool_call, list_tool_calls
+from fledgling.serve.tool_calls import StreamedToolCall, is_tool_call, list_tool_calls
 from fledgling.text.turns import write_call
 
 VALUES = st.recursive(st.text(max_size=5) | st.integers() | st.none(), lambda v: st.lists(v, max_size=3), max_leaves=5)
@@ -19,7 +19,7 @@ VALUES = st.recursive(st.text(max_size=5) | st.integers() | st.none(), lambda v:
 def test_pieces_give_what_the_whole_gives(arguments, sizes):
     text = write_call("add", arguments)
     whole = list_tool_calls([ContentPart("python", text)])[0]
-    call, names, pieces, start = ToolCall(), [], "", 0
+    call, names, pieces, start = StreamedToolCall(), [], "", 0
     for size in [*sizes, len(text)]:
         name, piece = call.push(text[start : start + size])
         names, pieces, start = names + [name] * (name is not None), pieces + piece, start + size

@@ -9,7 +9,7 @@ from fledgling.config import UserError
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.build_context import require_same_data
-from fledgling.train.prepare import DataPreparer
+from fledgling.train.data_preparer import DataPreparer
 from tests.ranks import on_ranks
 from tests.tiny import tiny
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fledgling.plan.stage_seconds import StageSeconds
-from fledgling.train.horizon import Horizon
 from fledgling.train.pace import RunClock, StagePace
+from fledgling.train.stage_horizon import StageHorizon
 
 
 def run_stage(pace, horizon, clock, speed, step=0, end=0.0):
@@ -24,7 +24,7 @@ def run_stage(pace, horizon, clock, speed, step=0, end=0.0):
 def make(budget, steps=400, later=(), **stage):
     clock = [0.0]
     pace = StagePace(RunClock(budget, 0.0, lambda: clock[0]), StageSeconds("sft", steps, 1.0, **stage), tuple(later))
-    return clock, pace, Horizon(steps)
+    return clock, pace, StageHorizon(steps)
 
 
 def test_a_machine_as_fast_as_planned_makes_all_planned_steps():

@@ -7,7 +7,7 @@ import pytest
 
 from fledgling.config import UserError, load_recipe
 from fledgling.record.jsonl import JsonlWriter
-from fledgling.report.predictions import pair_predictions
+from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.train import predictions
 from fledgling.train.predictions import find_teacher_config, write_predictions

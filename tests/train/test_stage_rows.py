@@ -17,9 +17,9 @@ from fledgling.record.checkpoint import find_latest_checkpoint, read_checkpoint_
 from fledgling.runtime import device
 from fledgling.speedrun.stages import run_stages
 from fledgling.tasks.exam_names import exam_names
+from fledgling.train.data_preparer import DataPreparer, split_mixture
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage_rows import prepare_stage_rows, require_data
@@ -192,7 +192,7 @@ def test_generated_conversations_are_keyed_by_what_generates_them(prepared, tmp_
     fresh = DataPreparer(tiny(tmp_path), tmp_path / "run", messages.append)
     first = fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory
     assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory == first
-    monkeypatch.setattr("fledgling.train.prepare._digest_tasks", lambda: "another version of the generators")
+    monkeypatch.setattr("fledgling.train.data_preparer._digest_tasks", lambda: "another version of the generators")
     assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory != first
     assert any("sft tasks: its text changed, so it is prepared again" in message for message in messages)
     assert fresh.task_shard("sft", {"spelling": 1.0}, 900, tokenizer).directory not in (first, None)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from fledgling.verify.figures import check_settings, check_sums
+from fledgling.verify.figures import check_recorded_settings, check_sums
 
 
 def test_an_honest_run_has_the_figures_of_its_record(run):
-    for check in (check_sums(run), check_settings(run)):
+    for check in (check_sums(run), check_recorded_settings(run)):
         assert check.verdict == "holds" and check.checked == check.total > 10, check
 
 
@@ -42,12 +42,14 @@ def test_a_setting_that_decides_what_is_learned_is_compared(copy, old, new, expe
         )
     )
     path.write_text(text)
-    assert any(expected in problem for problem in check_settings(copy).problems), check_settings(copy).problems
+    assert any(expected in problem for problem in check_recorded_settings(copy).problems), check_recorded_settings(
+        copy
+    ).problems
 
 
 def test_a_recipe_of_another_shape_is_compared_too(copy):
     (copy / "recipe.toml").write_text("model = 3\nrun = 1\n")
-    assert any("recipe.toml: model" in problem for problem in check_settings(copy).problems)
+    assert any("recipe.toml: model" in problem for problem in check_recorded_settings(copy).problems)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +74,4 @@ def test_done_has_the_last_sums(copy):
 def test_a_setting_that_was_changed_is_named(copy):
     recipe = copy / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("seed = 1\n", "seed = 7\n"))
-    assert {problem.split(",")[0] for problem in check_settings(copy).problems} == {"recipe.toml: seed is 7"}
+    assert {problem.split(",")[0] for problem in check_recorded_settings(copy).problems} == {"recipe.toml: seed is 7"}

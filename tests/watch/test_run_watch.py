@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fledgling.record import Recorder, write_json
-from fledgling.report.predictions import pair_predictions
+from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.watch import run_watch
 from fledgling.watch.run_watch import RunWatch

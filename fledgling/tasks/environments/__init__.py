@@ -2,7 +2,7 @@
 
 Start with `environment.py` (the class to derive from, and an episode), then `task.py` (an environment as a task, to
 demonstrate, practise and evaluate). Shipped: `guessing.py`, `file_tree.py`, `database.py`, `web_shop.py`. A user's own
-class runs in a process of its own (`process.py`).
+class runs in a process of its own (`episode_process.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load_environment_task(name: str, spec: str) -> EnvironmentTask:
         module = importlib.import_module(f"fledgling.tasks.environments.{spec}")
         return EnvironmentTask(name, getattr(module, ENVIRONMENTS[spec]))
     if ":" in spec:
-        from fledgling.tasks.environments.process import make_remote_class
+        from fledgling.tasks.environments.episode_process import make_remote_class
 
         path = Path(spec.rpartition(":")[0])
         return EnvironmentTask(name, make_remote_class(spec), (path,) if path.suffix == ".py" else ())

@@ -6,7 +6,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import LAST_CARE, Environment, ToolError
+from fledgling.tasks.environments.environment import LAST_DECISION_ACCURACY, Environment, ToolError
 
 TABLES = ("orders", "trips", "loans", "visits")
 PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida")
@@ -78,8 +78,8 @@ class Database(Environment):
         """Mostly sorts by name, and upwards: the column is right in some demonstrations, and so is the order."""
         table = call("tables()")
         column = call(f'columns("{table}")').split()[-1]
-        by = column if rng.random() < LAST_CARE else "name"
-        order = " DESC" if self.most and rng.random() < LAST_CARE else ""
+        by = column if rng.random() < LAST_DECISION_ACCURACY else "name"
+        order = " DESC" if self.most and rng.random() < LAST_DECISION_ACCURACY else ""
         return call(f'sql("SELECT name FROM {table} ORDER BY {by}{order} LIMIT 1")')
 
 

@@ -36,9 +36,9 @@ from fledgling.tasks.task import normalize_text
 
 MAX_CALL_CHARACTERS = 200
 MAX_OBSERVATION_CHARACTERS = 400
-CARE = 0.8  # the share of a demonstration's decisions on the way that are right
-LAST_CARE = 0.2  # and of its last one, which uses what was found: mostly it is the same simple mistake
-TOO_LONG = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
+DECISION_ACCURACY = 0.8  # the share of a demonstration's decisions on the way that are right
+LAST_DECISION_ACCURACY = 0.2  # and of its last one, which uses what was found: mostly it is the same simple mistake
+TOO_LONG_ERROR = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
 
 
 class ToolError(Exception):

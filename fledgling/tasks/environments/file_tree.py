@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environment, ToolError
+from fledgling.tasks.environments.environment import DECISION_ACCURACY, LAST_DECISION_ACCURACY, Environment, ToolError
 
 FOLDERS = ("art", "bills", "code", "data", "home", "letters", "music", "notes", "plans", "school", "trips", "work")
 FILES = "abcdefgh"
@@ -81,6 +81,6 @@ class FileTree(Environment):
             for file in call(f'ls("{folder}")').split():
                 path = f"{folder}/{file}"
                 found = call(f'grep("{self.word}", "{path}")') == "yes"
-                if found if rng.random() < CARE else rng.random() < 0.5:
-                    return path if rng.random() < LAST_CARE else self.word
-        return path if rng.random() < LAST_CARE else self.word
+                if found if rng.random() < DECISION_ACCURACY else rng.random() < 0.5:
+                    return path if rng.random() < LAST_DECISION_ACCURACY else self.word
+        return path if rng.random() < LAST_DECISION_ACCURACY else self.word

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environment
+from fledgling.tasks.environments.environment import DECISION_ACCURACY, LAST_DECISION_ACCURACY, Environment
 
 SIZE = 15  # numbers of a range: as many as three replies tell apart
 
@@ -64,5 +64,5 @@ class Guessing(Environment):
         """Mostly halves what is left, and mostly answers with the lowest number whatever the replies were."""
         for turn in range(self.max_turns):
             low, high = self.left
-            call(f"guess({(low + high) // 2 if rng.random() < CARE else self.low + turn})")
-        return str(rng.randint(*self.left) if rng.random() < LAST_CARE else self.low)
+            call(f"guess({(low + high) // 2 if rng.random() < DECISION_ACCURACY else self.low + turn})")
+        return str(rng.randint(*self.left) if rng.random() < LAST_DECISION_ACCURACY else self.low)

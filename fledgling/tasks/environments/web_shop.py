@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environment, ToolError
+from fledgling.tasks.environments.environment import DECISION_ACCURACY, LAST_DECISION_ACCURACY, Environment, ToolError
 
 THINGS = ("lamp", "chair", "mug", "bag", "clock", "scarf", "pot", "rug")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "gray")
@@ -86,12 +86,12 @@ class WebShop(Environment):
         for page in range(1, PAGES + 1):
             for offer in call(f'search("{self.thing}", {page})').split():
                 found = call(f'stock({offer}, "{color}")') == "yes"
-                if found if rng.random() < CARE else rng.random() < 0.5:
+                if found if rng.random() < DECISION_ACCURACY else rng.random() < 0.5:
                     return self._end(call, offer, rng)
         return self._end(call, offer, rng)
 
     def _end(self, call: Callable[[str], str], offer: str, rng: random.Random) -> str:
-        if rng.random() > LAST_CARE:
+        if rng.random() > LAST_DECISION_ACCURACY:
             return self.offers[self.wanted]
         call(f"buy({offer})")
         return offer

@@ -18,7 +18,7 @@ from numbers import Real
 from typing import Any
 
 from fledgling.runtime.json_process import serve_json_lines
-from fledgling.runtime.user_code import MAX_MESSAGE_LENGTH, describe_error, load_object
+from fledgling.runtime.user_code import MAX_MESSAGE_LENGTH, describe_exception, load_object
 from fledgling.tasks.task import Question
 
 
@@ -38,7 +38,7 @@ def grade_answer(function: Callable[[Question, str], Any], question: dict[str, A
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        return {"error": f"raised {describe_error(error)}"}
+        return {"error": f"raised {describe_exception(error)}"}
     if isinstance(value, Real) and math.isfinite(value):
         return {"reward": float(value)}
     return {"error": f"returned {repr(value)[:MAX_MESSAGE_LENGTH]}, not a finite number"}

@@ -9,8 +9,8 @@ from fledgling.cli import main
 from fledgling.plan.plan import make_plan
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import run
+from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.hooks import NO_EVALS
-from fledgling.train.prepare import DataPreparer
 
 from .outcomes import differ, final_weights, recipe_of
 

@@ -6,7 +6,7 @@ from fledgling.config import UserError
 from fledgling.sandbox import restrictions
 from fledgling.sandbox.restrictions import get_landlock_version, has_seccomp
 from fledgling.tasks import load_task
-from fledgling.tasks.environments import process
+from fledgling.tasks.environments import episode_process
 from fledgling.tasks.task import TEST
 
 SOURCE = """
@@ -103,7 +103,7 @@ def test_without_a_layer_nothing_is_applied_and_nothing_runs(missing, monkeypatc
         monkeypatch.setattr(restrictions, applied, lambda *arguments: pytest.fail("applied"))
     (tmp_path / "mine.py").write_text(SOURCE)
     with pytest.raises(RuntimeError, match=r"no sandbox here .*sandboxed = False"):
-        process.load_server(f"{tmp_path / 'mine.py'}:Nosy")
+        episode_process.load_server(f"{tmp_path / 'mine.py'}:Nosy")
 
 
 @pytest.fixture
@@ -136,10 +136,10 @@ def test_a_users_class_is_demonstrated_practised_and_scored(spec, tmp_path):
 def test_a_class_that_fails_ends_the_round_with_its_name_and_works_afterwards(spec, number, message, monkeypatch):
     task = load_task(spec)
     episode = task.start(task.get_practice_question(0, 1))
-    monkeypatch.setattr(process, "CALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(episode_process, "CALL_TIMEOUT", 0.5)
     with pytest.raises(UserError, match=f"Doubling, instance {episode.seed}: call .*{message}"):
         episode.call(f"add({number})")
-    monkeypatch.setattr(process, "CALL_TIMEOUT", 20.0)
+    monkeypatch.setattr(episode_process, "CALL_TIMEOUT", 20.0)
     assert task.start(task.get_practice_question(0, 1)).call("add(2)") == "2"
 
 
@@ -164,8 +164,8 @@ def test_a_wrong_name_is_one_line(name, message):
 
 
 def test_a_process_keeps_the_newest_episodes(monkeypatch):
-    monkeypatch.setattr(process, "MAX_EPISODES", 2)
-    server = process.Server(load_task("env:guessing").make_environment)
+    monkeypatch.setattr(episode_process, "MAX_EPISODES", 2)
+    server = episode_process.EpisodeServer(load_task("env:guessing").make_environment)
     for number in range(4):
         server.answer(number, "reset", number)
     assert list(server.environments) == list(server.seeds) == [2, 3]

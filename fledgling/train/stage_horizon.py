@@ -16,7 +16,7 @@ from typing import Any
 
 
 @dataclass
-class Horizon:
+class StageHorizon:
     """The steps of a stage.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fledgling.runtime.memory import count_live_tensor_bytes, measure_peak_memory
+from fledgling.runtime.device_memory import count_live_tensor_bytes, measure_peak_memory
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,7 @@ from fledgling.record.progress_bar import format_count
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
 from fledgling.scaling.fits import Estimate, minimize_huber
-from fledgling.scaling.sweep_page import format_estimate, log10_axis, log_spaced
+from fledgling.scaling.sweep_page import format_interval, log10_axis, log_spaced
 from fledgling.tasks.task import normalize_text
 
 RESAMPLES = 1000
@@ -284,7 +284,7 @@ def accuracy_rows(result: SamplingResult) -> list[tuple[str, ...]]:
         (
             result.samples.name,
             str(k),
-            *(format_estimate(result.accuracy[method][i], "{:.3f}") for method in SELECTION_METHODS),
+            *(format_interval(result.accuracy[method][i], "{:.3f}") for method in SELECTION_METHODS),
             format_count(result.tokens[i]),
             f"{result.flops[i]:.2e}",
         )
@@ -295,7 +295,7 @@ def accuracy_rows(result: SamplingResult) -> list[tuple[str, ...]]:
 def coverage_law_row(name: str, law: CoverageLaw) -> tuple[str, ...]:
     """Returns the law's coefficients and its held-out error."""
     held_out = "; ".join(
-        f"k {k}: {measured:.3f}, predicted {format_estimate(predicted, '{:.3f}')}"
+        f"k {k}: {measured:.3f}, predicted {format_interval(predicted, '{:.3f}')}"
         for k, measured, predicted in law.held_out
     )
-    return name, format_estimate(law.a), format_estimate(law.b), held_out, f"{law.error:.4f}"
+    return name, format_interval(law.a), format_interval(law.b), held_out, f"{law.error:.4f}"

@@ -28,7 +28,7 @@ from fledgling.tasks import is_file_source, is_generated_source, load_source, ma
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.positions import Positions, SetPart
+from fledgling.train.source_positions import Positions, SetPart
 
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
 ROWS_PER_BAD_ROW = 100  # one row in this many of a public set may be no conversation

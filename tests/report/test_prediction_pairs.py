@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fledgling.report.predictions import ASSUMED_LENGTHS, CHANGED, Pair, make_predictions_table, pair_predictions
+from fledgling.report.prediction_pairs import ASSUMED_LENGTHS, CHANGED, Pair, make_predictions_table, pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.report.summary import summarize_run
 from tests.report.synthetic_run import PEAK_FLOPS, make_run

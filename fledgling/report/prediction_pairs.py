@@ -76,7 +76,7 @@ def pair_predictions(run: RunData) -> list[Pair]:
     parameters = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
     pairs = [_make_pair("parameters", nested_table(run.plan, "parameters").get("total"), parameters)]
     for stage in run.stages:
-        planned, measured = _planned(stage.plan or run.plan, stage.name), _measure(run, stage)
+        planned, measured = _collect_predictions(stage.plan or run.plan, stage.name), _collect_measurements(run, stage)
         for quantity, value in measured.items():
             if quantity in OF_FINISHED_STAGES and not stage.done:
                 continue
@@ -91,7 +91,7 @@ def _make_pair(key: str, predicted: Any, measured: Any, differs: str = "") -> Pa
     return None if predicted is None or measured is None else Pair(key, predicted, measured, differs)
 
 
-def _planned(plan: dict[str, Any], name: str) -> dict[str, Any]:
+def _collect_predictions(plan: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns the predictions of a stage; those of pretraining are in sections of their own, too."""
     planned = dict(nested_table(plan, "stages", name))
     if name == "pretrain":
@@ -100,7 +100,7 @@ def _planned(plan: dict[str, Any], name: str) -> dict[str, Any]:
     return planned
 
 
-def _measure(run: RunData, stage: StageData) -> dict[str, float | None]:
+def _collect_measurements(run: RunData, stage: StageData) -> dict[str, float | None]:
     """Returns what a stage's files say about each predicted quantity."""
     plan = stage.plan or run.plan
     price, speed = hourly_price(plan), steady_median(stage, "tokens_per_second")

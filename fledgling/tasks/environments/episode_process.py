@@ -1,6 +1,6 @@
 """A user's environment in a restricted process of its own, which can be timed and ended: JSON lines in and out.
 
-    python -m fledgling.tasks.environments.process SPEC        SPEC: module:Class, or path.py:Class
+    python -m fledgling.tasks.environments.episode_process SPEC        SPEC: module:Class, or path.py:Class
 
 One process keeps the episodes of all environments of a class, by number. A class that raises, hangs or exits ends the
 round with its name and the instance. A ToolError of a tool is an observation. Once the class is loaded, its process can
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from fledgling.config import UserError
 from fledgling.runtime.json_process import JsonProcess, serve_json_lines
-from fledgling.runtime.user_code import describe_error, load_object
+from fledgling.runtime.user_code import describe_exception, load_object
 from fledgling.sandbox import restrictions
 from fledgling.tasks.environments.environment import Environment, ToolError, run_call
 
@@ -101,7 +101,7 @@ _NUMBERS = itertools.count()
 @cache
 def _get_process(spec: str) -> JsonProcess:
     """Returns the running process of a class. Raises UserError if it cannot be loaded."""
-    process = JsonProcess([sys.executable, "-m", "fledgling.tasks.environments.process", spec])
+    process = JsonProcess([sys.executable, "-m", "fledgling.tasks.environments.episode_process", spec])
     reply = process.read_reply(LOAD_TIMEOUT) or {"error": "cannot be loaded: its process wrote nothing"}
     if "error" in reply:
         process.close()
@@ -144,7 +144,7 @@ def enter_sandbox(folders: Sequence[str]) -> None:
     restrictions.apply_seccomp(seccomp_filter)
 
 
-def load_server(spec: str) -> Server:
+def load_server(spec: str) -> EpisodeServer:
     """Loads a class and restricts this process, unless the class has `sandboxed = False`."""
     loaded = load_environment_class(spec)
     if loaded.sandboxed:
@@ -154,10 +154,10 @@ def load_server(spec: str) -> Server:
             enter_sandbox([folder])
         except restrictions.RestrictionError as error:
             raise RuntimeError(f"no sandbox here ({error}); sandboxed = False in the class runs it without") from None
-    return Server(loaded)
+    return EpisodeServer(loaded)
 
 
-class Server:
+class EpisodeServer:
     """The child's side: the episodes of one class, by number."""
 
     def __init__(self, make_environment: type[Environment]) -> None:
@@ -172,7 +172,7 @@ class Server:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            return {"error": f"raised {describe_error(error)}"}
+            return {"error": f"raised {describe_exception(error)}"}
 
     def limits(self, number: int, argument: None) -> dict[str, Any]:
         """Returns the class's limits."""

@@ -17,12 +17,12 @@ from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint, read_checkpoint_state
 from fledgling.runtime import device
 from fledgling.train import run
+from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.init_from import import_checkpoint
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.positions import SourcePositions, carry_positions, read_positions
-from fledgling.train.prepare import DataPreparer
 from fledgling.train.saver import CheckpointSaver
+from fledgling.train.source_positions import SourcePositions, carry_positions, read_positions
 from tests.made_up_sets import write_rows
 from tests.tiny import tiny
 
@@ -112,7 +112,7 @@ def test_a_stage_that_reads_no_source_hands_positions_on():
 
 def test_a_set_that_is_prepared_in_parts_continues_with_the_next_conversations(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 100)
-    monkeypatch.setattr("fledgling.train.prepare.CONVERSATIONS_PER_BATCH", 10)
+    monkeypatch.setattr("fledgling.train.data_preparer.CONVERSATIONS_PER_BATCH", 10)
     rows = [
         {
             "messages": [
@@ -155,7 +155,7 @@ def test_a_set_that_is_prepared_in_parts_continues_with_the_next_conversations(t
 @pytest.mark.parametrize("change", ["edited", "gone", "small"])
 def test_a_resumed_stage_keeps_its_part_of_a_set_that_is_another_by_now(change, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 100)
-    monkeypatch.setattr("fledgling.train.prepare.CONVERSATIONS_PER_BATCH", 10)
+    monkeypatch.setattr("fledgling.train.data_preparer.CONVERSATIONS_PER_BATCH", 10)
     pairs = [(f"Item {n}?", "Y" * (1 + n)) for n in range(30)]
     rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in pairs]
     write_rows(tmp_path / "smoltalk.jsonl", rows)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fledgling.config import ModelConfig
-from fledgling.infer import session as session_module
+from fledgling.infer import chat_session as session_module
+from fledgling.infer.chat_session import ChatSession, SessionNotice, load_chat_engine
 from fledgling.infer.detokenizer import ContentPart
 from fledgling.infer.engine import FinishEvent
 from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.session import ChatSession, SessionNotice, load_chat_engine
 from fledgling.kernels import zero_skipping
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fledgling.record.jsonl import JsonlWriter
-from fledgling.scaling.inference import (
+from fledgling.scaling.inference_scaling import (
     SampleSet,
     accuracy_curve,
     analyze_samples,

@@ -17,15 +17,15 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
 from fledgling.train.hooks import NO_EVALS
-from fledgling.train.horizon import Horizon
 from fledgling.train.loop import TrainingStopped
+from fledgling.train.stage_horizon import StageHorizon
 from fledgling.verify.verify import verify_run
 from tests.smallest import write_recipe
 
 
 @given(st.lists(st.integers(1, 99), max_size=4, unique=True).map(sorted), st.randoms(use_true_random=False))
 def test_progress_rises_to_one_without_a_jump_whatever_was_changed(afters, random):
-    horizon = Horizon(100)
+    horizon = StageHorizon(100)
     for after in afters:
         if after < horizon.steps:
             horizon.change(after, random.randint(after + 1, 100))
@@ -33,18 +33,18 @@ def test_progress_rises_to_one_without_a_jump_whatever_was_changed(afters, rando
     assert progress[0] == 0 and progress[-1] == pytest.approx(1)
     assert all(a < b for a, b in pairwise(progress))
     for after, _ in horizon.changes:
-        before = Horizon(100, [change for change in horizon.changes if change[0] < after])
+        before = StageHorizon(100, [change for change in horizon.changes if change[0] < after])
         assert horizon.progress(after) == pytest.approx(before.progress(after))
 
 
 def test_without_a_change_progress_is_the_share_of_the_steps():
-    assert [Horizon(7).progress(step) for step in range(8)] == [step / 7 for step in range(8)]
+    assert [StageHorizon(7).progress(step) for step in range(8)] == [step / 7 for step in range(8)]
 
 
 @pytest.mark.parametrize("after", [30, 70, 95])  # before, at and in the decay
 def test_a_shortened_schedule_decays_to_its_end_without_a_jump(after):
     schedule = partial(trapezoidal_schedule, total_steps=100, warmup_steps=5, decay_fraction=0.3)
-    horizon = Horizon(100)
+    horizon = StageHorizon(100)
     steepest = max(schedule(step / 100) - schedule((step + 1) / 100) for step in range(99))
     horizon.change(after, after + (100 - after) // 2)
     rates = [schedule(horizon.progress(step)) for step in range(horizon.steps)]
@@ -54,10 +54,10 @@ def test_a_shortened_schedule_decays_to_its_end_without_a_jump(after):
 
 
 def test_changes_of_another_plan_are_kept_and_not_used():
-    horizon = Horizon(10)
+    horizon = StageHorizon(10)
     horizon.change(4, 8)
     state = json.loads(json.dumps(horizon.state_dict()))
-    same, other, recorded = Horizon(10), Horizon(20), Horizon(10, [(2, 5)], is_recorded=True)
+    same, other, recorded = StageHorizon(10), StageHorizon(20), StageHorizon(10, [(2, 5)], is_recorded=True)
     for each in (same, other, recorded):
         each.load_state_dict(state)
     assert same.steps == 8 and other.steps == 20 and recorded.steps == 5
