@@ -168,15 +168,25 @@ def backward_calls(sources: dict[str, str]) -> list[str]:
     ]
 
 
+def count_lines(sources: dict[str, str]) -> dict[str, int]:
+    """Returns the lines of each package; modules outside of packages are left out."""
+    return {
+        package: sum(text.count("\n") for module, text in sources.items() if package_of(module) == package)
+        for packages in LAYERS
+        for package in packages
+    }
+
+
 def measure_structure() -> dict:
     """Returns lines and files of each package with its layer, and the counts of upward imports and cycles."""
     sources = read_sources()
+    lines = count_lines(sources)
     rows = [
         {
             "layer": layer,
             "package": package,
             "files": sum(package_of(m) == package for m in sources),
-            "lines": sum(text.count("\n") for m, text in sources.items() if package_of(m) == package),
+            "lines": lines[package],
         }
         for layer, packages in reversed(list(enumerate(LAYERS)))
         for package in packages
