@@ -62,7 +62,7 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
         return time.perf_counter() - start
 
     with (
-        tempfile.TemporaryDirectory(dir=_find_folder(recipe), prefix=".bench-save-") as folder,
+        tempfile.TemporaryDirectory(dir=_find_folder(Path(recipe.run.out)), prefix=".bench-save-") as folder,
         CheckpointSaver(
             Path(folder, "checkpoints"), model, optimizer, world, lambda step: {"step": step}, {}, 2, True
         ) as save,
@@ -104,9 +104,9 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
     }
 
 
-def _find_folder(recipe: Recipe) -> Path:
+def _find_folder(run_dir: Path) -> Path:
     """Returns the run directory, or its nearest parent that exists."""
-    out = Path(recipe.run.out).absolute()
+    out = run_dir.absolute()
     return next(path for path in (out, *out.parents) if path.is_dir())
 
 

@@ -106,7 +106,7 @@ def speedrun(
     from fledgling.speedrun.stages import run_stages
 
     if budget and usd is not None and device is not None and not dry_run:
-        require_card(chosen, device)
+        require_card(chosen.run, device)
     is_pinned = any(override.startswith(("model.depth", "model.width")) for override in overrides)
     if dry_run:
         return print_dry_run(chosen, budget, is_pinned, started)

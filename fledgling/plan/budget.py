@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fledgling.config import Recipe, StageConfig, UserError, scaling_rules
+from fledgling.config import LoopConfig, Recipe, StageConfig, UserError, scaling_rules
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
@@ -97,11 +97,11 @@ def with_depth(recipe: Recipe, depth: int) -> Recipe:
     return replace(recipe, model=replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth))
 
 
-def list_depths(recipe: Recipe, is_pinned: bool) -> list[int]:
-    """Returns the depths to compare: the recipe's, and where that is not pinned every second one."""
+def list_depths(depth: int, is_pinned: bool) -> list[int]:
+    """Returns the depths to compare: the recipe's `depth`, and where that is not pinned every second one."""
     if is_pinned:
-        return [recipe.model.depth]
-    return sorted({recipe.model.depth, *range(DEPTH_STEP, MAX_DEPTH + 1, DEPTH_STEP)})
+        return [depth]
+    return sorted({depth, *range(DEPTH_STEP, MAX_DEPTH + 1, DEPTH_STEP)})
 
 
 def choose_run(
@@ -136,7 +136,7 @@ def choose_run(
     laws, law_name = choose_laws(runs, describe_data(recipe), parameters)
     found: dict[int, RunChoice] = {}
     reason: UserError | None = None
-    for depth in list_depths(recipe, is_pinned or not laws):
+    for depth in list_depths(recipe.model.depth, is_pinned or not laws):
         sized = with_depth(recipe, depth)
         try:
             choice = fit_run(sized, budget, speeds, device, ranks, spent, sizes or {}, exams or {}, unique_tokens)
@@ -219,7 +219,10 @@ def fit_run(
             continue
         steps, stages, evaluations = found
         sized = _with_steps(attempt, plan, steps, evaluations)
-        stages = tuple(_rescale_to_made_steps(stage, sized) for stage in stages)
+        stages = tuple(
+            _rescale_to_made_steps(stage, sized.stage_config(stage.name).steps) if stage.steps else stage
+            for stage in stages
+        )
         tokens = int(steps["pretrain"] * plan["horizon"]["batch_tokens"])
         share = max(recipe.pretrain.mixture.values(), default=1.0) / (sum(recipe.pretrain.mixture.values()) or 1.0)
         per_token = plan["flops"]["per_token"]
@@ -285,7 +288,7 @@ def _fit_steps(
             share = (seconds - fixed - bound) / free if free else 0.0
             if share <= 0:
                 break
-            too_long = {n for n in base if share > 1 and n not in capped and _has_end(recipe, n)}
+            too_long = {n for n in base if share > 1 and n not in capped and _has_end(n, recipe.stage_config(n))}
             if not too_long:
                 break
             capped |= too_long
@@ -302,15 +305,17 @@ def _fit_steps(
     return None
 
 
-def _rescale_to_made_steps(stage: StageSeconds, recipe: Recipe) -> StageSeconds:
-    """Returns the time of a stage in the steps that the recipe makes, which are fewer where its batch has grown."""
-    made = recipe.stage_config(stage.name).steps if stage.steps else None
+def _rescale_to_made_steps(stage: StageSeconds, made: int | None) -> StageSeconds:
+    """Returns the time of a stage that makes `made` steps, which are fewer where its batch has grown; None: as planned.
+
+    Its tokens, and so its time, stay.
+    """
     return replace(stage, steps=made, step_seconds=stage.step_seconds * stage.steps / made) if made else stage
 
 
-def _has_end(recipe: Recipe, name: str) -> bool:
+def _has_end(name: str, table: LoopConfig) -> bool:
     """Returns whether the steps of a later stage follow from its data, which are read once."""
-    return name != "pretrain" and recipe.stage_config(name).steps is None
+    return name != "pretrain" and table.steps is None
 
 
 def _with_steps(

@@ -32,9 +32,9 @@ class Derived:
         return f"{self.name} = {self.value:g} (rule {self.rule})"
 
 
-def find_run_size(recipe: Recipe, config: ModelConfig) -> rules.RunSize:
+def find_run_size(pretrain: StageConfig, config: ModelConfig) -> rules.RunSize:
     """Returns what the rules follow from. A pretraining that ends by `num_epochs` counts as one of rule 2's tokens."""
-    horizon = compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
+    horizon = compute_horizon(config, pretrain.batch_tokens, pretrain.steps)
     return rules.RunSize(config.width, count_parameters(config)["total"], horizon.tokens, horizon.batch_tokens)
 
 
@@ -44,7 +44,7 @@ def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:
     config: the model, where it is not the recipe's own: weights that were given. Raises UserError as `compute_horizon`.
     """
     config = config or recipe.resolve_model()
-    size, optimizer, pretrain = find_run_size(recipe, config), recipe.optimizer, recipe.pretrain
+    size, optimizer, pretrain = find_run_size(recipe.pretrain, config), recipe.optimizer, recipe.pretrain
     rates = rules.role_rates(size, optimizer.matrix_optimizer)
     is_open = [role for role in RATES if getattr(optimizer, f"{role}_lr") is None]
     filled: dict[str, Any] = {f"{role}_lr": round_rate(rates[role]) for role in is_open}
@@ -85,7 +85,7 @@ def derive_stage(recipe: Recipe, name: str, steps: int, batch_tokens: int, confi
     recipe = derive_warmup(recipe, name, steps)
     if recipe.stage_config(name).learning_rate is not None:
         return recipe
-    size, rate = find_run_size(recipe, config), 1.0
+    size, rate = find_run_size(recipe.pretrain, config), 1.0
     is_full = recipe.run.init_from is None and name == recipe.stages[0]  # from random weights: a pretraining
     is_full |= recipe.adapter.trains_in(name)  # its thin matrices start from zero, and have a rate of their own
     if isinstance(recipe.stage_config(name), RLConfig):

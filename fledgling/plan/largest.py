@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from fledgling.config import ModelConfig, Recipe, UserError, require_number
+from fledgling.config import ModelConfig, OptimizerConfig, UserError, require_number
 from fledgling.plan import cost, flops, memory
 from fledgling.plan.amount import MOST
 from fledgling.plan.cost import require_utilization
@@ -91,7 +91,7 @@ def find_largest(holds: Callable[[int], bool], most: int = MAX_DEPTH) -> int | N
 def make_step(device: DeviceSpec, depth: int, vocab_size: int, context: int) -> tuple[ModelConfig, memory.TrainingStep]:
     """Returns the model of a depth, and a step of one row at a time, in the dtype that training chooses."""
     config = ModelConfig(depth=depth, context=context).resolve(vocab_size)
-    step = one_row_step(Recipe(), config, 1, device.kind, device.dtype, compiled=device.kind != "mps")
+    step = one_row_step(OptimizerConfig(), config, 1, device.kind, device.dtype, compiled=device.kind != "mps")
     step = replace(step, micro_batches=compute_horizon(config).batch_tokens // context)
     return config, resolve_recompute("auto", config, step, device.memory)
 

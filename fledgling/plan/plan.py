@@ -106,7 +106,8 @@ def make_plan(
     dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
     if strict or dtype in device.peaks:
         device = device.with_dtype(dtype)
-    step = replace(one_row_step(recipe, config, ranks, device.kind, dtype, recipe.run.compile != "off"), layout=layout)
+    step = one_row_step(recipe.optimizer, config, ranks, device.kind, dtype, recipe.run.compile != "off")
+    step = replace(step, layout=layout)
     known_sizes = published_sizes(config.context) | dict(sizes or {})
     context = _PlanContext(recipe, config, device, 0.0, price, step, strict, known_sizes, teacher)
     rows = horizon.batch_tokens // config.context

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, StageConfig
+from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, OptimizerConfig, RLConfig, StageConfig
 from fledgling.plan import memory
 from fledgling.plan.optimizer_state import resolve_state
 from fledgling.plan.teacher import PlannedTeacher
 
 
 def one_row_step(
-    recipe: Recipe, config: ModelConfig, ranks: int, device_kind: str, dtype: str, compiled: bool
+    optimizer: OptimizerConfig, config: ModelConfig, ranks: int, device_kind: str, dtype: str, compiled: bool
 ) -> memory.TrainingStep:
-    """Returns one row of a training step of the recipe, from which `plan` and `train` derive micro-batch sizes.
+    """Returns one row of a training step with that optimizer, from which `plan` and `train` derive micro-batch sizes.
 
     device_kind: the torch device type; every accelerator is counted as a GPU.
     """
-    optimizer = recipe.optimizer
     return memory.TrainingStep(
         rows=1,
         context=config.context,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fledgling.config import Recipe, UserError, load_recipe
+from fledgling.config import StageConfig, UserError, load_recipe
 from fledgling.corpora.document import Document, split_held_out
 from fledgling.corpora.prepare import read_source
 from fledgling.record import write_json, write_text
@@ -135,7 +135,8 @@ def run_race(
         counts = f"seeds {seeds}, points {points}, held-out bytes {held_out_bytes}"
         raise UserError(f"minutes {minutes:g}, {counts}: expected more than 0 minutes, and at least 1 of the others")
     first, ran = contestants[0], 0
-    sources = (text,) if text else list_text_sources(load_recipe(first.recipe, () if first.tree else first.overrides))
+    overrides = () if first.tree else first.overrides
+    sources = (text,) if text else list_text_sources(load_recipe(first.recipe, overrides).pretrain)
     out = out.resolve()
     with hold_lock(out, "this race", log, remedy="choose another --out"):
         shared = f'seconds = {60 * minutes:g}\npoints = {points}\nclock = "{clock}"\nsources = {json.dumps(sources)}\n'
@@ -207,9 +208,9 @@ def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> list[
     return runs
 
 
-def list_text_sources(recipe: Recipe) -> tuple[str, ...]:
-    """Returns the sources of documents of a recipe's pretraining."""
-    return tuple(split_mixture(recipe.pretrain.mixture).documents)
+def list_text_sources(pretrain: StageConfig) -> tuple[str, ...]:
+    """Returns the sources of documents of pretraining."""
+    return tuple(split_mixture(pretrain.mixture).documents)
 
 
 def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, held_out_bytes: int, log: Log) -> None:

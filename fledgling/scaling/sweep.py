@@ -106,15 +106,15 @@ def model_for_depth(recipe: Recipe, depth: int) -> ModelConfig:
     try:
         return table.resolve(recipe.tokenizer.vocab_size)
     except UserError as error:
-        valid = [other for other in range(1, 13) if _is_valid_depth(recipe, other)]
+        valid = [other for other in range(1, 13) if _is_valid_depth(recipe.model, other)]
         valid_depths = ", ".join(map(str, valid))
         raise UserError(f"depth {depth} has no valid model ({error}); valid depths: {valid_depths}") from None
 
 
-def _is_valid_depth(recipe: Recipe, depth: int) -> bool:
-    """Returns whether the recipe has a model of this depth."""
+def _is_valid_depth(model: ModelConfig, depth: int) -> bool:
+    """Returns whether the recipe's table has a model of this depth."""
     try:
-        replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth).resolve(256)
+        replace(model.unpin("width", "heads", "kv_heads"), depth=depth).resolve(256)
     except UserError:
         return False
     return True

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import STAGES, Recipe, UserError
+from fledgling.config import STAGES, Recipe, RunConfig, UserError
 from fledgling.config.load import parse_recipe
 from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed
@@ -55,17 +55,17 @@ MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
 # ---- choosing -------------------------------------------------------------------------------------
 
 
-def find_run_device(recipe: Recipe, setup: DeviceSetup, world: World) -> DeviceSpec:
+def find_run_device(run: RunConfig, setup: DeviceSetup, world: World) -> DeviceSpec:
     """Returns the device that a run computes on, with the memory that it has here."""
     name = name_device(setup, world.device)
-    base = DEVICES[name] if name in DEVICES else find_device(recipe.run.hardware)
+    base = DEVICES[name] if name in DEVICES else find_device(run.hardware)
     return make_own_device(base, memory_gib=setup.memory_limit / 2**30)
 
 
-def require_card(recipe: Recipe, device: DeviceSpec) -> None:
+def require_card(run: RunConfig, device: DeviceSpec) -> None:
     """Raises UserError unless this machine has the card that is paid for."""
-    world = World.start(recipe.run.device)
-    here = name_device(choose_setup(recipe.run, world), world.device)
+    world = World.start(run.device)
+    here = name_device(choose_setup(run, world), world.device)
     if here != device.name:
         raise UserError(
             f"--gpu {device.name}: this machine has {here or world.device.type}; `fledgling plan --usd` plans for "
@@ -78,7 +78,7 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
-    device = find_run_device(recipe, setup, world)
+    device = find_run_device(recipe.run, setup, world)
     dtypes = {setup.dtype_name: setup.peak_flops}
     device = replace(device, peaks=dict(device.peaks) | dtypes)
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import Recipe, RunConfig, UserError
 from fledgling.plan.hardware import find_device
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DTYPES, DeviceSetup, choose_setup
@@ -43,7 +43,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     left = list_stages_left(recipe)
     if recipe.run.device not in ("auto", "cpu") and not is_device_here(recipe.run.device):
-        world, setup = assume_hardware(recipe)
+        world, setup = assume_hardware(recipe.run)
         of = f"{world.size} x {recipe.run.hardware}, which the recipe names: this machine has no {recipe.run.device}"
         return DryRun(check_recipe(recipe, left, setup, world), {}, f"checked for {of}")
     world = World.start(recipe.run.device)
@@ -65,13 +65,13 @@ def is_device_here(device: str) -> bool:
     return True
 
 
-def assume_hardware(recipe: Recipe) -> tuple[World, DeviceSetup]:
+def assume_hardware(run: RunConfig) -> tuple[World, DeviceSetup]:
     """Returns rank 0 and the setup of the devices that a recipe names for its plan; nothing can be computed on them."""
-    device = find_device(recipe.run.hardware)
-    dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
+    device = find_device(run.hardware)
+    dtype = device.dtype if run.dtype == "auto" else run.dtype
     device = device.with_dtype(dtype)
-    setup = DeviceSetup(DTYPES[dtype], recipe.run.compile != "off", device.peak_flops, device.memory)
-    return World(0, recipe.run.ranks, 0, torch.device("meta")), setup
+    setup = DeviceSetup(DTYPES[dtype], run.compile != "off", device.peak_flops, device.memory)
+    return World(0, run.ranks, 0, torch.device("meta")), setup
 
 
 def try_stages(recipe: Recipe, checks: Sequence[StageCheck], setup: DeviceSetup, world: World) -> DryRun:

@@ -51,7 +51,7 @@ def build_context(
     """
     recipe, name = origin.recipe, origin.name
     tokenizer, saved = load_tokenizer_and_checkpoint(origin, world, preparer)
-    start = find_stage_weights(recipe, name, origin.run_dir, origin.saved, origin.parent)
+    start = find_stage_weights(recipe.adapter, name, origin.run_dir, origin.saved, origin.parent)
     config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
     model = build_start_model(origin, config, start, setup, world)
     if setup.compiled and model.blocks[0]._compiled_call_impl is None:
@@ -117,7 +117,7 @@ def load_initial_model(
     if start and start.adapter:
         return make_initial_model(model, start)
     initial = Transformer(model.config, setup.dtype).to(world.device).requires_grad_(False)
-    weights = find_stage_weights(origin.recipe, origin.name, origin.run_dir, None, origin.parent)
+    weights = find_stage_weights(origin.recipe.adapter, origin.name, origin.run_dir, None, origin.parent)
     return load_or_init(initial, weights, origin.recipe.seed)
 
 
@@ -126,7 +126,7 @@ def add_saved_sizes(context: StageContext, name: str, saved: Checkpoint) -> Stag
     return replace(
         context,
         saved_micro_batch_size=saved.state.get("micro_batch"),
-        saved_rows_per_step=read_rows_per_step(saved.state, context.recipe, name),
+        saved_rows_per_step=read_rows_per_step(saved.state, context.recipe.stage_config(name)),
         saved_row_weights=saved.state.get("row_weights"),
     )
 

@@ -187,7 +187,7 @@ def _check_stage(
             fixed: int = rows
             found.attempt(lambda: require_row_each(name, table, fixed, world.size))
     step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
-    step = one_row_step(recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
+    step = one_row_step(recipe.optimizer, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
     teacher = None
     found.attempt(lambda: require_valid_settings(recipe, name))
     with found.collecting():

@@ -100,7 +100,8 @@ def propose_micro_batch_size(context: StageContext, rows: int, config: LoopConfi
 def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingStep:
     """Returns one row of a step of this process, as the planner counts its memory."""
     setup, config, world = context.setup, context.model.config, context.world
-    step = one_row_step(context.recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
+    optimizer = context.recipe.optimizer
+    step = one_row_step(optimizer, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
     step = stage_step(step, table, context.adapter, context.teacher)
     return resolve_recompute(context.recipe.run.recompute, config, step, setup.memory_limit)
 
@@ -119,5 +120,5 @@ def make_schedule(recipe: Recipe, name: str, steps: int) -> Callable[[float], fl
 
 def held_out_shards(context: StageContext) -> tuple[TokenShard, ...]:
     """Returns the held-out documents of pretraining, on which later stages measure bits per byte too."""
-    source = find_held_out_source(context.recipe)
+    source = find_held_out_source(context.recipe.pretrain)
     return () if source is None else context.preparer.documents.prepare_shards(source, context.tokenizer).held_out

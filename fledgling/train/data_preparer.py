@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fledgling
-from fledgling.config import DEFAULT_STAGES, Recipe, UserError
+from fledgling.config import DEFAULT_STAGES, Recipe, StageConfig, UserError
 from fledgling.corpora import prepare
 from fledgling.corpora.prepare import DocumentPreparer
 from fledgling.corpora.prepared_data import Log, PreparationInputs, digest_code, digest_files, short_digest
@@ -56,9 +56,9 @@ def split_mixture(mixture: dict[str, float]) -> MixtureParts:
     return MixtureParts(documents, tasks, conversations)
 
 
-def find_held_out_source(recipe: Recipe) -> str | None:
+def find_held_out_source(pretrain: StageConfig) -> str | None:
     """Returns the source on whose held-out documents later stages measure bits per byte too; None if there is none."""
-    documents = split_mixture(recipe.pretrain.mixture).documents if recipe.pretrain.mixture else {}
+    documents = split_mixture(pretrain.mixture).documents if pretrain.mixture else {}
     return next(iter(documents), None)
 
 

@@ -24,18 +24,18 @@ INIT_DIR = "init"  # in the run directory: the imported checkpoint
 SOURCE_FILE = "source.json"  # in INIT_DIR: what was imported
 
 
-def find_init_checkpoint(recipe: Recipe, run_dir: Path) -> Path | None:
+def find_init_checkpoint(run: RunConfig, run_dir: Path) -> Path | None:
     """Returns the checkpoint that the first stage starts from, or None; copies it and its tokenizer into the run.
 
     Raises UserError if it is missing, if the run has other initial weights or another tokenizer already.
     """
-    source, init_dir = recipe.run.init_from, run_dir / INIT_DIR
+    source, init_dir = run.init_from, run_dir / INIT_DIR
     path = checkpoint.find_latest_checkpoint(init_dir)
     if path is None and source is None:
         return None
     if path is None:
         assert source is not None
-        path = import_checkpoint(Path(source), init_dir, recipe.run)
+        path = import_checkpoint(Path(source), init_dir, run)
         write_json(init_dir / SOURCE_FILE, {"init_from": source})
     elif (imported := _read_source(init_dir)) not in (None, source) and not _has_begun(run_dir):
         raise UserError(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import STAGES, ModelConfig, Recipe, StageConfig, UserError
+from fledgling.config import STAGES, LoopConfig, ModelConfig, Recipe, StageConfig, TokenizerConfig, UserError
 from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_derived, keep_ignored
 from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
@@ -53,7 +53,7 @@ def reconcile(
     recipe = reconcile_settings(recipe, stage, run_dir, source, log, steps_are_chosen)
     require_tokenizer(run_dir, source, log)
     if source is None:
-        require_tokenizer_settings(recipe, run_dir)
+        require_tokenizer_settings(recipe.tokenizer, run_dir)
     return recipe
 
 
@@ -124,7 +124,7 @@ def _compare(
     if table.micro_batch_size is None and wanted.micro_batch_size is not None and is_resumed:
         known["micro_batch_size"] = state.get("micro_batch")
     if isinstance(table, StageConfig) and isinstance(wanted, StageConfig):
-        rows = read_rows_per_step(state, saved, stage) if is_resumed else fixed_rows(stage, table, config)
+        rows = read_rows_per_step(state, table) if is_resumed else fixed_rows(stage, table, config)
         derived = rows and rows * config.context
         if (table.batch_tokens or derived) == (wanted.batch_tokens or derived):
             known["batch_tokens"] = wanted.batch_tokens
@@ -134,12 +134,12 @@ def _compare(
     return compare_recipes(filled, recipe, stage, done, is_resumed, int(state.get("step", 0)), config.vocab_size)
 
 
-def read_rows_per_step(state: dict[str, Any], recipe: Recipe, stage: str) -> int | None:
+def read_rows_per_step(state: dict[str, Any], table: LoopConfig) -> int | None:
     """Returns the rows of a step of the stage that a checkpoint is of; None for a stage that does not count them.
 
-    An older checkpoint does not record them: its batch was the recipe's, or followed from the depth.
+    table: of the stage. An older checkpoint does not record its rows: the batch was the table's, or followed from the
+    depth.
     """
-    table = recipe.stage_config(stage)
     if not isinstance(table, StageConfig):
         return None
     config = ModelConfig.from_dict(state["model"])
@@ -221,7 +221,7 @@ def require_tokenizer(run_dir: Path, source: Path | None, log: Log) -> None:
         )
 
 
-def require_tokenizer_settings(recipe: Recipe, run_dir: Path) -> None:
+def require_tokenizer_settings(table: TokenizerConfig, run_dir: Path) -> None:
     """Raises UserError if a run without weights has a tokenizer that was made with other settings than the recipe's.
 
     That is one without the digests of what it was made from, which is therefore not trained again automatically; and
@@ -240,10 +240,10 @@ def require_tokenizer_settings(recipe: Recipe, run_dir: Path) -> None:
         raise UserError(f"{file} is not the tokenizer that training.json next to it describes: {remedy}")
     if "inputs" in made_with and not file.parent.is_symlink():
         return  # DataPreparer trains it again where text or settings changed
-    if tokenizer.vocab_size != recipe.tokenizer.vocab_size:
+    if tokenizer.vocab_size != table.vocab_size:
         made_with = {"vocab_size": tokenizer.vocab_size, **made_with}
     for name in ("vocab_size", "max_digits", "letter_tokens"):
-        wanted = getattr(recipe.tokenizer, name)
+        wanted = getattr(table, name)
         if made_with.get(name, wanted) != wanted:
             raise UserError(
                 f"{file.parent} was made with tokenizer.{name}={made_with[name]}, the recipe says {wanted}: {remedy}"

@@ -55,7 +55,7 @@ def find_stage_origin(
     """
     run_dir = Path(recipe.run.out)
     with world.main_process_first():
-        init = find_init_checkpoint(recipe, run_dir)
+        init = find_init_checkpoint(recipe.run, run_dir)
     saved, notices = find_saved_checkpoint(run_dir / name, resume, world)
     recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
     with world.main_process_first():

@@ -151,7 +151,7 @@ def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] 
     """
     preparer = DataPreparer(recipe, Path(recipe.run.out))
     preparer.documents.prepared.pinned = dict(kept or {})
-    held_out = find_held_out_source(recipe)
+    held_out = find_held_out_source(recipe.pretrain)
     for stage in stages:
         config = recipe.stage_config(stage)
         parts = split_mixture(config.mixture) if config.mixture else MixtureParts({}, {}, {})

@@ -108,13 +108,13 @@ def read_source_name(copied: Path) -> str | None:
 
 
 def find_stage_weights(
-    recipe: Recipe, name: str, run_dir: Path, saved: Path | None, parent: Path | None
+    table: AdapterConfig, name: str, run_dir: Path, saved: Path | None, parent: Path | None
 ) -> StageWeights | None:
     """Returns what stage `name` starts from `parent`, or resumes from `saved`; None: everything from the seed.
 
     Raises UserError where the stage trains an adapter and there are no weights to adapt.
     """
-    adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
+    adapter = table if table.trains_in(name) else None
     if parent is None and saved is None:
         if adapter:
             raise UserError(

@@ -38,7 +38,7 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
     advice = "choose another size with --set model.depth=N, or plan for a card with `fledgling plan --gpu NAME`"
     try:
         rows = recipe_horizon(recipe).batch_tokens // config.context
-        step = one_row_step(recipe, config, world.size, device.type, setup.dtype_name, setup.compiled)
+        step = one_row_step(recipe.optimizer, config, world.size, device.type, setup.dtype_name, setup.compiled)
         step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
         split = choose_split(config, rows, setup.memory_limit, step, recipe.pretrain.micro_batch_size)
         model = build_model(config, setup, device)

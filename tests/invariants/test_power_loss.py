@@ -110,7 +110,7 @@ def write_init(path: Path, version: int) -> None:
     file = make_tokenizer(version).save(outside / "tokenizer.json")
     state, files = {"model": CONFIG.to_dict()}, {"tokenizer.json": file}
     given = save_checkpoint(outside / "given", version, {"model": {}}, state, files)
-    find_init_checkpoint(load_recipe("quickstart", [f'run.init_from="{given}"']), path.parents[1])
+    find_init_checkpoint(load_recipe("quickstart", [f'run.init_from="{given}"']).run, path.parents[1])
 
 
 def read_tokenizer(path: Path) -> int:

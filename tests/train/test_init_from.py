@@ -77,29 +77,29 @@ def test_a_source_is_copied_once_and_another_one_is_refused(tmp_path):
     first, _ = export_random_model(tmp_path, "llama")
     run_dir = tmp_path / "run"
     recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}"])
-    path = find_init_checkpoint(recipe, run_dir)
+    path = find_init_checkpoint(recipe.run, run_dir)
     shutil.rmtree(tmp_path / "source")  # moved, or trained further
-    assert find_init_checkpoint(recipe, run_dir) == path
+    assert find_init_checkpoint(recipe.run, run_dir) == path
     moved = run_dir.rename(tmp_path / "moved")
-    copied = find_init_checkpoint(recipe, moved)
+    copied = find_init_checkpoint(recipe.run, moved)
     assert copied.is_relative_to(moved)
     from_checkpoint = load_recipe("quickstart", [f"run.init_from={copied}"])
-    second = find_init_checkpoint(from_checkpoint, tmp_path / "second")
+    second = find_init_checkpoint(from_checkpoint.run, tmp_path / "second")
     shutil.rmtree(moved)
-    weights = load_checkpoint(find_init_checkpoint(from_checkpoint, tmp_path / "second")).tensors["model"]
+    weights = load_checkpoint(find_init_checkpoint(from_checkpoint.run, tmp_path / "second")).tensors["model"]
     assert second.is_relative_to(tmp_path / "second") and all(
         weights[name].equal(tensor) for name, tensor in first.state_dict().items()
     )
     for other in ("run.init_from=another", "run.init_from=none"):
         with pytest.raises(UserError, match=r"holds the weights of .*delete .*or choose another directory"):
-            find_init_checkpoint(load_recipe("quickstart", [other]), tmp_path / "second")
+            find_init_checkpoint(load_recipe("quickstart", [other]).run, tmp_path / "second")
 
 
 def test_what_the_given_weights_decide_is_named(tmp_path):
     export_random_model(tmp_path, "llama")
     recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}", "model.depth=3"])
     lines: list[str] = []
-    path = find_init_checkpoint(recipe, tmp_path / "run")
+    path = find_init_checkpoint(recipe.run, tmp_path / "run")
     assert recipe_from_checkpoint(recipe, path, lines.append).model.depth == 1
     assert len(lines) == 1 and "run.init_from decides [model]: depth" in lines[0]
 
@@ -127,7 +127,7 @@ def test_given_weights_can_have_a_shorter_or_a_longer_context(tmp_path):
         ]
     ):
         recipe = load_recipe("quickstart", [*source, *settings])
-        path = find_init_checkpoint(recipe, tmp_path / str(number))
+        path = find_init_checkpoint(recipe.run, tmp_path / str(number))
         config = recipe_from_checkpoint(recipe, path).model
         assert (config.context, config.rope_type, config.rope_factor, config.rope_original_context) == expected
         Transformer(config.resolve(model.config.vocab_size)).load_state_dict(
@@ -138,4 +138,4 @@ def test_given_weights_can_have_a_shorter_or_a_longer_context(tmp_path):
     export_random_model(tmp_path / "learned", "gpt2")
     learned = load_recipe("quickstart", [f"run.init_from={tmp_path / 'learned' / 'source'}", "run.init_context=32"])
     with pytest.raises(UserError, match="has 64 learned positions"):
-        find_init_checkpoint(learned, tmp_path / "gpt2")
+        find_init_checkpoint(learned.run, tmp_path / "gpt2")

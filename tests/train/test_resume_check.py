@@ -345,4 +345,4 @@ def test_a_batch_that_followed_from_examples_is_kept_and_may_be_stated(done):
     old = {name: value for name, value in checkpoint.read_checkpoint_state(
         checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
     ).items() if name != "rows_per_step"}  # fmt: skip
-    assert resume_check.read_rows_per_step(old, load_recipe(done), "pretrain") == 2, "an older checkpoint: its recipe's"
+    assert resume_check.read_rows_per_step(old, load_recipe(done).pretrain) == 2, "an older checkpoint: its recipe's"

@@ -146,7 +146,7 @@ def test_an_exported_adapter_names_its_base_and_is_not_put_on_other_weights(copi
         with_it = {"adapter.method": "lora", "adapter.init_from": f'"{name}"'}
         recipe, parent = recipe_of(copied, "pretrain", "sft", **with_it), latest(out, "pretrain")
         assert stage_weights.recipe_with_adapter(recipe, out, parent, "sft").adapter.rank == 4
-        start = stage_weights.find_stage_weights(recipe, "sft", out, None, parent)
+        start = stage_weights.find_stage_weights(recipe.adapter, "sft", out, None, parent)
         assert start.adapter_tensors is not None
         loaded = checkpoint.load_checkpoint(parent, ("model",))
         changed = {name: value * 1.1 for name, value in loaded.tensors["model"].items()}
@@ -154,7 +154,7 @@ def test_an_exported_adapter_names_its_base_and_is_not_put_on_other_weights(copi
         with pytest.raises(
             UserError, match="is an adapter of other weights than these: it belongs to run, step 3 of pre"
         ):
-            stage_weights.find_stage_weights(recipe, "sft", out, None, other)
+            stage_weights.find_stage_weights(recipe.adapter, "sft", out, None, other)
         shutil.rmtree(out / "init_adapter")
         with pytest.raises(UserError, match="is an adapter of other weights than these"):
             stage_weights.recipe_with_adapter(recipe, out, other, "sft")
@@ -181,7 +181,9 @@ def test_an_adapter_keeps_its_base_when_that_is_trained_again_and_is_not_used_on
 @pytest.mark.parametrize(("dtype", "compiled"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_an_adapter_in_bfloat16_is_not_compiled_on_a_cpu(copied, dtype, compiled):
     recipe = recipe_of(copied, "pretrain", "sft", **LORA)
-    start = stage_weights.find_stage_weights(recipe, "sft", copied / "run", None, latest(copied / "run", "pretrain"))
+    start = stage_weights.find_stage_weights(
+        recipe.adapter, "sft", copied / "run", None, latest(copied / "run", "pretrain")
+    )
     setup, world = DeviceSetup(dtype, True, 0.0), World.start("cpu")
     config = ModelConfig.from_dict(start.state["model"])
     adapted = stage_weights.build_stage_model(recipe, config, start, setup, world)
