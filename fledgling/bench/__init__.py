@@ -1,7 +1,11 @@
 """What `fledgling bench` measures: each figure next to its physical limit, measured in the same run.
 
-`train.py` times the real training step, `memory.py` holds its memory against the planner, `tokenizer.py` times
-training and encoding next to other libraries, `sandbox.py` a call of either way to run code, and HumanEval.
-`save.py` times checkpoints next to training, `infer.py` answers; `topologies.py` is ring, tree and parameter server to
-read, which `comm.py` runs in processes (`ranks.py`, `wire.py`).
+    train.py        times the real training step; start here
+    infer.py        times answers, and compares the engine with other programs
+    backends.py     those programs, with the same weights
+    rollouts.py     how fast reinforcement learning samples
+    gpu.py          the check of one GPU with one command
+    gpu_*.py        its parts: kernels; tests, steps and decoding; whole stages
+
+Experiments on single parts are in benchmarks/, outside the package.
 """

@@ -1,8 +1,8 @@
 """Writes a chat model as one HTML page that works without a server: weights, tokenizer, calculator, engine, chat page.
 
-The page is that of `fledgling serve`, with another api.js below it: page/local_api.js answers its requests in the
-browser. Weights are those of `fledgling quantize` (kernels/format.py), as safetensors; page/engine.cpp multiplies them
-in fp32. So the reference of its answers is the engine with the same quantized weights in fp32.
+The page is that of `fledgling serve`, with page/local_api.js in the place of serve/page/api.js: it answers requests in
+the browser. Weights are those of `fledgling quantize` (kernels/format.py), as safetensors; page/engine.cpp multiplies
+them in fp32. So the reference of its answers is the engine with the same quantized weights in fp32.
 
 What a model writes is untrusted. The page has a policy that lets nothing run but its own script, which it names by
 its hash, and loads nothing from anywhere.
@@ -152,7 +152,7 @@ def render_model_page(page: Path, model_file: bytes, name: str) -> str:
 
 
 def read_modules(page: Path | None = None) -> dict[str, str]:
-    """Returns the modules of the page by name: those of the server's page, with another api.js, and our own."""
+    """Returns the modules of the page by name: those of the server's page, and our own, one of them in its place."""
     folders = [PAGE] if page is None else [page, PAGE]
     modules = {
         str(path.relative_to(folder)): path.read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
 """Files that a user provides: the data folder, what a folder holds, and rows of JSONL, JSON, CSV and parquet files.
 
-Start with `rows.py`: each row comes with its "FILE:LINE", so that an error can name the place however much later it is
-found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and for documents alike; `opening.py` opens
-what is compressed; `columns.py` reads the names of columns after a path. Packages that do not import each other
-(corpora, tasks) read through this one. No torch.
+Start with `folder.py` (which files are read), then `rows.py`: each row comes with its "FILE:LINE", so that an error can
+name the place however much later it is found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and
+for documents alike; `opening.py` opens what is compressed; `columns.py` reads the names of columns after a path.
+Packages that do not import each other (corpora, tasks) read through this one. No torch.
 """
 
 from fledgling.files.columns import split_columns

@@ -55,7 +55,7 @@ def load_chat_engine(
     """Loads a checkpoint for conversations, in the dtype that is fastest on the device.
 
     Zeros after ReLU^2 are skipped where that is measured to be faster; `notify` is then called with the result. On a
-    CPU the number of threads follows the cores that other processes leave (core_monitor.py).
+    CPU the number of threads follows the cores that other processes leave (runtime/core_monitor.py).
 
     Returns:
         The engine and the checkpoint's state.

@@ -5,11 +5,13 @@ and `cost` (estimates, marked as such). `plan` combines them; training calls the
 
     horizon          depth -> width, heads, tokens, batch, steps; every derived value can be pinned
     derive           rates, weight decay and warm-up that a recipe leaves open, by the rules of config/scaling_rules.py
-    stage_length     the batch and steps of the other stages, from their data (`source_sizes`: of the public sets)
-    split            the rows of a step over ranks and micro-batches
+    stage_length     the batch and steps of the other stages, from their data (`published_sizes`: of the public sets)
+    stage_step       a training step as it is counted; `split`: its rows over ranks and micro-batches
     parameters       parameters by component
     flops            floating-point operations per token
-    memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters)
+    memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters;
+                     `recompute`: which blocks compute activations again; `optimizer_state`: formats of the state)
+    adapter          what an adapter adds; `teacher`: what a teacher adds
     hardware         device table: peak FLOP/s, memory, power; `measured_speed`: what this machine reached
     largest          the largest depth that each device trains
     communication    bytes and seconds of a step's communication: ring, tree, parameter server, ZeRO
@@ -18,4 +20,12 @@ and `cost` (estimates, marked as such). `plan` combines them; training calls the
     compare          model families side by side
     plan             everything as one dictionary with stable keys; `text` prints it as a table
     scaling_laws     published scaling laws; `critical_batch`: loss against steps and batch size
+
+A run within an amount of time or money:
+
+    amount           what a user gives
+    budget           which depth, stages, steps and batch fit, and which learn most
+    stage_seconds    the time of each stage; `core_speed`: how fast one core does what is not training
+    forecast         what the run will come to, from `past_runs`
+    budgeted_run     all of it as RUN/forecast.json keeps it; `forecast_text` prints it
 """

@@ -15,10 +15,12 @@ JSONL files grow by complete lines only, so the report, a dashboard or `tail -f`
 counts finished optimizer steps: 0 is before the first one.
 
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
-dashboards, durable.py makes changes of files that a power cut does not undo, atomic_directory.py makes directories
-appear complete or not at all, checkpoint.py stores weights and state in such directories, writer.py is the thread that
-writes them during training, seal.py finds later changes, run_lock.py keeps a second process from writing. Nothing here
-knows about models, and only checkpoint.py imports torch.
+dashboards, evaluation_names.py has the names of evaluations. durable.py makes changes of files that a power cut does
+not undo, atomic_directory.py makes directories appear complete or not at all, checkpoint.py stores weights and state in
+such directories, state_shape.py checks a state before it is used, parent.py names the checkpoint that a stage began
+from, writer.py is the thread that writes checkpoints during training. seal.py finds later changes, budget_end.py when a
+budget ended, run_lock.py keeps a second process from writing, outside.py keeps other directories out of a run, and
+run_requests.py passes the requests of a watcher. Nothing here knows about models.
 """
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text

@@ -6,10 +6,15 @@
     watchdog.py            detects ranks that died, stopped, hung or raised
     signals.py             SIGINT, SIGTERM and SIGUSR1 as a request to stop
     exit_codes.py          what a process reports to the program that started it
-    cores.py               how many processor cores it may use
+    cores.py               how many processor cores it may use; `core_monitor.py`: how many it has while others compute
     system_environment.py  versions, platform, processor and memory, for the record of a run
-    device.py              dtype, threads, compiler and the measured peak FLOP/s
+    machine_checks.py      what this machine lacks for training
+    device.py              dtype, threads and the measured peak FLOP/s; `compiler.py`: the C++ compiler
+    accelerator.py         accelerators by torch's device type
     device_memory.py       usable memory, and the measured peak of live tensor bytes
+    user_code.py           a function or class of a user
+    json_process.py        a child process that answers lines of JSON
+    bounded_lines.py       the output of a command, line by line
 
-Layer 0: imports only config and record. Only device.py and device_memory.py import torch when they are imported.
+Layer 0: imports only config and record.
 """

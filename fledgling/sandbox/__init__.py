@@ -7,5 +7,6 @@ program cannot fake.
 
 Start with verdict.py. process.py keeps the fork servers, fork_server.py is one of them, restrictions.py applies
 Landlock, seccomp and rlimits, namespaces.py adds namespaces where the machine allows them, jailed.py runs behind the
-restrictions, messages.py passes values between processes. Nothing imports torch.
+restrictions, messages.py passes values between processes, checks.py tells what works on this machine. Nothing imports
+torch.
 """

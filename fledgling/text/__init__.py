@@ -1,6 +1,14 @@
 """Text and conversations as tokens. No torch.
 
 Start with `tokenizer.py` (text to ids and back), then `conversation.py` (turns, special tokens, and which tokens are
-targets). `bpe.py` trains the vocabulary, `batch_encoding.py` encodes many texts, `gpt2.py` reads GPT-2's vocabulary,
-and `compression.py` measures how much text a token, or a general compressor, holds.
+targets).
+
+    bpe.py               trains the vocabulary; `batch_encoding.py` encodes many texts
+    tokenizer_json.py    the contents of a tokenizer.json: `sentence_piece.py` of SentencePiece's kinds, `gpt2.py` of
+                         GPT-2, `unicode_classes.py` the classes of characters that split a text
+    turns.py             messages as turns; `truncation.py` drops the oldest
+    template_layout.py   conversations by a model's own chat template, which `jinja_template.py` runs in a sandbox
+    forms.py             rows as people have them; `preferences.py` those with judged answers
+    calculator.py        the tool that a model can call inside an answer
+    compression.py       how much text a token, or a general compressor, holds; `sample_texts.py` are its texts
 """

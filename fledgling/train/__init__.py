@@ -1,10 +1,27 @@
 """Training: one loop, and the stages as values for it.
 
-Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py` (all losses). Then `data_preparer.py` and
-`stage_rows.py` (text to token shards to rows), `context.py` and `evals.py` (what all builders share), and the builders:
-`supervised.py` (pretrain, midtrain, sft), `dpo.py`, and `rl`, with `rollout.py` and `critic.py`. `saver.py` writes
-checkpoints next to the steps, `check_recipe.py` checks all stages before the first step, `health.py` counts bad steps,
-`init_from.py` starts from given weights. `stage_origin.py` finds what a stage starts from, `build_context.py` loads
-tokenizer, model and weights, `train_state.py` has what a checkpoint restores, `run.py` runs one stage from the recipe
-to its last checkpoint, and `hooks.py` has what a caller may change of it.
+    stage.py           what a stage is; start here
+    loop.py            the loop: `queued_step.py` a step whose result is not read yet, `health.py` bad steps,
+                       `history.py` and `totals.py` what a stage has run with and read, `peak.py` its speed
+    run.py             one stage from the recipe to its last checkpoint: `run_directory.py` locks the run,
+                       `stage_origin.py` is what a stage starts from, `train_state.py` what changes while it runs,
+                       `hooks.py` what a caller may change, `saver.py` writes checkpoints next to the steps,
+                       `same_ranks.py` compares the ranks
+    check_recipe.py    all stages, before the first step: `stage_settings.py` settings that do not go together,
+                       `resume_check.py` what a run is resumed with, `trial_step.py` one step on `random_batches.py`
+    data_preparer.py   text to token shards: `source_sizes.py` counts, `source_positions.py` where each source continues
+    stage_rows.py      shards to rows; `read_files.py` keeps the files of DPO and RL as they are
+    build_context.py   tokenizer, model and weights: `stage_weights.py` says which, `init_from.py` reads given ones,
+                       `kept_bases.py` keeps those that adapters belong to
+    context.py         what all builders share; `evals.py` the evaluations, `wrapped_stream.py` streams
+    supervised.py      builds pretrain, midtrain and sft
+    dpo.py             builds preference tuning, with `preference_data.py`
+    rl/                builds reinforcement learning, with `rollout.py` and `critic.py`
+    distill/           builds distillation
+    stage_horizon.py   a number of steps that a run may change: `pace.py` keeps a deadline, `free_cores.py` follows
+                       the cores that other programs leave, `training_speed.py` measures this machine
+    derived_values.py  which values of a recipe a rule has filled; `predictions.py` what the planner predicts
+
+Losses: `loss.py` has cross-entropy and those of RL, `objectives.py` the formulas of preference tuning and
+`preference_loss.py` their sums over a batch, `distill/loss.py` the divergences from a teacher.
 """

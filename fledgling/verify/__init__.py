@@ -1,10 +1,11 @@
 """Shows that a run's weights come from its recipe and its text: `fledgling verify RUN`. Start with `verify_run`.
 
-    files.py    every file by its hash: checkpoints, prepared data, the record by its seals
+    files.py        every file by its hash: checkpoints, prepared data, the record by its seals
     stage_order.py  which stages still follow from one another, where an earlier one was trained again
-    figures.py  the report, the sums and the learning rates, computed again from the record
-    steps.py    the data that every step has read, and steps made again from a checkpoint in a scratch copy of the run
-    verify.py   all of it, within a time
+    figures.py      the report (`report_page.py`), the sums and the learning rates, computed again from the record
+    steps.py        the data that every step has read, and steps made again from a checkpoint in a scratch copy
+    check.py        the result of one check
+    verify.py       all of it, within a time
 
 A step is made again by `fledgling.train.run`, which trains: there is no second loop. Nothing is written into the run.
 """

@@ -10,6 +10,7 @@ import ast
 import json
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,14 +44,13 @@ def package_of(module: str) -> str:
     return module.split(".")[0]
 
 
-def imported_names(node: ast.AST, module: str, modules: Iterable[str]) -> list[str]:
+def imported_names(node: ast.AST, module: str, is_package: bool) -> list[str]:
     """Returns the dotted names that an import statement of `module` brings in, relative ones resolved."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         start: list[str] = []
         if node.level:
-            is_package = any(name.startswith(f"{module}.") for name in modules)
             parts = ["fledgling", *module.split(".")]
             start = parts[: len(parts) - node.level + is_package]
         return [".".join([*start, *filter(None, [node.module]), alias.name]) for alias in node.names]
@@ -67,9 +67,15 @@ def imported_modules(module: str, sources: dict[str, str], at_import: bool = Fal
     return [(name if name in sources else name.rpartition(".")[0] or name, line) for name, line in inside]
 
 
-def dotted_imports(module: str, sources: dict[str, str], at_import: bool = False) -> list[tuple[str, int]]:
+def dotted_imports(module: str, sources: dict[str, str], at_import: bool = False) -> tuple[tuple[str, int], ...]:
     """Returns (dotted name, line) for every import of one module, of other libraries too."""
-    found, waiting = [], list(ast.parse(sources[module]).body)
+    is_package = any(name.startswith(f"{module}.") for name in sources)
+    return _read_imports(module, sources[module], is_package, at_import)
+
+
+@cache  # parsing the package takes a second, and several tests read its imports
+def _read_imports(module: str, source: str, is_package: bool, at_import: bool) -> tuple[tuple[str, int], ...]:
+    found, waiting = [], list(ast.parse(source).body)
     while waiting:
         node = waiting.pop()
         if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -77,9 +83,9 @@ def dotted_imports(module: str, sources: dict[str, str], at_import: bool = False
         if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting += node.orelse
             continue
-        found += [(name, getattr(node, "lineno", 0)) for name in imported_names(node, module, sources)]
+        found += [(name, getattr(node, "lineno", 0)) for name in imported_names(node, module, is_package)]
         waiting += ast.iter_child_nodes(node)
-    return found
+    return tuple(found)
 
 
 def upward_imports(sources: dict[str, str]) -> list[str]:

@@ -2,6 +2,6 @@
 
 Start with `spelling.py`, the shortest. Each skill is a module with `make_task()`, which returns its `GeneratedTask`,
 and a TOML file of the same name with its prompt templates: `arithmetic` (through the calculator), `spelling`,
-`counting` letters, `identity`, `stdlib` (from docstrings). `templates.py` reads and expands the templates, `words.py`
-collects the words.
+`counting` letters, `identity`, `stdlib` (from docstrings), `language` (a made-up one). `templates.py` reads and expands
+the templates, `words.py` collects the words.
 """
