@@ -168,7 +168,7 @@ def backward_calls(sources: dict[str, str]) -> list[str]:
     return [
         f"{module}:{node.lineno}"
         for module, text in sources.items()
-        if module != "train.loop"
+        if module != "train.loop" and "backward" in text
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward"
     ]
