@@ -70,7 +70,8 @@ def inference(
     for checkpoint in checkpoints:
         session = EvalSession.open(checkpoint, device)
         files.append(session.complete_samples_file(checkpoint, exam, samples, temperature, seed, out))
-    analyses = [analyze_samples(load_samples(file), ks, hold_out) for file in files]
+    named = zip(checkpoints, files, strict=True)
+    analyses = [analyze_samples(load_samples(file, name), ks, hold_out) for name, file in named]
     page = build_inference_page(analyses, task, out / "inference.html")
     if as_json:
         models = [sampling_to_json(analysis) for analysis in analyses]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from fledgling.config import UserError
+from fledgling.corpora.prepared_data import digest_read_files
 from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, answer_exams, encode_question
 from fledgling.evals.core import run_core
 from fledgling.evals.core_log import CoreLog
@@ -41,6 +42,7 @@ from fledgling.runtime.device import DTYPES, choose_dtype, name_dtype
 from fledgling.runtime.device_memory import keep_freed_memory
 from fledgling.runtime.world import World
 from fledgling.tasks.core import CoreTask
+from fledgling.tasks.task import Task
 from fledgling.text.tokenizer import Tokenizer
 
 QUESTIONS_PER_SAVE = 16  # of pass@k that each rank samples between two saves
@@ -101,9 +103,18 @@ class EvalSession:
     # ---- exams -----------------------------------------------------------------------------------
 
     def exam_key(self, exam: Exam) -> dict[str, Any]:
-        """Returns what an exam's answers are a function of: the checkpoint's files, the dtype and the questions."""
+        """Returns what an exam's answers and scores are a function of.
+
+        That is the checkpoint's files, the dtype, the questions, and what judges the answers: the facts of questions,
+        such as tests of a program, and a user's own code.
+        """
         questions = json.dumps([(q.prompt, q.answer, q.choices) for q in exam.questions])
+        code = list_code(exam.task)
+        facts = [q.facts for q in exam.questions] if any(q.facts for q in exam.questions) else []
+        judge = json.dumps([facts, digest_read_files(code)], sort_keys=True, default=str) if facts or code else ""
+        judged = {"judged": hashlib.sha256(judge.encode()).hexdigest()[:16]} if judge else {}
         return {
+            **judged,
             "checkpoint": hashlib.sha256((self.checkpoint / "manifest.json").read_bytes()).hexdigest()[:16],
             "dtype": name_dtype(self.engine.dtype),
             "questions": len(exam.questions),
@@ -141,6 +152,8 @@ class EvalSession:
             if saved:
                 log(f"{exam.name}: read {len(saved):,} saved answers from {path}")
             else:
+                if (others := len(read_jsonl(path)) - 1) > 0 and not fresh:
+                    log(f"{exam.name}: {others:,} saved answers are of other weights, questions or scoring: deleted")
                 path.unlink(missing_ok=True)
                 writer.append({"key": key})
 
@@ -263,6 +276,14 @@ class EvalSession:
                 progress_bar.close()
             if log:
                 log.close()
+
+
+def list_code(task: Task) -> list[Path]:
+    """Returns the files of a user's code that judge the answers to a task."""
+    try:
+        return [file for file in task.files() if file.suffix == ".py"]
+    except UserError:  # the rows of a public set that training would read are not here
+        return []
 
 
 def find_stage_dir(checkpoint: Path, state: Mapping[str, Any]) -> Path | None:

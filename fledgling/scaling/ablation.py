@@ -24,7 +24,7 @@ from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
-from fledgling.scaling.results import CELL, SweepRun, format_flops, read_sweep_run
+from fledgling.scaling.results import CELL, SweepRun, dump_settings, format_flops, has_settings, read_sweep_run
 
 BASE = "base"
 ABLATION_SETTINGS = "ablation.toml"
@@ -183,6 +183,7 @@ def run_ablation(
         trained, seconds = 0, list[float]()
         for index, (name, seed, recipe) in enumerate(runs):
             run_dir = Path(recipe.run.out)
+            check_trial(run_dir, name, recipe)
             if (run := read_sweep_run(run_dir)) is None:
                 time_left = (
                     f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - index))} left"
@@ -190,13 +191,24 @@ def run_ablation(
                     else ""
                 )
                 log(f"ablation: run {index + 1} of {len(runs)}, {name} with seed {seed}{time_left}")
-                train_run(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
+                facts = {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed}
+                train_run(recipe, out, {**facts, "settings": dump_settings(recipe)})
                 trained += 1
                 if (run := read_sweep_run(run_dir)) is None:
                     raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
                 seconds.append(run.seconds)
             on_finished(name, seed, run)
     return trained
+
+
+def check_trial(run_dir: Path, variant: str, recipe: Recipe) -> None:
+    """Raises UserError where a run of that name has begun with other settings: the variant is another one now."""
+    try:
+        there = json.loads((run_dir / CELL).read_text(encoding="utf-8")).get("settings")
+    except (OSError, ValueError, AttributeError):
+        return
+    if there is not None and not has_settings(str(there), recipe):
+        raise UserError(f"{run_dir} has begun with other settings than {variant} has now; choose another --out")
 
 
 # ---- comparing ----

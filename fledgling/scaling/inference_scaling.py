@@ -58,14 +58,17 @@ class SampleSet:
         return self.correct.shape[1]
 
 
-def load_samples(path: Path) -> SampleSet:
-    """Returns the samples of a file that `fledgling scaling inference` wrote. Raises UserError if it has none."""
+def load_samples(path: Path, name: str | None = None) -> SampleSet:
+    """Returns the samples of a file that `fledgling scaling inference` wrote. Raises UserError if it has none.
+
+    name: of the model; None: what it was called when they were sampled. A copy of its checkpoint has the same file.
+    """
     header, *lines = read_jsonl(path) or [{}]
     if not lines:
         raise UserError(f"{path} holds no samples; expected a file that fledgling scaling inference wrote")
     codes = [{text: i for i, text in enumerate(dict.fromkeys(map(normalize_text, line["answers"])))} for line in lines]
     return SampleSet(
-        header["name"],
+        name or header["name"],
         np.array([line["scores"] for line in lines]) >= 1,
         np.array([line["logprobs"] for line in lines]),
         np.array([line["tokens"] for line in lines]),

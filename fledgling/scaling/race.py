@@ -21,20 +21,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import fledgling
 from fledgling.config import StageConfig, UserError, load_recipe
 from fledgling.corpora.document import Document, split_held_out
-from fledgling.corpora.prepare import read_source
+from fledgling.corpora.prepare import DocumentPreparer, read_source
+from fledgling.corpora.prepared_data import digest_code
 from fledgling.record import write_json, write_text
 from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race_run
 from fledgling.scaling.ablation import VARIANTS
 from fledgling.scaling.race_results import RaceRun, read_points, read_race_run, read_results
+from fledgling.scaling.results import dump_settings, has_settings
 from fledgling.scaling.sweep import pin_settings
 from fledgling.train.data_preparer import split_mixture
 from fledgling.train.loop import TrainingStopped
 
 SETTINGS = "race.toml"
+CONTESTANT = "contestant.json"  # of a run: its checkout, its recipe, a digest of its code
+TEXT_STAMP = "sources.json"  # of the text: what it was made from
 MAX_TEXT_BYTES = 250_000_000  # of the text, which is split in memory
 HELD_OUT_BYTES = 600_000  # that every measurement reads, if nothing else is asked for
 FORMS = "NAME, RECIPE, TREE:RECIPE or FILE.jsonl, each with +table.key=value as often as needed, and NAME= before it"
@@ -152,6 +157,7 @@ def run_race(
                 job = race_run.Job(
                     contestant.recipe, contestant.overrides, seed, 60 * minutes, str(out), run, points, clock
                 )
+                check_contestant(job, contestant, log)
                 if not is_job_finished(job):
                     log(f"race: {run}, {minutes:g} minutes of steps")
                     run_job(job, contestant.tree, log)
@@ -173,6 +179,37 @@ def is_job_finished(job: race_run.Job) -> bool:
                 "contestant, or choose another --out"
             )
     return True
+
+
+def check_contestant(job: race_run.Job, contestant: Contestant, log: Log) -> None:
+    """Writes what a run is of to RUN/contestant.json, or compares it with what that says, before any of its steps.
+
+    Raises UserError for a run of another checkout, or of a recipe that was edited since. Other code is logged: a race
+    may go on while the package changes.
+    """
+    package = (contestant.tree or Path(fledgling.__file__).parent.parent) / "fledgling"
+    file, recipe, settings = Path(contestant.recipe), None, ""
+    if contestant.tree is None:
+        recipe = load_recipe(contestant.recipe, contestant.overrides)
+        settings = dump_settings(recipe)
+    elif file.is_file():  # this package may not know its keys
+        settings = file.read_text(encoding="utf-8")
+    tree = str(contestant.tree) if contestant.tree else None
+    here = {"tree": tree, "settings": settings, "code": digest_code(package)}
+    path = job.run_dir / CONTESTANT
+    if not path.exists():
+        if not (job.run_dir / race_run.POINTS).exists():  # else it was begun by an earlier version
+            write_json(path, here)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "put another NAME= before the contestant, or choose another --out"
+    if there.get("tree") != tree:
+        raise UserError(f"{job.run_dir} is of the checkout {there.get('tree')}, asked for {tree}: {remedy}")
+    is_same = has_settings(str(there.get("settings")), recipe) if recipe else there.get("settings") == settings
+    if not is_same:
+        raise UserError(f"{job.run_dir} is of another state of the recipe {contestant.recipe}: {remedy}")
+    if there.get("code") != here["code"]:
+        log(f"race: {job.run} began with other code than {package} has now")
 
 
 def run_job(job: race_run.Job, tree: Path | None, log: Log) -> None:
@@ -214,12 +251,13 @@ def list_text_sources(pretrain: StageConfig) -> tuple[str, ...]:
 
 
 def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, held_out_bytes: int, log: Log) -> None:
-    """Writes the documents to train on and those to measure on, once.
+    """Writes the documents to train on and those to measure on, once; logs sources that have changed since.
 
     Raises UserError if nothing is held out, or the text is larger than MAX_TEXT_BYTES.
     """
     train, held_out = folder / race_run.TRAIN_TEXT, folder / race_run.HELD_OUT_TEXT
     if train.exists():
+        log_changed_sources(sources, data_dir, folder, log)
         return
     documents, size = list[Document](), 0
     for source in sources:
@@ -240,8 +278,28 @@ def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, 
             kept.append(document)
         left -= document.num_bytes
     write_documents(held_out, kept)
+    write_json(folder / TEXT_STAMP, digest_sources(sources, data_dir, folder))
     write_documents(train, training)  # last: it says that both are complete
     log(f"race: {sum(d.num_bytes for d in training) / 1e6:.1f} MB to train on, measured on {len(kept):,} documents")
+
+
+def digest_sources(sources: Sequence[str], data_dir: str | None, folder: Path) -> dict[str, str]:
+    """Returns a digest of the content of each source. Raises UserError for one that is gone."""
+    preparer = DocumentPreparer(folder, data_dir, lambda text: None)
+    return {source: preparer.digest_source(source) for source in sources}
+
+
+def log_changed_sources(sources: Sequence[str], data_dir: str | None, folder: Path, log: Log) -> None:
+    """Logs the sources that are not what the text of a race was made from."""
+    stamp = folder / TEXT_STAMP
+    before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+    for source in sources:
+        try:
+            is_same = digest_sources([source], data_dir, folder)[source] == before.get(source)
+        except UserError:  # it is gone
+            is_same = False
+        if source in before and not is_same:
+            log(f"race: {source} has changed since this race began, whose runs all read its text of then, {folder}")
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:

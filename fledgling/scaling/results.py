@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import UserError
+from fledgling.config import Recipe, UserError, dump_toml
+from fledgling.config.load import parse_recipe
 from fledgling.plan.scaling_laws import parameter_counts
 from fledgling.record import read_jsonl
 from fledgling.record.progress_bar import format_count, format_duration
@@ -19,6 +20,19 @@ from fledgling.record.progress_bar import format_count, format_duration
 SWEEP_SETTINGS = "sweep.toml"  # of a sweep: the recipe that all its runs share
 CELL = "cell.json"  # of a run: its depth and budget
 CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, compared with predictions
+
+
+def dump_settings(recipe: Recipe) -> str:
+    """Returns the settings of a recipe as TOML, wherever its run is."""
+    return dump_toml(replace(recipe, run=replace(recipe.run, out="")))
+
+
+def has_settings(text: str, recipe: Recipe) -> bool:
+    """Returns whether a text that `dump_settings` wrote is of a recipe; fields that came since have their defaults."""
+    try:
+        return dump_settings(parse_recipe(text)) == dump_settings(recipe)
+    except UserError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fledgling.scaling.ablation import (
     parse_variants,
     plan_ablation,
 )
-from fledgling.scaling.results import SweepRun, load_sweep
+from fledgling.scaling.results import SweepRun, dump_settings, load_sweep
 from tests.tiny import text_file
 
 
@@ -103,3 +103,18 @@ def test_an_ablation_runs_resumes_and_prints_its_effects(tmp_path, capsys):
     assert "an ablation with other settings" in capsys.readouterr().err
     with pytest.raises(UserError, match="no finished run"):
         load_sweep(out)
+
+
+def test_a_run_of_a_variant_that_is_another_one_now_is_not_taken(tmp_path):
+    recipe = load_recipe("scaling")
+    (tmp_path / "tied-s0").mkdir()
+    cell = tmp_path / "tied-s0" / "cell.json"
+    text = dump_settings(recipe)
+    older = "\n".join(line for line in text.splitlines() if not line.startswith("recompute = "))
+    assert older != text.strip()
+    for settings in ({"settings": text}, {"settings": older}, {}):  # without a field, or all, of an earlier version
+        cell.write_text(json.dumps({"variant": "tied"} | settings))
+        ablation.check_trial(cell.parent, "tied", recipe)
+    cell.write_text(json.dumps({"variant": "tied", "settings": text}))
+    with pytest.raises(UserError, match="tied-s0 has begun with other settings than tied has now; choose another"):
+        ablation.check_trial(cell.parent, "tied", replace(recipe, seed=5))

@@ -103,6 +103,7 @@ def test_samples_are_read_back_and_become_a_page(tmp_path):
             }
         )
     found = analyze_samples(load_samples(file.path), [1, 2, 4, 8], hold=1)
+    assert load_samples(file.path, "its copy").name == "its copy"
     assert sampling_to_json(found)["accuracy"]["coverage"][0][0] == pytest.approx(6 / 32)
     assert sampling_to_json(found)["accuracy"]["coverage"][3][0] == pytest.approx(0.75)
     page = build_inference_page([found], "arithmetic", tmp_path / "page.html").read_text()

@@ -168,3 +168,42 @@ def test_another_checkout_that_stops_or_fails_is_told(tmp_path, monkeypatch):
         race.run_job(job, tmp_path, print)
     with pytest.raises(UserError, match="exit code 1"):
         race.run_job(job, tmp_path, print)
+
+
+def test_a_run_is_of_the_checkout_and_the_recipe_that_it_began_with(tmp_path):
+    lines, job = [], race_run.Job("quickstart", (), 0, 1.0, str(tmp_path), "new-s0")
+    for name in ("a", "b"):
+        (tmp_path / name / "fledgling").mkdir(parents=True)
+        (tmp_path / name / "fledgling" / "__init__.py").write_text(f"# {name}")
+    one, other = (race.Contestant("new", "quickstart", tree=tmp_path / name) for name in ("a", "b"))
+    for _ in range(2):
+        race.check_contestant(job, one, lines.append)
+    with pytest.raises(UserError, match=r"new-s0 is of the checkout .*a, asked for .*b: put another NAME="):
+        race.check_contestant(job, other, lines.append)
+    with pytest.raises(UserError, match=r"asked for None"):
+        race.check_contestant(job, race.Contestant("new", "quickstart"), lines.append)
+    assert not lines
+    (tmp_path / "a" / "fledgling" / "__init__.py").write_text("# edited")
+    race.digest_code.cache_clear()
+    race.check_contestant(job, one, lines.append)
+    assert "new-s0 began with other code than" in lines[0]
+    recipe = tmp_path / "own.toml"
+    recipe.write_text((Path(fledgling.__file__).parent / "recipes" / "quickstart.toml").read_text())
+    job = race_run.Job(str(recipe), (), 0, 1.0, str(tmp_path), "own-s0")
+    race.check_contestant(job, race.Contestant("own", str(recipe)), lines.append)
+    with pytest.raises(UserError, match=r"own-s0 is of another state of the recipe .*own.toml"):
+        race.check_contestant(job, race.Contestant("own", str(recipe), ("seed=5",)), lines.append)
+
+
+def test_a_text_that_was_edited_since_the_race_began_is_told(tmp_path):
+    text, lines = tmp_path / "text.jsonl", []
+    rows = [json.dumps({"text": " ".join(f"Word {n} of {k}." for k in range(60))}) for n in range(200)]
+    text.write_text("\n".join(rows))
+    for _ in range(2):
+        race.write_race_text([str(text)], None, tmp_path / "copy", 1000, lines.append)
+    assert len(lines) == 1
+    text.write_text("\n".join(rows[:90]))
+    race.write_race_text([str(text)], None, tmp_path / "copy", 1000, lines.append)
+    text.unlink()
+    race.write_race_text([str(text)], None, tmp_path / "copy", 1000, lines.append)
+    assert len(lines) == 3 and all("has changed since this race began" in line for line in lines[1:])

@@ -11,6 +11,7 @@ import importlib
 from pathlib import Path
 
 from fledgling.config import UserError, did_you_mean
+from fledgling.runtime.user_code import find_module_file
 from fledgling.tasks.environments.environment import Environment, Episode
 from fledgling.tasks.environments.task import EnvironmentTask
 
@@ -30,8 +31,9 @@ def load_environment_task(name: str, spec: str) -> EnvironmentTask:
     if ":" in spec:
         from fledgling.tasks.environments.episode_process import make_remote_class
 
-        path = Path(spec.rpartition(":")[0])
-        return EnvironmentTask(name, make_remote_class(spec), (path,) if path.suffix == ".py" else ())
+        location = spec.rpartition(":")[0]
+        path = Path(location) if location.endswith(".py") else find_module_file(location)
+        return EnvironmentTask(name, make_remote_class(spec), (path,) if path else ())
     hint = did_you_mean(spec, ENVIRONMENTS)
     raise UserError(
         f'no environment "{spec}"{hint}; known: {", ".join(ENVIRONMENTS)}, module:Class, path/to/file.py:Class'
