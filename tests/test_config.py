@@ -18,7 +18,7 @@ from fledgling.config import (
     load_recipe,
     recipe_names,
 )
-from fledgling.config.load import RENAMED_KEYS
+from fledgling.config.load import RENAMED_KEYS, parse_recipe
 
 
 @pytest.fixture
@@ -130,6 +130,13 @@ def test_a_directory_without_a_recipe_is_no_run(tmp_path):
         ("pretrain.decay_fraction=1.5", ["pretrain.decay_fraction", "at most 1"]),
         ("pretrain.learning_rate=0", ["pretrain.learning_rate", "above 0"]),
         ("pretrain.learning_rate=nan", ["pretrain.learning_rate", "finite"]),
+        (
+            "sft.learning_rate=2e-5",
+            ["sft.learning_rate", "2e-05", "multiplies", "0.05 to 1", "matrix_lr", "adapter_lr"],
+        ),
+        ("rl.learning_rate=0.0009", ["rl.learning_rate", "at least 0.001"]),
+        ("rl.target=assistant", ['unknown key "rl.target"', "every sampled token is learned"]),
+        ("rl.batch_tokens=512", ['unknown key "rl.batch_tokens"', "prompts_per_round x group_size"]),
         ("sft.train_on=assistent", ["sft.train_on", 'did you mean "assistant"']),
         ("sft.mixture.spelling=-1", ["sft.mixture.spelling", "at least 0"]),
         ("rl.tasks={arithmetic = 0}", ["rl.tasks", "every weight is 0"]),
@@ -160,6 +167,17 @@ def test_an_old_key_names_its_new_one(table):
         with pytest.raises(UserError) as caught:
             load_recipe("quickstart", [f"{table}.{old}=1"])
         assert str(caught.value) == f'"{table}.{old}" was renamed to "{table}.{new}"'
+
+
+def test_a_run_that_has_recorded_a_small_learning_rate_or_a_removed_key_is_read_and_an_override_is_refused(tmp_path):
+    text = dump_toml(load_recipe("quickstart", ["rl.learning_rate=0.25"])).replace("learning_rate = 0.25", "target = 1")
+    assert parse_recipe(text).rl.learning_rate is None, "as older versions wrote it"
+    text = dump_toml(load_recipe("quickstart", ["rl.learning_rate=0.25"])).replace("0.25", "0.0002")
+    for name, content in {"recipe.toml": text, "environment.json": "{}"}.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    assert load_recipe(tmp_path).rl.learning_rate == 0.0002, "a rule may give it"
+    with pytest.raises(UserError, match=r"^rl\.learning_rate: got 0\.0002, expected at least 0\.001"):
+        load_recipe(tmp_path, ["rl.learning_rate=0.0002"])
 
 
 @pytest.mark.parametrize("key", ["rl.batch_tokens", "rl.train_on", "model.vocab_size"])

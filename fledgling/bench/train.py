@@ -86,13 +86,13 @@ def time_collectives(clock: Clock) -> Iterator[None]:
             setattr(owner, name, function)
 
 
-def build_training(recipe: Recipe, learning_rate: float = 1.0) -> tuple[World, DeviceSetup, Transformer, Optimizer]:
+def build_training(recipe: Recipe, lr_multiplier: float = 1.0) -> tuple[World, DeviceSetup, Transformer, Optimizer]:
     """Returns what a training step needs besides data, as the recipe describes it."""
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
     model = build_model(recipe.resolve_model(), setup, world.device)
     model.initialize(recipe.seed)
-    return world, setup, model, Optimizer(model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
+    return world, setup, model, Optimizer(model, recipe.optimizer, world, lr_multiplier, setup.compiled, setup.dtype)
 
 
 def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:

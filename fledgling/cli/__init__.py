@@ -52,6 +52,23 @@ COMMANDS = {
     "doctor": ("doctor", "What this machine has for training, and how to get what it lacks."),
 }
 
+# what a command was -> what it is: experiments on single parts are outside the package
+RENAMED_COMMANDS = {
+    "lab": "fledgling scaling",
+    "bench comm": "python -m benchmarks comm",
+    "bench core": "python -m benchmarks core",
+    "bench memory": "python -m benchmarks memory",
+    "bench norms": "python -m benchmarks norms",
+    "bench optim": "python -m benchmarks optim",
+    "bench rollouts": "python -m benchmarks rollouts",
+    "bench sandbox": "python -m benchmarks sandbox",
+    "bench save": "python -m benchmarks save",
+    "bench scaling": "python -m benchmarks scaling",
+    "bench sparsity": "python -m benchmarks sparsity",
+    "bench tokenizer": "python -m benchmarks tokenizer",
+    "bench guesses": "python -m benchmarks prompt-lookup",
+}
+
 # command -> old option -> option
 RENAMED_OPTIONS = {
     "chat": {"--max-tokens": "--max-new-tokens"},
@@ -101,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv = list(sys.argv[1:] if argv is None else argv)
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
+    for words in (" ".join(argv[:1]), " ".join(argv[:2])):
+        if new := RENAMED_COMMANDS.get(words):
+            where = " (in a checkout of the project)" if "benchmarks" in new else ""
+            return _fail(f'command "{words}" was renamed to `{new}`{where}', USAGE_ERROR)
     if called and called not in COMMANDS:  # cyclopts would import every verb to find out
         hint = did_you_mean(called, COMMANDS) or f": there are {', '.join(COMMANDS)}"
         return _fail(f'unknown command "{called}"{hint}', USAGE_ERROR)

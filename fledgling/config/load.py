@@ -75,6 +75,13 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> key
     },
     "run": {"rollbacks": "max_rollbacks", "sinks": "loggers", "start_from": "init_from"},
 }
+REMOVED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> why there is none
+    "rl": {
+        "target": "every sampled token is learned",
+        "batch_tokens": "a round has prompts_per_round x group_size answers, and minibatches divides them into steps",
+    },
+}
+MIN_LEARNING_RATE = 1e-3  # of a stage: a factor of [optimizer]'s rates. Smaller ones are meant as rates themselves
 
 
 def recipe_names() -> list[str]:
@@ -104,7 +111,24 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
     recipe = _build_recipe(table, overrides)
     for override in overrides if stated is not table else ():
         _apply_override(stated, override)
-    return replace(recipe, stated=_list_stated(stated))
+    recipe = replace(recipe, stated=_list_stated(stated))
+    _require_factors(recipe)
+    return recipe
+
+
+def _require_factors(recipe: Recipe) -> None:
+    """Raises UserError for a learning rate of a stage, given by the user, that is a rate and no factor of rates.
+
+    What a run has recorded is not checked: a rule may give less, and a run that has begun can be resumed.
+    """
+    for name in STAGES:
+        value = recipe.stage_config(name).learning_rate
+        if f"{name}.learning_rate" in recipe.stated and value is not None and value < MIN_LEARNING_RATE:
+            raise UserError(
+                f"{name}.learning_rate: got {value:g}, expected at least {MIN_LEARNING_RATE:g}: it multiplies the "
+                "rates of [optimizer], usually by 0.05 to 1; rates themselves are optimizer.matrix_lr, embedding_lr, "
+                "head_lr and scalar_lr, and adapter_lr for an adapter"
+            )
 
 
 def _list_stated(table: Mapping[str, Any]) -> frozenset[str]:
@@ -121,6 +145,9 @@ def parse_recipe(text: str) -> Recipe:
     for name, renamed in RENAMED_KEYS.items():
         if isinstance(table.get(name), dict):
             table[name] = {renamed.get(key, key): value for key, value in table[name].items()}
+    for name, removed in REMOVED_KEYS.items():
+        if isinstance(table.get(name), dict):
+            table[name] = {key: value for key, value in table[name].items() if key not in removed}
     return _build_recipe(table, ())
 
 
@@ -208,9 +235,11 @@ def _build_config(cls: type, table: Mapping[str, Any], where: str) -> Any:
 
 
 def _unknown_key(where: str, key: str, value: Any, known: Iterable[str]) -> UserError:
-    """Returns the error for an unknown key: its new name, a similar key, or all keys of the table."""
+    """Returns the error for an unknown key: its new name, why there is none, a similar key, or all of the table."""
     if new := RENAMED_KEYS.get(where[:-1], {}).get(key):
         return UserError(f'"{where}{key}" was renamed to "{where}{new}"')
+    if reason := REMOVED_KEYS.get(where[:-1], {}).get(key):
+        return UserError(f'unknown key "{where}{key}": [{where[:-1]}] has none, because {reason}; leave it out')
     kind = "table" if isinstance(value, dict) else "key"
     owner = f"[{where[:-1]}] has" if where else "a recipe has"
     hint = did_you_mean(key, known) or f": {owner} {', '.join(known)}"

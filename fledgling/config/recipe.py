@@ -65,7 +65,7 @@ class LoopConfig:
     steps: int | None = count(None)  # optimizer steps; None: derived from `num_epochs`
     num_epochs: float | None = number(None, above=True)  # over the text; None: 20 tokens a parameter (pretrain), else 1
     micro_batch_size: int | None = count(None)  # rows of one forward/backward on one rank; None: what fits
-    learning_rate: float | None = number(None, above=True)  # multiplies all rates of [optimizer]; None: rules 11 to 13
+    learning_rate: float | None = number(None, above=True)  # a factor of the rates of [optimizer]; None: rules 11 to 13
     warmup_steps: int | None = count(None, 0)  # steps from 0 to the full rate; None: by rule 10
     decay_fraction: float = number(0.4, 0.0, 1.0)  # the last fraction of the steps, over which the rate decays
     final_lr_fraction: float = number(0.0, 0.0, 1.0)  # of the full rate, at the last step

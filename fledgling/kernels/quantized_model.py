@@ -21,6 +21,8 @@ from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.model.positions import make_positions
 from fledgling.model.transformer import Transformer
 
+VALUE_DTYPES = {8: torch.int8, 4: torch.uint8}  # of packed values, by bits
+
 
 def should_quantize(config: ModelConfig, name: str, shape: tuple[int, ...], head: bool, embedding: bool) -> bool:
     """Whether a parameter is quantized; head and embedding say whether these are. A tied matrix counts as the head.
@@ -82,10 +84,12 @@ def load_quantized_model(
         dtype: of the products and of what is not quantized; None is bf16 where that is fast, else fp32.
 
     Raises:
-        ValueError: the tensors do not fit the model.
+        ValueError: the tensors do not fit the model, one is missing or too many, or the bits are not supported.
     """
     device = torch.device(device)
-    bits = quantization["bits"]
+    bits = quantization.get("bits")
+    if bits not in VALUE_DTYPES:
+        raise ValueError(f"quantized to {bits} bits, expected {' or '.join(map(str, VALUE_DTYPES))}")
     if dtype is None:
         dtype = torch.bfloat16 if device.type != "cpu" or native.load_native_library() is not None else torch.float32
     with torch.device("meta"):
@@ -94,11 +98,11 @@ def load_quantized_model(
     unused = dict(tensors)
     for name, parameter in model.named_parameters():
         if f"{name}.values" in unused:
-            values, scales = unused.pop(f"{name}.values"), unused.pop(f"{name}.scales")
+            values, scales = _take_tensor(unused, f"{name}.values"), _take_tensor(unused, f"{name}.scales")
             _require_format(name, tuple(parameter.shape), values, scales, bits)
             tensor: Tensor = QuantizedTensor(values.to(device), scales.to(device), bits, dtype)
         else:
-            tensor = unused.pop(name).to(device, dtype)
+            tensor = _take_tensor(unused, name).to(device, dtype)
         if tensor.shape != parameter.shape:
             raise ValueError(f"{name}: {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
         module_name, _, attribute = name.rpartition(".")
@@ -110,9 +114,16 @@ def load_quantized_model(
     return model.to(device).eval()
 
 
+def _take_tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
+    """Removes a tensor and returns it. Raises ValueError if there is none of that name."""
+    if name not in tensors:
+        raise ValueError(f"{name} is missing")
+    return tensors.pop(name)
+
+
 def _require_format(name: str, shape: tuple[int, ...], values: Tensor, scales: Tensor, bits: int) -> None:
     """Raises ValueError unless values and scales are those of a matrix of that shape."""
-    dtype = {8: torch.int8, 4: torch.uint8}[bits]
+    dtype = VALUE_DTYPES[bits]
     has_format = values.dtype == dtype and scales.dtype == torch.bfloat16 and scales.ndim == 2 and len(shape) == 2
     if not has_format or tuple(values.shape) != (shape[0], shape[1] * bits // 8) or scales.shape[0] != shape[0]:
         raise ValueError(f"{name}: packed as {tuple(values.shape)} {values.dtype}, expected {shape} in {bits} bits")

@@ -235,9 +235,9 @@ def start_state(stage: Stage, context: StageContext, saved: Checkpoint | None) -
     Lines that were recorded after that step are removed. Raises UserError if the stage has fewer steps than `saved`.
     """
     name, recipe, recorder, setup = stage.name, context.recipe, context.recorder, context.setup
-    learning_rate = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
+    lr_multiplier = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
     table = recipe.optimizer if name == "pretrain" else replace(recipe.optimizer, tied_updates=0)
-    optimizer = Optimizer(context.model, table, context.world, learning_rate, setup.compiled, setup.dtype)
+    optimizer = Optimizer(context.model, table, context.world, lr_multiplier, setup.compiled, setup.dtype)
     horizon = StageHorizon(stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes))
     state = TrainState(stage, optimizer, Health(), Totals(), horizon)
     start_step = 0

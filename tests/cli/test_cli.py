@@ -7,8 +7,10 @@ import warnings
 
 import pytest
 
+import benchmarks.commands  # noqa: F401  # registers the experiments
+from benchmarks import harness
 from fledgling import cli
-from fledgling.cli import COMMANDS, RENAMED_OPTIONS, main
+from fledgling.cli import COMMANDS, RENAMED_COMMANDS, RENAMED_OPTIONS, main
 from tests.command_tree import iterate_commands
 
 
@@ -143,3 +145,13 @@ def test_a_warning_of_the_package_is_one_line(capsys):
         with cli.show_own_warnings():
             exec(own, namespace)
         assert capsys.readouterr().err == "warning: skipped: a checkpoint\n"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_COMMANDS.items())
+def test_an_old_command_names_its_new_one_which_exists(old, new, capsys):
+    assert main([*old.split(), "--json"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f'error: command "{old}" was renamed to `{new}`') and line.count("\n") == 1
+    known = {"fledgling": COMMANDS, "benchmarks": set(harness.app)}
+    program, name = new.split()[-2:]
+    assert name in known[program]

@@ -11,7 +11,7 @@ from fledgling.config import ModelConfig, UserError
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
-from fledgling.kernels.quantized_model import count_weight_bytes
+from fledgling.kernels.quantized_model import count_weight_bytes, load_quantized_model
 from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.plan import inference
 from fledgling.record import checkpoint
@@ -134,6 +134,19 @@ def test_tensors_that_do_not_fit_are_rejected(make_checkpoint, tmp_path):
         path = checkpoint.save_checkpoint(tmp_path / "broken", 1, {"model": broken}, saved.state, file)
         with pytest.raises(UserError, match=r"do not fit: .*weight"):
             load_model(path)
+
+
+def test_a_missing_tensor_is_named_and_so_are_bits_that_are_not_supported(make_checkpoint, tmp_path):
+    main(["quantize", str(make_checkpoint()), str(tmp_path / "out"), "--bits", "4", "--no-measure"])
+    saved = checkpoint.load_checkpoint(tmp_path / "out/step-00000007")
+    config, tensors = ModelConfig.from_dict(saved.state["model"]), saved.tensors["model"]
+    for name in ("embedding.weight", "head.weight.scales", "head.weight.values"):
+        left = {other: tensor for other, tensor in tensors.items() if other != name}
+        with pytest.raises(ValueError, match=r"weight.* is missing"):
+            load_quantized_model(config, left, saved.state["quantized"])
+    for bits in (3, None):
+        with pytest.raises(ValueError, match=f"quantized to {bits} bits, expected 8 or 4"):
+            load_quantized_model(config, tensors, {"bits": bits})
 
 
 def test_gates_are_shorter_than_a_group_and_stay_as_they_are(make_checkpoint, tmp_path, capsys):

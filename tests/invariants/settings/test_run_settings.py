@@ -52,7 +52,8 @@ def test_every_setting_of_a_run_has_its_effect(folder, tmp_path, capsys):
     found = checkpoint.find_latest_checkpoint(folder / "run" / "pretrain" / "checkpoints")
     settings = [
         *(f"run.out={out}", f"run.init_from={found}", "run.device=cpu", "run.dtype=bfloat16", "run.threads=2"),
-        *("run.max_rollbacks=1", f"run.data_dir={tmp_path}", "run.compile=off", "pretrain.learning_rate=1e-9"),
+        *("run.max_rollbacks=1", f"run.data_dir={tmp_path}", "run.compile=off"),
+        *(f"optimizer.{role}_lr=1e-12" for role in ("matrix", "embedding", "head", "scalar")),
         "run.recompute=on",
         *("name=renamed", "description=Described."),
     ]
