@@ -21,7 +21,7 @@ def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
     from fledgling.export.import_hf import import_hf
     from fledgling.record.outside import require_outside_run
 
-    require_outside_run(out)
+    require_outside_run(out, step=0)
     path, model = import_hf(source, out)
     count = model.count_parameters()
     if as_json:

@@ -12,7 +12,7 @@ from fledgling.kernels.format import DEFAULT_GROUP_SIZES, check_quantization
 from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
 from fledgling.model.transformer import Transformer
 from fledgling.plan.inference import weight_bytes
-from fledgling.record.checkpoint import resolve_checkpoint, save_checkpoint
+from fledgling.record.checkpoint import read_checkpoint_state, resolve_checkpoint, save_checkpoint
 from fledgling.record.outside import require_outside_run
 from fledgling.text.tokenizer import Tokenizer
 
@@ -87,6 +87,7 @@ def quantize_checkpoint(
     check_quantization(bits, group_size)
     require_outside_run(out)
     path = resolve_checkpoint(checkpoint)
+    require_outside_run(out, step=int(read_checkpoint_state(path).get("step", 0)))
     source, tokenizer, state = load_model(path)
     require_unquantized(state, path, "quantized again")
     tensors = quantize_state_dict(source.config, source.state_dict(), bits, group_size, head, embedding)

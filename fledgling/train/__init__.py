@@ -12,7 +12,7 @@
     data_preparer.py   text to token shards: `source_sizes.py` counts, `source_positions.py` where each source continues
     stage_rows.py      shards to rows; `read_files.py` keeps the files of DPO and RL as they are
     build_context.py   tokenizer, model and weights: `stage_weights.py` says which, `init_from.py` reads given ones,
-                       `kept_bases.py` keeps those that adapters belong to
+                       `copied_source.py` what they were copied from, `kept_bases.py` keeps those of adapters
     context.py         what all builders share; `evals.py` the evaluations, `wrapped_stream.py` streams
     supervised.py      builds pretrain, midtrain and sft
     dpo.py             builds preference tuning, with `preference_data.py`

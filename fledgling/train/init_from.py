@@ -7,7 +7,6 @@ so that the plan, the rows and the report describe the model that is trained.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from fledgling.config import STAGES, ModelConfig, Recipe, RunConfig, UserError
 from fledgling.export.checkpoint_weights import read_weights
 from fledgling.export.import_hf import import_hf
 from fledgling.kernels.quantized_model import require_unquantized
-from fledgling.record import checkpoint, write_json
+from fledgling.record import checkpoint
 from fledgling.record.durable import write_file
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.copied_source import read_source_name, read_source_settings, write_source
 
 INIT_DIR = "init"  # in the run directory: the imported checkpoint
-SOURCE_FILE = "source.json"  # in INIT_DIR: what was imported
 
 
 def find_init_checkpoint(run: RunConfig, run_dir: Path) -> Path | None:
@@ -36,12 +35,20 @@ def find_init_checkpoint(run: RunConfig, run_dir: Path) -> Path | None:
     if path is None:
         assert source is not None
         path = import_checkpoint(Path(source), init_dir, run)
-        write_json(init_dir / SOURCE_FILE, {"init_from": source})
-    elif (imported := _read_source(init_dir)) not in (None, source) and not _has_begun(run_dir):
+        write_source(init_dir, source, list_import_settings(run))
+    elif (imported := read_source_name(init_dir)) not in (None, source) and not _has_begun(run_dir):
         raise UserError(
             f"{init_dir} holds the weights of {imported}, and run.init_from is {source or 'not set'}: delete "
             f"{init_dir}, or choose another directory with --set run.out=DIR"
         )
+    elif not _has_begun(run_dir):
+        now = list_import_settings(run)
+        for name, before in read_source_settings(init_dir).items():
+            if before != now.get(name):
+                raise UserError(
+                    f"{init_dir} was copied with run.{name} {before}, and it is {now.get(name)}: delete {init_dir}, or "
+                    "choose another directory with --set run.out=DIR"
+                )
     its_tokenizer, run_tokenizer = path / "tokenizer.json", run_dir / "tokenizer" / "tokenizer.json"
     if not run_tokenizer.exists():
         write_file(run_tokenizer, its_tokenizer.read_bytes())
@@ -50,6 +57,11 @@ def find_init_checkpoint(run: RunConfig, run_dir: Path) -> Path | None:
             f"run.init_from: {run_tokenizer} is another tokenizer than that of {path}; choose another run.out"
         )
     return path
+
+
+def list_import_settings(run: RunConfig) -> dict[str, object]:
+    """Returns the settings that decide how given weights are copied."""
+    return {"init_context": run.init_context, "init_rope": run.init_rope}
 
 
 def import_checkpoint(source: Path, init_dir: Path, run: RunConfig) -> Path:
@@ -91,15 +103,6 @@ def recipe_from_checkpoint(
         log(f"run.init_from decides [model]: {', '.join(ignored)} of the recipe ignored")
     model = config.unpin("vocab_size") if config.window_size else config.unpin("vocab_size", "window_size")
     return replace(recipe, model=model, tokenizer=replace(recipe.tokenizer, vocab_size=config.vocab_size))
-
-
-def _read_source(init_dir: Path) -> str | None:
-    """Returns `run.init_from` as it was when the weights were imported; None if no record of it is left."""
-    try:
-        value = json.loads((init_dir / SOURCE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value.get("init_from") if isinstance(value, dict) else None
 
 
 def _has_begun(run_dir: Path) -> bool:

@@ -9,10 +9,11 @@ from fledgling.config import Recipe
 from fledgling.plan.derive import derive_recipe, list_derived
 from fledgling.record import checkpoint
 from fledgling.runtime.world import World
-from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
+from fledgling.train.copied_source import describe_changed_source
+from fledgling.train.init_from import INIT_DIR, find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.kept_bases import describe_dependents
 from fledgling.train.resume_check import reconcile
-from fledgling.train.stage_weights import recipe_with_adapter
+from fledgling.train.stage_weights import INIT_ADAPTER_DIR, recipe_with_adapter
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ def find_stage_origin(
         given = reconcile(recipe, name, run_dir, saved, parent, notices.append, steps_are_chosen)
         derived = derive_recipe(given)
         notices += describe_dependents(run_dir, name) + describe_derived(name, given, derived)
+        if init is not None and parent == init:
+            notices += describe_changed_source(run_dir / INIT_DIR, "run.init_from")
+        if derived.adapter.init_from and derived.adapter.trains_in(name):
+            notices += describe_changed_source(run_dir / INIT_ADAPTER_DIR, "adapter.init_from")
     return StageOrigin(name, given, derived, saved, parent, tuple(notices))
 
 

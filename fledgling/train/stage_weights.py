@@ -9,7 +9,6 @@ the shape.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,8 +39,8 @@ from fledgling.record.atomic_directory import atomic_directory
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
+from fledgling.train.copied_source import read_source_name, write_source
 from fledgling.train.critic import CRITIC, split_critic
-from fledgling.train.init_from import SOURCE_FILE
 from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.rl.algorithm import ALGORITHMS
 
@@ -93,18 +92,9 @@ def recipe_with_adapter(recipe: Recipe, run_dir: Path, source: Path | None, name
     if not copied.is_dir():
         with atomic_directory(copied) as temporary:
             copy_adapter(directory, temporary, read_json(directory / CONFIG_FILE), read_base(directory))
-            write_json(temporary / SOURCE_FILE, {"source": given_name})
+            write_source(temporary, given_name)
     kept: dict[str, Any] = {name: getattr(recipe.adapter, name) for name in ("stages", "init_from")}
     return replace(recipe, adapter=replace(given, **kept))
-
-
-def read_source_name(copied: Path) -> str | None:
-    """Returns what a copied adapter was copied from; None where there is none, or nothing says it."""
-    try:
-        name = json.loads((copied / SOURCE_FILE).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return name if isinstance(name, str) else None
 
 
 def find_stage_weights(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import run
+from fledgling.train.copied_source import describe_changed_source
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from tests.tiny import tiny
 
@@ -78,7 +80,18 @@ def test_a_source_is_copied_once_and_another_one_is_refused(tmp_path):
     run_dir = tmp_path / "run"
     recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}"])
     path = find_init_checkpoint(recipe.run, run_dir)
+    changed = partial(describe_changed_source, run_dir / "init", "run.init_from")
+    assert changed() == []
+    for name in ("run.init_context=32", "run.init_rope=yarn"):
+        with pytest.raises(UserError, match=rf"was copied with {name.partition('=')[0]} .*: delete"):
+            find_init_checkpoint(load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}", name]).run, run_dir)
+    (tmp_path / "source" / "config.json").write_text("{}")
+    assert changed() == [
+        f"run.init_from: {tmp_path / 'source'} has changed since it was copied into the run: its copy is used, "
+        f"{run_dir / 'init'}"
+    ]
     shutil.rmtree(tmp_path / "source")  # moved, or trained further
+    assert changed() == []
     assert find_init_checkpoint(recipe.run, run_dir) == path
     moved = run_dir.rename(tmp_path / "moved")
     copied = find_init_checkpoint(recipe.run, moved)
