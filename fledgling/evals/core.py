@@ -73,7 +73,7 @@ def run_core(
     writer = JsonlWriter(finished) if finished and is_main else None
     for task, items, key, weight in queue:
         if not weight:
-            results.append(CoreTaskResult(**known[key]["result"]))
+            results.append(CoreTaskResult.from_json(known[key]["result"]))
             continue
 
         def report_share(share: float, task: CoreTask = task, before: float = done, weight: float = weight) -> None:

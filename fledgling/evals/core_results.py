@@ -6,8 +6,9 @@ continuation is the most likely one at its position. Each accuracy is centered o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class CoreTaskResult:
     kind: str
     shots: int
     n: int
-    right: int
+    correct: int
     accuracy: float
     low: float
     high: float
@@ -60,6 +61,11 @@ class CoreTaskResult:
     seconds: float
     passages: int = 0
     file: str = ""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CoreTaskResult:
+        """Returns the result that `asdict` made JSON of; older versions called `correct` `right`."""
+        return cls(**{"correct" if name == "right" else name: value for name, value in values.items()})
 
     @property
     def centered(self) -> tuple[float, float, float]:
@@ -78,10 +84,10 @@ def compute_task_result(
     The foundry convention averages over categories.
     """
     n, marks = len(results), [is_correct(task.kind, result) for result in results]
-    right = sum(marks)
+    correct = sum(marks)
     clusters = number_passages_of(results)
     low, high = share_interval(marks, clusters)
-    accuracy = right / n
+    accuracy = correct / n
     if task.categories and convention == "foundry":
         groups: dict[str, list[bool]] = {}
         for result, mark in zip(results, marks, strict=True):
@@ -94,7 +100,7 @@ def compute_task_result(
         kind=task.kind,
         shots=task.shots,
         n=n,
-        right=right,
+        correct=correct,
         accuracy=accuracy,
         low=low,
         high=high,

@@ -35,6 +35,7 @@ from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
 from fledgling.plan.flops import forward_flops_per_token
 from fledgling.record.checkpoint import resolve_checkpoint
+from fledgling.record.evaluation_log import EvaluationLog
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.record.run_lock import hold_lock
@@ -160,7 +161,7 @@ class EvalSession:
         def save(new_answers: Mapping[int, ExamAnswer]) -> None:
             for index, answer in new_answers.items():
                 if writer:
-                    writer.append({"place": index, **answer_to_json(answer)})
+                    writer.append({"index": index, **answer_to_json(answer)})
 
         saved = self.world.all_gather_object(saved)[0]
         show = self.world.is_main and len(saved) < len(exam.questions)
@@ -188,7 +189,7 @@ class EvalSession:
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
         name = f"{_safe_file_name(exam.name)}-passk-{_short_hash(key)}.jsonl"
         writer = JsonlWriter(folder / name) if folder and world.is_main else None
-        correct = world.all_gather_object([line["right"] for line in read_jsonl(writer.path)] if writer else [])[0]
+        correct = world.all_gather_object(read_correct_counts(writer.path) if writer else [])[0]
         progress = make_progress(f"{exam.name} pass@k")
         while len(correct) < len(exam.questions):
             first = len(correct) + world.rank * QUESTIONS_PER_SAVE
@@ -197,7 +198,7 @@ class EvalSession:
             for line in chain(
                 *world.all_gather_object([_sample_line(question_answers) for question_answers in answers])
             ):
-                correct.append(line["right"])
+                correct.append(line["correct"])
                 if writer:
                     writer.append(line)
             if world.is_main:
@@ -298,17 +299,11 @@ def find_stage_dir(checkpoint: Path, state: Mapping[str, Any]) -> Path | None:
 
 
 def record_measurements(stage_dir: Path, step: int, measurements: Sequence[Measurement]) -> None:
-    """Appends measurements of `step` to a stage's evals.jsonl.
-
-    The run may be in training: each line is one append, and nothing that the file holds is changed. A measurement over
-    fewer cases than the recorded one of the same name and step is not appended, nor is one of a part (NAME/PART).
-    """
-    path = stage_dir / "evals.jsonl"
-    cases = {line.get("name"): line.get("n") or 0 for line in read_jsonl(path) if line.get("step") == step}
-    writer = JsonlWriter(path, is_shared=True)
-    for m in measurements:
-        if "/" not in m.name and (m.n or 0) >= cases.get(m.name, 0):
-            writer.append({"stage": stage_dir.name, "step": step, **asdict(m)})
+    """Appends measurements of `step` to a stage's evals.jsonl, which a run in training may be writing."""
+    writer = JsonlWriter(stage_dir / "evals.jsonl", is_shared=True)
+    log = EvaluationLog(writer, stage_dir.name)
+    for measurement in measurements:
+        log.append(step, asdict(measurement))
     writer.close()
 
 
@@ -318,10 +313,15 @@ def read_saved_answers(path: Path, key: dict[str, Any], exam: Exam) -> dict[int,
     if header.get("key") != key:
         return {}
     return {
-        line["place"]: ExamAnswer(exam.questions[line["place"]], line["answer"], line["score"], line["cropped"])
+        index: ExamAnswer(exam.questions[index], line["answer"], line["score"], line["cropped"])
         for line in lines
-        if line.get("place") in range(len(exam.questions))
+        if (index := line.get("index", line.get("place"))) in range(len(exam.questions))  # "place" in older versions
     }
+
+
+def read_correct_counts(path: Path) -> list[int]:
+    """Returns how many of the samples of each question are right, of a file of pass@k; "right" in older versions."""
+    return [line["correct"] if "correct" in line else line["right"] for line in read_jsonl(path)]
 
 
 def answer_to_json(answer: ExamAnswer) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def _sample_line(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
     correct = int(sum(answer.score for answer in answers))
     return {
         "prompt": answers[0].question.prompt,
-        "right": correct,
+        "correct": correct,
         "answers": [answer.text for answer in answers],
     }
 

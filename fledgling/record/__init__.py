@@ -3,7 +3,7 @@
     RUN/recipe.toml  RUN/environment.json  RUN/plan.json  RUN/seal.json  RUN/lock (while a process writes)
     RUN/forecast.json  RUN/spent.json (of a run with a budget)
     RUN/<stage>/metrics.jsonl   {"step", "time", "elapsed", "loss", "tokens", "tokens_per_second", "mfu", ...}
-    RUN/<stage>/evals.jsonl     {"stage", "step", "name", "value", "low", "high", "n", "baseline"}
+    RUN/<stage>/evals.jsonl     {"stage", "step", "name", "value", "low", "high", "n", "baseline", "chance", ...}
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
     RUN/<stage>/notices.jsonl   {"step", "text"}
     RUN/<stage>/done.json       written once, when the stage has finished
@@ -15,13 +15,12 @@ JSONL files grow by complete lines only, so the report, a dashboard or `tail -f`
 counts finished optimizer steps: 0 is before the first one.
 
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
-dashboards, evaluation_names.py has the names of evaluations. durable.py makes changes of files that a power cut does
-not undo, atomic_directory.py makes directories appear complete or not at all, checkpoint.py stores weights and state in
-such directories, state_shape.py checks a state before it is used, parent.py names the checkpoint that a stage began
-from, writer.py is the thread that writes checkpoints during training. seal.py finds later changes, budget_end.py when a
-budget ended, run_lock.py keeps a second process from writing, outside.py keeps other directories out of a run, and
-run_requests.py passes the requests of a watcher. Nothing here knows about models.
-"""
+dashboards, evaluation_log.py appends evaluations and evaluation_names.py has their names. durable.py makes changes of
+files that a power cut does not undo, atomic_directory.py makes directories appear complete or not at all, checkpoint.py
+stores weights and state in such directories, state_shape.py checks a state before it is used, parent.py names the
+checkpoint that a stage began from, writer.py is the thread that writes checkpoints during training. seal.py finds later
+changes, budget_end.py when a budget ended, run_lock.py keeps a second process from writing, outside.py keeps other
+directories out of a run, and run_requests.py passes the requests of a watcher. Nothing here knows about models."""
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text
 from fledgling.record.recorder import Recorder

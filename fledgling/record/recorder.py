@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fledgling.record.evaluation_log import EvaluationLog
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, to_json_value, write_json
 from fledgling.record.loggers import open_logger
 from fledgling.record.progress_bar import ProgressBar
@@ -39,6 +40,7 @@ class Recorder:
         self.total_steps = total_steps
         self.enabled = enabled
         self._files = {name: JsonlWriter(self.stage_dir / f"{name}.jsonl") for name in JSONL_NAMES}
+        self._evaluations = EvaluationLog(self._files["evals"], stage)
         self._loggers = [open_logger(name, self.stage_dir, stage) for name in loggers] if enabled else []
         self._progress_bar = ProgressBar(stage) if enabled and not quiet else None
         self._step = 0
@@ -80,11 +82,12 @@ class Recorder:
     ) -> None:
         """Appends a line to evals.jsonl: value, 95 % interval, number of cases, score of the best constant answer.
 
-        Lines of one name and different `n` are different series, which no chart joins. facts: what else is known, such
-        as the clusters that the cases share, and the tools that answers could call.
+        `EvaluationLog` leaves some out. Lines of one name and different `n` are different series, which no chart joins.
+        facts: the other values of a line, such as the clusters that the cases share, and the tools of the answers.
         """
         scores = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline, **facts}
-        self._append("evals", {"stage": self.stage, "step": step, "name": name, **scores})
+        if not self.enabled or not self._evaluations.append(step, {"name": name, **scores}):
+            return
         series = f"eval/{name}" if n is None else f"eval/{name}/{n}"  # one line of a chart has one number of cases
         self._send_to_loggers(step, {series: value})
 
@@ -110,6 +113,7 @@ class Recorder:
             recorded = self._read_seconds()
             for name in REWOUND:
                 self._files[name].rewind(step)
+            self._evaluations.forget()
             self._step = step
             self._resume_clock()
             if (lost := recorded - self._seconds_before) >= 1:

@@ -27,7 +27,7 @@ def test_chatcore_is_answered_saved_recorded_and_not_answered_again(trained_run,
     assert evals["chatcore"] == measurements["chatcore"]["value"] and evals["gsm8k"] == measurements["gsm8k"]["value"]
     [saved] = (out / "pretrain" / "exams").rglob("mmlu.jsonl")
     key, *answers = read_jsonl(saved)
-    assert [one["place"] for one in answers] == [0, 1, 2, 3]
+    assert [one["index"] for one in answers] == [0, 1, 2, 3]
     saved.write_text("".join(json.dumps(line) + "\n" for line in [key, *({**one, "score": 1.0} for one in answers)]))
     again = {m["name"]: m["value"] for m in json.loads(run_command(*words)[1])}
     assert again["mmlu"] == 1.0 and again["gsm8k"] == measurements["gsm8k"]["value"]
@@ -74,8 +74,8 @@ def test_of_a_stopped_exam_only_incomplete_groups_are_asked_again(trained_run, r
     monkeypatch.setattr(Engine, "generate", lambda self, p, *a, **k: prompts.extend(p) or generate(self, p, *a, **k))
     _, again, err = run_command(*words)
     assert again == complete and len(prompts) == 7 and "gsm8k: read 6 saved answers" in err
-    answers = {line["place"]: line for line in map(json.loads, saved.read_text().splitlines()[1:])}
-    assert answers == {line["place"]: line for line in map(json.loads, lines[1:])}
+    answers = {line["index"]: line for line in map(json.loads, saved.read_text().splitlines()[1:])}
+    assert answers == {line["index"]: line for line in map(json.loads, lines[1:])}
     prompts.clear()
     assert run_command(*words)[1] == complete and not prompts
 

@@ -92,5 +92,5 @@ def test_a_hugging_face_directory_scores_as_the_checkpoint_does(saved, tokenizer
     printed = []
     for path in (saved, directory):
         assert main(["eval", "core", str(path), *options]) == 0
-        printed.append([(t["label"], t["right"]) for t in json.loads(capsys.readouterr().out)["tasks"]])
+        printed.append([(t["label"], t["correct"]) for t in json.loads(capsys.readouterr().out)["tasks"]])
     assert printed[0] == printed[1] and directory.with_name("hf.core.jsonl").is_file()

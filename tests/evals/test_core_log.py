@@ -22,7 +22,7 @@ def run_logged(engine, tasks, path: Path, settings: CoreSettings | None = None, 
 
 
 def scores(results: list[CoreTaskResult]) -> list[tuple]:
-    return [(r.label, r.n, r.right, r.accuracy, r.low, r.high, r.baseline, r.cropped) for r in results]
+    return [(r.label, r.n, r.correct, r.accuracy, r.low, r.high, r.baseline, r.cropped) for r in results]
 
 
 @pytest.mark.parametrize("convention", ["nanochat", "foundry"])

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -49,8 +49,11 @@ def test_accuracy_is_centered_on_guessing(core_tasks):
         [make_item((-1.0, -2.0, -3.0), (1, 1, 1), gold=0)] * 3 + [make_item((-1, -2, -3), (1, 1, 1), 2)],
         "nanochat",
     )
-    assert (result.n, result.right, result.accuracy) == (4, 3, 0.75)
+    assert (result.n, result.correct, result.accuracy) == (4, 3, 0.75)
     assert (result.low, result.high) == wilson_interval(3, 4)
+    saved = asdict(result)
+    older = {"right" if name == "correct" else name: value for name, value in saved.items()}
+    assert CoreTaskResult.from_json(saved) == CoreTaskResult.from_json(older) == result
     assert result.centered[0] == pytest.approx((0.75 - 0.33) / 0.67)
 
 

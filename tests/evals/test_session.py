@@ -1,4 +1,4 @@
-"""Evaluation sessions: the rule for recording measurements, the stage of a checkpoint, and saved answers."""
+"""Evaluation sessions: the stage of a checkpoint, and saved answers."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,29 +7,11 @@ import pytest
 import torch
 
 from fledgling.evals.chat import Exam, ExamAnswer, build_exams
-from fledgling.evals.measurement import Measurement
-from fledgling.evals.session import EvalSession, answer_to_json, find_stage_dir, read_saved_answers, record_measurements
-from fledgling.record.jsonl import JsonlWriter, read_jsonl
+from fledgling.evals.session import EvalSession, answer_to_json, find_stage_dir, read_correct_counts, read_saved_answers
+from fledgling.record.jsonl import JsonlWriter
 from fledgling.runtime.world import World
 from fledgling.tasks import load_task
 from fledgling.tasks.task import Question
-
-
-def test_a_measurement_over_fewer_cases_never_replaces_one_over_more(tmp_path):
-    stage_dir = tmp_path / "sft"
-    record_measurements(stage_dir, 3, [Measurement("core", 0.2, n=100), Measurement("mmlu/law", 0.5, n=100)])
-    record_measurements(stage_dir, 3, [Measurement("core", 0.9, n=99), Measurement("arc_easy", 0.3, n=5)])
-    record_measurements(stage_dir, 3, [Measurement("core", 0.4, n=100)])
-    record_measurements(stage_dir, 4, [Measurement("core", 0.1, n=1)])
-    lines = [
-        (line["stage"], line["step"], line["name"], line["value"]) for line in read_jsonl(stage_dir / "evals.jsonl")
-    ]
-    assert lines == [
-        ("sft", 3, "core", 0.2),
-        ("sft", 3, "arc_easy", 0.3),
-        ("sft", 3, "core", 0.4),
-        ("sft", 4, "core", 0.1),
-    ]
 
 
 def test_a_stage_directory_is_found_only_within_a_run(tmp_path):
@@ -49,12 +31,24 @@ def test_saved_answers_are_read_under_their_key_only(tmp_path):
     answers = {index: ExamAnswer(exam.questions[index], f"answer {index}", 1.0) for index in (0, 2)}
     writer.append({"key": key})
     for index, answer in answers.items():
-        writer.append({"place": index, **answer_to_json(answer)})
-    writer.append({"place": 3, **answer_to_json(answers[0])})  # beyond the exam
+        writer.append({"index": index, **answer_to_json(answer)})
+    writer.append({"index": 3, **answer_to_json(answers[0])})  # beyond the exam
     writer.close()
     assert read_saved_answers(writer.path, key, exam) == answers
     assert read_saved_answers(writer.path, {**key, "checkpoint": "y"}, exam) == {}
     assert read_saved_answers(tmp_path / "none.jsonl", key, exam) == {}
+
+
+def test_saved_results_of_older_versions_are_read(tmp_path):
+    [exam] = build_exams(["identity"], 3)
+    writer, answer = JsonlWriter(tmp_path / "identity.jsonl"), ExamAnswer(exam.questions[1], "so", 1.0)
+    for line in ({"key": {}}, {"place": 1, **answer_to_json(answer)}, {"place": [1]}):
+        writer.append(line)
+    assert read_saved_answers(writer.path, {}, exam) == {1: answer}
+    samples = JsonlWriter(tmp_path / "samples.jsonl")
+    for line in ({"right": 2}, {"correct": 1}):
+        samples.append(line)
+    assert read_correct_counts(samples.path) == [2, 1]
 
 
 @pytest.mark.parametrize("changed", ["dtype", "weights", "questions"])
@@ -92,7 +86,7 @@ def test_saved_answers_that_are_not_read_again_are_told(tmp_path, monkeypatch):
     writer = JsonlWriter(tmp_path / f"{exam.name}.jsonl")
     writer.append({"key": {"checkpoint": "another"}})
     for index in range(2):
-        writer.append({"place": index, **answer_to_json(ExamAnswer(exam.questions[index], "x", 1.0))})
+        writer.append({"index": index, **answer_to_json(ExamAnswer(exam.questions[index], "x", 1.0))})
     writer.close()
     session.run_exam(exam, tmp_path, log=lines.append)
     session.run_exam(exam, tmp_path, log=lines.append)

@@ -25,7 +25,7 @@ def test_what_is_logged_is_read_back(tmp_path):
     assert {"time", "elapsed"} <= set(metric)
     assert read_jsonl(tmp_path / "pretrain/evals.jsonl") == [
         {"stage": "pretrain", "step": 1, "name": "spelling", "value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
-        | {"baseline": 0.1, "clusters": 24}
+        | {"baseline": 0.1, "chance": None, "tools": None, "clusters": 24, "cluster_unit": ""}
     ]
     assert read_jsonl(tmp_path / "pretrain/samples.jsonl")[0]["text"] == 'a "quoted" \u2028 line\nand 火'
     assert read_jsonl(tmp_path / "pretrain/notices.jsonl")[0]["text"] == "three documents were empty"
