@@ -23,7 +23,7 @@ from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.plan import make_plan
-from fledgling.plan.scaling_laws import ChinchillaLoss
+from fledgling.plan.shifted_loss import LossLaw
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.stage_seconds import (
     EVALUATIONS,
@@ -164,9 +164,7 @@ def is_near(planned: Planned, runs: Sequence[PastRun]) -> bool:
     )
 
 
-def choose_depth(
-    found: Mapping[int, RunChoice], laws: Sequence[ChinchillaLoss], own: int, known: Sequence[int]
-) -> RunChoice:
+def choose_depth(found: Mapping[int, RunChoice], laws: Sequence[LossLaw], own: int, known: Sequence[int]) -> RunChoice:
     """Returns the run of least loss by the first law, of those that all laws find better than the recipe's depth.
 
     A law that was fitted to few runs, or is asked far beyond them, changes with every run that it is fitted to: where

@@ -1,14 +1,15 @@
 """What a run will come to, with 90 % intervals from past runs (`fledgling.plan.past_runs`).
 
-    bits per byte   L(N, D) = E + A / N^.3478 + B / D^.3658, with E, A, B >= 0 fitted to the past runs of the same text
+    bits per byte   a law of parameters and tokens, fitted to the past runs of the same text (`plan.shifted_loss`)
     exams           logit of the share, linear in the logarithm of the FLOPs after pretraining
     time, memory    what was planned, times the median of measured / planned
 
 Every past run is predicted by a fit to the others, without those that began in the same way (the same weights and order
 of text); such a group has one error, its largest. An interval contains the prediction, moved by those errors, 90 times
 of 100 (jackknife+, arXiv 1905.02928). With fewer than nine runs that quantile does not exist: Student's t is taken
-instead. Outside the range of the past runs an interval is wider by a half for each doubling, and says so. D counts
-repeated text by its decreasing use (arXiv 2305.16264); exponents are those of arXiv 2404.10102.
+instead. Outside the range of the past runs an interval is wider by a half for each doubling, and says so; the error of
+a past run outside the others counts as much less. The bits per byte at the end are those after pretraining, times the
+median of what later stages have made of them. D counts repeated text by its decreasing use (arXiv 2305.16264).
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from operator import mul
 from statistics import median
 
 from fledgling.plan.past_runs import PastRun, group_dependent
-from fledgling.plan.scaling_laws import REFIT, ChinchillaLoss, find_law
+from fledgling.plan.scaling_laws import REFIT, find_law
+from fledgling.plan.shifted_loss import MISFIT, LossLaw, ShiftedLoss, fit_laws
 
 LEVEL = 0.9
 REPEAT_DECAY = 15.39  # R* of arXiv 2305.16264: passes after which a further one adds little
 WIDENING = 0.5  # of an interval, for each doubling outside the past runs
+BEYOND = 0.03  # of the logarithm of a value, for each doubling outside, however well the past runs agree
 MIN_LAW_RUNS = 4  # for three coefficients
 MIN_EXAM_RUNS = 4
 PUBLISHED_PARAMETERS = 20_000_000  # of the smallest models that a published law says something about
 UNKNOWN_SPREAD = 0.15  # of the logarithm of a value of which no past run says anything
 STUDENT_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # 95 % quantiles for 1, 2, ... degrees of freedom
+NORMAL_95 = 1.645  # the same of a normal distribution
 BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "seconds", "memory"
 
 
@@ -98,50 +100,18 @@ def count_doublings_outside(value: float, known: Sequence[float]) -> float:
 # ---- bits per byte ----
 
 
-def fit_loss(runs: Sequence[PastRun], quantity: str = FIRST_BITS) -> ChinchillaLoss:
-    """Returns the law of the past runs: E, A and B of least relative error, none below 0."""
-    rows = []
-    for run in runs:
-        tokens, loss = effective_tokens(run.tokens, run.passes), run.measured[quantity]
-        columns = (1.0, run.parameters**-REFIT.alpha, tokens**-REFIT.beta)
-        rows.append([column / loss for column in columns])
-    best, least = [0.0, 0.0, 0.0], math.inf
-    for count in (1, 2, 3):  # all sets of coefficients above 0: three columns have seven
-        for chosen in combinations(range(3), count):
-            part = solve_least_squares([[row[column] for column in chosen] for row in rows])
-            if part is None or min(part) < 0:
-                continue
-            found = [0.0, 0.0, 0.0]
-            for column, value in zip(chosen, part, strict=True):
-                found[column] = value
-            error = math.fsum((sum(map(mul, row, found)) - 1) ** 2 for row in rows)
-            if error < least:
-                best, least = found, error
-    return ChinchillaLoss(best[0], best[1], REFIT.alpha, best[2], REFIT.beta)
+def fit_runs(runs: Sequence[PastRun], near: PastRun | Planned | None = None) -> list[ShiftedLoss]:
+    """Returns the law of the past runs, and then others that fit about as well.
 
-
-def solve_least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """Returns x of least |rows x - 1|, for a few columns, by the normal equations; None if they are singular.
-
-    Columns are scaled to length 1 first; three of them leave an error far below that of a loss.
+    near: the run that is asked for: runs of about its length count most. None: all count alike.
     """
-    size = len(rows[0])
-    scales = [math.sqrt(math.fsum(row[i] ** 2 for row in rows)) for i in range(size)]
-    if min(scales) == 0:
-        return None
-    scaled = [[value / scale for value, scale in zip(row, scales, strict=True)] for row in rows]
-    matrix = [[math.fsum(row[i] * row[j] for row in scaled) for j in range(size)] for i in range(size)]
-    table = [[*matrix[i], math.fsum(row[i] for row in scaled)] for i in range(size)]
-    for i in range(size):
-        pivot = max(range(i, size), key=lambda row: abs(table[row][i]))
-        if abs(table[pivot][i]) < 1e-12:
-            return None
-        table[i], table[pivot] = table[pivot], table[i]
-        for row in range(size):
-            if row != i:
-                factor = table[row][i] / table[i][i]
-                table[row] = [a - factor * b for a, b in zip(table[row], table[i], strict=True)]
-    return [table[i][size] / table[i][i] / scales[i] for i in range(size)]
+    tokens = get_size(near)[1] if near else None
+    return fit_laws([get_size(run) for run in runs], [run.measured[FIRST_BITS] for run in runs], tokens)
+
+
+def get_size(run: PastRun | Planned) -> tuple[float, float]:
+    """Returns the parameters and the effective tokens of a run."""
+    return run.parameters, effective_tokens(run.tokens, run.passes)
 
 
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
@@ -160,18 +130,18 @@ def _count(runs: Sequence[PastRun], groups: Sequence[list[PastRun]]) -> str:
     return f"{len(runs)} past runs" + (f" ({len(groups)} independent)" if len(groups) < len(runs) else "")
 
 
-def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tuple[ChinchillaLoss, ...], str]:
+def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tuple[LossLaw, ...], str]:
     """Returns the laws by which sizes are compared, and what they are.
 
-    The first is fitted to all past runs of the text, the others to all but one of them. With too few runs it is a
-    published law, and none for models smaller than those that it was fitted to.
+    The first is fitted to all past runs of the text; others are about as good, or fitted to all runs but one. With too
+    few runs it is a published law, and none for models smaller than those that it was fitted to.
 
     parameters: of the recipe's model.
     """
     own = select_runs(runs, data, FIRST_BITS)
     groups = group_dependent(own)
     if len(groups) >= MIN_LAW_RUNS:
-        laws = [fit_loss(own), *(fit_loss(others) for _, others in leave_out_each(groups))]
+        laws = [*fit_runs(own), *(fit_runs(others)[0] for _, others in leave_out_each(groups))]
         return tuple(laws), f"fitted to {_count(own, groups)}"
     few = f"{_count(own, groups)} of this text, of at least {MIN_LAW_RUNS}"
     if parameters >= PUBLISHED_PARAMETERS:
@@ -179,40 +149,78 @@ def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tu
     return (), f"none: {few}, so the depth is the recipe's"
 
 
-def forecast_bits(planned: Planned, runs: Sequence[PastRun], quantity: str) -> Forecast:
-    """Returns the bits per byte after pretraining (`FIRST_BITS`) or at the end (`BITS`)."""
-    own = select_runs(runs, planned.data, quantity)
+def forecast_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast:
+    """Returns the bits per byte after pretraining."""
+    own = select_runs(runs, planned.data, FIRST_BITS)
     groups = group_dependent(own)
-    tokens = effective_tokens(planned.tokens, planned.passes)
     if len(groups) < MIN_LAW_RUNS:
         published = find_law("nanochat")
         value = float(published.predict(6 * planned.parameters * planned.tokens)["bits_per_byte"])
         outside = count_doublings_outside(6.0 * planned.parameters * planned.tokens, (1e18, 1e19)) / 2
         few = f"{_count(own, groups)} of this text, of at least {MIN_LAW_RUNS}"
         note = f"law {published.name}: {few}; of web text"
-        return _widen(quantity, math.log(value), UNKNOWN_SPREAD, outside, len(groups), note)
-    full = math.log(fit_loss(own, quantity).loss(planned.parameters, tokens))
-    lows, highs, errors = [], [], []
+        return _widen(FIRST_BITS, math.log(value), UNKNOWN_SPREAD, outside, len(groups), note)
+    full, *middles = (math.log(law.loss(*get_size(planned))) for law in fit_runs(own, planned))
+    errors = []
     for group, others in leave_out_each(groups):
-        law = fit_loss(others, quantity)
-        there = [law.loss(run.parameters, effective_tokens(run.tokens, run.passes)) for run in group]
-        found = [math.log(run.measured[quantity] / loss) for run, loss in zip(group, there, strict=True)]
-        errors.append(max(found, key=abs))
-        lows.append(math.log(law.loss(planned.parameters, tokens)))
-        highs.append(lows[-1])
-    radius = quantile_radius(errors)
-    spread = max(abs(low - full) for low in lows)  # of the fits: large where the law is asked beyond its runs
-    outside = count_doublings_outside(planned.parameters, [run.parameters for run in own])
-    outside += count_doublings_outside(tokens, [effective_tokens(run.tokens, run.passes) for run in own])
-    return _widen(quantity, full, math.hypot(radius, spread), outside, len(groups), "")
+        found = [math.log(run.measured[FIRST_BITS] / fit_runs(others, run)[0].loss(*get_size(run))) for run in group]
+        beyond = [count_size_outside(run, others) for run in group]
+        errors.append(max(map(_error_inside, found, beyond)))
+        middles.append(math.log(fit_runs(others, planned)[0].loss(*get_size(planned))))
+    spread = max(abs(middle - full) for middle in middles)  # of laws: large where they are asked beyond the runs
+    radius = math.hypot(quantile_radius(errors), spread, NORMAL_95 * MISFIT)
+    return _widen(FIRST_BITS, full, radius, count_size_outside(planned, own), len(groups), "")
+
+
+def forecast_last_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast | None:
+    """Returns the bits per byte at the end: those after pretraining, times what later stages have made of them.
+
+    None without later stages, or where too few past runs had some.
+    """
+    own = [
+        run
+        for run in select_runs(select_runs(runs, planned.data, BITS), planned.data, FIRST_BITS)
+        if run.later_flops > 0
+    ]
+    groups = group_dependent(own)
+    if planned.later_flops <= 0 or len(groups) < MIN_LAW_RUNS:
+        return None
+    first = forecast_bits(planned, runs)
+    changes = [[math.log(run.measured[BITS] / run.measured[FIRST_BITS]) for run in group] for group in groups]
+    usual = median(change for group in changes for change in group)
+    errors = [max(abs(change - usual) for change in group) for group in changes]
+    radius = math.hypot(math.log(first.high / first.value), quantile_radius(errors))
+    middle = math.log(first.value) + usual
+    return Forecast(
+        BITS, math.exp(middle), math.exp(middle - radius), math.exp(middle + radius), len(groups), first.note
+    )
+
+
+def count_size_outside(run: PastRun | Planned, known: Sequence[PastRun]) -> float:
+    """Returns by how many doublings the size of a run lies outside of the known ones', in parameters and in tokens.
+
+    The tokens are compared with those of the runs of its size: of the next sizes above and below, where none has it.
+    """
+    parameters, tokens = get_size(run)
+    sizes = {each.parameters for each in known}
+    near = {max((size for size in sizes if size <= parameters), default=0.0)}
+    near |= {min((size for size in sizes if size >= parameters), default=0.0)}
+    of_size = [get_size(each)[1] for each in known if each.parameters in near]
+    return count_doublings_outside(parameters, list(sizes)) + count_doublings_outside(tokens, of_size)
+
+
+def _error_inside(error: float, outside: float) -> float:
+    """Returns the size of an error as it counts for an interval inside of the past runs: `_widen` makes it this."""
+    return max(0.0, abs(error) - BEYOND * outside) / (1 + WIDENING * outside)
 
 
 def _widen(name: str, middle: float, radius: float, outside: float, runs: int, note: str) -> Forecast:
     """Returns a forecast on a log scale, wider outside of the past runs."""
-    radius *= 1 + WIDENING * outside
+    wider = radius * (1 + WIDENING * outside) + BEYOND * outside
     if outside > 0.1 and not note:
-        wider = f"the interval is {1 + WIDENING * outside:.1f} times as wide"
-        note = f"beyond the past runs by a factor of {2**outside:.1f}: {wider}"
+        times = f"the interval is {wider / radius:.1f} times as wide" if radius else "the interval is wider"
+        note = f"beyond the past runs by a factor of {2**outside:.1f}: {times}"
+    radius = wider
     return Forecast(name, math.exp(middle), math.exp(middle - radius), math.exp(middle + radius), runs, note)
 
 
@@ -274,8 +282,8 @@ def forecast_ratio(name: str, planned: float, runs: Sequence[PastRun]) -> Foreca
 def forecast_run(planned: Planned, runs: Sequence[PastRun], exams: Sequence[str] = ()) -> list[Forecast]:
     """Returns the forecasts of a run: time, memory, bits per byte after pretraining and at the end, and exams."""
     found = [forecast_ratio(SECONDS, planned.seconds, runs), forecast_ratio(MEMORY, planned.memory, runs)]
-    found.append(forecast_bits(planned, runs, FIRST_BITS))
-    if planned.later_flops > 0 and len(select_runs(runs, planned.data, BITS)) >= MIN_LAW_RUNS:
-        found.append(forecast_bits(planned, runs, BITS))
+    found.append(forecast_bits(planned, runs))
+    if (last := forecast_last_bits(planned, runs)) is not None:
+        found.append(last)
     found += [forecast for exam in exams if (forecast := forecast_exam(planned, runs, exam)) is not None]
     return found
