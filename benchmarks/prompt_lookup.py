@@ -120,7 +120,7 @@ def _generate_answers(
     """
     seconds, answers, drafted, accepted = 0.0, [], 0, 0
     for prompt in prompts_of_kind:
-        scheduler = engine.make_scheduler(1, prefix_cache_tokens=None, lookahead_tokens=draft_tokens)
+        scheduler = engine.make_scheduler(1, prefix_cache_tokens=None, num_speculative_tokens=draft_tokens)
         request = scheduler.add_request(
             engine.make_request(prompt, SamplingParams(temperature=0, max_new_tokens=tokens), use_tools=False)
         )

@@ -209,7 +209,7 @@ def run_case(watch, kind, device, saved=None, **options):
         optimizer._muon_direction = watched(optimizer._muon_direction, "update")
     kernel = logprob.softcap_exp if kind == "cuda" else logprob.softcap_exp_inplace
 
-    def exponentials(z, cap):
+    def softcap_exp(z, cap):
         """The pass over a chunk that is compiled: reads the logits and writes as many values."""
         with watch.inside("head pass", set()):
             sums, g = kernel(z, cap)
@@ -222,7 +222,7 @@ def run_case(watch, kind, device, saved=None, **options):
         replaced(attention, "sdpa", attend),
         replaced(attention, "windowed_sdpa", lambda q, k, v, mask, size: attend(q, k, v)),
         replaced(logprob._CrossEntropySum, "forward", staticmethod(watched_plainly(watch, forward, "head"))),
-        replaced(logprob._kernels, "softcap_exp", exponentials),
+        replaced(logprob._kernels, "softcap_exp", softcap_exp),
         replaced(Batch, "target_count", ROWS * TIME),  # counted on the host, before a batch goes to the device
         replaced(loop, "PendingRead", LateRead),
         replaced(World, "all_gather_object", lambda self, value: [value] * self.size),

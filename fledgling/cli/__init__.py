@@ -81,7 +81,8 @@ RENAMED_OPTIONS = {
         "--queue": "--max-queue-size",
         "--chunk": "--prefill-chunk",
         "--keep": "--prefix-cache-tokens",
-        "--lookahead": "--lookahead-tokens",
+        "--lookahead": "--num-speculative-tokens",
+        "--lookahead-tokens": "--num-speculative-tokens",
     },
     "tokenizer train": {
         "--digits": "--max-digits",

@@ -30,7 +30,7 @@ PrefixCacheTokens = Annotated[
         help="Tokens of earlier prompts and answers kept in the cache; default max-batch-size times the context."
     ),
 ]
-LookaheadTokens = Annotated[
+NumSpeculativeTokens = Annotated[
     int,
     Parameter(help="Draft tokens of prompt lookup in one step; the answers stay the same. 0: none."),
 ]
@@ -51,7 +51,7 @@ def serve(
     max_queue_size: QueueSize = 64,
     prefill_chunk: PrefillChunk = None,
     prefix_cache_tokens: PrefixCacheTokens = None,
-    lookahead_tokens: LookaheadTokens = 0,
+    num_speculative_tokens: NumSpeculativeTokens = 0,
     python: RunPython = False,
     adapter: tuple[str, ...] = (),
     mcp: tuple[str, ...] = (),
@@ -84,7 +84,7 @@ def serve(
     api_key = choose_api_key(host, api_key)
     check_sites(allow_host, allow_origin)
     _require_at_least(1, max_batch_size=max_batch_size, max_queue_size=max_queue_size, prefill_chunk=prefill_chunk)
-    _require_at_least(0, prefix_cache_tokens=prefix_cache_tokens, lookahead_tokens=lookahead_tokens)
+    _require_at_least(0, prefix_cache_tokens=prefix_cache_tokens, num_speculative_tokens=num_speculative_tokens)
     from fledgling.infer.adapters import parse_adapters
     from fledgling.infer.tools import select_tool
     from fledgling.serve.app import make_app
@@ -92,7 +92,9 @@ def serve(
     from fledgling.serve.services import AccessOptions, WorkerSettings, load_services
 
     limits = choose_limits(max_queue_size, raise_file_limit())
-    settings = WorkerSettings(max_batch_size, max_queue_size, prefill_chunk, prefix_cache_tokens, lookahead_tokens)
+    settings = WorkerSettings(
+        max_batch_size, max_queue_size, prefill_chunk, prefix_cache_tokens, num_speculative_tokens
+    )
     access = AccessOptions(api_key, allow_host, allow_origin, is_loopback(host))
     models = ([checkpoint, *compare], parse_adapters(adapter))
     services = load_services(*models, settings, access, model_name, device, select_tool(python), _print_to_stderr)

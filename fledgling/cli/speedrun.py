@@ -136,7 +136,7 @@ def print_results(out: str) -> None:
     Console().print(make_evals_table(out))
     if (forecasts := make_forecasts_table(out)).row_count:
         Console().print(forecasts)
-    print(f"report: {page}\ntalk to it: fledgling chat {out}")
+    print(f"report: {page}\nchat with it: fledgling chat {out}")
 
 
 def print_forecast(run: BudgetedRun, is_resumed: bool) -> None:

@@ -1,8 +1,9 @@
 """What happens to every setting that is changed when a run is resumed: it takes effect, is refused, or is ignored.
 
 `compare_recipes` compares the recipe that is asked for with the one that a checkpoint was saved with, field by field.
-Refused is what the weights, the optimizer's state or the order of the data have decided; ignored is what only concerns
-work that is done. Every field of a recipe has a rule here, and tests/config/test_changes.py fails for one without.
+A change of what the weights, the optimizer's state or the order of the data follow from is refused; a change of what
+only concerns finished work is ignored. Every field of a recipe has a rule here, and tests/config/test_changes.py fails
+for one without.
 """
 
 from __future__ import annotations

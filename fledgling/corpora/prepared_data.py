@@ -48,9 +48,9 @@ def short_digest(*values: object) -> str:
 def digest_files(root: Path, files: Iterable[Path], whole: bool) -> str:
     """Returns a digest of files: their names under `root`, and their content.
 
-    With `whole`, all bytes are read. Otherwise size, time in nanoseconds and three samples of each file stand for its
-    content: a file that is replaced by one of the same size and time is noticed where the samples differ. Neither
-    depends on where the folder is, so a copied or moved text is found again (with `whole`, whatever its times).
+    With `whole`, all bytes are read. Otherwise size, time in nanoseconds and three samples of each file represent its
+    content: a file that is replaced by one of the same size and time is noticed where the samples differ. The digest
+    does not depend on where the folder is, so a copied or moved text is found again (with `whole`, whatever its times).
     """
     facts = []
     for file in files:
@@ -152,7 +152,7 @@ class PreparedData:
     def find_only(self, source: str) -> dict[str, Any] | None:
         """Returns the facts of what was prepared of a source, as a checkpoint has them; None unless it is of one text.
 
-        A stage that starts may use it where the text is gone. Of a corpus of many shards nothing is found.
+        A stage that starts may use it where the text is gone. Finds nothing of a corpus of many shards.
         """
         found = self.list_preparations(source)
         return found[0] if len(found) == 1 else None

@@ -115,7 +115,7 @@ def answer_exams(
         is_generated = max_new_tokens > 0
         group_progress = _offset_progress(progress, len(answers), len(questions))
         own_answers: dict[int, ExamAnswer] = {}
-        # Of generated answers each rank has one group; letters are scored by all ranks together.
+        # Generated answers: one group for each rank. Letters: all ranks score each group together.
         for group in groups[world.rank : world.rank + 1] if is_generated else groups:
             group_prompts = [prompts[i] for i in group]
             if is_generated:

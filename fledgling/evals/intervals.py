@@ -58,7 +58,7 @@ def share_interval(values: Sequence[float] | np.ndarray, clusters: np.ndarray) -
     It is Wilson's interval for as many independent questions as give the bootstrap's variance (Franco et al. 2019,
     "Comparative study of confidence intervals for proportions in complex sample surveys"), widened by Student's t of
     C - 1 degrees. So it stays within [0, 1] and has a width where every answer is right. Where right or wrong answers
-    are rare, the variance between clusters cannot be seen, and `PRIOR_ERRORS` answers weigh for complete agreement
+    are rare, the variance between clusters cannot be seen, and `PRIOR_ERRORS` answers count for complete agreement
     within clusters. Clusters of one question each: exactly Wilson's.
 
     Args:

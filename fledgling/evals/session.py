@@ -112,8 +112,8 @@ class EvalSession:
         questions = json.dumps([(q.prompt, q.answer, q.choices) for q in exam.questions])
         code = list_code(exam.task)
         facts = [q.facts for q in exam.questions] if any(q.facts for q in exam.questions) else []
-        judge = json.dumps([facts, digest_read_files(code)], sort_keys=True, default=str) if facts or code else ""
-        judged = {"judged": hashlib.sha256(judge.encode()).hexdigest()[:16]} if judge else {}
+        scoring = json.dumps([facts, digest_read_files(code)], sort_keys=True, default=str) if facts or code else ""
+        judged = {"judged": hashlib.sha256(scoring.encode()).hexdigest()[:16]} if scoring else {}
         return {
             **judged,
             "checkpoint": hashlib.sha256((self.checkpoint / "manifest.json").read_bytes()).hexdigest()[:16],

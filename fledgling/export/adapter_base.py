@@ -40,8 +40,8 @@ class AdapterBase:
 def hash_weights(weights: Mapping[str, Tensor]) -> str | None:
     """Returns the SHA-256 of a model's weights by our names, rounded to bfloat16; None where some are quantized.
 
-    So a model and its export in bfloat16 have one digest. Of one in float16 some values are rounded twice, and of a
-    quantized one all: they have others.
+    So a model and its export in bfloat16 have one digest. An export in float16 has another, because some values are
+    rounded twice, and a quantized one too.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):

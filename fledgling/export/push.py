@@ -1,4 +1,4 @@
-"""Uploads an exported directory to a hub that speaks Hugging Face's interface, in one commit.
+"""Uploads an exported directory to a hub with Hugging Face's interface, in one commit.
 
 huggingface_hub does it, and finds the token itself: the variable HF_TOKEN, or a login. The token is in no message.
 """

@@ -131,10 +131,10 @@ class Engine:
         max_batch_size: int,
         prefill_chunk: int = PREFILL_TOKENS,
         prefix_cache_tokens: int | None = 0,
-        lookahead_tokens: int = 0,
+        num_speculative_tokens: int = 0,
     ) -> Scheduler:
         """Returns a scheduler with a cache of its own; see `Scheduler` for the arguments."""
-        return Scheduler(self.runner, max_batch_size, prefill_chunk, prefix_cache_tokens, lookahead_tokens)
+        return Scheduler(self.runner, max_batch_size, prefill_chunk, prefix_cache_tokens, num_speculative_tokens)
 
     def make_request(
         self,

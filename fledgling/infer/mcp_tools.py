@@ -1,6 +1,6 @@
 """Tools of MCP servers (the Model Context Protocol), for `chat` and the page: listed, asked for, called.
 
-A server is a command that speaks the protocol over its standard input and output; the official SDK (`mcp`, the extra of
+A server is a command that uses the protocol over its standard input and output; the official SDK (`mcp`, the extra of
 this name) does. Its answers are untrusted: names that are no identifiers are left out, descriptions and results are
 bounded text without control characters, a line is bounded too (runtime/bounded_lines.py), and every wait has a limit.
 A call is made only if its tool is allowed or `ask` agrees.

@@ -121,7 +121,7 @@ class PrefixCache:
             nodes.append(child)
 
     def detach(self, nodes: list[PrefixNode]) -> None:
-        """Ends a row's use of its nodes and empties the list. Of its unused blocks the last is evicted first."""
+        """Ends a row's use of its nodes and empties the list. The last of its unused blocks is evicted first."""
         for node in reversed(nodes):
             node.ref_count -= 1
             if not node.ref_count and node.cached:

@@ -67,7 +67,7 @@ class Scheduler:
         prefill_chunk: prompt tokens computed in one step.
         prefix_cache_tokens: the cache keeps prefixes of finished requests while it holds no more tokens than this;
             0 shares prefixes among running requests only, None shares nothing.
-        lookahead_tokens: draft tokens of a request in one step (`PromptLookup`); 0 disables drafts.
+        num_speculative_tokens: draft tokens of a request in one step (`PromptLookup`); 0 disables drafts.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Scheduler:
         max_batch_size: int,
         prefill_chunk: int = PREFILL_TOKENS,
         prefix_cache_tokens: int | None = 0,
-        lookahead_tokens: int = 0,
+        num_speculative_tokens: int = 0,
     ) -> None:
         self.runner = runner
         self.max_batch_size = max_batch_size
         self.prefill_chunk = prefill_chunk
-        self.lookahead_tokens = lookahead_tokens
+        self.num_speculative_tokens = num_speculative_tokens
         self.waiting: deque[Request] = deque()
         self.prefilling: deque[Request] = deque()
         self.running: list[Request] = []
@@ -177,8 +177,8 @@ class Scheduler:
             request.prefix_nodes = self.prefix_cache.attach(request.row, request.prompt[:-1])
             request.cached_tokens = request.row.length
             self.stats.cached_tokens += request.row.length
-        if self.lookahead_tokens:
-            request.prompt_lookup = PromptLookup(request.prompt, self.lookahead_tokens)
+        if self.num_speculative_tokens:
+            request.prompt_lookup = PromptLookup(request.prompt, self.num_speculative_tokens)
         return True
 
     def _release(self, request: Request) -> None:
@@ -307,8 +307,8 @@ class Scheduler:
             self.stats.cached_tokens += len(duplicate.prompt)
             duplicate.weights_version = leader.weights_version
             self._cache_prefix(duplicate, duplicate.prompt)
-            if self.lookahead_tokens:
-                duplicate.prompt_lookup = PromptLookup(duplicate.prompt, self.lookahead_tokens)
+            if self.num_speculative_tokens:
+                duplicate.prompt_lookup = PromptLookup(duplicate.prompt, self.num_speculative_tokens)
 
     # ---- decode: one token of each running request -----------------------------------------------
 

@@ -218,7 +218,7 @@ def partial_attention(
 
     Returns:
         In fp32: sums of weighted values (N, G, K R T, D), sums of weights (N, G, K R T, 1), and the scores' maxima of
-        the same shape. Of bounded scores the maxima are not computed; the sums of weights are returned instead.
+        the same shape. With `bounded`, the sums of weights are returned in place of the maxima.
     """
     scores = (q @ k.to(q.dtype).transpose(2, 3)).float() * q.shape[3] ** -0.5  # (N, G, K R T, S)
     if blocked is not None:

@@ -9,7 +9,7 @@ once. The result of each is one chunk for each rank, which is added to the chunk
     deterministic     buckets are launched after (stage 2: during) every micro-batch, and added in a binary tree
 
 The tree of deterministic mode: micro-batch i of a step belongs to rank i mod ranks and is that rank's micro-batch i //
-ranks. Micro-batches of the same number are summed over ranks as a tree over neighbors, and these sums by a binary
+ranks. Micro-batches of the same number are summed over ranks as a tree over adjacent ranks, and these sums by a binary
 counter. With 2^k ranks both together are one tree over i, so 1, 2, 4 and 8 ranks add the same numbers in the same
 order. A missing micro-batch counts as zero.
 """

@@ -131,8 +131,8 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 def gather_parameters(model: nn.Module, world: World, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Returns the model's tensors by name, whole. Every rank must call it.
 
-    Of a sharded model the main rank gets all tensors, on the CPU, gathered one by one; the others get those that are
-    not sharded.
+    If the model is sharded, the main rank gets all tensors, on the CPU, gathered one by one; the others get those that
+    are not sharded.
 
     Args:
         out: tensors to be overwritten with the gathered values, where it has the name; None makes new ones.

@@ -166,9 +166,9 @@ class BlockwiseState:
 
 
 def make_codebook(is_root: bool, device: torch.device) -> Tensor:
-    """Returns the fractions that codes stand for, ascending: (256,) without a sign for roots, else (255,).
+    """Returns the fractions that codes represent, ascending: (256,) without a sign for roots, else (255,).
 
-    Of the magnitudes half are in (.1, 1], a quarter in (.01, .1], and so on, evenly spaced in each. 1 is among them,
+    Half of the magnitudes are in (.1, 1], a quarter in (.01, .1], and so on, evenly spaced in each. 1 is among them,
     with either sign, so that a block's largest value keeps its bits.
     """
     bits = 8 if is_root else 7

@@ -326,7 +326,7 @@ def _count_earlier_gradient_bytes(partition: Partition, step: TrainingStep, full
 
 
 def _count_logit_bytes(config: ModelConfig, step: TrainingStep) -> int:
-    """Returns the bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
+    """Returns the bytes of the head's pass over a chunk: logits, exp of them, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.value_bytes
     if step.teacher is not None and step.teacher.role != SCORER:
         return step.teacher.divergence_bytes(config, A, w, step.device)

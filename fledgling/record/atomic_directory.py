@@ -1,6 +1,6 @@
 """Directories that appear complete or not at all: checkpoints, token shards, exports.
 
-The files are written to a temporary neighbour, the manifest (size and SHA-256 of every file) last, and flushed to the
+The files are written to a temporary directory, the manifest (size and SHA-256 of every file) last, and flushed to the
 disk; then one rename gives the directory its name, and is flushed too. A process killed at any moment, a power cut or a
 full disk leaves the previous directory as it was. A temporary directory that a killed process left is deleted when the
 same name is written again.

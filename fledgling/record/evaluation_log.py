@@ -7,7 +7,7 @@ from typing import Any
 
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 
-# The values of a line after stage and step, with what stands for one that is not known. Lines of older versions lack
+# The values of a line after stage and step, with what replaces one that is not known. Lines of older versions lack
 # some. They are those of `fledgling.evals.measurement.Measurement`.
 EVALUATION_FIELDS: dict[str, Any] = {
     "name": None,

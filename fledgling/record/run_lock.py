@@ -99,7 +99,7 @@ def hold_lock(
 def read_living_holder(directory: Path | str) -> dict[str, Any] | None:
     """Returns what is known of the process that holds the lock of a directory; None where none lives.
 
-    Takes no lock and waits for nothing. Of a process on another machine the claim's age is what shows that it lives, so
+    Takes no lock and waits for nothing. The age of its claim shows whether a process on another machine lives, so
     the clocks of the two machines must agree to LEASE_SECONDS.
     """
     directory = Path(directory)

@@ -75,7 +75,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """Returns the mean of each value with its neighbours, over `share` of the whole; fewer at the ends."""
+    """Returns the mean of each value with the adjacent ones, over `share` of the whole; fewer at the ends."""
     reach = max(1, round(len(values) * share / 2))
     sums = [0.0]
     for value in values:

@@ -32,7 +32,7 @@ class CoreTimes:
 
 
 def read_core_times(proc: Path = PROC) -> CoreTimes | None:
-    """Reads the times; None where the system does not tell them."""
+    """Reads the times; None where the system does not give them."""
     try:
         cores = os.sched_getaffinity(0)
         tick = os.sysconf("SC_CLK_TCK")

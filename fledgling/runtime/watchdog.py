@@ -207,7 +207,7 @@ class Watchdog:
         progress = self.world.progress
         limit = max(STUCK_TIMEOUT, STUCK_STEP_FACTOR * progress.longest_step)
         heartbeats = self.heartbeats.values()
-        if not progress.in_step or not all(beat.in_step and now - beat.progressed_at > limit for beat in heartbeats):
+        if not progress.in_step or not all(one.in_step and now - one.progressed_at > limit for one in heartbeats):
             return
         counts = {self.own.rank: progress.collectives}
         counts |= {rank: heartbeat.collectives for rank, heartbeat in self.heartbeats.items()}

@@ -48,7 +48,7 @@ class PendingCollective:
 
 
 def pairwise_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the sum of equal-shaped tensors, added as a binary tree over neighbours: ((0 + 1) + (2 + 3)) + ...
+    """Returns the sum of equal-shaped tensors, added as a binary tree over adjacent ranks: ((0 + 1) + (2 + 3)) + ...
 
     For powers of two, summing the sums of the branches gives the same tree, so the result has the same bits however
     the branches are dealt to ranks. The result is a new tensor; all of `tensors` but the last may be overwritten.

@@ -138,7 +138,7 @@ def read_results(path: Path, name: str) -> list[RaceRun]:
 def rank_runs(runs: Sequence[RaceRun], seconds: float) -> list[ContestantResult]:
     """Returns the contestants at the end of the time, the first one first, then the best.
 
-    Of a run the last point within `seconds` counts (our own runs end with it; the one step that reaches it may end a
+    The last point of a run within `seconds` counts (our own runs end with it; the one step that reaches it may end a
     little later).
     """
     names = list(dict.fromkeys(run.name for run in runs))

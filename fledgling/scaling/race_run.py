@@ -95,11 +95,11 @@ class StepClock:
         return self.total_seconds + self.compiled_steps * statistics.median(self.first_seconds or [0.0])
 
     def start_step(self) -> None:
-        """A step begins: its batch is asked for."""
+        """Marks the beginning of a step, before its batch is requested."""
         self._start, self._graphs = self.now(), count_compiled_graphs()
 
     def end_step(self) -> dict[str, Any]:
-        """A step has ended; returns what restores it."""
+        """Marks the end of a step; returns the values that `restore_step` takes."""
         record = {
             "race_seconds": self.now() - self._start,
             "race_compiled": count_compiled_graphs() > self._graphs,
@@ -181,7 +181,7 @@ class TimedStage:
         )
 
     def start_step(self) -> None:
-        """A step begins; before a process's first, restores the clock: the record is cut to the checkpoint by now."""
+        """Marks the beginning of a step. Before the first of a process, restores the clock from the record."""
         if not self.clock.steps:
             for line in read_jsonl(self.job.run_dir / "pretrain" / "metrics.jsonl"):
                 self.clock.restore_step(line)

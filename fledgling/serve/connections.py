@@ -64,7 +64,7 @@ class Phase(IntEnum):
 
 
 class ConnectionTable:
-    """All open connections of a server, by address. Of each address, those that wait for their client are in order."""
+    """All open connections of a server, by address; those that wait for their client are in order of arrival."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -356,7 +356,7 @@ class LimitedProtocol(H11Protocol):
             self._stall_timer = self.loop.call_later(self._stall_left, self._check_stall)
 
     def _settle_stall(self) -> None:
-        """Takes the seconds since the last call from the budget, and gives back what the bytes read are worth."""
+        """Takes the seconds since the last call from the budget, and gives back the time of the bytes read."""
         now, size = self.loop.time(), self.transport.get_write_buffer_size()
         earned = (self._stall_bytes - size) / READ_RATE - (now - self._stall_start)
         self._stall_left = min(self.limits.stall_seconds, self._stall_left + earned)

@@ -26,14 +26,19 @@ class WorkerSettings:
     max_queue_size: int = 64
     prefill_chunk: int | None = None
     prefix_cache_tokens: int | None = None
-    lookahead_tokens: int = 0
+    num_speculative_tokens: int = 0
 
     def make_worker(self, engine: Engine) -> Worker:
         """Starts a worker around an engine."""
         default = CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK
         chunk = self.prefill_chunk or default
         return Worker(
-            engine, self.max_batch_size, self.max_queue_size, chunk, self.prefix_cache_tokens, self.lookahead_tokens
+            engine,
+            self.max_batch_size,
+            self.max_queue_size,
+            chunk,
+            self.prefix_cache_tokens,
+            self.num_speculative_tokens,
         )
 
 

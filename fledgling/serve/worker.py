@@ -198,7 +198,7 @@ class Worker:
         engine: used by the worker's thread alone from now on.
         max_batch_size: answers that are decoded at once.
         max_queue_size: answers waiting or running before `submit` raises QueueFull.
-        prefill_chunk, lookahead_tokens: see `Scheduler`.
+        prefill_chunk, num_speculative_tokens: see `Scheduler`.
         prefix_cache_tokens: see `Scheduler`; None: as many tokens as the rows can hold at most, so that cached prefixes
             never take more memory than a full batch.
     """
@@ -210,10 +210,10 @@ class Worker:
         max_queue_size: int = 64,
         prefill_chunk: int = CPU_PREFILL_CHUNK,
         prefix_cache_tokens: int | None = None,
-        lookahead_tokens: int = 0,
+        num_speculative_tokens: int = 0,
     ) -> None:
         self.engine, self.max_batch_size, self.max_queue_size = engine, max_batch_size, max_queue_size
-        self.prefill_chunk, self.lookahead_tokens = prefill_chunk, lookahead_tokens
+        self.prefill_chunk, self.num_speculative_tokens = prefill_chunk, num_speculative_tokens
         self.prefix_cache_tokens = (
             max_batch_size * engine.context if prefix_cache_tokens is None else prefix_cache_tokens
         )
@@ -293,7 +293,7 @@ class Worker:
 
     def _make_scheduler(self) -> Scheduler:
         return self.engine.make_scheduler(
-            self.max_batch_size, self.prefill_chunk, self.prefix_cache_tokens, self.lookahead_tokens
+            self.max_batch_size, self.prefill_chunk, self.prefix_cache_tokens, self.num_speculative_tokens
         )
 
     def _run(self) -> None:

@@ -1,6 +1,6 @@
 """HumanEval (arXiv 2107.03374): 164 functions to write, scored by running their tests in the sandbox.
 
-An answer becomes a program by the first of three rules that applies. Of a fenced block, only the code counts. Code that
+An answer becomes a program by the first of three rules that applies. Only the code of a fenced block counts. Code that
 defines the requested function replaces it, after the prompt's imports and helpers. Any other text continues the prompt.
 
 `fledgling.sandbox` runs the program and reports whether the tests passed in a way that the program cannot forge. There
@@ -34,7 +34,7 @@ def build_program(question: Question, answer: str) -> str:
     return f"{prompt[: definition.start()] if definition else ''}{code}\n"
 
 
-def judge_programs(pairs: Sequence[tuple[Question, str]]) -> list[Verdict]:
+def check_answers(pairs: Sequence[tuple[Question, str]]) -> list[Verdict]:
     """Returns the verdict on each (question, answer), with the seed that its tests drew from."""
     from fledgling.sandbox.verdict import ProgramCheck, check_programs
 
@@ -45,7 +45,7 @@ def judge_programs(pairs: Sequence[tuple[Question, str]]) -> list[Verdict]:
 
 def score_programs(pairs: Sequence[tuple[Question, str]]) -> list[float]:
     """Returns 1.0 for each (question, answer) whose program passes its tests, else 0.0."""
-    return [float(verdict.passed) for verdict in judge_programs(pairs)]
+    return [float(verdict.passed) for verdict in check_answers(pairs)]
 
 
 def score_program(question: Question, answer: str) -> float:

@@ -321,9 +321,9 @@ class DataPreparer:
         return shard
 
     def _open_whole_set(self, facts: Mapping[str, Any] | None, tokenizer: Tokenizer) -> TokenShard | None:
-        """Returns the tokens that facts are of, if they are of this tokenizer and all of a set's conversations.
+        """Returns the tokens that `facts` describe, if they are of this tokenizer and of a whole set of conversations.
 
-        Of a set that is prepared in parts they say too little. A shard of an earlier version does not say which it is.
+        They say too little of a set that is prepared in parts. A shard of an earlier version does not say which it is.
         """
         if facts is None or facts.get("tokenizer") != tokenizer.fingerprint():
             return None

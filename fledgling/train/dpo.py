@@ -94,7 +94,7 @@ class PreferenceStream:
         return max(0.0, math.fsum(every) / max(1, len(every)))
 
     def metrics(self) -> dict[str, float]:
-        """Returns, of the step's pairs, the fraction that are on the right side of the margin, and the mean margin."""
+        """Returns the fraction of the step's pairs on the right side of the margin, and the mean margin."""
         sums = self.step_metrics.pop_sums(self.world)
         values = {"accuracy": sums["right"] / sums["pairs"], "margin": sums["margin"] / sums["pairs"]}
         return values | ({"baseline": self.baseline} if self.config.objective == "kto" else {})

@@ -22,7 +22,7 @@ from fledgling.train.stage_horizon import StageHorizon
 
 MIN_WINDOW = 8  # steps over which the speed is measured at least
 MAX_WINDOW = 1 << 12
-LOOKAHEAD = 4  # the window is this part of the steps that are left
+WINDOW_DIVISOR = 4  # the window is this part of the steps that are left
 TOLERANCE = 0.03  # of the steps that are left: smaller changes are not made
 CHECK_SECONDS = 3.0  # between two decisions
 
@@ -104,7 +104,7 @@ class StagePace:
 
     def measure_slowdown(self, planned: float) -> float:
         """Returns and keeps the measured time of a step as a share of the planned; planned: steps that are left."""
-        window = int(min(MAX_WINDOW, max(MIN_WINDOW, planned / LOOKAHEAD)))
+        window = int(min(MAX_WINDOW, max(MIN_WINDOW, planned / WINDOW_DIVISOR)))
         recent = list(self.seconds)[-window:]
         missing = (window - len(recent)) * self.stage.step_seconds * self.start_slowdown
         self.slowdown = (sum(recent) + missing) / (window * self.stage.step_seconds)

@@ -63,8 +63,8 @@ def _choose_predicted(recipe: Recipe, stage: str) -> tuple[Recipe, ModelConfig |
 def find_teacher_config(recipe: Recipe, run_dir: Path) -> tuple[ModelConfig | None, str]:
     """Returns the configuration of the teacher of a run, and a line that says so where the teacher is gone, or "".
 
-    Of a teacher that is gone it is what the run's predictions have recorded; None where they have not, or the run has
-    no teacher. Raises UserError for a teacher that is gone and of which `run_dir` is no run.
+    If the teacher is gone, it is what the run's predictions have recorded; None if they have not, or if the run has no
+    teacher. Raises UserError for a teacher that is gone and that `run_dir` was not made with.
     """
     try:
         return read_teacher_config(recipe), ""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LOSS_SMOOTHING = 0.9  # of the loss on the progress line; metrics.jsonl has the raw one
 PROGRESS_METRICS = ("reward", "length", "kl", "accuracy")  # shown on the progress line; metrics.jsonl has all
 
-# (measured peak, what a step reached), FLOP/s of a rank -> (peak measured again, or 0.0 if that fails; what to tell)
+# (measured peak, what a step reached), FLOP/s of a rank -> (peak measured again, or 0.0 if that fails; a message)
 MeasurePeak = Callable[[float, float], tuple[float, str]]
 
 

@@ -1,6 +1,6 @@
 """The files that DPO and RL read as they are in every start: pairs, questions, environments, rewards, reward models.
 
-Of a module that a user names it is the module's file alone, not what that imports. No tokens of them are kept in the
+For a module that a user names it is the module's file alone, without what it imports. No tokens of them are kept in the
 run, so a checkpoint records a digest of each (`PreparedData.record_files`), by which a resumed stage reports that they
 were edited, and `fledgling verify` that they are not those of the steps.
 """

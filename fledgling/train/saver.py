@@ -97,7 +97,7 @@ class CheckpointSaver:
             self.unreported_seconds[name] = self.unreported_seconds.get(name, 0.0) + value
 
     def wait(self) -> None:
-        """Returns, on every rank, when the last checkpoint is complete. Raises the writer's error on all of them."""
+        """Waits on every rank until the last checkpoint is complete. Raises the writer's error on all of them."""
         with self.world.main_process_first():
             if self.world.is_main:
                 self.writer.wait()

@@ -1,11 +1,11 @@
-"""Where each source continues: one position a source runs through all stages.
+"""Where each source continues: one position for each source, through all stages.
 
 A later stage reads the rows after those that earlier stages have read, and begins a source again only when all of it is
 read. Positions are numbers in every checkpoint: `start`, where the stage began, from which it resumes, and `now`, from
 which the next stage continues. A source is recognized by what it holds and how it is packed (`RowSource.key`), not by
-its
-name: an edited text begins at its first row. Of a set of conversations that is prepared in parts, the position is the
-first conversation that no stage has read ("row"), and those after it that one has ("ahead").
+its name: an edited text begins at its first row. The position in a set of
+conversations that is prepared in parts is the first conversation that no stage has read ("row"), with the later
+ones that some stage has read ("ahead").
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class SourcePositions:
         """Returns what each source has given so far, as JSON values for done.json.
 
         Keys: source; rows (of one pass); read (rows in this stage); passes (in all stages together); remaining (rows
-        that no stage has read yet). Of a set that is prepared in parts, rows are those of this stage's part.
+        that no stage has read yet). For a set that is prepared in parts, rows are those of this stage's part.
         """
         builder, found = stream.builder, []
         ends = stream.source_rows()

@@ -142,8 +142,8 @@ def build_stage_model(
     """Returns the model of a stage on its device, with its weights and the adapter that the stage trains.
 
     Weights that are sharded or quantized are loaded into the host's memory first; quantized ones run without a
-    compiler. So does an adapter on a CPU in less than fp32: of PyTorch 2.13's vectorized bfloat16 code some gradients
-    of adapters in a compiled block are not finite, or wrong by a tenth, where eager ones are right.
+    compiler. An adapter on a CPU in less than fp32 runs without one too: with PyTorch 2.13's vectorized bfloat16 code
+    some gradients of adapters in a compiled block are not finite, or wrong by a tenth, where eager ones are right.
     """
     adapter = start.adapter if start else None
     quantized = adapter is not None and adapter.quantization != "none"

@@ -58,8 +58,8 @@ def check_recorded_settings(run_dir: Path) -> Check:
     """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with.
 
     The optimizer, adapter, teacher and [run] may change from stage to stage: of these the settings of the stage that
-    was trained last are compared. Of a stage that an earlier one was trained after, differences are noted: recipe.toml
-    is that of the earlier one.
+    was trained last are compared. If an earlier stage was trained after a later one, the later stage's differences are
+    noted: recipe.toml is that of the earlier one.
     """
     check, stages = Check("settings", "settings"), list_stages(run_dir)
     outdated, newest = list_outdated(run_dir), find_last_trained(run_dir, stages)

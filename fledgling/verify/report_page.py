@@ -1,6 +1,6 @@
 """The figures of RUN/report.html, compared with those that the run's record gives. Start with `check_report`.
 
-The page says which lines it was made from. Of these the page is made again. Where the same code made it, and the run
+The page says which lines it was made from. It is made again from these. Where the same code made it, and the run
 was not resumed since, both must be equal. Else each line of the page is compared by its figures: a line with the same
 words must have the same figures, and a line with other words must have none that the record does not give.
 """

@@ -40,7 +40,7 @@ def test_results_and_their_shares():
     assert "transformers" in format_inference_table(result)
 
 
-def test_a_share_above_one_is_told():
+def test_a_share_above_one_is_reported():
     """Weights in a cache, or a limit measured on a busy machine: the share is no share of this limit."""
     row = {"engine": "fledgling", "batch": 1, "context": 8, "share_of_bandwidth": 1.2, "share_of_bandwidth_best": 0.9}
     row |= {"share_of_flops": 0.1, "prefill_share_of_flops": 0.2}

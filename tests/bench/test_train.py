@@ -21,7 +21,7 @@ def test_the_peak_is_the_higher_of_the_measurements_before_and_after(monkeypatch
     assert peak_above(monkeypatch, 9e9, [7e9], 8e9) == (9e9, "")
 
 
-def test_a_step_above_both_has_the_peak_measured_again_and_told(monkeypatch):
+def test_a_step_above_both_has_the_peak_measured_again_and_reported(monkeypatch):
     peak, notice = peak_above(monkeypatch, 1e9, [2e9, 2e9, 8e9, 3e9], 4e9)
     assert peak == 8e9 and "4.0 GFLOP/s were reached, more than the measured peak of 2.0" in notice
 

@@ -53,7 +53,7 @@ def test_a_mistake_is_one_line(words, reported, capsys):
 
 
 @pytest.mark.skipif(not LINUX, reason="finds the ranks in /proc")
-def test_a_rank_that_dies_is_named_and_nobody_waits_for_it():
+def test_a_rank_that_dies_is_named_and_no_rank_waits_for_it():
     words = [
         sys.executable,
         "-m",

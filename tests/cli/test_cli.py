@@ -60,7 +60,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(words, code, reported, capsys):
     assert err.count("\n") == 1
 
 
-def test_plan_speaks_to_people_and_to_programs(capsys):
+def test_plan_prints_text_and_json(capsys):
     assert main(["plan", "--depth", "20", "--gpus", "8", "--gpu", "h100"]) == 0
     assert "560,988,160" in capsys.readouterr().out
     assert main(["plan", "--depth", "20", "--vocab-size", "65536", "--gpus", "8", "--gpu", "h100", "--json"]) == 0

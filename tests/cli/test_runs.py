@@ -62,7 +62,7 @@ def without_root_powers() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     header, data = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
     if libc.capget(header, data) != 0:
-        pytest.skip("root, and capabilities cannot be read here: permissions bind nobody")
+        pytest.skip("root, and capabilities cannot be read here: permissions bind no process of root")
     effective = data[0]
     data[0] = effective & ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
     assert libc.capset(header, data) == 0
@@ -189,7 +189,7 @@ def test_every_command_of_the_table_is_tried():
     assert {cell for cell in TABLE.values() if cell != "works" and not re.fullmatch(r"`[^`]+`", cell)} == set()
 
 
-def test_a_copy_is_trained_anew_and_the_original_keeps_every_byte(original, tmp_path, monkeypatch, capsys):
+def test_a_copy_is_restarted_and_the_original_keeps_every_byte(original, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(original, "runs/a")
     recipe = Path("runs/a/recipe.toml")

@@ -46,7 +46,7 @@ def test_nothing_to_make_again_is_refused(result, capsys, options):
     assert "expected at least 1 step and more than 0 seconds" in capsys.readouterr().err
 
 
-def test_a_run_whose_steps_could_not_be_made_again_is_not_said_to_hold(result, capsys):
+def test_a_run_whose_steps_could_not_be_made_again_is_not_reported_to_hold(result, capsys):
     result |= {"holds": False, "verdict": "steps not checked"}
     assert cli.main(["verify", "runs/a"]) == 1
     assert "runs/a: steps not checked" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def prepare_once(run, source, tokenizer, pinned=None):
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_an_edited_source_is_prepared_anew_and_an_unchanged_one_found_again(
+def test_an_edited_source_is_prepared_again_and_an_unchanged_one_found_again(
     run, tmp_path, tokenizer, monkeypatch, kind, large
 ):
     if large:
@@ -143,7 +143,7 @@ def test_every_setting_that_shapes_documents_is_part_of_the_key(tmp_path, tokeni
     assert len(digests) == len(constants) + 1
 
 
-def test_the_embedded_corpus_is_prepared_anew_when_the_installation_changes(run, tmp_path, tokenizer, monkeypatch):
+def test_the_embedded_corpus_is_prepared_again_when_the_installation_changes(run, tmp_path, tokenizer, monkeypatch):
     module = tmp_path / "library.py"
     monkeypatch.setattr(prepared_data, "list_python_files", lambda: [("library", module)])
     monkeypatch.setattr(embedded, "list_python_files", lambda: [("library", module)])
@@ -159,7 +159,7 @@ def test_the_embedded_corpus_is_prepared_anew_when_the_installation_changes(run,
     assert "second version" in found[2][0] and "its text changed" in found[2][1]
 
 
-def test_only_changed_files_of_a_large_source_are_tokenized_anew(run, tmp_path, tokenizer, monkeypatch):
+def test_only_changed_files_of_a_large_source_are_tokenized_again(run, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 10)
     original = tokenization.split_into_units
     monkeypatch.setattr(tokenization, "split_into_units", lambda source, key, size: original(source, key, 2_500))
@@ -231,7 +231,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(run, tmp_path, tokeniz
     assert not list((run / "data").glob("*/manifest.json"))
 
 
-def test_a_tokenizer_is_trained_anew_only_where_no_weights_depend_on_it(tmp_path):
+def test_a_tokenizer_is_trained_again_only_where_no_weights_depend_on_it(tmp_path):
     source = tmp_path / "rows.jsonl"
     WRITERS["rows.jsonl"](source, TEXTS)
     config = TokenizerConfig(vocab_size=320, sources=(str(source),))
@@ -255,7 +255,7 @@ def test_a_tokenizer_is_trained_anew_only_where_no_weights_depend_on_it(tmp_path
     assert train(may_replace=True) not in (first, second), "one of unknown origin is kept"
 
 
-def test_what_was_skipped_and_passed_over_is_said_again_when_it_is_found_again(run, tmp_path, tokenizer, monkeypatch):
+def test_what_was_skipped_is_reported_again_when_it_is_found_again(run, tmp_path, tokenizer, monkeypatch):
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(lines([*TEXTS, " "]))

@@ -20,7 +20,7 @@ def test_the_furthest_target_goes_first():
     assert MultiTokenTargets(2).weights_at(10**9) == [1, 0.5, 0.25] and MultiTokenTargets(0, 5).weights_at(2) == [1]
 
 
-def test_a_target_behind_the_next_is_of_the_same_document_and_not_ignored():
+def test_a_target_after_the_next_is_of_the_same_document_and_not_ignored():
     targets = torch.tensor([[1, 2, 3, IGNORE_INDEX, 5, 6]])
     batch = MultiTokenTargets(2).add(Batch(targets, targets, torch.tensor([[0, 0, 0, 1, 1, 1]])), 0)
     assert stack_targets(targets, batch.target_weights)[0, 0].tolist() == [1, 2, 3]

@@ -162,7 +162,7 @@ def test_answers_end_before_their_stop(scorer):
     assert short[1] == answer and answer.startswith(short[0]) and short[0] != answer
 
 
-def test_what_is_cut_of_requests_for_text_is_told(scorer):
+def test_what_is_cut_of_requests_for_text_is_reported(scorer):
     """A context is cropped for its own answer, not for the longest answer of the batch."""
     lines: list[str] = []
     long = "the quick brown fox jumps over the lazy dog " * 3

@@ -78,7 +78,7 @@ def test_answers_that_a_users_code_judged_are_not_read_once_it_is_edited(spec, t
     assert key(exam) != before
 
 
-def test_saved_answers_that_are_not_read_again_are_told(tmp_path, monkeypatch):
+def test_saved_answers_that_are_not_read_again_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("fledgling.evals.session.answer_exams", lambda *given: [[]])
     (tmp_path / "manifest.json").write_text("a")
     [exam] = build_exams(["identity"], 3)

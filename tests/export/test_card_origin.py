@@ -45,7 +45,7 @@ def save_stage(run, stage, value, parent=None, *overrides, digest=None):
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 @pytest.mark.parametrize("first", [True, False], ids=["with a teacher at first", "with a teacher later"])
-def test_a_stage_that_was_trained_anew_says_nothing_of_weights_that_came_before(tmp_path, stage, first):
+def test_a_stage_that_was_restarted_says_nothing_of_earlier_weights(tmp_path, stage, first):
     teacher = lambda name, now: DISTILLED if name == stage and now else []  # noqa: E731
     pretrained, _ = save_stage(tmp_path, "pretrain", 1, None, *teacher("pretrain", first))
     tuned, _ = save_stage(tmp_path, "sft", 2, pretrained, *teacher("sft", first))

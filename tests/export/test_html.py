@@ -110,10 +110,10 @@ def test_every_part_that_a_recipe_can_switch_on_gives_the_logits_of_the_model(
     tokens = torch.randint(330, (1, 70), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = reference.compute_logits(reference(tokens))[0]
-    one_by_one, in_pieces = call_in_node(page, [[name, tokens[0].tolist()] for name in ("logits", "lastLogits")])
+    one_by_one, in_chunks = call_in_node(page, [[name, tokens[0].tolist()] for name in ("logits", "lastLogits")])
     most = 2e-4 * max(1.0, float(expected.abs().max()))
     assert (read_logits(one_by_one, 330) - expected).abs().max() < most
-    assert (read_logits(in_pieces, 330) - expected[-1:]).abs().max() < most
+    assert (read_logits(in_chunks, 330) - expected[-1:]).abs().max() < most
 
 
 @needs_node

@@ -1,4 +1,4 @@
-"""An exported directory goes to a hub in one commit: a small server on loopback that speaks the interface."""
+"""An exported directory goes to a hub in one commit: a small server on loopback that has the interface."""
 
 import base64
 import hashlib

@@ -157,7 +157,7 @@ def test_bad_rows_are_counted_and_more_than_one_in_a_hundred_are_an_error():
         bad.require_few(199)
 
 
-def test_columns_are_named_behind_a_path(tmp_path):
+def test_columns_are_named_after_a_path(tmp_path):
     assert split_columns("a.csv") == ("a.csv", {})
     assert split_columns("a.csv?prompt=Frage%26&answer=B%20C") == ("a.csv", {"prompt": "Frage&", "answer": "B C"})
     odd = write(tmp_path, "a?text=b", b"")

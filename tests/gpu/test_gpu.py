@@ -316,7 +316,7 @@ def test_every_verb_of_a_group_of_one_rank(device, monkeypatch):
 
 
 class Grouped(World):
-    """A world of one rank that speaks through its group all the same."""
+    """A world of one rank that still communicates through its group."""
 
     def __getattribute__(self, name):
         return One(1) if name == "size" else super().__getattribute__(name)

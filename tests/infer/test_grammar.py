@@ -42,9 +42,9 @@ def engine(tokenizer) -> Engine:
     return Engine(model, tokenizer)
 
 
-def answer(engine, grammars, lookahead=0, max_new_tokens=150, rows=8, **sampling):
+def answer(engine, grammars, drafted=0, max_new_tokens=150, rows=8, **sampling):
     """Returns the requests, each with its own seed, decoded in one batch."""
-    scheduler = engine.make_scheduler(rows, lookahead_tokens=lookahead)
+    scheduler = engine.make_scheduler(rows, num_speculative_tokens=drafted)
     prompt = [engine.tokenizer.bos, *engine.tokenizer.encode("the quick fox the quick fox")]
     requests = []
     for seed, grammar in enumerate(grammars):
@@ -74,13 +74,13 @@ def test_a_constraint_is_the_same_alone_in_a_batch_and_with_drafts(engine):
     compiler = engine.grammars
     grammars = [compiler.compile_schema(SCHEMA), compiler.compile_regex("(the fox ){2,9}"), None] * 2
     together = [request.tokens for request in answer(engine, grammars)]
-    assert together == [request.tokens for request in answer(engine, grammars, lookahead=4)]
+    assert together == [request.tokens for request in answer(engine, grammars, drafted=4)]
     assert together == [request.tokens for request in answer(engine, grammars, rows=1)]
     assert "the fox the fox " in text_of(engine, answer(engine, grammars)[1])
 
 
 def test_a_constraint_holds_where_other_requests_decode_on_the_device(engine):
-    """Tokens of a constrained answer are read in each step; those of its neighbour one step late."""
+    """Tokens of a constrained answer are read in each step; those of the other row one step late."""
     late = Engine(engine.source, engine.tokenizer, device_decode=True)
     grammars = [engine.grammars.compile_schema(SCHEMA), None]
     first, second = (answer(each, grammars) for each in (engine, late))

@@ -188,8 +188,8 @@ def test_a_text_that_repeats_itself_takes_fewer_steps_for_the_same_answer(chain,
     circle = {ord(a): ord(b) for a, b in zip("abcdefgh", "bcdefgha", strict=True)}
     engine = chain({tokenizer.assistant_start: ord("a"), **circle}, context=128)
     prompt, steps = [tokenizer.bos, ord("a")], []
-    for lookahead_tokens in (0, 7):
-        scheduler = engine.make_scheduler(1, lookahead_tokens=lookahead_tokens)
+    for num_speculative_tokens in (0, 7):
+        scheduler = engine.make_scheduler(1, num_speculative_tokens=num_speculative_tokens)
         sampling = SamplingParams(temperature=0, max_new_tokens=80)
         request = scheduler.add_request(engine.make_request(prompt, sampling, use_tools=False))
         run_all(scheduler)

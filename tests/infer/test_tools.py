@@ -58,5 +58,5 @@ def test_a_call_runs_the_tool_unless_it_is_too_long(tokenizer) -> None:
     assert call_result(tokenizer, tool, "123456") == "error: too long" and ran == ["12345"]
 
 
-def test_the_engine_calculates_unless_told_otherwise(adder) -> None:
+def test_the_engine_calculates_unless_set_otherwise(adder) -> None:
     assert adder.tool is CALCULATOR

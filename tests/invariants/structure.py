@@ -27,7 +27,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-SIDEWAYS = {("corpora", "data")}  # the only imports between neighbors above layer 0: prepared text becomes token shards
+SIDEWAYS = {("corpora", "data")}  # the only imports inside a layer above 0: prepared text becomes token shards
 
 
 def read_sources(package: Path = PACKAGE) -> dict[str, str]:
@@ -89,7 +89,7 @@ def _read_imports(module: str, source: str, is_package: bool, at_import: bool) -
 
 
 def upward_imports(sources: dict[str, str]) -> list[str]:
-    """Returns the imports that go up a layer, or to a neighbor without being listed in SIDEWAYS."""
+    """Returns the imports that go up a layer, or inside a layer without being listed in SIDEWAYS."""
     breaches = []
     for module in sources:
         package = package_of(module)

@@ -12,7 +12,7 @@ from fledgling.cli import COMMANDS
 from tests.invariants.structure import LAYERS, PACKAGE, ROOT, read_sources, torch_at_import
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES.remove(ROOT / "docs" / "decisions" / "names.md")  # shows old names beside new ones
+PAGES.remove(ROOT / "docs" / "decisions" / "names.md")  # shows old names next to new ones
 SOURCES = read_sources()
 NAMES = {
     path.name for folder in ("fledgling", "tests", "benchmarks", "launch") for path in (ROOT / folder).rglob("*.*")

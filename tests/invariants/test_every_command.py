@@ -271,8 +271,8 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
 REFUSED = {  # options that need what a test does not have: refused in one line
     "fledgling watch runs/quickstart --host 0.0.0.0 --api-key short --port 0": "at least 8",
     "fledgling serve runs/quickstart --compare runs/quickstart/sft --host 0.0.0.0 --api-key short --model-name a "
-    "--max-batch-size 2 --max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --lookahead-tokens 2 --device cpu "
-    "--python "
+    "--max-batch-size 2 --max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --num-speculative-tokens 2 "
+    "--device cpu --python "
     "--adapter a=b --allow-host a.example --allow-origin https://a.example": "at least 8",
     "fledgling serve runs/quickstart --allow-host http://a.example": "without scheme and port",
     "fledgling serve runs/quickstart --allow-origin *": "expected SCHEME://HOST[:PORT]",

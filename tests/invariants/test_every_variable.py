@@ -69,7 +69,7 @@ def test_a_variable_has_its_effect(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", IN_ONE_LINE)
-def test_a_variable_stands_for_its_option(name, monkeypatch, capsys, tmp_path):
+def test_a_variable_sets_its_option(name, monkeypatch, capsys, tmp_path):
     value, command, message = IN_ONE_LINE[name]
     monkeypatch.setenv("FLEDGLING_DATA", str(tmp_path))
     monkeypatch.setenv(name, value)

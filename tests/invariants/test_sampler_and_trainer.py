@@ -14,7 +14,7 @@ from fledgling.train.loss import policy_gradient_loss
 from fledgling.train.rollout import Rollout, pack_rollouts
 
 
-@pytest.mark.parametrize("seed", [1, 57])  # with these an answer ends in BOS, beside the BOS of the next rollout
+@pytest.mark.parametrize("seed", [1, 57])  # with these an answer ends in BOS, next to the BOS of the next rollout
 def test_log_probabilities_agree_over_packed_rollouts(seed):
     torch.manual_seed(seed)
     tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 20], 330, letter_tokens=True)

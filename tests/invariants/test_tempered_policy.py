@@ -134,7 +134,7 @@ def test_the_kl_penalty_holds_for_groups_of_equal_rewards(variant):
     are_close(gradients(model, loss), gradients(model, penalty))
 
 
-def test_a_silent_group_has_its_tokens_in_the_denominator_beside_a_group_with_signal():
+def test_a_uniform_group_has_its_tokens_in_the_denominator_next_to_a_group_with_signal():
     def count(**others: object) -> int:
         half = replace(SILENT, reward=lambda prompt, answer: float(prompt == "Again." and answer < "P"))
         return sum(batch.target_count for batch in make_stream(half, **others).next())

@@ -31,8 +31,8 @@ MODES = {
     "cached": {"prefix_cache_tokens": 4096},
     "hardly cached": {"prefix_cache_tokens": 640},
     "chunks": {"prefix_cache_tokens": None, "prefill_chunk": 24},
-    "drafts": {"prefix_cache_tokens": None, "lookahead_tokens": 5},
-    "all": {"prefix_cache_tokens": 2048, "prefill_chunk": 24, "lookahead_tokens": 5},
+    "drafts": {"prefix_cache_tokens": None, "num_speculative_tokens": 5},
+    "all": {"prefix_cache_tokens": 2048, "prefill_chunk": 24, "num_speculative_tokens": 5},
 }
 
 
@@ -120,7 +120,7 @@ def test_every_answer_is_that_of_the_full_forward(engine, mode) -> None:
         assert_full_forward(engine, case, request)
     stats = scheduler.stats
     assert stats.prefilled_tokens + stats.cached_tokens <= stats.prompt_tokens
-    assert (stats.accepted > 0) == ("lookahead_tokens" in MODES[mode])
+    assert (stats.accepted > 0) == ("num_speculative_tokens" in MODES[mode])
     assert scheduler.cache.used_blocks <= (MODES[mode]["prefix_cache_tokens"] or 0) // scheduler.cache.block_size
     if mode in ("cached", "all"):
         assert stats.prefix_hit_rate > 0.2

@@ -38,7 +38,7 @@ def packed_loss(model: Transformer, batch: Batch, bits: int) -> float:
 
 
 @pytest.mark.parametrize("quantization", QAT_BITS)
-def test_a_step_multiplies_by_what_is_quantized_and_moves_the_weights_behind_it(quantization):
+def test_a_step_multiplies_by_what_is_quantized_and_moves_the_full_precision_weights(quantization):
     batch, bits = batch_of("pretrain", 2, 24, 61, seed=0), QAT_BITS[quantization]
     model = make_model(quantization)
     loss = next_token_loss(model, batch)

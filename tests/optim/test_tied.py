@@ -34,7 +34,7 @@ def train(model: Transformer, optimizer: Optimizer, steps: range) -> None:
 
 
 @pytest.mark.parametrize(("family", "late"), [("fledgling", False), ("fledgling", True), ("llama", False)])
-def test_while_tied_the_model_is_a_tied_one_and_behind_it_two_matrices(family, late):
+def test_while_tied_the_model_is_a_tied_one_and_after_it_two_matrices(family, late):
     tied, whole = make_run(family, 0, tie_embeddings=True)
     model, optimizer = make_run(family, 3, late, tie_embeddings=False)
     assert all(torch.equal(each.weight, tied.head.weight) for each in (model.embedding, model.head))

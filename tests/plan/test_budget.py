@@ -28,7 +28,7 @@ def choose(minutes, tokens_per_second=5000.0, recipe=QUICKSTART, runs=(), **opti
 
 @pytest.mark.parametrize("minutes", [3, 12, 480])
 @pytest.mark.parametrize("tokens_per_second", [2500.0, 10_000.0])
-def test_all_that_is_waited_for_fits_into_the_budget(minutes, tokens_per_second):
+def test_the_whole_run_fits_into_the_budget(minutes, tokens_per_second):
     choice = choose(minutes, tokens_per_second, is_pinned=True)
     assert 0.93 * TARGET * 60 * minutes <= total_seconds(choice.stages) <= 60 * minutes
     assert choice.planned.seconds == pytest.approx(total_seconds(choice.stages))

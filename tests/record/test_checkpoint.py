@@ -409,7 +409,7 @@ def test_a_run_a_stage_and_a_checkpoint_are_resolved(tmp_path):
         checkpoint.resolve_checkpoint(tmp_path)
 
 
-def test_an_older_checkpoint_that_stands_in_for_a_damaged_one_is_named(tmp_path):
+def test_an_older_checkpoint_that_replaces_a_damaged_one_is_named(tmp_path):
     older, newest = (write_checkpoint(tmp_path / "sft/checkpoints", step) for step in (1, 2))
     (newest / "manifest.json").unlink()
     with pytest.warns(UserWarning, match=r"skipped: .*step-00000002.*; .*step-00000001 is used"):

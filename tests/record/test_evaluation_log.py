@@ -1,4 +1,4 @@
-"""Evaluations are appended by one rule and in one shape, whoever appends them; lines of older versions count."""
+"""Evaluations are appended by one rule and in one shape, by every writer; lines of older versions count."""
 
 from dataclasses import asdict, fields
 

@@ -202,7 +202,7 @@ def test_after_a_power_cut_the_record_reaches_as_far_as_the_checkpoint(folder):
     assert calls["flush"] > 10 and states > calls.total()
 
 
-def test_a_stage_that_is_started_anew_is_there_or_not_but_never_in_part(folder):
+def test_a_stage_that_is_restarted_is_there_or_not_but_never_in_part(folder):
     run = folder / "root/runs/a"
     make_directory(run)
     write_text(run / "tokenizer.json", TOKENIZER)

@@ -100,7 +100,7 @@ def test_a_logger_gets_values_of_another_number_of_cases_as_another_series(tmp_p
     assert got == [{"eval/spelling/50": 0.5}, {"eval/spelling/200": 0.6}]
 
 
-def test_work_that_is_lost_is_told_and_not_counted(tmp_path):
+def test_work_that_is_lost_is_reported_and_not_counted(tmp_path):
     with make_recorder(tmp_path) as recorder:
         recorder.log_metrics(1)
         recorder._opened -= 100

@@ -11,7 +11,7 @@ def test_a_line_that_is_being_written_is_not_sealed(tmp_path):
     assert len(hash_lines(path)) == 2 and hash_lines(tmp_path / "none") == []
 
 
-def test_what_happened_to_lines_is_said():
+def test_what_happened_to_lines_is_reported():
     sealed = list("abcd")
     assert find_changed_lines(sealed, list("abcdef")) == ([], 2)
     assert find_changed_lines(sealed, list("axcd")) == (["line 2 changed"], 0)

@@ -174,7 +174,7 @@ def test_the_report_needs_no_torch(run):
     subprocess.run([sys.executable, "-c", script, str(run)], check=True)
 
 
-def test_what_the_page_leaves_out_is_said(tmp_path):
+def test_what_the_page_leaves_out_is_reported(tmp_path):
     run = make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)
     with Recorder(run / "pretrain", "pretrain", 10, quiet=True) as recorder:
         for number in range(70):

@@ -64,7 +64,7 @@ def test_free_cores_are_what_others_leave_and_would_leave(others, own, waited, f
     assert count_free_cores(2, IDLE, CoreTimes(others + own, own, waited), 1.0) == pytest.approx(free)
 
 
-def test_threads_are_given_up_while_a_core_is_taken_and_it_is_told_once(machine):
+def test_threads_are_given_up_while_a_core_is_taken_and_it_is_reported_once(machine):
     monitor, changes, lines = make_monitor(machine)
     machine.run(monitor, 0.0, 2.0, 0.0, seconds=5)
     assert changes == lines == []

@@ -107,7 +107,7 @@ def test_a_step_that_compiles_counts_as_the_median_of_the_others():
     assert clock.elapsed == 6.0 + 2 * 2.0 and clock.compiled_seconds == 59.0 and (clock.steps, clock.tokens) == (5, 7)
 
 
-def test_differences_are_paired_by_seed_and_a_short_result_is_told():
+def test_differences_are_paired_by_seed_and_a_short_result_is_reported():
     def run(name: str, seed: int, bits: float, seconds: float = 60.0) -> RaceRun:
         return RaceRun(name, seed, (Point(1, seconds / 2, 9.0), Point(2, seconds, bits, 120.0, 1e9)), 7)
 
@@ -160,7 +160,7 @@ def test_a_bad_contestant_is_one_line(words, message):
         race.parse_contestants(words, "quickstart")
 
 
-def test_another_checkout_that_stops_or_fails_is_told(tmp_path, monkeypatch):
+def test_another_checkout_that_stops_or_fails_is_reported(tmp_path, monkeypatch):
     job = race_run.Job("quickstart", (), 0, 1.0, str(tmp_path), "old-s0")
     ends = iter((STOPPED, 1))
     monkeypatch.setattr(race.subprocess, "run", lambda *args, **options: type("Done", (), {"returncode": next(ends)})())
@@ -195,7 +195,7 @@ def test_a_run_is_of_the_checkout_and_the_recipe_that_it_began_with(tmp_path):
         race.check_contestant(job, race.Contestant("own", str(recipe), ("seed=5",)), lines.append)
 
 
-def test_a_text_that_was_edited_since_the_race_began_is_told(tmp_path):
+def test_a_text_that_was_edited_since_the_race_began_is_reported(tmp_path):
     text, lines = tmp_path / "text.jsonl", []
     rows = [json.dumps({"text": " ".join(f"Word {n} of {k}." for k in range(60))}) for n in range(200)]
     text.write_text("\n".join(rows))

@@ -202,7 +202,7 @@ def test_an_address_does_not_take_the_place_of_another(small):
         assert keeps_its_connection(quiet)
 
 
-def test_clients_that_left_before_they_give_way_disturb_nobody(small):
+def test_clients_that_left_before_they_give_way_disturb_no_others(small):
     """Half-sent requests that are reset (no FIN): the table closes sockets that are no longer connected."""
     for _ in range(40):
         client = connect(small, "127.0.6.1")
@@ -251,7 +251,7 @@ def test_an_address_whose_every_connection_is_being_answered_is_a_429(random_eng
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"\x16\x03\x01\x02\x00", 400),  # a client that speaks TLS
+        (b"\x16\x03\x01\x02\x00", 400),  # a client that uses TLS
         (b"GET /health\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\n\r\n", 400),  # no Host
         (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
@@ -338,7 +338,7 @@ def test_the_longest_waiting_connection_of_the_busiest_address_gives_way_first()
     assert made[0].phase is Phase.ANSWER and made[3].phase is Phase.IDLE and table.count == 4
 
 
-def test_a_connection_that_enters_another_phase_waits_anew():
+def test_a_connection_that_enters_another_phase_waits_again():
     table = ConnectionTable(ConnectionLimits(max_connections=4, max_per_address=2))
     first, second = (_Connection(table, "a", Phase.HEADERS) for _ in range(2))
     assert table.add(first) == table.add(second) == 0
@@ -351,7 +351,7 @@ def test_a_connection_that_enters_another_phase_waits_anew():
 
 
 @pytest.mark.parametrize("phase", [Phase.IDLE, Phase.HEADERS, Phase.BODY])
-def test_a_newcomer_never_gives_way_to_older_connections_of_any_phase(phase):
+def test_a_new_connection_never_gives_way_to_older_connections_of_any_phase(phase):
     table = ConnectionTable(ConnectionLimits(max_connections=8, max_per_address=4))
     for _ in range(4):
         table.add(_Connection(table, "a", phase))

@@ -64,7 +64,7 @@ def test_each_field_constrains_chat_and_text(address, fields, check):
         assert check in json.loads(answer["choices"][0]["text"])
 
 
-def test_an_answer_that_is_cut_is_said_to_be(address):
+def test_an_answer_that_is_cut_is_reported_as_cut(address):
     answer = post(address, response_format={"type": "json_object"}, max_tokens=1)[1]["choices"][0]
     assert answer["finish_reason"] == "length" and answer["message"]["content"] == "{"
 

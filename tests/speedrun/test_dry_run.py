@@ -137,7 +137,7 @@ def test_programs_to_write_need_the_sandbox(tmp_path, monkeypatch):
     assert ["sandbox: needs Linux 5.13" in check.problems for check in checks] == [False, False, True, True, True]
 
 
-def test_no_room_for_one_row_is_told_for_the_stage_that_needs_it(tmp_path):
+def test_no_room_for_one_row_is_reported_for_the_stage_that_needs_it(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path), ["rl.kl_weight=0.1", "rl.micro_batch_size=none"])
     world = World(0, 1, 0, torch.device("meta"))
     step = {name: check.bytes for name, check in zip(recipe.stages, check_all(recipe, 2**40, world), strict=True)}

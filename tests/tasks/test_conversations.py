@@ -85,7 +85,7 @@ def test_a_bad_line_among_many_is_an_error_of_its_own_row_alone(tmp_path):
     assert len(dataset) == 101 and found == 1
 
 
-def test_a_file_of_any_form_is_read_and_what_is_changed_is_said(tmp_path):
+def test_a_file_of_any_form_is_read_and_what_is_changed_is_reported(tmp_path):
     sharegpt = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     unanswered = make_conversation("system", "system", "user", "assistant", "user")
     path = write_lines(

@@ -30,7 +30,7 @@ def test_marks_become_calls_and_the_tool_agrees():
     ]
 
 
-def test_a_number_behind_the_mark_is_the_answer():
+def test_a_number_after_the_mark_is_the_answer():
     question = gsm8k.parse_row("gsm8k", make_word_problem(1, 69_999), "here:1").question
     assert question.answer == "70000"
     for right in ("#### 70000", "so\n#### 70,000", "#### 70000.00 apples", "#### 70,000."):

@@ -92,7 +92,7 @@ def test_documents_of_a_folder_and_their_overlap_with_an_exam(tmp_path):
     assert with_words["items"] > 0 and all(match["row"] == "a.md" for match in with_words["matches"])
 
 
-def test_more_rows_than_are_read_are_said(tmp_path):
+def test_more_rows_than_are_read_are_counted(tmp_path):
     source = write(tmp_path / "own.jsonl", [turns(str(n), "x") for n in range(30)])
     found = inspect_data(source, data_dir=tmp_path, max_rows=20)
     assert found["rows"] == 20 and found["more_rows"]

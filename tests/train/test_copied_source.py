@@ -29,7 +29,7 @@ def write_files(folder, *names):
         (".", ("model.gguf",), "model.gguf"),
     ],
 )
-def test_a_source_that_is_another_by_now_is_told_whatever_its_form_is(place, names, edited, tmp_path):
+def test_a_source_that_has_changed_is_reported_whatever_its_form_is(place, names, edited, tmp_path):
     copied, source = tmp_path / "copy", tmp_path / "sources" / place
     write_files(copied)
     write_files(source, *names)

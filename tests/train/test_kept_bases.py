@@ -43,7 +43,7 @@ def kept(run_dir):
 
 
 @pytest.mark.parametrize("digests", [True, False])
-def test_a_stage_trained_anew_keeps_the_base_of_adapters_until_the_last_of_them_is_gone(tmp_path, digests):
+def test_a_restarted_stage_keeps_the_base_of_adapters_until_the_last_of_them_is_gone(tmp_path, digests):
     save(tmp_path, "pretrain", 2, 1.0)
     base = save(tmp_path, "pretrain", 4, 2.0)
     first, second = (save(tmp_path, stage, 3, 3.0, base, digests) for stage in ("sft", "rl"))

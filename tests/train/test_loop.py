@@ -30,7 +30,7 @@ def run_with_peaks(tmp_path, monkeypatch, first: float, further: float) -> tuple
     return read_jsonl(stage / "metrics.jsonl"), [line["text"] for line in read_jsonl(stage / "notices.jsonl")]
 
 
-def test_a_peak_that_a_step_exceeds_is_measured_again_and_told(tmp_path, monkeypatch):
+def test_a_peak_that_a_step_exceeds_is_measured_again_and_reported(tmp_path, monkeypatch):
     """It was measured on a busy machine; silently taking the step as the peak would give a share of 100 %."""
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
     for name in ("cpu", "cpu-bf16"):

@@ -182,7 +182,7 @@ def test_a_value_that_is_stated_is_kept_where_a_rule_had_given_the_same(way, don
     assert later.optimizer.matrix_lr == rate, "so it is in a later start"
 
 
-def test_a_first_stage_that_begins_anew_follows_the_rules_anew(done):
+def test_a_first_stage_that_is_restarted_follows_the_rules_again(done):
     recorded, deeper = load_recipe(done), load_recipe(done, ["pretrain.steps=40"])
     assert recorded.pretrain.warmup_steps == 0 and recorded.optimizer.matrix_lr
     opened = resume_check.reconcile_settings(deeper, "pretrain", done, None, print)
@@ -197,7 +197,7 @@ def test_weights_with_another_model_start_no_stage(done):
     assert digests(done) == before
 
 
-def test_a_stage_anew_trains_a_tokenizer_with_the_settings_of_its_recipe(done):
+def test_a_restarted_stage_trains_a_tokenizer_with_the_settings_of_its_recipe(done):
     run_stage(load_recipe(done, ["tokenizer.vocab_size=340"]), "pretrain", "never", quiet=True)
     facts = json.loads((done / "tokenizer" / "training.json").read_text())
     assert facts["vocab_size"] == 340 == tomllib.loads((done / "recipe.toml").read_text())["tokenizer"]["vocab_size"]

@@ -92,7 +92,7 @@ def test_an_edited_text_begins_at_its_first_row_and_a_line_says_so(tmp_path):
     assert any("is not what earlier stages read" in line for line in lines)
 
 
-def test_what_is_read_again_is_told_with_its_passes(tmp_path):
+def test_what_is_read_again_is_reported_with_its_passes(tmp_path):
     source = make_source(tmp_path)
     rows = len(source)
     first = SourcePositions({}, {0: "text"})

@@ -168,7 +168,7 @@ def make_rows(kind, word):
 
 
 @pytest.mark.parametrize("kind", ["chat", "chat folder", "questions", "public set"])
-def test_edited_conversations_are_prepared_anew_and_unchanged_ones_found_again(prepared, tmp_path, kind):
+def test_edited_conversations_are_prepared_again_and_unchanged_ones_found_again(prepared, tmp_path, kind):
     _, tokenizer = prepared
     file = tmp_path / "smoltalk" / "rows.jsonl"
     name = {"chat": f"chat:{file}", "chat folder": f"chat:{file.parent}", "questions": f"questions:{file}"}
@@ -199,7 +199,7 @@ def test_generated_conversations_are_keyed_by_what_generates_them(prepared, tmp_
     assert any("a setting, the part that is read or this program changed" in message for message in messages[-3:])
 
 
-def test_a_stage_that_starts_anew_trains_on_the_edited_text_and_a_resumed_one_on_its_own(tmp_path, monkeypatch):
+def test_a_restarted_stage_trains_on_the_edited_text_and_a_resumed_one_on_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     text = tmp_path / "notes"
     text.mkdir()

@@ -126,7 +126,7 @@ def test_a_resumed_stage_keeps_the_tokens_of_conversations_that_are_gone(how, fo
     assert any("the tokens that the run has of it are read" in text for text in notices)
 
 
-def test_steps_before_and_after_an_edit_are_told_apart(folder, tmp_path):
+def test_steps_before_and_after_an_edit_are_distinguished(folder, tmp_path):
     run, pairs = shutil.copytree(folder / "run", tmp_path / "run"), folder / "pairs.jsonl"
     before = pairs.read_text()
     stop(run, "dpo")

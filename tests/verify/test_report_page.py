@@ -56,7 +56,7 @@ def test_a_forged_figure_is_found_whatever_the_page_says_of_its_time_its_code_an
     assert any("tokens per second 6 " in problem for problem in check_report(copy, True).problems), "it is elsewhere"
 
 
-def test_a_drawing_that_was_changed_is_found_and_of_other_code_told(copy):
+def test_a_drawing_that_was_changed_is_found_and_of_other_code_noted(copy):
     edit_page(copy, CHART)
     assert check_report(copy, True).problems == ["a chart of report.html is not that of the record"]
     edit_page(copy, OLD)
@@ -77,7 +77,7 @@ def test_a_page_of_other_code_holds_where_its_figures_do(copy):
     assert [note.split(":")[0] for note in check.notes] == ["report.html was made by other code than this"]
 
 
-def test_a_page_of_another_record_or_version_is_told(copy):
+def test_a_page_of_another_record_or_version_is_reported(copy):
     evals = copy / "sft/evals.jsonl"
     lines = [json.loads(line) for line in evals.read_text().splitlines()]
     lines = [line | {"value": 0.987} if line["name"] == "bits_per_byte" else line for line in lines]

@@ -59,7 +59,7 @@ def test_a_text_that_was_edited_since_raises_no_alarm(run):
     assert list_problems(result) == [] and result["holds"]
 
 
-def test_without_time_the_steps_are_told_as_not_made(run):
+def test_without_time_the_steps_are_reported_as_not_made(run):
     result = verify_run(run, count=4, seconds=0, seed=1)
     made = next(check for check in result["checks"] if check["name"] == "steps made again")
     assert not result["holds"] and result["verdict"] == "steps not checked"
@@ -132,7 +132,7 @@ def go_on_with(copy, stage, overrides, late_report=True):
         ("rl", "rl.temperature=1.5"),
     ],
 )
-def test_a_run_that_went_on_with_other_settings_raises_no_alarm(copy, stage, override):
+def test_a_run_that_was_resumed_with_other_settings_raises_no_alarm(copy, stage, override):
     go_on_with(copy, stage, [override])
     result = verify_run(copy, count=8, seconds=600, seed=1)
     assert list_problems(result) == [] and result["holds"]
@@ -141,7 +141,7 @@ def test_a_run_that_went_on_with_other_settings_raises_no_alarm(copy, stage, ove
         assert any("was resumed after step 4 with other settings" in note for note in notes)
 
 
-def test_a_report_that_was_made_before_the_run_went_on_is_set_aside_and_raises_no_alarm(copy):
+def test_a_report_that_was_made_before_the_run_was_resumed_is_set_aside_and_raises_no_alarm(copy):
     go_on_with(copy, "pretrain", ["pretrain.steps=8"], late_report=False)
     assert (copy / "report.older.html").exists() and not (copy / "report.html").exists()
     result = verify_run(copy, count=2, seconds=600, seed=1)
@@ -182,7 +182,7 @@ def train_again(run, stage, overrides):
     build_report(run)
 
 
-def test_a_stage_that_was_trained_anew_raises_no_alarm_of_those_made_before(copy):
+def test_a_stage_that_was_restarted_raises_no_alarm_of_those_made_before(copy):
     """With another rate, seed, tokenizer and model: nothing of what is in the run now is what the later stages had."""
     settings = ["optimizer.matrix_lr=0.05", "seed=5", "tokenizer.vocab_size=400", "model.width=48", "sft.steps=9"]
     train_again(copy, "pretrain", settings)

@@ -68,10 +68,10 @@ def test_a_run_is_followed_asked_and_found_again(browser, tmp_path):  # noqa: F8
         first.locator("dd", has_text="99").wait_for()
         page.locator(".sample", has_text=HOSTILE).first.wait_for()
         first.get_by_role("button", name="Sample now").click()
-        page.locator("#status", has_text="Asked").wait_for()
+        page.locator("#status", has_text="Sent to").wait_for()
         assert take_actions(run) == {"sample"}
         first.get_by_role("button", name="Stop").click()
-        page.wait_for_function("() => document.getElementById('status').textContent.includes('to stop')")
+        page.wait_for_function("() => document.getElementById('status').textContent.includes(': stop')")
         assert take_actions(run) == {"stop"}
         page.get_by_role("button", name="pretrain").click()
         page.locator("button[aria-pressed=true]", has_text="pretrain").wait_for()

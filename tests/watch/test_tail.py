@@ -34,7 +34,7 @@ def test_every_line_is_read_once_however_it_arrives(tmp_path_factory, cuts, size
     assert seen == lines
 
 
-def test_a_file_that_is_replaced_begins_anew(tmp_path):
+def test_a_file_that_is_replaced_is_read_from_its_beginning(tmp_path):
     path = tmp_path / "metrics.jsonl"
     reader = JsonlTail(path)
     assert reader.read() == ([], False)

@@ -5,7 +5,7 @@
 import { RequestError, streamAnswer } from "./api.js";
 import { answerMessage, appendChunk, hasAnswer, openCall, requestMessages } from "./conversation.js";
 import { saveMessages } from "./store.js";
-import { useTool } from "./tools.js";
+import { callAllowedTool } from "./tools.js";
 
 const ALTERNATIVES = 4;
 const MAX_CALLS = 8; // of offered tools, in one answer
@@ -34,7 +34,7 @@ export async function generateAnswer({ conversation, question, node, fields, sys
       }
       const call = openCall(node);
       if (!call) break;
-      const text = calls < MAX_CALLS ? await useTool(call, key, signal) : "error: too many calls in one answer";
+      const text = calls < MAX_CALLS ? await callAllowedTool(call, key, signal) : "error: too many calls in one answer";
       node.parts.push({ type: "output", text });
       if (calls >= MAX_CALLS) break;
       body.messages = [...messages, answerMessage(node)]; // the server continues it

@@ -5,9 +5,9 @@ import { describeConnection, listModels } from "./api.js";
 import { generateAnswer } from "./answer.js";
 import { addMessage, hasAnswer, listSiblings, makeId, newConversation, removeMessage, shownPath } from "./conversation.js";
 import { addCopyButtons, makeButton, makeElement, renderParts, renderTokens } from "./message.js";
-import { bindSettings, labelOf, offerModels, requestFields, settings, systemOf } from "./settings.js";
+import { bindSettings, getSideLabel, offerModels, requestFields, settings, getSystemPrompt } from "./settings.js";
 import { makeSidebar } from "./sidebar.js";
-import { listConversations, loadMessages, onOtherTab, openStore, saveMessages } from "./store.js";
+import { listConversations, loadMessages, onChangeInOtherTab, openStore, saveMessages } from "./store.js";
 import { offeredTools, readTools } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
@@ -156,14 +156,14 @@ function answer(question) {
 
 async function generate(question, side, pair) {
   const conversation = current;
-  const node = Object.assign(addMessage(conversation, question.id, "assistant", ""), { pair, label: pair ? labelOf(side) : "" });
+  const node = Object.assign(addMessage(conversation, question.id, "assistant", ""), { pair, label: pair ? getSideLabel(side) : "" });
   const abort = new AbortController();
   running.set(node.id, abort);
   setGenerating();
   render();
   const problem = await generateAnswer({
-    conversation, question, node, fields: { ...requestFields(side), ...toolFields() }, system: systemOf(side), key: settings.key,
-    signal: abort.signal, changed: () => { if (current === conversation) showSoon(node); },
+    conversation, question, node, fields: { ...requestFields(side), ...toolFields() }, system: getSystemPrompt(side), key: settings.key,
+    signal: abort.signal, changed: () => { if (current === conversation) scheduleBodyUpdate(node); },
   });
   running.delete(node.id);
   if (!hasAnswer(node) && !node.failed) removeMessage(conversation, node);
@@ -179,7 +179,7 @@ function toolFields() {
 }
 
 // Shows new text with the next frame of the screen: many chunks may arrive before it.
-function showSoon(node) {
+function scheduleBodyUpdate(node) {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
     for (const id of running.keys()) updateBody(current.nodes.get(id));
@@ -300,7 +300,7 @@ async function start() {
   const stored = await openStore();
   const [newest] = await listConversations();
   if (newest && !current.nodes.size) current = await loadMessages({ ...newConversation(), ...newest });
-  onOtherTab(followOtherTab);
+  onChangeInOtherTab(followOtherTab);
   render();
   await connect();
   if (!stored) showStatus(UNSAVED);

@@ -86,9 +86,9 @@ export function requestFields(side = "") {
   };
 }
 
-export const systemOf = (side = "") => settings[side ? `${side}_system` : "system"] || settings.system;
+export const getSystemPrompt = (side = "") => settings[side ? `${side}_system` : "system"] || settings.system;
 
-export function labelOf(side = "") {
+export function getSideLabel(side = "") {
   const { model, temperature, top_p: topP, top_k: topK } = requestFields(side);
   return `${model ? `${model}, ` : ""}temperature ${temperature}, top-p ${topP}, top-k ${topK}`;
 }

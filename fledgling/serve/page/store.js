@@ -117,7 +117,7 @@ export async function searchConversations(text) {
 }
 
 // Calls `changed({saved: id} or {deleted: id})` when another tab has written.
-export function onOtherTab(changed) {
+export function onChangeInOtherTab(changed) {
   if (channel) channel.onmessage = ({ data }) => changed(data);
 }
 

@@ -7,7 +7,7 @@ const MAX_SHOWN = 5000; // characters of arguments
 const REFUSED = "error: the user refused the call";
 
 let tools = [];
-let asking = Promise.resolve(); // one question at a time
+let lastConsent = Promise.resolve(); // one dialog at a time
 const allowed = new Set(); // names that are called without asking
 
 export async function readTools(key) {
@@ -23,7 +23,7 @@ export async function readTools(key) {
 export const offeredTools = () => tools.map(({ type, function: described }) => ({ type, function: described }));
 
 // Returns the text of a call's result, or of why there is none. Throws AbortError when the answer is stopped.
-export async function useTool({ tool, args }, key, signal) {
+export async function callAllowedTool({ tool, args }, key, signal) {
   let values;
   try {
     values = JSON.parse(args);
@@ -31,14 +31,14 @@ export async function useTool({ tool, args }, key, signal) {
     return "error: the arguments are no JSON";
   }
   if (!allowed.has(tool)) {
-    const turn = asking.then(() => ask(tool, values, signal));
-    asking = turn.catch(() => {});
+    const turn = lastConsent.then(() => requestConsent(tool, values, signal));
+    lastConsent = turn.catch(() => {});
     if (!await turn) return REFUSED;
   }
   return callTool(tool, values, key, signal);
 }
 
-function ask(name, values, signal) {
+function requestConsent(name, values, signal) {
   const dialog = $("ask");
   $("ask-name").textContent = name;
   $("ask-arguments").textContent = JSON.stringify(values, null, 2).slice(0, MAX_SHOWN);

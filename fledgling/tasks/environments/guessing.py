@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from fledgling.tasks.environments.environment import DECISION_ACCURACY, LAST_DECISION_ACCURACY, Environment
 
-SIZE = 15  # numbers of a range: as many as three replies tell apart
+SIZE = 15  # numbers of a range: as many as three replies distinguish
 
 
 class Guessing(Environment):

@@ -16,7 +16,7 @@ from fledgling.tasks.skills.templates import decorate_template, expand_patterns,
 from fledgling.tasks.skills.words import MAX_LETTERS, list_real_words, sample_pseudoword
 from fledgling.tasks.task import TRAIN, GeneratedTask, Question, is_held_out
 
-_COUNT_SHARES = ((0, 0.15), (1, 0.40), (2, 0.30), (3, 0.15))  # the last stands for "three or more"
+_COUNT_SHARES = ((0, 0.15), (1, 0.40), (2, 0.30), (3, 0.15))  # the last means "three or more"
 _LETTERS_BY_FREQUENCY = "aaabcddeeefghiiiklmnnnoooprrrsssttttuvwy"
 
 

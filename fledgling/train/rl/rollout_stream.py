@@ -296,7 +296,7 @@ class RolloutStream:
         self.sampler.forget()
 
     def close(self) -> None:
-        """Ends the thread of rollouts and the processes of custom rewards, and logs where the time went."""
+        """Ends the thread of rollouts and the processes of custom rewards, and logs what the time was spent on."""
         self.sampler.close()
         self.reward_scorer.close()
         if total := sum(self.total_seconds.values()):

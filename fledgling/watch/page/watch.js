@@ -63,10 +63,10 @@ async function poll() {
   }
 }
 
-async function ask(run, action) {
+async function sendAction(run, action) {
   try {
     await request("api/requests", { method: "POST", body: JSON.stringify({ run, action }) });
-    $("status").textContent = `Asked ${runs[run].name} to ${action}; it does so after its next step.`;
+    $("status").textContent = `Sent to ${runs[run].name}: ${action}; it does so after its next step.`;
     return true;
   } catch (error) {
     $("status").className = "lost";
@@ -138,7 +138,7 @@ function makeRun(run, number) {
   for (const [action, text] of ACTIONS) {
     const button = element("button", "", text);
     button.type = "button";
-    button.addEventListener("click", () => (action !== "stop" || confirm(`Save and stop ${runs[number].name}?`)) && ask(number, action));
+    button.addEventListener("click", () => (action !== "stop" || confirm(`Save and stop ${runs[number].name}?`)) && sendAction(number, action));
     actions.append(button);
   }
   box.append(head, element("p", "state"), progress, element("dl", "numbers"), actions);
@@ -167,27 +167,27 @@ function showStages(names) {
 // The shown stage of every run that has it, with its number.
 const shownStages = () => runs.flatMap((run, number) => run.stages.filter((each) => each.name === stage).map((each) => ({ run, number, each })));
 
-function chartOf(name, title, percent) {
+function makeChart(name, title, percent) {
   if (!charts.has(name)) charts.set(name, new Chart($("charts"), title, percent));
   return charts.get(name);
 }
 
 function showCharts() {
   const stages = shownStages();
-  const loss = chartOf("loss", "Loss, nats a token");
+  const loss = makeChart("loss", "Loss, nats a token");
   loss.show(stages.flatMap(({ run, number, each }) => (each.series.loss ? [
     { label: `${run.name}, each step`, colour: colourOf(number), steps: each.steps, values: each.series.loss, faint: true },
     { label: run.name, colour: colourOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
   ] : [])));
   for (const which of [0, 1]) showEvaluation(stages, which);
-  for (const [name, title, percent] of QUANTITIES) chartOf(name, title, percent).show(stages
+  for (const [name, title, percent] of QUANTITIES) makeChart(name, title, percent).show(stages
     .filter(({ each }) => each.series[name])
     .map(({ run, number, each }) => ({ label: run.name, colour: colourOf(number), steps: each.steps, values: each.series[name] })));
 }
 
 // One of two charts of evaluations, whose name the user may choose; of one name the series with the most points.
 function showEvaluation(stages, which) {
-  const chart = chartOf(`evaluation ${which}`, "Evaluation");
+  const chart = makeChart(`evaluation ${which}`, "Evaluation");
   const names = [...new Set(stages.flatMap(({ each }) => each.evals.map((one) => one.name)))];
   if (!chart.select) {
     chart.select = element("select");
@@ -251,7 +251,7 @@ async function showBatch() {
   if (run < 0) return;
   const nameOf = (batch) => `${batch?.stage} ${batch?.step}`;
   const before = nameOf((await request(`api/batch?run=${run}`)).batch);
-  if (!(await ask(run, "batch"))) return;
+  if (!(await sendAction(run, "batch"))) return;
   for (let tries = 0; tries < 60; tries++) {
     await new Promise((resolve) => setTimeout(resolve, 1000));
     const { batch } = await request(`api/batch?run=${run}`);

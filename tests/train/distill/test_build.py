@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_one_line_before_any_step(settings, expected, folde
     assert not read_jsonl(out / "sft" / "metrics.jsonl") if (out / "sft" / "metrics.jsonl").exists() else True
 
 
-def test_a_stage_of_another_teacher_is_not_gone_on_with(folder, monkeypatch):
+def test_a_stage_of_another_teacher_is_not_resumed(folder, monkeypatch):
     copy_student(folder, "stopped")
     with monkeypatch.context() as patch:
         patch.setattr(run, "catch_stop_signals", StopRequest(1))

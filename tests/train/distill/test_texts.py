@@ -30,7 +30,7 @@ def small_groups(monkeypatch):
     monkeypatch.setattr(texts, "GROUP_SIZE", {"cpu": 8, "cuda": 8})
 
 
-def test_answers_are_conversations_and_an_interrupted_file_is_gone_on_with(engine, tmp_path, monkeypatch):
+def test_answers_are_conversations_and_an_interrupted_file_is_resumed(engine, tmp_path, monkeypatch):
     whole, stopped, source = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl", load_task("language")
     counts = write_answers(engine, "id", source, SETTINGS, whole)
     assert counts.read == 32 and counts.written == len(whole.read_text().splitlines()) > 3
@@ -54,7 +54,7 @@ def test_answers_are_conversations_and_an_interrupted_file_is_gone_on_with(engin
         assert user["content"] in prompts and assistant["role"] == "assistant" and assistant["content"]
 
 
-def test_a_file_of_something_else_is_not_gone_on_with(engine, tmp_path):
+def test_a_file_of_something_else_is_not_resumed(engine, tmp_path):
     out, source = tmp_path / "answers.jsonl", load_task("language")
     small = AnswerSettings(count=8, max_new_tokens=8)
     write_answers(engine, "id", source, small, out)

@@ -1,6 +1,6 @@
 """GRPO and PPO reach the known optimum of small problems, and do not with a wrong sign or without the mask.
 
-PPO needs rewards, which stay in the batch beside the advantages.
+PPO needs rewards, which stay in the batch next to the advantages.
 """
 
 import os
