@@ -67,7 +67,6 @@ class OverlapMatch:
 class OverlapReport:
     """Which items share an n-gram with training text (`matches`, by item), and how much text was read."""
 
-    num_items: int
     searchable: frozenset[int]  # items of at least one n-gram; the others are too short to be found
     matches: dict[int, OverlapMatch] = field(default_factory=dict)
     num_documents: int = 0
@@ -89,7 +88,7 @@ def find_overlap(
     ngrams, owners = ngrams[order], owners[order]
     sieve = np.zeros(_SIEVE_SIZE, dtype=bool)
     sieve[ngrams % _SIEVE_SIZE] = True
-    report = OverlapReport(len(items), frozenset(np.unique(owners).tolist()))
+    report = OverlapReport(frozenset(np.unique(owners).tolist()))
     reported_bytes = 0
     for chunk in _chunk_documents(documents):
         hashes, document, joined = _hash_ngrams([document.text for document in chunk], ngram_words)

@@ -61,7 +61,6 @@ class ScorerStats:
     """Token counts of this rank, for benchmarks."""
 
     computed_tokens: int = 0
-    padded_tokens: int = 0
     choice_tokens: int = 0  # of all rows, each from its beginning
 
 
@@ -123,7 +122,6 @@ class Scorer:
     def _score_batch(self, batch: Sequence[PackedRow]) -> list[tuple[int, ContinuationScore]]:
         longest = max(len(row.tokens) for row in batch)
         self.stats.computed_tokens += sum(len(row.tokens) for row in batch)
-        self.stats.padded_tokens += longest * len(batch)
         tokens = stack_padded([row.tokens for row in batch], longest)  # (B, T)
         hidden = self.engine.forward(tokens, build_tree(batch, longest, self.engine))  # (B, T, C)
         rows = np.repeat(np.arange(len(batch)), [len(row.query_positions) for row in batch])

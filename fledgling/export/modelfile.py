@@ -1,4 +1,4 @@
-"""Writes the Modelfile with which `ollama create NAME -f FILE` takes a GGUF file, and checks the grammar of one.
+"""Writes the Modelfile with which `ollama create NAME -f FILE` takes a GGUF file.
 
 A Modelfile is a list of instructions: FROM, PARAMETER, TEMPLATE, SYSTEM, ADAPTER, LICENSE, MESSAGE, each with a value,
 which may be in three double quotes. TEMPLATE is Go's text/template, and renders the layout of `text/conversation.py`.
@@ -7,16 +7,13 @@ which may be in three double quotes. TEMPLATE is Go's text/template, and renders
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
-from fledgling.config import ModelConfig, UserError
+from fledgling.config import ModelConfig
 from fledgling.record import write_text
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.turns import TOOLS_INTRODUCTION
 
-INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
-PARAMETERS = ("num_ctx", "num_predict", "stop", "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty")
 # System message and tools come before the first question. Ollama adds no token: the file says add_bos_token = false. It
 # joins messages of one role in a row, and gives all system messages as .System. An answer stays open while tools answer
 # it, and where the history ends with it. A call in JSON has Go's spaces, which are none.
@@ -54,32 +51,3 @@ def write_modelfile(path: Path, gguf_path: Path, config: ModelConfig, tokenizer:
     ]
     write_text(path, "\n".join(lines) + "\n")
     return path
-
-
-def parse_modelfile(text: str) -> list[tuple[str, str]]:
-    """Returns the instructions of a Modelfile with their values.
-
-    Raises UserError that names the line of anything else.
-    """
-    found, at = [], 0
-    pattern = re.compile(r'(\w+)[ \t]+(?:"""(.*?)"""|((?!""")[^\n]*))[ \t]*(?:\n|\Z)', re.DOTALL)
-    while rest := text[at:]:
-        if blank := re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)+", rest):
-            at += blank.end()
-            continue
-        match = pattern.match(rest)
-        line = text.count("\n", 0, at) + 1
-        if not match or match[1].upper() not in INSTRUCTIONS:
-            raise UserError(f"Modelfile, line {line}: expected one of {', '.join(INSTRUCTIONS)} with a value")
-        name, value = match[1].upper(), match[2] if match[2] is not None else match[3].strip()
-        if name == "PARAMETER" and value.split(" ")[0] not in PARAMETERS:
-            raise UserError(
-                f"Modelfile, line {line}: {value.split(' ')[0]} is no parameter; {', '.join(PARAMETERS)} are"
-            )
-        if not value:
-            raise UserError(f"Modelfile, line {line}: {name} has no value")
-        found.append((name, value))
-        at += match.end()
-    if not any(name == "FROM" for name, _ in found):
-        raise UserError("Modelfile: no FROM names the model")
-    return found

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from fledgling.kernels import native
 from fledgling.kernels.device_matrix import MAX_DEVICE_ROWS, DeviceMatrix, can_pack, pack_device_matrix
-from fledgling.kernels.format import LEVELS_4BIT, dequantize_matrix, quantize_matrix
+from fledgling.kernels.format import LEVELS_4BIT, dequantize_matrix
 
 aten = torch.ops.aten
 Levels = tuple[float, ...]
@@ -59,11 +59,6 @@ class QuantizedTensor(torch.Tensor):
         )
         self.matrix = native.describe_matrix(values, scales, bits) if usable else None
         self._device_matrix: DeviceMatrix | None = None
-
-    @classmethod
-    def from_weight(cls, weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
-        """Quantizes a matrix (N, K), with one scale for every `group_size` columns of a row."""
-        return cls(*quantize_matrix(weight, bits, group_size), bits, dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Returns the matrix (N, K) as a plain tensor; dtype None is the nominal one."""

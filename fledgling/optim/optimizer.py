@@ -160,11 +160,6 @@ class Optimizer:
         """Takes the gradient of the micro-batch whose backward pass has just ended."""
         self.gradients.accumulate()
 
-    @property
-    def update_count(self) -> int:
-        """The number of updates so far; waits for the device."""
-        return int(self.updates)
-
     @torch.no_grad()
     def step(self, confirm_update: Callable[[], bool] = lambda: True) -> float:
         """Updates every parameter once with the sum of the gradients, and frees them.

@@ -250,10 +250,3 @@ def normalize_lines_(updates: Tensor) -> Tensor:
         updates /= torch.linalg.vector_norm(updates, dim=dim, keepdim=True).clamp(min=1e-30)
     updates *= before / torch.linalg.vector_norm(updates, dim=(-2, -1), keepdim=True).clamp(min=1e-30)
     return updates
-
-
-def muon(parameter: Tensor, gradient: Tensor, momentum_buffer: Tensor, *settings) -> tuple[Tensor, Tensor]:
-    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter and momentum_buffer."""
-    parameter, momentum_buffer = parameter.clone(), momentum_buffer.clone()
-    muon_(parameter.unbind(), gradient.clone(), momentum_buffer, *settings)
-    return parameter, momentum_buffer

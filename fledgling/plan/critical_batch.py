@@ -15,18 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fledgling.config import UserError
 from fledgling.plan.scaling_laws import check_budget
 
 N_C, ALPHA_N = 6.5e13, 0.077  # table 3
 S_C, ALPHA_S = 2.1e3, 0.76
 B_STAR, ALPHA_B = 2.1e8, 0.21  # table 5
 ALPHA_C = 1 / (1 / ALPHA_S + 1 / ALPHA_B + 1 / ALPHA_N)  # equation B.7: 0.052
-
-
-def loss_after_steps(N: float, S_min: float) -> float:
-    """Returns L(N, S_min), nats per token, of N parameters after S_min steps of a batch far above B_crit."""
-    return (N_C / N) ** ALPHA_N + (S_C / S_min) ** ALPHA_S
 
 
 def critical_batch_size(loss: float) -> float:
@@ -52,33 +46,6 @@ class KaplanRun:
     def C(self) -> float:
         """FLOPs, 6 N D."""
         return 6 * self.N * self.D
-
-    @property
-    def S_min(self) -> float:
-        """Steps that a batch far above B_crit would need for this loss (equation 5.4)."""
-        return self.S / (1 + critical_batch_size(self.loss) / self.B)
-
-    @property
-    def C_min(self) -> float:
-        """FLOPs that a batch far below B_crit would need for this loss (equation 5.5)."""
-        return self.C / (1 + self.B / critical_batch_size(self.loss))
-
-
-def solve_run(N: float, B: float, S: float) -> KaplanRun:
-    """Returns the run of N parameters over S steps of B tokens, with its loss.
-
-    The loss is on both sides of L = L(N, S_min(S, B, L)): solved by bisection to a relative error of 1e-12. Raises
-    UserError for a size, batch or length that is not above 0.
-    """
-    for name, value in (("parameters", N), ("batch", B), ("steps", S)):
-        if not value > 0:
-            raise UserError(f"{name}: got {value:g}, expected a number above 0")
-    low, high = (N_C / N) ** ALPHA_N, loss_after_steps(N, S) + 1e3
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        loss = loss_after_steps(N, KaplanRun(N, B, S, middle).S_min)
-        low, high = (middle, high) if loss > middle else (low, middle)
-    return KaplanRun(N, B, S, (low + high) / 2)
 
 
 def optimal_run(C: float) -> KaplanRun:

@@ -84,11 +84,3 @@ def decode_flops(config: ModelConfig, length: int) -> int:
     return 2 * (count_matrix_parameters(config) + config.vocab_size * config.width) + round(
         4 * config.attention_width * total_attended_keys(config, length)
     )
-
-
-def compute_mfu(config: ModelConfig, tokens_per_second: float, peak_flops: float, ranks: int = 1) -> float:
-    """Returns model FLOPs utilization in [0, 1]: the model's FLOPs per second as a share of the peak of all ranks.
-
-    `peak_flops` is the FLOP/s of one device in the training dtype; `tokens_per_second` is over all ranks.
-    """
-    return training_flops_per_token(config) * tokens_per_second / (peak_flops * ranks)

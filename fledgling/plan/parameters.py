@@ -17,12 +17,6 @@ from fledgling.config import ModelConfig
 from fledgling.config.model import GATE_WIDTH
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
-OPTIONAL_COMPONENTS = (
-    "value_embeddings",
-    "residual_scalars",
-    "gates",
-    "skip_connections",
-)  # listed where a model has them
 SMALL = {"residual_scalars", "gates", "skip_connections"}  # components of a few values
 NORM_VECTORS = {"rms": (), "rms_weighted": ("weight",), "layer": ("weight", "bias")}
 

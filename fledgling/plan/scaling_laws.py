@@ -167,9 +167,7 @@ def power_law_through(first: tuple[float, float], last: tuple[float, float]) -> 
 
 # ---- published laws ----
 
-# Kaplan et al. 2020, arXiv 2001.08361. Table 5, one limit at a time; nats a token of WebText2.
-KAPLAN_N = PowerLaw(8.8e13**0.076, -0.076)  # L(N) = (Nc / N)^0.076: converged, unlimited data
-KAPLAN_D = PowerLaw(5.4e13**0.095, -0.095)  # L(D) = (Dc / D)^0.095: large model, stopped early
+# Kaplan et al. 2020, arXiv 2001.08361. Table 5; nats a token of WebText2.
 KAPLAN_C = PowerLaw((3.1e8 * PF_DAY) ** 0.050, -0.050)  # L(C_min): compute-optimal
 
 _KAPLAN = ScalingLaw(

@@ -20,7 +20,6 @@ from typing import Any
 from fledgling.config import UserError, did_you_mean
 
 TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
-CONVENTIONS = ("nanochat", "foundry")
 BUNDLE_FOLDERS = ("core", "eval_bundle", ".")  # under the data root
 COLUMNS: dict[str, dict[str, type]] = {
     "multiple_choice": {"query": str, "choices": list, "gold": int},

@@ -115,25 +115,6 @@ def write_call(name: str, arguments: str | Mapping[str, Any]) -> str:
     return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments.strip()}}}'
 
 
-def read_call(text: str) -> tuple[str, str] | None:
-    """Returns name and arguments, as JSON, of a call that `write_call` would write; None where `text` is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "arguments" not in value:
-        return None
-    marker = '"arguments": '
-    start = text.find(marker) + len(marker)
-    written = text[start : text.rstrip().rfind("}")] if start >= len(marker) else ""
-    try:
-        if json.loads(written) == value["arguments"]:
-            return value["name"], written
-    except ValueError:
-        pass  # other spaces or another order: the value is written in our form
-    return value["name"], json.dumps(value["arguments"], ensure_ascii=False)
-
-
 def _merge_tool_results(messages: Sequence[Mapping[str, Any]], changes: list[str]) -> list[tuple[str, list[Part]]]:
     """Returns (role, parts) of the messages, with calls and results as parts of the assistant's."""
     turns: list[tuple[str, list[Part]]] = []

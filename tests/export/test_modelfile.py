@@ -5,11 +5,39 @@ import re
 
 import pytest
 
-from fledgling.config import ModelConfig, UserError
-from fledgling.export.modelfile import TEMPLATE, parse_modelfile, write_modelfile
+from fledgling.config import ModelConfig
+from fledgling.export.modelfile import TEMPLATE, write_modelfile
 from fledgling.text.conversation import render_prompt
 
 CONFIG = ModelConfig(330, 1, 16, 2)
+INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
+PARAMETERS = ("num_ctx", "num_predict", "stop", "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty")
+
+
+def parse_modelfile(text: str) -> list[tuple[str, str]]:
+    """Returns the instructions of a Modelfile with their values; raises ValueError for anything else."""
+    found, at = [], 0
+    pattern = re.compile(r'(\w+)[ \t]+(?:"""(.*?)"""|((?!""")[^\n]*))[ \t]*(?:\n|\Z)', re.DOTALL)
+    while rest := text[at:]:
+        if blank := re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)+", rest):
+            at += blank.end()
+            continue
+        match = pattern.match(rest)
+        line = text.count("\n", 0, at) + 1
+        if not match or match[1].upper() not in INSTRUCTIONS:
+            raise ValueError(f"Modelfile, line {line}: expected one of {', '.join(INSTRUCTIONS)} with a value")
+        name, value = match[1].upper(), match[2] if match[2] is not None else match[3].strip()
+        if name == "PARAMETER" and value.split(" ")[0] not in PARAMETERS:
+            raise ValueError(
+                f"Modelfile, line {line}: {value.split(' ')[0]} is no parameter; {', '.join(PARAMETERS)} are"
+            )
+        if not value:
+            raise ValueError(f"Modelfile, line {line}: {name} has no value")
+        found.append((name, value))
+        at += match.end()
+    if not any(name == "FROM" for name, _ in found):
+        raise ValueError("Modelfile: no FROM names the model")
+    return found
 
 
 def test_the_file_names_the_model_its_context_and_where_answers_end(tokenizer, tmp_path):
@@ -162,5 +190,5 @@ def test_the_interpreter_of_templates_trims_and_chooses_as_go_does():
     ],
 )
 def test_what_is_no_modelfile_is_named_with_its_line(text, problem):
-    with pytest.raises(UserError, match=problem):
+    with pytest.raises(ValueError, match=problem):
         parse_modelfile(text)

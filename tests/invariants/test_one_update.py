@@ -151,7 +151,7 @@ def shares_of_nothing(late: bool) -> dict[int, list[str]]:
         for _ in range(2):
             batches = eight("sft").split(4) if world.rank else [without_targets("sft")]
             loop.train_step(one, model, optimizer, batches, world)
-        assert optimizer.update_count == 2
+        assert optimizer.updates == 2
 
         def now(model=model, optimizer=optimizer, world=world) -> dict[str, torch.Tensor]:
             tensors = {**gather_parameters(model, world), **optimizer.full_state_dict()}

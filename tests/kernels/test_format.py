@@ -13,12 +13,9 @@ from fledgling.kernels.format import (
     dequantize_matrix,
     quantize_matrix,
 )
+from tests.kernels.matrices import make_matrix
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
-
-
-def make_matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.sampled_from([32, 64]), st.floats(1e-6, 1e4), st.integers(0, 99))

@@ -15,8 +15,8 @@ from fledgling.kernels import native
 from fledgling.kernels.format import dequantize_matrix
 from fledgling.kernels.native_build import VARIANTS, list_variants
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
-from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.runtime.compiler import find_cxx_compiler
+from tests.kernels.matrices import make_matrix, quantize
 from tests.kernels.test_decoding_step import compute_logits, make_model
 
 COUNTS = (1, 2, 3, 7, 8, 9, 13, 64)  # rows of x: alone, and in every mixture of tiles
@@ -39,10 +39,6 @@ def variant(request, monkeypatch):
     native.load_native_library.cache_clear()
 
 
-def make_matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize(("bits", "group"), [(16, 0), (8, 32), (8, 64), (8, 128), (4, 32), (4, 64), (4, 1024)])
 def test_products_are_as_exact_as_documented(variant, bits, group):
     """The error is that of activations with 14 bits and, except for one or two rows of 8 bits, of weights with 12."""
@@ -52,7 +48,7 @@ def test_products_are_as_exact_as_documented(variant, bits, group):
         values = weight.bfloat16()
         matrix, exact = native.describe_matrix(values, None, 16), values.double()
     else:
-        packed = QuantizedTensor.from_weight(weight, bits, group, torch.bfloat16)
+        packed = quantize(weight, bits, group, torch.bfloat16)
         matrix, exact = packed.matrix, dequantize_matrix(packed.values, packed.scales, bits, torch.float64)
     for count in COUNTS:
         x = make_matrix(count, 1024, 1).bfloat16()
@@ -63,8 +59,8 @@ def test_products_are_as_exact_as_documented(variant, bits, group):
 
 
 def test_a_row_of_zeros_and_a_matrix_of_zeros_give_zeros(variant):
-    packed = QuantizedTensor.from_weight(torch.zeros(8, 64), 4, 32, torch.bfloat16)
-    other = QuantizedTensor.from_weight(make_matrix(8, 64), 8, 64, torch.bfloat16)
+    packed = quantize(torch.zeros(8, 64), 4, 32, torch.bfloat16)
+    other = quantize(make_matrix(8, 64), 8, 64, torch.bfloat16)
     for count in (1, 9):
         assert not native.multiply_matrix(make_matrix(count, 64).bfloat16(), packed.matrix).any()
         assert not native.multiply_matrix(torch.zeros(count, 64).bfloat16(), other.matrix).any()
@@ -86,7 +82,7 @@ def test_a_step_is_as_exact_as_the_model_in_bf16(variant, family, bits):
 
 def test_dequantized_values_are_rounded_once(variant):
     for bits in (8, 4):
-        packed = QuantizedTensor.from_weight(make_matrix(5, 192), bits, 32, torch.bfloat16)
+        packed = quantize(make_matrix(5, 192), bits, 32, torch.bfloat16)
         assert torch.equal(packed.dequantize(), dequantize_matrix(packed.values, packed.scales, bits, torch.bfloat16))
 
 

@@ -8,12 +8,9 @@ from torch import nn
 from fledgling.kernels import native
 from fledgling.kernels.format import DEFAULT_GROUP_SIZES, dequantize_matrix
 from fledgling.kernels.quantized_tensor import QuantizedTensor
+from tests.kernels.matrices import make_matrix, quantize
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
-
-
-def make_matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
 @BITS
@@ -21,7 +18,7 @@ def make_matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_that_of_the_dequantized_matrix(bits, rows, bias):
     linear = nn.Linear(192, 42, bias=bias).bfloat16()
-    packed = QuantizedTensor.from_weight(linear.weight, bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
+    packed = quantize(linear.weight, bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
     x = make_matrix(rows, 192).bfloat16()
     with torch.inference_mode():
         result = F.linear(x[None], packed, linear.bias)
@@ -33,13 +30,13 @@ def test_a_product_is_that_of_the_dequantized_matrix(bits, rows, bias):
 
 @BITS
 def test_without_a_compiler_the_result_is_the_same(bits, monkeypatch):
-    compiled = QuantizedTensor.from_weight(make_matrix(40, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
+    compiled = quantize(make_matrix(40, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
     whole, x = compiled.dequantize(), make_matrix(2, 192, 1).bfloat16()
     expected = F.linear(x, compiled).float()
     monkeypatch.setenv(native.ENV_SWITCH, "0")
     native.load_native_library.cache_clear()
     try:
-        plain = QuantizedTensor.from_weight(make_matrix(40, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
+        plain = quantize(make_matrix(40, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
         assert plain.matrix is None and torch.equal(plain.dequantize(), whole)
         result = F.linear(x, plain).float()
     finally:
@@ -49,14 +46,14 @@ def test_without_a_compiler_the_result_is_the_same(bits, monkeypatch):
 
 @BITS
 def test_native_and_plain_dequantization_are_equal(bits):
-    packed = QuantizedTensor.from_weight(make_matrix(7, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
+    packed = quantize(make_matrix(7, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
     exact = dequantize_matrix(packed.values, packed.scales, bits, torch.bfloat16)
     assert torch.equal(packed.dequantize(), exact) and packed.dequantize(torch.float32).dtype == torch.float32
 
 
 @BITS
 def test_a_quantized_tensor_is_a_tensor_to_other_code(bits):
-    packed = QuantizedTensor.from_weight(make_matrix(10, 128), bits, 64, torch.float32)
+    packed = quantize(make_matrix(10, 128), bits, 64, torch.float32)
     whole, index = packed.dequantize(), torch.tensor([[3, 0], [9, 3]])
     assert packed.shape == (10, 128) and packed.numel() == 1280 and packed.packed_bytes == 1280 * bits // 8 + 40
     assert torch.equal(F.embedding(index, packed), whole[index])

@@ -58,7 +58,7 @@ def take_step(dtype, broken=False, steps=1):
 def test_a_float16_step_has_the_norm_and_loss_of_fp32():
     _, plain, *expected = take_step(torch.float32, steps=3)
     _, scaled, *found = take_step(torch.float16, steps=3)
-    assert scaled.update_count == plain.update_count == 3 and scaled.loss_scale.value == INITIAL_SCALE
+    assert scaled.updates == plain.updates == 3 and scaled.loss_scale.value == INITIAL_SCALE
     assert found == pytest.approx(expected, rel=2e-2)
 
 
@@ -67,7 +67,7 @@ def test_an_overflow_moves_nothing_and_lowers_the_scale():
     before.initialize(0)
     model, optimizer, loss, norm = take_step(torch.float16, broken=True)
     assert math.isfinite(loss) and not math.isfinite(norm)
-    assert optimizer.update_count == 0 and optimizer.loss_scale.value == INITIAL_SCALE / 2
+    assert optimizer.updates == 0 and optimizer.loss_scale.value == INITIAL_SCALE / 2
     assert all(map(torch.equal, before.parameters(), model.parameters()))
     assert not any(torch.count_nonzero(state.read()) for state in optimizer.state.values())
 

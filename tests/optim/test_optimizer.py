@@ -225,7 +225,7 @@ def _train_at_every_stage(folder):
         optimizer.accumulate()
         norm = optimizer.step()
         unchanged = are_equal(model.state_dict(), before)
-        update_count = optimizer.update_count
+        update_count = int(optimizer.updates)
         run_steps(model, optimizer, world, range(2, 4))
         broken[stage] = (norm, unchanged, update_count, model.state_dict())
     return deterministic, fast, half, broken, (_train_in_half(exact=False), _train_in_half(exact=True))

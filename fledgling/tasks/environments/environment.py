@@ -121,10 +121,6 @@ class Episode:
         self.calls.append((text, observation))
         return observation
 
-    def to_transcript(self, answer: str) -> str:
-        """Returns the episode's calls and its final text, as `play_transcript` reads them."""
-        return write_transcript([call for call, _ in self.calls], answer)
-
 
 def write_transcript(calls: list[str], answer: str) -> str:
     """Returns calls and final text as one line of JSON, which no text of a model can imitate."""

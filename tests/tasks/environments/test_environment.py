@@ -13,6 +13,7 @@ from fledgling.tasks.environments.environment import (
     parse_call,
     play_transcript,
     run_call,
+    write_transcript,
 )
 from fledgling.tasks.task import DEV, TEST
 
@@ -22,6 +23,10 @@ HOSTILE = [
     "guess(1); guess(2)", "guess('a')", "guess(1.5)", "guess(True)", "guess()", "guess(1, 2)", "guess(number=1, n=2)",
     "open('/etc/passwd')", "guess(\x00)", "guess([1]*10**9)",
 ]  # fmt: skip
+
+
+def transcribe(episode, answer):
+    return write_transcript([call for call, _ in episode.calls], answer)
 
 
 def shipped(name):
@@ -82,12 +87,12 @@ def test_a_perfect_player_always_wins_and_the_demonstrations_seldom_do(name):
     for index in range(150):
         question = task.get_practice_question(index, 1)
         episode = task.start(question)
-        transcript = episode.to_transcript(PLAYERS[name](episode))
+        transcript = transcribe(episode, PLAYERS[name](episode))
         wins += task.score(question, transcript)
         turns += len(episode.calls)
         rng = random.Random(index)
         episode = task.start(question)
-        demonstrated += task.score(question, episode.to_transcript(episode.environment.demonstrate(episode.call, rng)))
+        demonstrated += task.score(question, transcribe(episode, episode.environment.demonstrate(episode.call, rng)))
     assert wins == 150
     assert turns / 150 >= 2.5  # a lucky guess may end the game early
     assert demonstrated / 150 < 0.3
@@ -99,7 +104,7 @@ def test_an_episode_played_again_from_its_transcript_is_the_same(name):
     question = task.get_practice_question(3, 1)
     episode = task.start(question)
     answer = PLAYERS[name](episode)
-    again, text = play_transcript(task.make_environment(), question.facts["seed"], episode.to_transcript(answer))
+    again, text = play_transcript(task.make_environment(), question.facts["seed"], transcribe(episode, answer))
     assert (again.calls, again.turn_rewards, text) == (episode.calls, episode.turn_rewards, answer)
 
 

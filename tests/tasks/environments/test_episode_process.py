@@ -7,6 +7,7 @@ from fledgling.sandbox import restrictions
 from fledgling.sandbox.restrictions import get_landlock_version, has_seccomp
 from fledgling.tasks import load_task
 from fledgling.tasks.environments import episode_process
+from fledgling.tasks.environments.environment import write_transcript
 from fledgling.tasks.task import TEST
 
 SOURCE = """
@@ -122,7 +123,7 @@ def test_a_users_class_is_demonstrated_practised_and_scored(spec, tmp_path):
     assert [episodes[0].call(f"add({number})"), episodes[1].call("add(1)")] == [str(number), "1"]
     assert episodes[0].call("add(-1)") == "error: only upwards"
     assert episodes[0].call(f"add({number})") == question.answer
-    transcript = episodes[0].to_transcript(question.answer)
+    transcript = write_transcript([call for call, _ in episodes[0].calls], question.answer)
     assert (task.score(question, transcript), task.score_turns(question, transcript)) == (1.0, [0.25] * 3)
     parts = task.get_train_example(0, 1)["messages"][1]["content"]
     assert [part["type"] for part in parts] == ["python", "output", "python", "output", "text"]

@@ -2,8 +2,9 @@
 
 from fledgling.tasks import load_task
 from fledgling.tasks.skills import identity
-from fledgling.tasks.skills.templates import load_templates, normalize_template
+from fledgling.tasks.skills.templates import load_templates
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, normalize_text
+from tests.tasks.skills.composition import normalize_template
 
 
 def test_identity_has_one_answer_a_kind():

@@ -4,9 +4,9 @@ import pytest
 
 from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.skills import arithmetic, counting, spelling
-from fledgling.tasks.skills.templates import normalize_template
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, find_constant_baseline, is_held_out
 from fledgling.text.conversation import check_conversation
+from tests.tasks.skills.composition import normalize_template
 from tests.tasks.skills.test_wordings import MODULES
 
 CONCEPTS = {

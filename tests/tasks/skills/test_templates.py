@@ -8,11 +8,10 @@ from fledgling.tasks.skills.templates import (
     decorate_template,
     expand_patterns,
     expand_weights,
-    is_composition,
     load_templates,
-    normalize_template,
 )
 from fledgling.tasks.task import TRAIN
+from tests.tasks.skills.composition import is_composition, normalize_template
 
 
 def test_patterns_expand_in_order_and_nest():

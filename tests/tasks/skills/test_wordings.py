@@ -8,8 +8,9 @@ import pytest
 
 from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.skills import arithmetic, counting, identity, spelling, stdlib
-from fledgling.tasks.skills.templates import is_composition, load_templates, normalize_template
+from fledgling.tasks.skills.templates import load_templates
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question
+from tests.tasks.skills.composition import is_composition, normalize_template
 
 MODULES = {
     "arithmetic": arithmetic,
