@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import AdapterConfig, UserError
+from fledgling.config import AdapterConfig, ModelConfig, UserError
 from fledgling.export.adapter_base import AdapterBase, copy_adapter, describe_base
 from fledgling.export.card_origin import describe_origin, shorten_place
 from fledgling.export.checkpoint_weights import read_adapter_state
 from fledgling.export.model_card import find_run_dir, format_table
+from fledgling.export.own_class import needs_own_class
 from fledgling.export.peft_format import CONFIG_FILE
 from fledgling.export.untrusted import read_json
 from fledgling.record import checkpoint, make_write_error
@@ -35,7 +36,7 @@ A low-rank update of a model's weights, made with fledgling. It belongs to these
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("BASE")  # of fledgling's run: `fledgling export hf RUN/STAGE BASE`
+base = AutoModelForCausalLM.from_pretrained("BASE"{options})  # of fledgling's run: `fledgling export hf RUN/STAGE BASE`
 model = PeftModel.from_pretrained(base, ".")
 ```
 
@@ -100,4 +101,6 @@ def render_adapter_card(
         table.append(("trained on", f"{adapter.quantization} weights of that base"))
     merged = "trained an adapter, merged here"
     origin = [(stage, what.replace(merged, "trained an adapter")) for stage, what in describe_origin(state, run)]
-    return CARD.format(table=format_table(("", ""), table + origin))
+    own_class = needs_own_class(ModelConfig.from_dict(state["model"]))
+    options = ", trust_remote_code=True" if own_class else ""
+    return CARD.format(table=format_table(("", ""), table + origin), options=options)

@@ -38,7 +38,7 @@ BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "
 
 @dataclass(frozen=True)
 class Forecast:
-    """A value with its 90 % interval, from `runs` past runs. note: what the interval cannot say, or ""."""
+    """A value with its 90 % interval, from `runs` independent past runs. note: what the interval cannot say, or ""."""
 
     name: str
     value: float

@@ -28,7 +28,10 @@ def format_budgeted_run(run: BudgetedRun) -> str:
         lines.append(f"no time for {', '.join(left_out)}")
     if text := EVALUATIONS[run.evaluations].text:
         lines.append(f"to save time: {text}")
-    rows = [("expected", "", "90 % interval", "past runs"), *(forecast_row(forecast) for forecast in run.forecasts)]
+    rows = [
+        ("expected", "", "90 % interval", "independent runs"),
+        *(forecast_row(forecast) for forecast in run.forecasts),
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for index, row in enumerate(rows):
         note = run.forecasts[index - 1].note if index else ""
@@ -38,7 +41,7 @@ def format_budgeted_run(run: BudgetedRun) -> str:
 
 
 def forecast_row(forecast: Forecast) -> tuple[str, str, str, str]:
-    """Returns a forecast's label, value, interval, and the number of past runs that it is from."""
+    """Returns a forecast's label, value, interval, and the number of independent past runs that it is from."""
     stage, _, quantity = forecast.name.rpartition(" ")
     label = {SECONDS: "time in all", MEMORY: "peak memory", "bits_per_byte": "bits per byte"}.get(quantity)
     label = f"{label or evaluation_label(quantity)}{f', after {stage}' if stage else ''}"
