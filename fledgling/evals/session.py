@@ -312,11 +312,12 @@ def read_saved_answers(path: Path, key: dict[str, Any], exam: Exam) -> dict[int,
     header, *lines = read_jsonl(path) or [{}]
     if header.get("key") != key:
         return {}
-    return {
-        index: ExamAnswer(exam.questions[index], line["answer"], line["score"], line["cropped"])
-        for line in lines
-        if (index := line.get("index", line.get("place"))) in range(len(exam.questions))  # "place" in older versions
-    }
+    answers = {}
+    for line in lines:
+        index = line.get("index", line.get("place"))  # "place" in older versions
+        if type(index) is int and 0 <= index < len(exam.questions):
+            answers[index] = ExamAnswer(exam.questions[index], line["answer"], line["score"], line["cropped"])
+    return answers
 
 
 def read_correct_counts(path: Path) -> list[int]:

@@ -27,20 +27,20 @@ def write_source(copied: Path, name: str, settings: Mapping[str, object] = Mappi
 
 def read_source_name(copied: Path) -> str | None:
     """Returns what a copy was copied from; None where there is none, or nothing says it."""
-    values = read_source(copied)
+    values = read_copied_source(copied)
     name = values.get("source", values.get("init_from"))  # "init_from": of earlier versions
     return name if isinstance(name, str) else None
 
 
 def read_source_settings(copied: Path) -> Mapping[str, object]:
     """Returns the settings with which a copy was made; {} where nothing says them."""
-    settings = read_source(copied).get("settings")
+    settings = read_copied_source(copied).get("settings")
     return settings if isinstance(settings, dict) else {}
 
 
 def describe_changed_source(copied: Path, setting: str) -> list[str]:
     """Returns a line where the source of a copy is here and is another than the one that was copied."""
-    name, before = read_source_name(copied), read_source(copied).get("stamp")
+    name, before = read_source_name(copied), read_copied_source(copied).get("stamp")
     now = stamp_source(Path(name)) if name and before else None
     if now in (None, before):
         return []
@@ -67,7 +67,7 @@ def stamp_source(source: Path) -> str | None:
         return None
 
 
-def read_source(copied: Path) -> dict[str, object]:
+def read_copied_source(copied: Path) -> dict[str, object]:
     """Returns what a copy says of its source; {} where it says nothing."""
     try:
         values = json.loads((copied / SOURCE_FILE).read_text(encoding="utf-8"))

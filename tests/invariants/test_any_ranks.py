@@ -12,8 +12,8 @@ from tests.invariants.losses import EVERY_WAY, LEARNED, UNMOVED
 from tests.invariants.many_ranks import fresh, results_of
 from tests.ranks import on_ranks, one_thread
 
-# Of 3 steps; AdamW's quotient amplifies the rounding of gradients near zero by rate / eps: 1e-3 / 1e-6 keeps it small
-STEPS = 3
+# AdamW's quotient amplifies the rounding of gradients near zero by rate / eps: 1e-3 / 1e-6 keeps it small
+STEPS = 3 if os.environ.get("FLEDGLING_FULL") else 2  # the second one reads the moments of the first
 EVERY_CASE = [  # stage, zero, exact, rows of a micro-batch
     *((stage, zero, "on", 1) for stage in EVERY_WAY for zero in (0, 1, 2, 3)),
     *((stage, zero, "off", 1) for stage in EVERY_WAY for zero in (2, 3)),
