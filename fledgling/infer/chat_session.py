@@ -67,7 +67,7 @@ def load_chat_engine(
     model, tokenizer, state = load_model(checkpoint, torch_device)
     if not tokenizer.can_chat:
         raise UserError(
-            f"the tokenizer of {checkpoint} has no <|user_start|> and <|assistant_end|>, nor a chat template: "
+            f"the tokenizer of {checkpoint} has no <|user_start|> and <|assistant_end|>, and no chat template: "
             "it was not made for conversation"
         )
     engine = Engine(model, tokenizer, dtype=choose_dtype(torch_device), tool=tool, skip_zeros="auto")

@@ -1,8 +1,8 @@
 """Sampling: from logits to one token a row, with the log-probability that training computes for the same token.
 
 Randomness is a pure function of (seed, request, position): these three numbers are hashed into one uniform number,
-which inverts the cumulative distribution. A request's tokens therefore depend neither on the other requests of the
-batch, nor on its row, nor on when it was admitted.
+which inverts the cumulative distribution. A request's tokens therefore do not depend on the other requests of the
+batch, on its row, or on when it was admitted.
 
 B rows, V vocabulary.
 """

@@ -5,8 +5,8 @@ over the attended keys. Per token, with a full window,
 
     6 (matrices + V E) + 12 L E T        depth 20, V 65,536, T 2,048: 3,491,758,080
 
-Conventions: the embedding is a look-up and costs nothing; `full` attention counts the whole T x T square, although a
-causal kernel needs little more than half of it, as does every MFU that is published or printed here. `causal` counts
+Conventions: the embedding is a look-up and costs nothing; `full` attention counts the whole T x T square, as published
+MFUs and ours do, although a causal kernel needs little more than half of it. `causal` counts
 the (T + 1) / 2 keys that a token sees on average. Norms, activations and the softmax (well under 1 % of a block of
 width 1,024) are not counted, as usual.
 """

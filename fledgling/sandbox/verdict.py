@@ -8,7 +8,7 @@ Guaranteed, as long as the kernel's restrictions hold: a program passes only if 
 once, every call was answered with values of built-in types, and the tests ran to their end without an exception.
 Comparison, arithmetic and the assertion happen in the tests' process. Exiting, printing, forged messages, patched
 built-ins, objects with an `__eq__`, walking frames, hooks, recursion and crashes can only make a program fail. The
-program cannot read the tests: they are never in its process, nor in the one that it was forked from.
+program cannot read the tests: they are not in its process and not in the one that it was forked from.
 
 Tests that draw at random draw from a secret that the program cannot know: the tests' process gets a seed for `random`
 and has a hash seed of its own, both new for each run, in another process tree than the program's. A verdict names them,

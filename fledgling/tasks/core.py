@@ -228,7 +228,7 @@ def _nanochat_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[Cor
 def _foundry_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[CorePrompt]:
     """Draws the examples of all items in turn by one Random(1234), with a line feed between; texts are stripped.
 
-    The choices of a multiple-choice item are not stripped, nor the contexts of a schema.
+    The choices of a multiple-choice item and the contexts of a schema are not stripped.
     """
     items = [_strip_texts(task, item) for item in items]
     rng = random.Random(SHOT_SEED)

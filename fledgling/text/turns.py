@@ -81,7 +81,7 @@ def normalize_turns(
 
 
 def is_learned(part: Mapping[str, Any]) -> bool:
-    """Returns whether a part of an assistant's message is learned: not the output of a call, nor of weight 0."""
+    """Returns whether a part of an assistant's message is learned: not a call's output, and no part of weight 0."""
     return part["type"] != "output" and part.get("weight", 1) != 0
 
 

@@ -4,7 +4,7 @@
 
 One process keeps the episodes of all environments of a class, by number. A class that raises, hangs or exits ends the
 round with its name and the instance. A ToolError of a tool is an observation. Once the class is loaded, its process can
-read Python's folders and its own, and can neither write, nor connect, nor start a process or thread (`enter_sandbox`).
+read Python's folders and its own, and cannot write, connect, or start a process or thread (`enter_sandbox`).
 """
 
 from __future__ import annotations
