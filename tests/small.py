@@ -12,8 +12,10 @@ def make_small() -> None:
     """Makes the preparation of a run as small as its text, once in a process.
 
     A run's tokenizer is trained on a tenth of the conversations and its conversations are written in smaller batches.
-    The product that the machine's peak is measured with is timed once in a process, not in each stage.
+    The product that the machine's peak is measured with is timed once in a process, not in each stage. Tests make up
+    peaks, which are not compared with each other.
     """
     data_preparer.TOKENIZER_CONVERSATIONS, data_preparer.CONVERSATIONS_PER_BATCH = 400, 200
     compression.PPMD_MEMORY = 1 << 24
     device.measure_peak_flops = functools.cache(device.measure_peak_flops)  # type: ignore[assignment]
+    device.compare_with_known_peak = lambda key, peak, measure_again: (peak, "")

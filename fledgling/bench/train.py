@@ -29,7 +29,7 @@ from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import measured_speed
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.runtime.accelerator import synchronize
-from fledgling.runtime.device import DeviceSetup, measure_peak_flops, set_up_device
+from fledgling.runtime.device import SUSPICIOUS_SHARE, DeviceSetup, measure_peak_flops, set_up_device
 from fledgling.runtime.world import PendingCollective, World
 from fledgling.train.loop import train_step
 from fledgling.train.loss import next_token_loss
@@ -170,11 +170,11 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
 def measure_peak_above(setup: DeviceSetup, device: torch.device, achieved: float) -> tuple[float | None, str]:
     """Returns the peak in FLOP/s that `achieved` is a share of, and what was wrong with it, or "".
 
-    That is the higher of two measurements, before and after the work; where the work exceeds both, the highest of
-    several further ones, and None where it exceeds these too: there is no share then.
+    That is the higher of two measurements, before and after the work; where the work is too near to both or exceeds
+    them, the highest of several further ones, and None where it exceeds these too: there is no share then.
     """
     peak = max(setup.peak_flops, measure_peak_flops(device, setup.dtype))
-    if achieved <= peak:
+    if achieved <= SUSPICIOUS_SHARE * peak:
         return peak, ""
     again, text = replace_exceeded_peak(setup, device, peak, achieved)
     return again or None, text

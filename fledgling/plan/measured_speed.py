@@ -9,13 +9,13 @@ deleted as soon as something exceeds it: its utilization would be too high.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fledgling.plan.hardware import find_product
 from fledgling.record import write_json
+from fledgling.runtime.known_peaks import find_cache_folder
 
 MAX_SHAPE_RATIO = 2.0  # of FLOPs per token, and of tokens of a forward/backward, in either direction
 
@@ -41,8 +41,7 @@ class MeasuredSpeed:
 
 def speed_file() -> Path:
     """Returns the path of the file with the measured speeds."""
-    folder = os.environ.get("FLEDGLING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(folder) / "speed.json" if os.environ.get("FLEDGLING_CACHE") else Path(folder) / "fledgling/speed.json"
+    return find_cache_folder() / "speed.json"
 
 
 def list_speeds(device: str) -> list[MeasuredSpeed]:

@@ -9,7 +9,8 @@
     cores.py               how many processor cores it may use; `core_monitor.py`: how many it has while others compute
     system_environment.py  versions, platform, processor and memory, for the record of a run
     machine_checks.py      what this machine lacks for training
-    device.py              dtype, threads and the measured peak FLOP/s; `compiler.py`: the C++ compiler
+    device.py              dtype, threads and the measured peak FLOP/s; `known_peaks.py`: the highest of earlier days;
+                           `compiler.py`: the C++ compiler
     accelerator.py         accelerators by torch's device type
     device_memory.py       usable memory, and the measured peak of live tensor bytes
     user_code.py           a function or class of a user

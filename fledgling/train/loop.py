@@ -65,7 +65,10 @@ class LoopContext:
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # measured, of one rank; 0: not measured
     datasheet_flops: float = 0.0  # the vendor's dense peak of a rank, as published MFU is a share of; 0: unknown
-    measure_peak: MeasurePeak = lambda peak, reached: (0.0, "")  # called when a step exceeds the peak
+    measure_peak: MeasurePeak = lambda peak, reached: (
+        0.0,
+        "",
+    )  # called when a step is too near to the peak
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
     totals: Totals = field(default_factory=Totals)

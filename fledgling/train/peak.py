@@ -1,4 +1,4 @@
-"""What happens when a training step is faster than the measured peak of the machine."""
+"""What happens when a training step is about as fast as the measured peak of the machine, or faster."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from fledgling.plan import measured_speed
 from fledgling.plan.hardware import DEVICES
 from fledgling.runtime import device as runtime_device
 from fledgling.runtime.device import DeviceSetup
-
-NOISE = 0.1  # of two measurements of one peak on an idle machine
+from fledgling.runtime.known_peaks import NOISE
 
 
 def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
@@ -49,17 +48,17 @@ def discard_outdated_peak(setup: DeviceSetup, device: torch.device) -> str:
 
 
 def replace_exceeded_peak(setup: DeviceSetup, device: torch.device, peak: float, reached: float) -> tuple[float, str]:
-    """Measures a peak again that a step has exceeded, and deletes a stored one of this device that is too low as well.
+    """Measures a peak again that a step has exceeded or come too near to, and deletes a stored one that is too low.
 
     Args:
         setup: of this process.
         device: that computes.
         peak: FLOP/s of one rank, as measured before.
-        reached: FLOP/s of a rank in a step, more than `peak`.
+        reached: FLOP/s of a rank in a step, more than `SUSPICIOUS_SHARE` of `peak`.
 
     Returns:
         The new peak, or 0.0 if the step exceeds that too; and one line that says what was done.
     """
     again, text = runtime_device.remeasure_peak_flops(device, setup.dtype, peak, reached)
-    discarded = measured_speed.discard_exceeded(name_device(setup, device), max(again, reached))
+    discarded = measured_speed.discard_exceeded(name_device(setup, device), max(again / (1 + NOISE), reached))
     return again, f"{text}; {discarded}" if discarded else text

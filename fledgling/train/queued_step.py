@@ -21,6 +21,7 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from fledgling.data.batch import Batch
+from fledgling.runtime.device import SUSPICIOUS_SHARE
 from fledgling.train.health import Health
 from fledgling.train.totals import Totals
 
@@ -88,6 +89,7 @@ class StepRecord:
     shown_loss: float = math.nan
     read_time: float = -math.inf  # when the last result was read
     seconds: float | None = None  # of the last step that was recorded
+    is_peak_doubted: bool = False  # whether a step was too near to it, and it was measured again: once in a session
 
     def wait(self, queued: deque[QueuedStep], keep: int = 0) -> list[FinishedStep]:
         """Waits for the oldest steps until `keep` are queued, and takes them out.
@@ -136,7 +138,9 @@ class StepRecord:
         flops = self.flops_per_token * tokens / seconds / self.world.size
         if self.datasheet_flops:
             speed["mfu_datasheet"] = flops / self.datasheet_flops
-        if self.peak_flops and flops > self.peak_flops and self.world.is_main:  # whose values are recorded
+        limit = self.peak_flops * (1.0 if self.is_peak_doubted else SUSPICIOUS_SHARE)
+        if self.peak_flops and flops > limit and self.world.is_main:  # whose values are recorded
+            self.is_peak_doubted = True
             self.peak_flops, problem = self.measure_peak(self.peak_flops, flops)
             self.recorder.log_notice(problem)
         if self.peak_flops:

@@ -13,9 +13,11 @@ from fledgling.plan.measured_speed import MeasuredSpeed, list_speeds, save_speed
 from fledgling.record import read_jsonl
 from fledgling.record.run_requests import request_action
 from fledgling.runtime import device
+from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped, agree_on_actions, write_rows
+from fledgling.train.queued_step import StepRecord
 from tests.smallest import write_recipe
 from tests.tiny import tiny
 
@@ -51,6 +53,23 @@ def test_without_a_peak_above_the_steps_no_mfu_is_recorded(tmp_path, monkeypatch
     assert any("it is deleted" in text for text in notices), "the peak measured at the start is twice the stored one"
     assert len(lines) == 3 and not any("mfu" in line or "peak_flops" in line for line in lines)
     assert sum("MFU is not recorded" in text for text in notices) == 1
+
+
+def test_a_peak_that_a_step_comes_near_to_is_measured_again_once():
+    """A model reaches 60 to 75 % of a processor's products: 95 % is of a peak that was measured on a busy machine."""
+    calls, notices = [], []
+
+    def measure_again(peak, reached):
+        calls.append((peak, reached))
+        return 120.0, "measured again"
+
+    record = StepRecord(
+        *(World(0, 1, 0, torch.device("cpu")), SimpleNamespace(log_notice=notices.append), None, None),
+        *(1.0, 100.0, 0.0, measure_again),
+    )
+    shares = [record._speed(tokens, 1.0)["mfu"] for tokens in (80, 95, 110, 125)]
+    assert shares[:3] == [0.8, 95 / 120, 110 / 120], "doubted once: the second measurement is believed"
+    assert calls == [(100.0, 95.0), (120.0, 125.0)] and len(notices) == 2, "but not where a step exceeds it"
 
 
 def test_what_a_watcher_asks_for_is_done_after_the_step_and_changes_no_weight(tmp_path, monkeypatch):
