@@ -98,7 +98,17 @@ def run_part(
     log_file: Any,
     log: Callable[[str], None],
 ) -> None:
-    """Runs one part in a separate process, and adds each of its results to `results[name]` as soon as it is printed."""
+    """Runs one part in a separate process, and adds each of its results to `results[name]` as soon as it is printed.
+
+    Args:
+        name: of PARTS.
+        out: the folder of results.json, which is written after each result.
+        limit: seconds until the part is stopped.
+        tiny: small shapes, for tests.
+        results: by part; this part's entry receives its rows, its state and its seconds.
+        log_file: receives everything that the part prints.
+        log: receives each result as a line, and the reason of a failure.
+    """
     start_time, entry = time.monotonic(), results[name]
     command = [sys.executable, "-m", "fledgling.bench.gpu_parts", name, str(out), *(["tiny"] if tiny else [])]
     process = subprocess.Popen(

@@ -89,7 +89,15 @@ def free_memory() -> None:
 def plan_peak_bytes(
     config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool, recompute: bool = False
 ) -> tuple[int, str]:
-    """Returns the planned peak memory of a step in bytes, and the moment of the peak."""
+    """Returns the planned peak memory of a step in bytes, and the moment of the peak.
+
+    Args:
+        rows: of one micro-batch, each of the model's context.
+        dtype: of the products.
+        compiled: whether blocks are compiled.
+        documents: whether rows hold several documents.
+        recompute: whether blocks keep only their inputs for backward.
+    """
     step = TrainingStep(
         rows,
         config.context,
@@ -288,7 +296,13 @@ def measure_model_decoding(
 
     The engine that reads each token at once is measured too, for the fewest and the most rows.
 
-    Args: prompt, tokens: lengths of a prompt and of its answer; bandwidth: bytes a second.
+    Args:
+        config: of the model.
+        rows: decoded at once, in turn.
+        peer_rows: likewise, of transformers.
+        prompt: tokens of a prompt.
+        tokens: of an answer.
+        bandwidth: of the device's memory, in bytes per second.
     """
     device = get_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -318,7 +332,15 @@ def measure_model_decoding(
 def time_decoding(
     config: ModelConfig, backend: Any, rows: int, prompt: int, tokens: int, bandwidth: float
 ) -> dict[str, Any]:
-    """Returns the decoding speed of a backend with this many rows, after a call that is not timed."""
+    """Returns the decoding speed of a backend with this many rows, after a call that is not timed.
+
+    Args:
+        config: of the backend's model.
+        rows: decoded at once.
+        prompt: tokens of each row's prompt, drawn at random.
+        tokens: generated for each row.
+        bandwidth: of the device's memory, measured, in bytes per second.
+    """
     generator = torch.Generator().manual_seed(2)
     prompts = torch.randint(config.vocab_size, (rows, prompt), generator=generator).tolist()
     backend.generate(prompts, 4)

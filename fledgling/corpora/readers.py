@@ -156,7 +156,15 @@ def read_file_part(
 def read_part_in_folder(
     file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None = None
 ) -> Iterator[Document]:
-    """Yields as `read_file_part` does; counts a .json or .csv file without a column of text instead of raising."""
+    """Yields as `read_file_part` does; counts a .json or .csv file without a column of text instead of raising.
+
+    Args:
+        file: in the folder.
+        name: of the file within the folder, for the origin of a document.
+        column: of the text in rows; None: the one that has it.
+        skipped: counts what is left out.
+        part: as in `read_file_part`; None: the whole file.
+    """
     try:
         yield from read_file_part(file, name, column, skipped, part)
     except NoTextColumnError:

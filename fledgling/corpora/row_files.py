@@ -102,7 +102,16 @@ def read_json_lines(
     skipped: SkippedDocuments,
     part: tuple[int, int] | None,
 ) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of each line; part: [first, last) bytes, in which the lines that are read begin."""
+    """Yields (bytes, origin) of each line.
+
+    Args:
+        handle: of the file, at its beginning.
+        file: for error messages.
+        name: for the origin of a row.
+        requested: the column of the text; None: the one that has it.
+        skipped: counts lines that are left out.
+        part: [first, last) bytes, in which the lines that are read begin; None: all.
+    """
     column = None
     offset, last = part or (0, 1 << 62)
     if offset:
@@ -142,7 +151,15 @@ def _text_of(row: dict[str, Any], column: str, place: str) -> bytes:
 def read_json_rows(
     handle: BinaryIO, file: Path, name: str, requested: str | None, skipped: SkippedDocuments
 ) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of a .json file: one array of objects or texts, one object, or an object on each line."""
+    """Yields (bytes, origin) of a .json file: one array of objects or texts, one object, or an object on each line.
+
+    Args:
+        handle: of the file, at its beginning.
+        file: for error messages.
+        name: for the origin of a row.
+        requested: the column of the text; None: the one that has it.
+        skipped: counts rows that are left out.
+    """
     column = None
     for number, row in enumerate(iterate_json(handle), 1):
         origin = f"{name}:{number}"
@@ -180,6 +197,7 @@ def _open_parquet(file: Path) -> Iterator[Any]:
 
 
 def count_row_groups(file: Path) -> int:
+    """Returns the number of row groups of a parquet file. Raises UserError for a damaged one."""
     with _open_parquet(file) as table:
         return table.num_row_groups
 
@@ -187,6 +205,7 @@ def count_row_groups(file: Path) -> int:
 def read_parquet_rows(
     file: Path, name: str, requested: str | None, part: tuple[int, int] | None
 ) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of the rows of a parquet file; part: [first, last) row groups, None for all."""
     import pyarrow
 
     texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())

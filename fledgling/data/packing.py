@@ -222,6 +222,14 @@ def fill_row(
     The mask is True where a token is a target of the loss. Padding (`pad`, at the end) never is. With `use_mask`, a
     token is a target only where the mask of its shard is True (without a mask, everywhere), and the BOS of a complete
     conversation never is.
+
+    Args:
+        plan: which pieces of which documents a row has.
+        reader: gives the tokens and the mask of a document.
+        index: of the row.
+        bos: the token before each document.
+        pad: the token after the last document of a row.
+        use_mask: whether targets are only where a shard's mask is True.
     """
     tokens = np.full(plan.row_length, pad, dtype=np.int64)
     mask = np.zeros(plan.row_length, dtype=np.bool_)

@@ -243,10 +243,16 @@ def tokenize_documents(
     batch: int = 1000,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Encodes texts into `writer`, without BOS, `batch` texts at a time on all cores.
+    """Encodes texts into `writer`, without BOS.
 
-    `progress(documents, tokens)` is called after each batch with the totals so far. Texts without tokens are skipped.
-    The caller closes the writer.
+    Texts without tokens are skipped.
+
+    Args:
+        texts: of documents.
+        tokenizer: encodes a batch on all cores.
+        writer: receives the tokens; the caller closes it.
+        batch: texts that are encoded at a time.
+        progress: called after each batch with the documents and tokens so far.
 
     Returns:
         The number of documents written.

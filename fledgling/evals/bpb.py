@@ -129,7 +129,14 @@ def measure_bpb(
     name: str = "bits_per_byte",
     world: World | None = None,
 ) -> Measurement:
-    """Returns -log2 p(text) / bytes(text) over the targets of `batches`, the same on all ranks."""
+    """Returns -log2 p(text) / bytes(text) over the targets of `batches`, the same on all ranks.
+
+    Args:
+        batches: of this rank.
+        byte_lengths: (V,), bytes of each token.
+        name: of the measurement.
+        world: the ranks over which the sums are taken; None: this process alone.
+    """
     text_bits = measure_bits(model, batches, byte_lengths, world)
     return measure_ratio(name, text_bits, text_bits.bits, text_bits.bytes)
 

@@ -153,6 +153,13 @@ def schedule_groups(
     """Yields what is answered at a time: (tokens of an answer, 0 for letters; groups of indices, at most one a rank).
 
     Generated answers are grouped by their limit of tokens, then by the length of their prompts.
+
+    Args:
+        questions: with their tasks.
+        lengths: tokens of each question's prompt.
+        answered: indices of questions that are left out.
+        device: type of device, on which the size of a group depends.
+        world_size: ranks that answer one group each.
     """
     limits = [0 if question.choices else task.max_new_tokens for task, question in questions]
     for limit in sorted(set(limits)):
@@ -189,6 +196,13 @@ def choose_letters(
     """Returns the most likely of each question's letters as the reply's first token; the first of equally likely ones.
 
     A letter is one token in every byte-level vocabulary.
+
+    Args:
+        engine: answers; its tokenizer encodes the letters.
+        prompts: token ids of each question.
+        choices: letters that each question offers.
+        progress: called with (questions done, all).
+        world: the ranks that share the questions; None: this process alone.
     """
     ids = {letter: engine.tokenizer.encode(letter) for letter in sorted({c for offered in choices for c in offered})}
     assert all(len(tokens) == 1 for tokens in ids.values()), f"a letter of several tokens: {ids}"

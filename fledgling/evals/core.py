@@ -57,7 +57,16 @@ def run_core(
 ) -> list[CoreTaskResult]:
     """Returns the score of every task; those that `finished` has under the same key are read from there.
 
-    All ranks must call it; the main rank writes. progress(label, done, total) counts approximately in tokens.
+    All ranks must call it; the main rank writes.
+
+    Args:
+        scorer: of the model.
+        tasks: to evaluate, in order.
+        settings: items per task and the convention of prompts.
+        model_key: identifies the model in `finished`.
+        finished: a file of finished tasks, read and appended to; None: none.
+        log: receives every item; None: no log.
+        progress: called with (label, done, total), approximately in tokens.
     """
     is_main = scorer.world.is_main
     known = {line["key"]: line for line in read_jsonl(finished)} if finished else {}
@@ -100,7 +109,15 @@ def run_core_task(
     progress: Callable[[float], None] = lambda share: None,
     log: CoreLog | None = None,
 ) -> CoreTaskResult:
-    """Returns the score of one task over `items`; progress(share) is called with the finished share in [0, 1]."""
+    """Returns the score of one task over `items`.
+
+    Args:
+        scorer: of the model.
+        items: of the task, those that are scored.
+        convention: of prompts, one of the published evaluators'.
+        progress: called with the finished fraction in [0, 1].
+        log: receives every item; None: no log.
+    """
     started, before = time.perf_counter(), replace(scorer.stats)
     passages = dict(zip(map(id, items), number_passages(items), strict=True))
     results: list[ItemResult] = []

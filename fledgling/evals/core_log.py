@@ -50,7 +50,15 @@ class CoreLog:
         scores: Sequence[ContinuationScore],
         tokenizer: Tokenizer,
     ) -> None:
-        """Writes one item: its text, the scores of its choices, the predicted text."""
+        """Writes one item: its text, the scores of its choices, the predicted text.
+
+        Args:
+            task: of the item.
+            prompt: its text.
+            result: the model's scores of the item.
+            scores: of each choice, with the predicted tokens.
+            tokenizer: decodes the predicted tokens.
+        """
         text: dict[str, Any] = {"shots": prompt.examples, "choices": prompt.choices}
         if task.kind == "language_modeling":
             text["predicted"] = tokenizer.decode(scores[0].predicted)

@@ -81,7 +81,12 @@ def compute_task_result(
 ) -> CoreTaskResult:
     """Returns the task's score over its items, with its interval over their passages.
 
-    The foundry convention averages over categories.
+    Args:
+        results: of the task's items, at least one.
+        convention: "foundry" averages over the categories of a task that has some.
+        seconds: that the evaluation took.
+        tokens: of all choices, each from its beginning.
+        fed: tokens that were computed.
     """
     n, marks = len(results), [is_correct(task.kind, result) for result in results]
     correct = sum(marks)

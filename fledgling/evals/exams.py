@@ -101,7 +101,17 @@ def run_pass_at_k(
     seed: int = 0,
     out: Path | None = None,
 ) -> list[Measurement]:
-    """Samples answers to an exam and returns pass@k of each k; all ranks call it, and `out` is as in `run_exams`."""
+    """Samples answers to an exam and returns pass@k of each k; all ranks call it.
+
+    Args:
+        session: of the checkpoint.
+        exam: with its questions.
+        samples: answers to each question.
+        ks: each k of pass@k, at most `samples`.
+        temperature: of sampling.
+        seed: of sampling.
+        out: as in `run_exams`.
+    """
     correct = session.count_correct_samples(exam, samples, temperature, seed, out or session.exams_dir)
     passed = measure_pass_at_k(exam.name, exam.questions, correct, samples, ks)
     measurements = [m.with_tools(session.engine.tool_name) for m in passed]

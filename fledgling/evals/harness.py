@@ -158,9 +158,16 @@ def run_harness(
     num_fewshot: int | None = None,
     include_path: Path | None = None,
 ) -> dict[str, Any]:
-    """Returns the harness's results of `tasks`, {task: {metric: value}}. include_path: a folder of own task files.
+    """Returns the harness's results of `tasks`, {task: {metric: value}}.
 
     Only the main rank gets results.
+
+    Args:
+        scorer: of the model.
+        tasks: names that the harness knows.
+        limit: items of each task; None: all.
+        num_fewshot: examples before each question; None: the task's own number.
+        include_path: a folder of own task files.
     """
     model = make_harness_model(scorer)
     from lm_eval import simple_evaluate

@@ -279,7 +279,7 @@ def stack_padded(rows: Sequence[np.ndarray], length: int) -> Tensor:
 
 
 def common_prefix_length(rows: Sequence[np.ndarray]) -> int:
-    """Returns the number of tokens that all rows begin with."""
+    """Returns the number of tokens that all rows, (T,) each of its own length, begin with."""
     shortest = min(map(len, rows))
     same = np.ones(shortest, bool)
     for row in rows[1:]:
@@ -288,5 +288,5 @@ def common_prefix_length(rows: Sequence[np.ndarray]) -> int:
 
 
 def common_suffix_length(rows: Sequence[np.ndarray]) -> int:
-    """Returns the number of tokens that all rows end with."""
+    """Returns the number of tokens that all rows, (T,) each of its own length, end with."""
     return common_prefix_length([row[::-1] for row in rows])

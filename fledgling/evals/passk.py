@@ -39,7 +39,16 @@ def sample_answers(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> list[list[ExamAnswer]]:
-    """Returns `samples` answers to each question of the exam, whose questions are numbered from `first_question`."""
+    """Returns `samples` answers to each question of the exam.
+
+    Args:
+        exam: with its questions.
+        samples: answers to each question, at most MAX_SAMPLES.
+        temperature: of sampling.
+        first_question: number of the first one; the random numbers of an answer follow from its question and sample.
+        seed: of sampling.
+        progress: called with (answers done, all).
+    """
     assert 1 <= samples <= MAX_SAMPLES, samples
     max_prompt = engine.context - min(exam.task.max_new_tokens, engine.context // 2)
     prompts = [crop_prompt(encode_question(engine.tokenizer, question), max_prompt) for question in exam.questions]
@@ -67,6 +76,13 @@ def measure_pass_at_k(
 
     The samples of a question are one estimate, and questions of one wording one cluster: the 95 % interval is over what
     the questions do not share (`share_interval`).
+
+    Args:
+        name: of the exam.
+        questions: whose wordings are the clusters.
+        num_correct: right answers to each question.
+        n: answers to each question.
+        ks: each k of pass@k, at most n.
     """
     clusters = number_clusters([question.cluster for question in questions])
     facts, measurements = count_clusters(questions), []

@@ -177,7 +177,7 @@ class EvalSession:
     ) -> list[int]:
         """Returns for each question how many of `samples` sampled answers are right, for pass@k.
 
-        Finished questions are read from `folder` and saved there.
+        The arguments are those of `complete_samples_file`; `folder` may be None, then nothing is read or saved.
         """
         with self._lock_answers(folder):
             return self._count_locked_samples(exam, samples, temperature, seed, folder)
@@ -195,9 +195,7 @@ class EvalSession:
             first = len(correct) + world.rank * QUESTIONS_PER_SAVE
             part = Exam(exam.name, exam.task, exam.questions[first : first + QUESTIONS_PER_SAVE])
             answers = sample_answers(self.engine, part, samples, temperature, first, seed) if part.questions else []
-            for line in chain(
-                *world.all_gather_object([_sample_line(question_answers) for question_answers in answers])
-            ):
+            for line in chain(*world.all_gather_object([_sample_line(sampled) for sampled in answers])):
                 correct.append(line["correct"])
                 if writer:
                     writer.append(line)
@@ -214,6 +212,10 @@ class EvalSession:
 
         Its first line has `name` and the forward FLOPs of a token. Each other line has the sampled answers to one
         question with their scores, log-probabilities and numbers of tokens.
+
+        Args:
+            exam: with its questions; folder: of the file.
+            samples: answers to each question; temperature, seed: of their sampling.
         """
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
         writer = JsonlWriter(folder / f"draws-{exam.name}-{_short_hash(key)}.jsonl")

@@ -74,7 +74,13 @@ def quantization_config(config: ModelConfig, kind: str) -> dict[str, Any]:
 def compress_tensors(
     config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], kind: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of the directory, with the matrices of linear layers quantized."""
+    """Yields the tensors of the directory, with the matrices of linear layers quantized.
+
+    Args:
+        config: of the model.
+        tensors: by the names of Hugging Face; a matrix of a linear layer is (N, K).
+        kind: one of BITS.
+    """
     bits = BITS[kind]
     for name, tensor in tensors:
         parts = name.split(".")

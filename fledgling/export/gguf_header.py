@@ -59,19 +59,23 @@ class _Walk:
             self.skip(8 * dimensions + 4 + 8)  # sizes, type, offset
 
     def number(self, kind: str) -> int:
+        """Returns the number at the position, of a format of `struct`, and moves past it."""
         (value,) = struct.unpack_from(self.order + kind, self.data, self.at)
         self.at += struct.calcsize(self.order + kind)
         return value
 
     def skip(self, count: int) -> None:
+        """Moves on by `count` bytes. Raises ValueError where fewer are left."""
         if count > len(self.data) - self.at:
             raise ValueError(f"the header says {count:,} bytes where {len(self.data) - self.at:,} are left")
         self.at += count
 
     def string(self) -> None:
+        """Moves over a text: its length, then its bytes."""
         self.skip(self.number("Q"))
 
     def value(self, kind: int, depth: int) -> None:
+        """Moves over a value; depth: number of arrays that it is in. Raises ValueError for an unknown type."""
         if kind == STRING:
             self.string()
         elif kind == ARRAY:
@@ -82,6 +86,7 @@ class _Walk:
             raise ValueError(f"a value has the unknown type {kind}")
 
     def array(self, depth: int) -> None:
+        """Moves over an array. Raises ValueError for too many values, or arrays of arrays of too many levels."""
         kind, count = self.number("I"), self.number("Q")
         self.items += count
         if self.items > MAX_ITEMS:

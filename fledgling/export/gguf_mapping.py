@@ -130,7 +130,15 @@ def from_gguf_tensor(
     config: ModelConfig,
     architecture: Architecture,
 ) -> dict[str, Tensor]:
-    """Returns our tensors of a tensor of the file; the inverse of `to_gguf_tensor`, but a normalized one stays so."""
+    """Returns our tensors of a tensor of the file; the inverse of `to_gguf_tensor`, but a normalized one stays so.
+
+    Args:
+        tensor: names the parts of ours that it holds.
+        stored: the file's, (rows of all parts, columns) or (rows,), dequantized.
+        shapes: of our tensors by name.
+        config: of our model.
+        architecture: of the file.
+    """
     if not tensor.sources:
         return {}
     parts = stored.split([shapes[name][0] for name in tensor.sources])
@@ -148,7 +156,14 @@ def order_rows(rows: Tensor, heads: int, exchanges: bool, interleaves: bool) -> 
 
 
 def restore_rows(rows: Tensor, heads: int, exchanges: bool, interleaves: bool) -> Tensor:
-    """Inverse of `order_rows`."""
+    """Returns rows in our order, (H x D, ...): the inverse of `order_rows`.
+
+    Args:
+        rows: (H x D, ...), of queries or keys.
+        heads: H.
+        exchanges: whether the halves of a head were exchanged.
+        interleaves: whether halves became pairs.
+    """
     if interleaves:
         rows = rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
     return order_rows(rows, heads, exchanges, False)

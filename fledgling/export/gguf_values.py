@@ -190,7 +190,15 @@ def _read_scaling(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_scaling(config: ModelConfig, divisors: Tensor) -> ModelConfig:
-    """Returns the configuration whose frequencies are divided by these; raises UserError if it is none of Llama 3's."""
+    """Returns the configuration whose RoPE frequencies are divided by `divisors`.
+
+    Args:
+        config: of the model, without scaling.
+        divisors: (R / 2,), of the frequencies of the R rotated dimensions.
+
+    Raises:
+        UserError: they are none of Llama 3's.
+    """
     plain = plain_frequencies(config.rope_base, config.rotary_width)
     contexts = {8192, *(1 << power for power in range(4, 18))}
     for factor in (*SCALED_FACTORS, 2.0, 4.0, 16.0):

@@ -27,11 +27,15 @@ REQUIRED_BY_TYPE = {"linear": ("factor",), "yarn": ("factor",), "llama3": PARAME
 
 
 def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "rope_theta") -> dict[str, Any]:
-    """Returns our fields of RoPE. Raises UserError for a type that is not supported, or lacks a number.
+    """Returns our fields of RoPE: base, scaling, `partial_rotary_factor`, and the base of layers with a window.
 
     Args:
+        config_json: the contents of config.json.
         theta: the class's default.
         theta_key: where files without `rope_parameters` have it.
+
+    Raises:
+        UserError: a type is not supported, or lacks a number; YaRN's mscale, mscale_all_dim or truncate = false.
     """
     where = "rope_parameters" if config_json.get("rope_parameters") else "rope_scaling"
     rope = config_json.get(where) or {}
@@ -72,7 +76,9 @@ def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "ro
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """Returns the contents of `rope_parameters` of layers that see everything; inverts `read_rope`.
+    """Returns the contents of `rope_parameters` of layers with full attention.
+
+    `read_rope` reads them back, but for the base of layers with a window (`rope_local_base`), which is not written.
 
     Raises UserError for a type that no class has.
     """

@@ -38,7 +38,13 @@ def join_rows(mapping: TensorMapping, parts: Sequence[Tensor]) -> Tensor:
 
 
 def split_hf_rows(mapping: TensorMapping, tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
-    """Returns our tensors, with `rows` rows each, from the rows of a Hugging Face tensor; inverts `join_rows`."""
+    """Returns our tensors (rows, ...) from the rows of a Hugging Face tensor; inverts `join_rows`.
+
+    Args:
+        mapping: how our tensors are joined in theirs.
+        tensor: (sum of rows, ...), of Hugging Face.
+        rows: of each of our tensors.
+    """
     if len(rows) == 1:
         return [tensor]
     if not mapping.heads:
@@ -56,7 +62,12 @@ def to_hf_tensor(mapping: TensorMapping, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def from_hf_tensor(mapping: TensorMapping, tensor: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Returns our tensors, of the shapes given by name, from a Hugging Face tensor; the inverse of `to_hf_tensor`.
+    """Returns our tensors by name from a Hugging Face tensor; the inverse of `to_hf_tensor`.
+
+    Args:
+        mapping: how our tensors are joined in theirs.
+        tensor: (R, ...), R the sum of our rows.
+        shapes: of our tensors by name.
 
     Raises UserError naming the tensor if its shape is not the expected one.
     """

@@ -94,7 +94,16 @@ def make_model_file(
     bits: int,
     examples: Sequence[str] = (),
 ) -> bytes:
-    """Returns the model as safetensors, whose metadata describe it to the page."""
+    """Returns the model as safetensors, whose metadata describe it to the page.
+
+    Args:
+        config: of the model.
+        tensors: of `quantize_state_dict`.
+        tokenizer: of the model.
+        name: that the page shows.
+        bits: of a weight, for the size that the page shows.
+        examples: prompts that the page offers.
+    """
     count = sum(_count_values(key, tensor) for key, tensor in tensors.items())
     description = {
         "name": name,

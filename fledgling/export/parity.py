@@ -64,7 +64,15 @@ def generate_greedy(model: Transformer, prompt: list[int], steps: int) -> list[i
 def compare_logits(
     model: Transformer, other: LogitsFunction, name: str, start: int | None = None, seed: int = 0
 ) -> Parity:
-    """Compares on random tokens and on a greedy continuation of a short prompt; start: the first token of a text."""
+    """Compares on random tokens and on a greedy continuation of a short prompt.
+
+    Args:
+        model: ours.
+        other: token ids (T,) of a row -> logits (T, V) of the other program.
+        name: of the other program.
+        start: the first token of a text; None: any.
+        seed: of the random tokens.
+    """
     context, vocabulary = model.config.context, model.config.vocab_size
     generator = torch.Generator().manual_seed(seed)
     row = torch.randint(vocabulary, (min(context, 128),), generator=generator).tolist()

@@ -86,7 +86,7 @@ def _describe_bad_tensor(path: Path) -> str:
 
 
 def require_floats(name: str, tensor: Tensor) -> Tensor:
-    """Returns a tensor in float32. Raises UserError for one that holds no floating-point numbers."""
+    """Returns a tensor of any shape in float32. Raises UserError for one that holds no floating-point numbers."""
     if tensor.dtype not in _FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"tensor {name} has dtype {kind}; expected float32, bfloat16 or float16")

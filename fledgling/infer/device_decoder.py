@@ -51,12 +51,24 @@ def run_block(
     tokens: Tensor,
     embeddings: Tensor | None,
 ) -> Tensor:
-    """One block of a decoding step, (B, 1, C) -> (B, 1, C); the function that is compiled for all layers."""
+    """Computes one block of a decoding step, (B, 1, C); the function that is compiled for all layers.
+
+    Args:
+        x: (B, 1, C), the stream before the block.
+        rotary: cosines and sines of each row's position; None: without RoPE.
+        layer: keys and values of the layer, and where this step reads and writes them.
+        tokens: (B, 1), the inputs.
+        embeddings: (B, 1, C), the embedded inputs, for blocks that mix them in.
+    """
     return block.forward(x, rotary, None, layer, None, tokens, embeddings)
 
 
 class PendingTokens:
-    """Tokens of a step that the device may still compute; `read` waits for them."""
+    """Tokens of a step that the device may still compute; `read` waits for them.
+
+    Args:
+        outputs: of any shape, on the device.
+    """
 
     def __init__(self, outputs: Tensor) -> None:
         self.pending = PendingRead(outputs)

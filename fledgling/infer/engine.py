@@ -123,7 +123,7 @@ class Engine:
         self.runner.refresh_weights()
 
     def forward(self, tokens: Tensor, tree: TreeMask | None = None) -> Tensor:
-        """Returns hidden states of whole rows; see `ModelRunner.forward`."""
+        """Returns hidden states (B, T, C) of whole rows of tokens (B, T); see `ModelRunner.forward`."""
         return self.runner.forward(tokens, tree)
 
     def make_scheduler(

@@ -63,7 +63,13 @@ class DeviceMatrix:
 
 
 def can_pack(values: Tensor, scales: Tensor, bits: int) -> bool:
-    """Whether the matrix can be multiplied on its device: CUDA of capability 8.0, and sizes that the kernel takes."""
+    """Returns whether a matrix can be multiplied on its device: CUDA of capability 8.0, and sizes of the kernel.
+
+    Args:
+        values: (N, K) int8, or (N, K / 2) uint8 of 4 bits.
+        scales: (N, K / group).
+        bits: 8 or 4.
+    """
     rows, columns = values.shape[0], values.shape[1] * (2 if bits == 4 else 1)
     fits = columns // scales.shape[1] in KERNEL_GROUP_SIZES and not rows % ROW_TILE and not columns % 32
     return fits and values.device.type == "cuda" and torch.cuda.get_device_capability(values.device) >= MIN_CAPABILITY

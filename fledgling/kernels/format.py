@@ -106,6 +106,13 @@ def dequantize_matrix(
     """Inverts `quantize_matrix` up to its rounding: returns (N, K) in dtype, rounded once.
 
     Some rows at a time: the temporaries of 4 bits are eight times as large as the result.
+
+    Args:
+        values: (N, K) int8, or (N, K / 2) uint8 with two values of 4 bits each.
+        scales: (N, K / group).
+        bits: 8 or 4.
+        dtype: of the result.
+        levels_4bit: the 16 values that the codes of 4 bits mean.
     """
     columns = values.shape[1] * (2 if bits == 4 else 1)
     matrix = torch.empty(len(values), columns, dtype=dtype, device=values.device)

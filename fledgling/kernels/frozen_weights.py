@@ -22,7 +22,14 @@ BITS = {"int8": 8, "int4": 4, "nf4": 4}
 
 
 def quantize_weight(name: str, weight: Tensor, quantization: str, dtype: torch.dtype) -> QuantizedTensor:
-    """Returns a matrix in one of BITS; dtype is its nominal one. Raises UserError for a width that does not fit."""
+    """Returns a quantized matrix. Raises UserError for a width that does not fit.
+
+    Args:
+        name: of the matrix, for error messages.
+        weight: (N, K).
+        quantization: one of BITS.
+        dtype: the nominal one of the result.
+    """
     bits = BITS[quantization]
     group_size = GROUP_SIZE if quantization == "nf4" else DEFAULT_GROUP_SIZES[bits]
     check_columns(name, weight.shape[1], bits, group_size)

@@ -130,7 +130,12 @@ def derive_fractions(scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refresh_matrix(matrix: NativeMatrix, scales: Tensor) -> None:
-    """Takes over scales that were changed in place."""
+    """Derives a matrix's fractions again from scales that were changed in place.
+
+    Args:
+        matrix: whose fractions were derived from the scales.
+        scales: (N, K / group).
+    """
     assert matrix.derived is not None
     for kept, changed in zip(matrix.derived, derive_fractions(scales), strict=True):
         kept.copy_(changed)
@@ -161,7 +166,7 @@ def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
 
 
 def read_memory(vector: Tensor) -> bool:
-    """Reads a vector int64 once, as a product of one row reads its weights; returns False without native kernels."""
+    """Reads a vector (n,) int64 once, as a product of one row reads its weights; False without native kernels."""
     library = load_native_library()
     if library is None:
         return False

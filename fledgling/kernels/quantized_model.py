@@ -25,9 +25,15 @@ VALUE_DTYPES = {8: torch.int8, 4: torch.uint8}  # of packed values, by bits
 
 
 def should_quantize(config: ModelConfig, name: str, shape: tuple[int, ...], head: bool, embedding: bool) -> bool:
-    """Whether a parameter is quantized; head and embedding say whether these are. A tied matrix counts as the head.
+    """Returns whether a parameter is quantized.
 
     Gates of heads are not: their rows are shorter than a group.
+
+    Args:
+        name: of the parameter.
+        shape: of the parameter.
+        head: whether the head is quantized; a tied matrix counts as the head.
+        embedding: whether an untied embedding is quantized.
     """
     if len(shape) != 2 or name.startswith("positions.") or name.endswith(".gate.weight"):
         return False
@@ -142,7 +148,7 @@ def require_unquantized(state: Mapping[str, Any], path: object, purpose: str) ->
 
 
 def count_weight_bytes(model: nn.Module) -> int:
-    """Returns the bytes of all weights in memory, each counted once."""
+    """Returns the bytes of all parameters in memory, each counted once; buffers are not counted."""
     return sum(
         parameter.data.packed_bytes if isinstance(parameter.data, QuantizedTensor) else parameter.nbytes
         for parameter in model.parameters()

@@ -25,7 +25,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Computes x Phi(x) with the tanh form of Phi, within 5e-4 of it: what GPT-2 was trained with."""
+    """Computes x Phi(x) of x (...) with the tanh form of Phi, within 5e-4 of it: what GPT-2 was trained with."""
     return F.gelu(x, approximate="tanh")
 
 

@@ -96,7 +96,13 @@ def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = N
 
 
 def apply_linears(x: Tensor, linears: Sequence[nn.Linear], deferred_scale: Tensor | None = None) -> Sequence[Tensor]:
-    """Returns `apply_linear` of x with each of several layers; one product in training off the CPU."""
+    """Returns `apply_linear` of x with each layer, (..., out) each; one product in training off the CPU.
+
+    Args:
+        x: (..., in).
+        linears: of one input width.
+        deferred_scale: (..., 1), which the products are multiplied by; None: 1.
+    """
     plain = [linear for linear in linears if type(linear) is Linear]  # another kind may do more than multiply
     if not joins_products(x) or len(plain) < len(linears):
         return [apply_linear(x, linear, deferred_scale) for linear in linears]
@@ -108,7 +114,7 @@ def apply_linears(x: Tensor, linears: Sequence[nn.Linear], deferred_scale: Tenso
 
 
 def joins_products(x: Tensor) -> bool:
-    """Whether matrices that read x are one product."""
+    """Returns whether matrices that read x (..., in) are one product: in training off the CPU."""
     return x.device.type != "cpu" and torch.is_grad_enabled()
 
 

@@ -46,7 +46,7 @@ TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900
 
 
 def rational_tanh(x: Tensor) -> Tensor:
-    """Computes tanh(x) as a quotient of polynomials of degree 13 and 6 (the coefficients of Eigen's `ptanh`).
+    """Computes tanh of x (...) as a quotient of polynomials of degree 13 and 6 (the coefficients of Eigen's `ptanh`).
 
     The relative error is at most 2e-7, and in a fused loop it takes a third less time than the library's tanh. The
     argument is clamped where tanh rounds to 1 in fp32.
@@ -70,7 +70,7 @@ def softcap_exp(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
 
 
 def softcap_exp_inplace(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """`softcap_exp` without a compiler: two fp32 temporaries of the chunk's size instead of six."""
+    """Computes `softcap_exp` of z (n, V) without a compiler: two fp32 temporaries of its size instead of six."""
     t = z.to(torch.float32, copy=True).div_(cap).tanh_()
     e = torch.mul(t, cap).exp_()
     sums = e.sum(-1)

@@ -50,7 +50,10 @@ class WeightedRMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / standard deviation, times a weight (C,), plus a bias (C,); in fp32."""
+    """(x - mean) / standard deviation, times a weight (C,), plus a bias (C,); in fp32.
+
+    On CUDA without gradients, weight and bias are rounded to x's dtype first, so that one kernel computes it.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -62,7 +62,18 @@ class TransformerBlock(nn.Module):
         embeddings: Tensor | None = None,
         mask: Tensor | BlockMask | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C); tokens (B, T) and embeddings (B, T, C) are the model's input; see `Attention`."""
+        """Returns the stream after the block (B, T, C).
+
+        Args:
+            x: (B, T, C), the stream.
+            rotary: cosines and sines of the positions; None: without RoPE.
+            document_ids: (B, T), of packed rows; a token attends within its document.
+            cache_batch: keys and values before these tokens; None: the rows are whole.
+            tree: rows that fork; None: rows that do not.
+            tokens: (B, T), the model's input, for value embeddings.
+            embeddings: (B, T, C), the embedded input, for residual scalars.
+            mask: of `make_attention_mask`; None: causal.
+        """
         x = x if self.residual is None else mix_embeddings(self.residual, x, embeddings)
         normed, scale = self.apply_norm(self.attention_norm, x)
         attended = self.attention(normed, rotary, document_ids, cache_batch, tree, scale, tokens, mask)
@@ -205,7 +216,7 @@ class Transformer(nn.Module):
         return self.apply_softcap(apply_linear(hidden_states, self.head).float())
 
     def apply_softcap(self, logits: Tensor) -> Tensor:
-        """Returns cap * tanh((logits + shift) / cap), or logits where the model has no cap."""
+        """Returns cap * tanh((logits + shift) / cap) of logits (..., V), or the logits where the model has no cap."""
         cap, shift = self.config.logit_softcap, self.config.logit_shift
         return cap * torch.tanh((logits + shift if shift else logits) / cap) if cap else logits
 

@@ -46,6 +46,11 @@ def add_pairwise(sums: list[Tensor], chunk: Tensor, before: int) -> None:
     """Adds a chunk to the partial sums of a tree over `before` chunks: a binary counter, whose 1-bits are the sums.
 
     With `before` equal to the number of partial sums, which is then 0 or 1, this is a plain sum.
+
+    Args:
+        sums: of one shape each, the partial sums; changed.
+        chunk: (n,), of a bucket; it may be overwritten.
+        before: number of chunks that were added.
     """
     while before & 1:
         chunk = sums.pop().add_(chunk)
@@ -54,7 +59,7 @@ def add_pairwise(sums: list[Tensor], chunk: Tensor, before: int) -> None:
 
 
 def sum_branches(sums: list[Tensor]) -> Tensor:
-    """Adds up the partial sums that remain in the tree, and empties the list."""
+    """Returns the sum (n,) of the partial sums (n,) that remain in the tree, and empties the list."""
     chunk = sums.pop()
     while sums:
         chunk = sums.pop().add_(chunk)

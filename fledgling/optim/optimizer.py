@@ -126,11 +126,11 @@ class Optimizer:
 
     @property
     def needs_equal_passes(self) -> bool:
-        """Whether every rank must make the same number of forward and backward passes."""
+        """Whether every rank must make the same number of forward and backward passes: with ZeRO-3 alone."""
         return self.shards is not None
 
     def _make_groups(self) -> list[UpdateGroup]:
-        """Returns the groups in the order of their update, which is the same on every rank."""
+        """Returns the groups in the order of their update: Muon's have one shape each, AdamW's one bucket."""
         by_shape: dict[tuple, list[Bucket]] = {}
         for index, bucket in enumerate(self.partition.buckets):
             role = self.partition.roles[bucket.names[0]]
@@ -210,6 +210,7 @@ class Optimizer:
         """Updates what is owned, group by group, while what was updated before is sent to the other ranks.
 
         Args:
+            gradients: by name, of what this rank owns; tied ones are summed in place. It is emptied on the way.
             step: 0-d, the number of this update, from 1.
             applies: 0-d bool; where it is False nothing changes (`rules.py`).
         """

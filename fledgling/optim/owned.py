@@ -36,7 +36,12 @@ def state_shape(state_name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def select_rows(tensor: Tensor, rows: range) -> Tensor:
-    """Returns rows of a tensor as a view; a 0-d tensor counts as one row."""
+    """Returns rows of a tensor as a view; a 0-d tensor counts as one row.
+
+    Args:
+        tensor: (R, ...) or 0-d.
+        rows: of R.
+    """
     return tensor[rows.start : rows.stop] if tensor.ndim else tensor
 
 
@@ -73,7 +78,13 @@ def is_gathered_in_half(bucket: Bucket, partition: Partition, dtype: torch.dtype
 
 
 def write_other_rows(parameter: Tensor, values: Tensor, own: range) -> None:
-    """Writes values into all rows of a parameter but those that this rank owns."""
+    """Writes values into all rows of a parameter but those that this rank owns.
+
+    Args:
+        parameter: (R, ...), is changed.
+        values: (R, ...).
+        own: the rows that this rank owns.
+    """
     for rows in (range(own.start), range(own.stop, len(parameter))):
         parameter[rows.start : rows.stop].copy_(values[rows.start : rows.stop])
 
@@ -93,7 +104,14 @@ def pack_chunk(bucket: Bucket, tensors: Mapping[str, Tensor], device: torch.devi
 
 
 def split_bucket(bucket: Bucket, partition: Partition, flat: Tensor, state_name: str = "") -> list[tuple[str, Tensor]]:
-    """Splits a bucket's values, padded at the end, into its parameters, or into their state of one name."""
+    """Returns a bucket's parameters by name, or their state of one name, from its values, padded at the end.
+
+    Args:
+        bucket: names the parameters.
+        partition: has their shapes.
+        flat: (n,), all values one after another, n at least their number.
+        state_name: "" for the parameters themselves.
+    """
     shapes = [partition.parameters[name] for name in bucket.names]
     values = flat[: bucket.num_values].split([prod(shape) for shape in shapes])
     state_shapes = [state_shape(state_name, shape) for shape in shapes]

@@ -77,9 +77,12 @@ def adamw_(
     *settings,
     applies: Tensor | None = None,
 ) -> None:
-    """`adamw` in place; compiled, it is one pass over the four tensors without a temporary.
+    """Applies `adamw` in place; compiled, it is one pass over the four tensors without a temporary.
 
-    applies: 0-d bool on the parameters' device; where it is False nothing changes. None: it is known to be True.
+    Args:
+        parameter, gradient, exp_avg, exp_avg_sq: of one shape; all but the gradient are updated.
+        settings: those of `adamw`.
+        applies: 0-d bool on the parameters' device; where it is False nothing changes. None: it is known to be True.
     """
     tensors = (parameter, exp_avg, exp_avg_sq)
     for old, new in zip(tensors, adamw(parameter, gradient, exp_avg, exp_avg_sq, *settings), strict=True):

@@ -226,6 +226,13 @@ class ShardedGradientReducer:
     """`GradientReducer` for sharded parameters: `fully_shard` sums over ranks, and this class over micro-batches.
 
     In deterministic mode it adds in the same binary tree, so that the bits are those of the other stages.
+
+    Args:
+        parameters: by name, whole or as shards.
+        partition: of the parameters over the ranks.
+        world: the ranks.
+        deterministic: whether sums do not depend on the number of ranks.
+        shards: this rank's rows of the sharded parameters.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class State(Protocol):
         ...
 
     def write(self, values: Tensor) -> None:
-        """Stores values."""
+        """Stores values of the state's shape."""
         ...
 
 
@@ -86,7 +86,7 @@ class PlainState:
         return self.tensor
 
     def write(self, values: Tensor) -> None:
-        """Copies values, unless they are what was read."""
+        """Copies values of the state's shape, unless they are what was read."""
         if values is not self.tensor:
             self.tensor.copy_(values)
 
@@ -111,7 +111,7 @@ class HostState:
         return self.tensor.to(self.device, non_blocking=True, copy=True)
 
     def write(self, values: Tensor) -> None:
-        """Copies values by way of the device, after what is queued there."""
+        """Copies values of the state's shape by way of the device, after what is queued there."""
         self.tensor.copy_(values.to(self.device), non_blocking=True)
 
 

@@ -41,7 +41,12 @@ def tie_gradients(gradients: dict[str, Tensor], step: Tensor, tied_updates: int)
 def choose_lr(name: str, role: str, lr: Callable[[str], Tensor], step: Tensor, tied_updates: int) -> Tensor:
     """Returns the learning rate of a parameter, 0-d, exact: of a tied embedding the head's.
 
-    lr: returns that of a role, on the CPU.
+    Args:
+        name: of the parameter.
+        role: of the parameter.
+        lr: returns the learning rate of a role, 0-d, on the CPU.
+        step: 0-d, the number of this update, from 1.
+        tied_updates: in which embedding and head are one matrix.
     """
     if not tied_updates or name != EMBEDDING:
         return lr(role)

@@ -41,7 +41,16 @@ def count_scored_pairs(context: int, window: int | None = None) -> int:
 def eager_activation_bytes(
     config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
 ) -> dict[str, int]:
-    """Returns the bytes that one layer keeps without a compiler, by kind; exact for blockwise attention."""
+    """Returns the bytes that one layer keeps without a compiler, by kind; exact for blockwise attention.
+
+    Args:
+        rows: of a micro-batch.
+        context: tokens of a row.
+        w: bytes of a value in the compute dtype.
+        device: type of device.
+        documents: whether rows hold several documents.
+        window: tokens that a position sees; None: all before it.
+    """
     A, E, F = rows * context, config.width, config.intermediate_size
     H, statistics = config.heads, 8 if config.norm == "layer" else 4
     kept = {
@@ -120,6 +129,14 @@ def compiled_activation_bytes(
 
     Measured on torch 2.13 (docs/benchmarks.md): everything is kept in the compute dtype, outputs of norms and
     activations are recomputed, and blockwise attention keeps its weights twice (or once in fp32).
+
+    Args:
+        rows: of a micro-batch.
+        context: tokens of a row.
+        w: bytes of a value in the compute dtype.
+        device: type of device.
+        documents: whether rows hold several documents.
+        window: tokens that a position sees; None: all before it.
     """
     A, E, F, K = rows * context, config.width, config.intermediate_size, config.kv_heads * config.head_width
     norm = 2.8 if config.norm == "layer" else 2

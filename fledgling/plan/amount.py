@@ -47,6 +47,14 @@ def read_budget(
 ) -> Budget | None:
     """Returns the budget that the options give; None without one.
 
+    Args:
+        minutes: of time; at most one of this and the next two is given.
+        hours: of time.
+        usd: US dollars.
+        device: whose price turns money into time.
+        ranks: that are paid for.
+        price: US dollars per hour of one device, instead of the device's.
+
     Raises UserError, in one line, for several at once, for what is no amount, and for money without a price.
     """
     amounts = {"--minutes": minutes, "--hours": hours, "--usd": usd}

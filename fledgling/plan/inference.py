@@ -33,7 +33,14 @@ RESERVED_SHARE = 0.1  # of a device's memory, for activations, logits and the al
 def weight_bytes(
     config: ModelConfig, weight_format: str, group: int | None = None, head: bool = True, embedding: bool = False
 ) -> int:
-    """Returns the bytes of all weights in one of FORMATS; head, embedding: whether these are quantized too."""
+    """Returns the bytes of all weights in a format.
+
+    Args:
+        weight_format: one of FORMATS.
+        group: values of a scale; None: the format's default.
+        head: whether the head is quantized too.
+        embedding: whether an untied embedding is quantized too.
+    """
     total = 0
     for name, shape in parameter_shapes(config).items():
         values = shape[0] * (shape[1] if len(shape) == 2 else 1)

@@ -54,7 +54,15 @@ def describe_devices(
 ) -> list[dict[str, Any]]:
     """Returns an entry for each device: its figures, the largest model that trains, and the largest within `hours`.
 
-    prices: US dollars per hour by device name, instead of the table's. Either model is None if no depth does.
+    Either model is None if no depth does.
+
+    Args:
+        devices: of the table.
+        vocab_size: of the models.
+        context: longest row of the models, in tokens.
+        hours: of training on one device.
+        prices: US dollars per hour by device name, instead of the table's.
+        mfu: fraction of the peak FLOP/s that training reaches; None: what is assumed of a device.
     """
     require_number("--hours", hours, MOST)
     require_utilization(mfu)
@@ -99,7 +107,15 @@ def make_step(device: DeviceSpec, depth: int, vocab_size: int, context: int) -> 
 def plan_depth(
     device: DeviceSpec, depth: int, vocab_size: int, context: int, price: float | None, mfu: float | None
 ) -> TrainedModel | None:
-    """Returns what the pretraining of a depth takes on one device; None if not even one row fits."""
+    """Returns what the pretraining of a depth takes on one device; None if not even one row fits.
+
+    Args:
+        depth: of the model.
+        vocab_size: of the model.
+        context: longest row, in tokens.
+        price: US dollars per hour; None: the device's.
+        mfu: fraction of the peak FLOP/s; None: what is assumed of the device.
+    """
     config, step = make_step(device, depth, vocab_size, context)
     horizon = compute_horizon(config)
     try:

@@ -204,7 +204,13 @@ def evaluation_seconds(
 ) -> float:
     """Returns the seconds of one evaluation of a stage.
 
-    per_second: tokens of training; skills: how many the stage is examined on; first: the part that is made in between.
+    Args:
+        table: of the stage.
+        per_second: tokens of training.
+        context: tokens of a row.
+        skills: number of skills that the stage is examined on.
+        evaluations: which evaluations are made.
+        first: whether it is one of the smaller evaluations in between.
     """
     questions = (
         skills

@@ -15,7 +15,13 @@ def one_row_step(
 ) -> memory.TrainingStep:
     """Returns one row of a training step with that optimizer, from which `plan` and `train` derive micro-batch sizes.
 
-    device_kind: the torch device type; every accelerator is counted as a GPU.
+    Args:
+        recipe: its optimizer, adapter and settings of [run] count.
+        config: of the model.
+        ranks: over which the step is divided.
+        device_kind: the torch device type; every accelerator is counted as a GPU.
+        dtype: of the products.
+        compiled: whether blocks are compiled.
     """
     return memory.TrainingStep(
         rows=1,

@@ -103,12 +103,15 @@ class _Plane:
     logarithmic: bool
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        """Returns the position of a point in the drawing."""
         return self.across(x), self.down(y)
 
     def across(self, x: float) -> float:
+        """Returns the horizontal position of a value."""
         return round(LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT), 1)
 
     def down(self, y: float) -> float:
+        """Returns the vertical position of a value, from the top."""
         low, high = self.y
         share = math.log(y / low) / math.log(high / low) if self.logarithmic else (y - low) / (high - low)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
@@ -216,7 +219,14 @@ def _dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
 
 
 def render_bar(value: float, low: float | None, high: float | None, baseline: float | None, color: int) -> Markup:
-    """Returns a share in [0, 1] as a small bar: its interval as a whisker, the best constant answer as a tick."""
+    """Returns a share in [0, 1] as a small bar: its interval as a whisker, the best constant answer as a tick.
+
+    Args:
+        value: in [0, 1].
+        low, high: ends of the interval; None: no whisker.
+        baseline: the score of the best constant answer; None: no tick.
+        color: number of the color.
+    """
 
     def at(x: float) -> float:
         return round(100 * min(1.0, max(0.0, x)), 1)

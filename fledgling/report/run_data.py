@@ -1,7 +1,7 @@
 """Reads a run directory into values, once; entries of the wrong shape are dropped.
 
-The files may be incomplete, from another version or edited by hand. Only this module reads them: after it every number
-is finite and every text is a string.
+The files may be incomplete, from another version or edited by hand. Only this module reads their values (unreadable.py
+lists those that cannot be read): after it every number is finite and every text is a string.
 """
 
 import json
@@ -125,7 +125,8 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
     """Reads a run directory. Raises UserError if it is missing or no stage has written a line.
 
     Args:
-        max_lines: reads no more lines of these files, as an earlier `lines_read` has them; None: reads all.
+        max_lines: reads no more lines of GROWING_FILES, as an earlier `lines_read` has them; None: reads all. Metrics
+            are always read whole.
         until: unix time; ends of stages and of a budget that are later are left out.
     """
     path = Path(run_dir)
@@ -155,7 +156,7 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
 
 
 def drop_warmup_steps(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """Returns a metric without its first steps, which include compilation."""
+    """Returns a metric without its first WARM_STEPS values, which include compilation; with no more than these, all."""
     first = WARM_STEPS if len(steps) > WARM_STEPS else 0
     return steps[first:], values[first:]
 
@@ -167,7 +168,7 @@ def steady_median(stage: StageData, name: str) -> float | None:
 
 
 def finite_number(value: Any) -> float | None:
-    """Returns `value` as a float if it is a number of plausible size, else None."""
+    """Returns `value` as a float if it is a number below 1e100 in size, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -237,7 +238,7 @@ def parse_step(line: dict) -> int | None:
 
 
 def parse_evaluation(stage: str, line: dict) -> Evaluation | None:
-    """Returns a line of evals.jsonl; None where it has no name or no finite value."""
+    """Returns a line of evals.jsonl; None where it has no step, no name or no finite value."""
     step, name, value = parse_step(line), printable_text(line.get("name")), finite_number(line.get("value"))
     if step is None or value is None or not name:
         return None

@@ -93,6 +93,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_percent(value: float) -> str:
+    """Returns a fraction as whole percent."""
     return f"{100 * value:.0f} %"
 
 

@@ -54,6 +54,9 @@ class PendingRead:
 
     Made right after the operation that computes the tensor. CUDA copies to pinned memory in the meantime; other devices
     have no copy that runs next to them, and wait here.
+
+    Args:
+        values: of any shape.
     """
 
     def __init__(self, values: torch.Tensor) -> None:

@@ -48,7 +48,7 @@ class PendingCollective:
 
 
 def pairwise_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the sum of equal-shaped tensors, added as a binary tree over adjacent ranks: ((0 + 1) + (2 + 3)) + ...
+    """Returns the sum of tensors of one shape, added as a binary tree over adjacent ranks: ((0 + 1) + (2 + 3)) + ...
 
     For powers of two, summing the sums of the branches gives the same tree, so the result has the same bits however
     the branches are dealt to ranks. The result is a new tensor; all of `tensors` but the last may be overwritten.
@@ -140,7 +140,7 @@ class World:
         return self.rank == 0
 
     def all_reduce(self, value: float | torch.Tensor) -> Any:
-        """Returns the sum of `value` over all ranks: a new tensor for a tensor, a float for a number. Collective.
+        """Returns the sum of `value` over all ranks: a new tensor for one of any shape, a float for a number.
 
         Numbers are summed as float64, which is exact for integers below 2^53 (token counts). They travel as the 64-bit
         integers of the same bits, because no accelerator is given a float64. On one machine they stay in host memory,

@@ -135,6 +135,13 @@ def plan_ablation(
 ) -> list[tuple[str, int, Recipe]]:
     """Returns (variant, seed, recipe) of every run, seeds outermost, the base first.
 
+    Args:
+        load_recipe: overrides -> the base recipe with them.
+        variants: overrides by name.
+        seeds: of each variant.
+        budget: FLOPs of a run.
+        out: folder of the runs.
+
     Raises UserError for an invalid override and for a budget of too few steps.
     """
     from fledgling.scaling.sweep import BATCH_TOKENS, MIN_STEPS, shorten_recipe
@@ -165,11 +172,20 @@ def run_ablation(
     log: Callable[[str], None],
     on_finished: Callable[[str, int, SweepRun], None],
 ) -> int:
-    """Trains the unfinished runs; returns their number. `on_finished` is called for every run, old or new.
+    """Trains the unfinished runs; returns their number.
 
     A variant is the base recipe with a few more overrides; its steps are what the budget allows, so a variant that
     costs more per token sees fewer tokens. Seeds are the outermost loop: after an interruption the numbers of seeds of
     the variants differ by at most one. A finished run is skipped, an interrupted one continues from its checkpoint.
+
+    Args:
+        load_recipe: overrides -> the base recipe with them.
+        variants: overrides by name.
+        seeds: of each variant.
+        budget: FLOPs of a run.
+        out: folder of the runs.
+        log: receives notices.
+        on_finished: called with (variant, seed, run) for every run, old or new.
 
     Raises UserError for settings other than those already in `out`, TrainingStopped after a signal.
     """

@@ -132,9 +132,16 @@ def huber_loss(residuals: np.ndarray, turn: float) -> np.ndarray:
 
 
 def fit_surface(N: Values, D: Values, loss: Values, resamples: int = RESAMPLES, seed: int = 0) -> SurfaceFit:
-    """Returns the `SurfaceFit` of runs with N parameters, D tokens and their losses.
+    """Returns the `SurfaceFit` of runs.
 
     Needs `MIN_RUNS` runs, of at least three sizes, which it asserts (`fledgling.scaling.analysis` reports it to users).
+
+    Args:
+        N: parameters of each run.
+        D: tokens of each run.
+        loss: of each run.
+        resamples: of the bootstrap; 0: no intervals.
+        seed: of the bootstrap.
     """
     n, d, y = (np.log(np.asarray(values, dtype=float)) for values in (N, D, loss))
     assert len(y) >= MIN_RUNS and len(set(N)) > 2, "too few runs to fit five coefficients"
@@ -316,8 +323,15 @@ def fit_isoflop(
     The noise of all curves is pooled: one curve of four sizes has a single degree of freedom, three have three. As for
     the surface, the pooled residuals are shuffled and everything is fitted again for the intervals.
 
-    N, D, budgets, loss: parameters, tokens, FLOPs and loss of each run; equal budgets form a curve, of at least
-    `MIN_CURVE_SIZES` sizes. Power laws need two curves, intervals a spare run.
+    Power laws need two curves, intervals a spare run.
+
+    Args:
+        N: parameters of each run.
+        D: tokens of each run.
+        budgets: FLOPs of each run; equal ones form a curve, of at least `MIN_CURVE_SIZES` sizes.
+        loss: of each run.
+        resamples: of the bootstrap; 0: no intervals.
+        seed: of the bootstrap.
     """
     groups = _group_by_budget(N, D, budgets, loss)
     coefficients = [np.linalg.lstsq(group.basis(), group.y, rcond=None)[0] for group in groups]

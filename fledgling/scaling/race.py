@@ -253,6 +253,13 @@ def list_text_sources(pretrain: StageConfig) -> tuple[str, ...]:
 def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, held_out_bytes: int, log: Log) -> None:
     """Writes the documents to train on and those to measure on, once; logs sources that have changed since.
 
+    Args:
+        sources: names, files or folders.
+        data_dir: the data root; None: the default one.
+        folder: receives the two files.
+        held_out_bytes: of the documents to measure on, about.
+        log: receives a notice.
+
     Raises UserError if nothing is held out, or the text is larger than MAX_TEXT_BYTES.
     """
     train, held_out = folder / race_run.TRAIN_TEXT, folder / race_run.HELD_OUT_TEXT

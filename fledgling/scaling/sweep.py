@@ -121,7 +121,15 @@ def _is_valid_depth(model: ModelConfig, depth: int) -> bool:
 
 
 def cell_recipe(recipe: Recipe, depth: int, steps: int, batch: int, out: Path) -> Recipe:
-    """Returns the recipe of one run."""
+    """Returns the recipe of one run.
+
+    Args:
+        recipe: of the sweep.
+        depth: of the model.
+        steps: of pretraining.
+        batch: tokens of a step.
+        out: the run directory.
+    """
     sized = replace(recipe, model=replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth))
     return shorten_recipe(sized, steps, batch, out)
 
@@ -155,8 +163,14 @@ def run_sweep(
 ) -> int:
     """Trains the unfinished runs of `cells`; returns how many there were.
 
-    log: receives progress with the time left; on_finished: called with every run when it is finished. Raises UserError
-    for settings other than those of the sweep already in `out`, and train.loop.Stopped after a signal.
+    Args:
+        recipe: of the sweep.
+        cells: runs to train.
+        out: folder of the sweep.
+        log: receives progress with the time left.
+        on_finished: called with every run when it is finished.
+
+    Raises UserError for settings other than those of the sweep already in `out`, TrainingStopped after a signal.
     """
     out, trained = Path(out), 0
     with hold_lock(out, "this sweep", log, remedy="choose another --out"):
@@ -274,8 +288,16 @@ def run_forecast_check(
     """Predicts and trains one run at `times` the sweep's largest budget; returns the prediction and the measurement.
 
     The prediction is written to the run's directory before training starts, so that it cannot be changed afterwards. A
-    finished run is not trained again. depth: None for the one nearest to the predicted optimum. Raises UserError for a
-    budget inside the sweep.
+    finished run is not trained again.
+
+    Args:
+        recipe: of the sweep.
+        analysis: of the sweep's finished runs.
+        times: the run's budget as a multiple of the largest one, above 1.
+        depth: of the run; None: the one nearest to the predicted optimum.
+        log: receives notices.
+
+    Raises UserError for a budget inside the sweep.
     """
     if not 1 < times < math.inf:
         raise UserError(f"times: got {times:g}, expected more than 1: the check is of a budget beyond the sweep's")

@@ -74,7 +74,15 @@ Tools = Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)]
 
 class BadRequest(Exception):
     """An invalid request: the message, the field (`param`), OpenAI's error code, the HTTP status, and the seconds after
-    which the client may try again."""
+    which the client may try again.
+
+    Args:
+        message: what was given, what was expected.
+        param: the field; None: the whole body.
+        code: of OpenAI's codes.
+        status: of HTTP.
+        retry_after: seconds after which the client may try again.
+    """
 
     def __init__(
         self,

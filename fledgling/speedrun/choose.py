@@ -33,6 +33,14 @@ def plan_budgeted_run(
 
     Its speed is `mfu`, what `fledgling bench train` measured of this device, or what is assumed of it, in this order.
 
+    Args:
+        recipe: whose depth and steps may change.
+        budget: seconds, or money at a price.
+        device: the card.
+        ranks: number of cards.
+        mfu: fraction of the peak FLOP/s; None: measured or assumed.
+        is_pinned: whether the depth stays the recipe's.
+
     Raises:
         UserError: ranks below 1, or a utilization outside (0, 1].
     """
@@ -61,7 +69,14 @@ def choose_budgeted_run(
 ) -> BudgetedRun:
     """Returns the run that a budget becomes, with its forecast.
 
-    speeds: measured here, or assumed of the card. spent: seconds of the budget that are spent already.
+    Args:
+        recipe: whose depth and steps may change.
+        budget: seconds, or money at a price.
+        device: the card.
+        ranks: number of cards.
+        speeds: measured here, or assumed of the card.
+        spent: seconds of the budget that are spent already.
+        is_pinned: whether the depth stays the recipe's.
     """
     runs = load_past_runs()
     exams = {name: len(exam_names(recipe.stage_config(name), recipe.sft.mixture)) for name in recipe.stages}
@@ -86,7 +101,16 @@ def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:
 def make_budgeted_run(
     recipe: Recipe, budget: Budget, choice: RunChoice, runs: list[PastRun], device: str, ranks: int
 ) -> BudgetedRun:
-    """Returns a choice with its forecast."""
+    """Returns a choice with its forecast.
+
+    Args:
+        recipe: as it was given.
+        budget: of the run.
+        choice: the recipe with its steps, and what is planned of it.
+        runs: past runs, from which the forecast follows.
+        device: name of the card.
+        ranks: number of cards.
+    """
     exams = list_measured_exams(runs, choice.planned.data)
     return BudgetedRun(
         budget,

@@ -27,14 +27,22 @@ class LayoutTokenizer(Protocol):
     special_tokens: dict[str, int]
 
     @property
-    def chat_layout(self) -> dict[str, Any] | None: ...
+    def chat_layout(self) -> dict[str, Any] | None:
+        """The layout of messages that was read from a template; None: our own."""
+        ...
 
     @property
-    def assistant_end(self) -> int: ...
+    def assistant_end(self) -> int:
+        """The token that ends an answer."""
+        ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Returns the tokens of a text."""
+        ...
 
-    def encode_layout(self, text: str) -> tuple[list[int], list[int]]: ...
+    def encode_layout(self, text: str) -> tuple[list[int], list[int]]:
+        """Returns the ids of a rendered conversation, and the position of each one's last character in the text."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,14 @@ def build_context(
     """Returns tokenizer, model and engine of a stage, and the checkpoint that it resumes from.
 
     The weights are those of `origin.saved`, else of `origin.parent`; without both, they are initialized from the seed.
+
+    Args:
+        origin: the stage, its recipe, its run directory, and the checkpoints that it starts from.
+        world: the ranks.
+        setup: dtype and compiler.
+        recorder: of the stage.
+        preparer: of the run's tokenizer and data.
+        lock: of the run directory.
     """
     recipe, name = origin.recipe, origin.name
     tokenizer, saved = load_tokenizer_and_checkpoint(origin, world, preparer)
@@ -101,7 +109,15 @@ def load_tokenizer_and_checkpoint(
 def build_start_model(
     origin: StageOrigin, config: ModelConfig, start: StageWeights | None, setup: DeviceSetup, world: World
 ) -> Transformer:
-    """Returns the model of a stage as it is before the first step, with the value head that the stage trains."""
+    """Returns the model of a stage as it is before the first step, with the value head that the stage trains.
+
+    Args:
+        origin: the stage, its recipe, its run directory, and the checkpoints that it starts from.
+        config: of the model.
+        start: weights to start from; None: initialized from the seed.
+        setup: dtype and compiler.
+        world: the ranks.
+    """
     model = build_stage_model(origin.recipe, config, start, setup, world)
     if start is None and origin.name == "pretrain" and origin.recipe.optimizer.tied_updates:
         tie_initial_weights(model)
@@ -113,7 +129,15 @@ def build_start_model(
 def load_initial_model(
     origin: StageOrigin, model: Transformer, start: StageWeights | None, setup: DeviceSetup, world: World
 ) -> Transformer:
-    """Returns a frozen copy of the model as it was when the stage began; `model` is the one that is trained."""
+    """Returns a frozen copy of the model as it was when the stage began.
+
+    Args:
+        origin: the stage, its recipe, its run directory, and the checkpoints that it starts from.
+        model: the one that is trained.
+        start: weights that the stage began with; None: initialized from the seed.
+        setup: dtype and compiler.
+        world: the ranks.
+    """
     if start and start.adapter:
         return make_initial_model(model, start)
     initial = Transformer(model.config, setup.dtype).to(world.device).requires_grad_(False)

@@ -38,6 +38,16 @@ class PreferenceStream:
     """The stream of a dpo stage: `batch_size` pairs (kto: answers) per step, shuffled again in each epoch.
 
     All ranks have the same order; each takes its micro-batches.
+
+    Args:
+        rollouts: of pairs, or of judged answers.
+        config: of [dpo].
+        seed: of the order.
+        micro_batch_size: rows of a micro-batch, at most.
+        bos: the token that rows are padded with.
+        world: the ranks, among which the rows of a step are divided.
+        policy: the model that is trained.
+        reference: the weights that the stage began with; None: the objective needs none.
     """
 
     def __init__(

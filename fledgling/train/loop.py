@@ -93,7 +93,15 @@ class LoopContext:
 def train_step(
     stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World
 ) -> tuple[float, float]:
-    """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm."""
+    """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm.
+
+    Args:
+        stage: its loss and its schedule count.
+        model: is trained.
+        optimizer: of the model's parameters.
+        batches: micro-batches of this rank.
+        world: the ranks.
+    """
     result = queue_step(stage, model, optimizer, batches, world)()
     return result.loss, result.norm
 
@@ -108,6 +116,13 @@ def queue_step(
     summed without intermediate rounding, so it does not depend on the order.
 
     Where the optimizer does not decide on the device, the step is finished when this returns.
+
+    Args:
+        stage: its loss and its schedule count.
+        model: is trained.
+        optimizer: of the model's parameters.
+        batches: micro-batches of this rank.
+        world: the ranks.
     """
     targets = world.all_gather_object([batch.target_count for batch in batches])  # per rank and micro-batch
     target_count, passes = sum(map(sum, targets)), max(map(len, targets))
@@ -182,7 +197,15 @@ def padding_batches(batches: list[Batch], targets: list[list[int]], world: World
 
 
 def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: LoopContext, start_step: int = 0) -> None:
-    """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested."""
+    """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested.
+
+    Args:
+        stage: steps, batches, loss, schedule and evaluations.
+        model: is trained.
+        optimizer: of the model's parameters.
+        context: recorder, saver, ranks and the other effects of the loop.
+        start_step: steps that are finished already.
+    """
     recorder, world, health, rollback = context.recorder, context.world, context.health, context.rollback
     step, horizon, held_actions = start_step, context.horizon or StageHorizon(stage.steps), frozenset[str]()
     record = context.make_record()
@@ -317,7 +340,13 @@ def run_evals(
 ) -> None:
     """Runs and records the evals that are due after `step` steps. Every rank calls it.
 
-    actions: what a watcher asks for; then only what they need and what was not due anyhow is run.
+    Args:
+        evals: of the stage.
+        model: is measured.
+        context: the recorder, and the ranks.
+        step: number of finished steps.
+        last: whether the stage ends with this step.
+        actions: what a watcher asks for; then only what they need and what was not due anyhow is run.
     """
     due = [entry for entry in evals if is_due(entry, step, last)]
     if actions is not None:

@@ -55,6 +55,12 @@ class StepMetrics:
 def ppo_clip_loss(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
     """Returns -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio_high) A).
 
+    Args:
+        ratio: r, p / p_old of each sampled token, of any shape.
+        advantages: A, of the same shape.
+        clip_ratio: the lower limit of the ratio is 1 - clip_ratio.
+        clip_ratio_high: the upper one is 1 + clip_ratio_high.
+
     Source: PPO, arXiv 1707.06347, equation 7; the two bounds: DAPO, arXiv 2503.14476, equation 8.
     """
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio_high) * advantages)
@@ -66,6 +72,13 @@ def cispo_loss(
     """Returns -sg(clip(r, 1 - clip_ratio, 1 + clip_ratio_high)) A log p, sg: without a gradient.
 
     The clip bounds a token's weight, and no token loses its gradient.
+
+    Args:
+        ratio: p / p_old of each sampled token, of any shape.
+        logprobs: log p, of the same shape.
+        advantages: of the same shape.
+        clip_ratio: the weight is at least 1 - clip_ratio.
+        clip_ratio_high: and at most 1 + clip_ratio_high.
 
     Source: CISPO, arXiv 2506.13585, equations 4 and 5.
     """
@@ -90,7 +103,14 @@ def mean_log_ratio(log_ratio: Tensor, mask: Tensor, documents: Tensor) -> Tensor
 
 
 def is_clipped(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
-    """Returns, as bool, where the clip applies, so that the token has no gradient."""
+    """Returns, as bool, where the clip applies, so that the token has no gradient.
+
+    Args:
+        ratio: p / p_old of each sampled token, of any shape.
+        advantages: of the same shape.
+        clip_ratio: the lower limit of the ratio is 1 - clip_ratio.
+        clip_ratio_high: the upper one is 1 + clip_ratio_high.
+    """
     return torch.where(advantages > 0, ratio > 1 + clip_ratio_high, (ratio < 1 - clip_ratio) & (advantages < 0))
 
 
@@ -102,6 +122,11 @@ def estimate_kl(logprobs: Tensor, reference_logprobs: Tensor, estimator: str = "
 
     The value is unbiased, the gradient is not the same: through the logprobs, k3 has the expected gradient of
     KL(reference | policy), (1 - e^d); k2 that of KL(policy | reference), -d; k1 is constant and has gradient 0.
+
+    Args:
+        logprobs: log p of the policy for the sampled tokens, in nats, of any shape.
+        reference_logprobs: of the reference, of the same shape.
+        estimator: k1, k2 or k3.
 
     Source: Schulman 2020, "Approximating KL divergence"; k3: GRPO, arXiv 2402.03300, equation 4.
     """
@@ -116,6 +141,12 @@ def estimate_kl(logprobs: Tensor, reference_logprobs: Tensor, estimator: str = "
 
 def value_clip_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """Returns max((v - R)^2, (old + clamp(v - old, -clip, clip) - R)^2) / 2.
+
+    Args:
+        values: v, of any shape.
+        old_values: of the same shape, when the answers were sampled.
+        returns: R, of the same shape.
+        clip: largest difference from the old value.
 
     Source: PPO as implemented, arXiv 2005.12729, section 3.
     """
@@ -189,8 +220,14 @@ def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor
 def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
     """Returns the sum over masked positions of weight x entropy of the next token, in nats.
 
-    The entropy is that of softmax(logits / temperature), from which tokens are sampled. hidden: (B, T, C); mask:
-    (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
+    The entropy is that of softmax(logits / temperature), from which tokens are sampled. Logits exist for one chunk at a
+    time, in backward too.
+
+    Args:
+        hidden: (B, T, C).
+        mask: (B, T) bool.
+        weights: (B, T).
+        temperature: by which logits are divided.
     """
 
     def chunk_sum(rows: Tensor, weight: Tensor) -> Tensor:

@@ -48,28 +48,38 @@ class Answers:
 
 
 def preference_loss(margin: Tensor, beta: float = 1.0) -> Tensor:
-    """Returns -log sigmoid(beta margin), which DPO and a reward model minimize."""
+    """Returns -log sigmoid(beta margin) (n,), which DPO and a reward model minimize.
+
+    Args:
+        margin: (n,), the difference of two gains, in nats.
+        beta: its factor.
+    """
     return -F.logsigmoid(beta * margin)
 
 
 def ipo_loss(margin: Tensor, beta: float) -> Tensor:
-    """Returns (margin - 1 / (2 beta))^2, for the difference of two gains."""
+    """Returns (margin - 1 / (2 beta))^2 (n,), for margins (n,): the difference of two gains."""
     return (margin - 1 / (2 * beta)).square()
 
 
 def simpo_loss(margin: Tensor, beta: float, target_margin: float) -> Tensor:
-    """Returns -log sigmoid(beta margin - target_margin), for the difference of two means of log p."""
+    """Returns -log sigmoid(beta margin - target_margin) (n,), for margins (n,): differences of means of log p."""
     return -F.logsigmoid(beta * margin - target_margin)
 
 
 def log_odds(logprob: Tensor) -> Tensor:
-    """Returns log(p / (1 - p)) of a log p; above `MAX_LOGPROB` it is that of `MAX_LOGPROB`."""
+    """Returns log(p / (1 - p)) of log p (n,); above `MAX_LOGPROB` it is that of `MAX_LOGPROB`."""
     logprob = logprob.clamp(max=MAX_LOGPROB)
     return logprob - torch.log(-torch.expm1(logprob))
 
 
 def orpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, beta: float) -> Tensor:
-    """Returns -chosen_mean - beta log sigmoid(log odds ratio), for two means of log p; beta is the paper's lambda."""
+    """Returns -chosen_mean - beta log sigmoid(log odds ratio) (n,).
+
+    Args:
+        chosen_mean, rejected_mean: (n,), mean log p of a token of the answer.
+        beta: the paper's lambda.
+    """
     return -chosen_mean - beta * F.logsigmoid(log_odds(chosen_mean) - log_odds(rejected_mean))
 
 
@@ -79,7 +89,8 @@ def kto_loss(
     """Returns weight (1 - sigmoid(beta (gain - baseline))) of a desirable answer, and with the other sign of others.
 
     Args:
-        desirable: bool.
+        gain: (n,), in nats.
+        desirable: (n,) bool.
         baseline: the KL divergence from the reference, at least 0, which the paper calls z_0.
     """
     sign = torch.where(desirable, 1.0, -1.0)

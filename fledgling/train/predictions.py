@@ -25,7 +25,12 @@ from fledgling.train.source_sizes import count_source_sizes
 def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak_flops: float | None = None) -> None:
     """Writes the predictions that are due before step `step` + 1 of a stage.
 
-    recipe: with the hardware, dtype and number of ranks that the run really has. peak_flops: measured, of one rank.
+    Args:
+        recipe: with the hardware, dtype and number of ranks that the run really has.
+        stage: that trains.
+        run_dir: of the run.
+        step: number of finished steps.
+        peak_flops: measured, of one rank; None: not measured.
     """
     settings = dump_toml(replace(recipe, run=replace(recipe.run, out="")))  # where a run is changes nothing
     stage_dir, of_run = run_dir / stage, run_dir / "plan.json"

@@ -39,7 +39,15 @@ def render_pair(tokenizer: Tokenizer, pair: Pair, row_tokens: int, where: str) -
 def render_judged(
     tokenizer: Tokenizer, conversation: dict, desirable: bool, row_tokens: int, where: str
 ) -> tuple[Rollout, bool]:
-    """Returns a conversation as a rollout whose reward is 1 if it is desirable, else 0; and whether it was cut."""
+    """Returns a conversation as a rollout whose reward is 1 if it is desirable, else 0; and whether it was cut.
+
+    Args:
+        tokenizer: of the run.
+        conversation: with the answer that was judged.
+        desirable: the judgement.
+        row_tokens: of a row; a longer conversation is cut.
+        where: the conversation was read, for error messages.
+    """
     prompt_length, (ids,) = _render_answers(tokenizer, [conversation], where)
     if min(len(ids), row_tokens) <= prompt_length:
         raise NothingToLearnError(f"{where}: the prompt leaves no room in {row_tokens} tokens; raise model.context")

@@ -14,7 +14,15 @@ DOCUMENTS_PER_ROW = 3
 
 
 class RandomBatches:
-    """An endless stream of the same micro-batches, `count` a step: tokens (rows, T), uniform over the vocabulary."""
+    """An endless stream of the same micro-batches, `count` a step: tokens (rows, T), uniform over the vocabulary.
+
+    Args:
+        vocab_size: tokens are below it.
+        rows: of a micro-batch.
+        context: tokens of a row.
+        seed: of the tokens.
+        count: micro-batches of a step.
+    """
 
     def __init__(self, vocab_size: int, rows: int, context: int, seed: int = 0, count: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)

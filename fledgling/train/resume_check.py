@@ -70,6 +70,14 @@ def reconcile_settings(
     Fields that are ignored, and open ones that a rule had filled, keep the checkpoint's values; those that a rule has
     filled for a stage that begins only now are open again. What takes effect or is ignored is logged as a table. Raises
     UserError, with the table, if a field is refused.
+
+    Args:
+        recipe: of this start.
+        stage: that starts.
+        run_dir: of the run.
+        source: the checkpoint; None: the stage starts from the seed.
+        log: receives the table of changed fields.
+        steps_are_chosen: whether a budget decides the steps.
     """
     saved, values = _read_saved_recipe(source, log), read_derived_values(run_dir)
     state = checkpoint.read_checkpoint_state(source) if source else {}

@@ -45,7 +45,16 @@ class Rollout:
         loss_weight: float = 1.0,
         turn_rewards: Sequence[tuple[int, float]] = (),
     ) -> Rollout:
-        """Joins a prompt and the engine's completion of it; `turn_rewards` has positions within the completion."""
+        """Joins a prompt and the engine's completion of it.
+
+        Args:
+            prompt: token ids.
+            completion: of the engine, with the log-probability of each token.
+            reward: of the answer.
+            advantage: of the answer.
+            loss_weight: of the answer's tokens.
+            turn_rewards: (position within the completion, reward) of an episode's turns.
+        """
         return cls(
             np.array([*prompt, *completion.tokens], dtype=np.int64),
             np.array([False] * len(prompt) + [not forced for forced in completion.forced]),

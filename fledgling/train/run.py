@@ -122,7 +122,16 @@ def run_stage(
 def build_and_train(
     origin: StageOrigin, setup: DeviceSetup, world: World, quiet: bool, hooks: StageHooks, lock: RunLock | None
 ) -> None:
-    """Opens the stage's record, builds tokenizer, model and engine, and trains the stage."""
+    """Opens the stage's record, builds tokenizer, model and engine, and trains the stage.
+
+    Args:
+        origin: the stage, its recipe, its run directory, and the checkpoints that it starts from.
+        setup: dtype and compiler.
+        world: the ranks.
+        quiet: whether nothing is printed.
+        hooks: what a caller changes of the stage.
+        lock: of the run directory.
+    """
     name, run, show_progress = origin.name, origin.recipe.run, world.is_main and not quiet
     stage_dir = origin.run_dir / name
     with Recorder(stage_dir, name, 0, quiet=quiet, loggers=run.loggers, enabled=world.is_main) as recorder:
@@ -264,7 +273,15 @@ def make_loop_context(
     should_stop: Callable[[], bool],
     hooks: StageHooks,
 ) -> LoopContext:
-    """Returns what the loop needs besides the stage."""
+    """Returns what the loop needs besides the stage.
+
+    Args:
+        state: the stage with its stream, the optimizer, and what the loop counts.
+        context: what the stage's builder was given.
+        saver: writes checkpoints.
+        should_stop: returns whether a stop is requested.
+        hooks: what a caller changes of the stage.
+    """
     world, recorder, setup, run = context.world, context.recorder, context.setup, context.recipe.run
     return LoopContext(
         world=world,

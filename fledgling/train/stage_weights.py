@@ -102,6 +102,12 @@ def find_stage_weights(
 ) -> StageWeights | None:
     """Returns what stage `name` starts from `parent`, or resumes from `saved`; None: everything from the seed.
 
+    Args:
+        name: of the stage.
+        run_dir: of the run.
+        saved: the stage's own newest checkpoint; None: it begins.
+        parent: the checkpoint of the stage before; None: there is none.
+
     Raises UserError where the stage trains an adapter and there are no weights to adapt.
     """
     adapter = table if table.trains_in(name) else None
@@ -144,6 +150,12 @@ def build_stage_model(
     Weights that are sharded or quantized are loaded into the host's memory first; quantized ones run without a
     compiler. An adapter on a CPU in less than fp32 runs without one too: with PyTorch 2.13's vectorized bfloat16 code
     some gradients of adapters in a compiled block are not finite, or wrong by a tenth, where eager ones are right.
+
+    Args:
+        config: of the model.
+        start: weights to start from; None: initialized from the seed.
+        setup: dtype and compiler.
+        world: the ranks.
     """
     adapter = start.adapter if start else None
     quantized = adapter is not None and adapter.quantization != "none"

@@ -92,7 +92,12 @@ def make_random_stage(
 ) -> Stage:
     """Returns a stage of one step: `passes` micro-batches of `rows` random rows, with its own loss.
 
-    teacher: that the stage learns from, if it is live.
+    Args:
+        name: of the stage.
+        config: of the model.
+        rows: of a micro-batch.
+        passes: micro-batches.
+        teacher: that the stage learns from, if it is live.
     """
     stream = RandomBatches(config.vocab_size, rows, config.context, recipe.seed, passes)
     stream.batch = add_stage_fields(stream.batch, recipe.stage_config(name))
@@ -115,7 +120,14 @@ def _prepare_training(model: Transformer, recipe: Recipe, name: str) -> None:
 def trace_step(
     recipe: Recipe, name: str, config: ModelConfig, dtype: torch.dtype, teacher: ModelConfig | None = None
 ) -> None:
-    """Runs forward, backward and update of a stage on one row, with meta tensors. Raises what a real step would."""
+    """Runs forward, backward and update of a stage on one row, with meta tensors. Raises what a real step would.
+
+    Args:
+        name: of the stage.
+        config: of the model.
+        dtype: of the products.
+        teacher: of a live teacher; None: there is none.
+    """
     device = torch.device("meta")
     world = World(0, 1, 0, device)
     with device:

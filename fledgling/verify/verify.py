@@ -113,7 +113,16 @@ def find_tolerance(run_dir: Path, other: list[str]) -> float:
 def check_steps(
     run_dir: Path, count: int, deadline: float, chance: random.Random, tolerance: float, show: Callable[[str], None]
 ) -> list[Check]:
-    """Returns the checks that need the data and the model: data of every step, drawn steps, weights, evaluations."""
+    """Returns the checks that need the data and the model: data of every step, drawn steps, weights, evaluations.
+
+    Args:
+        run_dir: of the run.
+        count: steps that are made again, at most.
+        deadline: in seconds of `time.monotonic`.
+        chance: draws the steps.
+        tolerance: relative difference of repeated values that counts as equal.
+        show: receives a line before each part.
+    """
     data, made = Check("data of every step", "steps"), Check(REPEATED_STEPS, "steps")
     weights, scores = Check("weights after them", "tensors"), Check("bits per byte made again", "values")
     checks = [data, made, weights, scores]

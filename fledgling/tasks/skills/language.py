@@ -26,7 +26,7 @@ def list_english(kind: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def load_lexicon() -> dict[str, str]:
-    """Returns the word of every English word, each once: the same on every machine."""
+    """Returns English word -> Velari word, no Velari word twice; the same on every machine."""
     rng, lexicon = make_rng("language", "words"), {}
     used: set[str] = set()
     for english in (word for kind in KINDS for word in list_english(kind)):

@@ -90,9 +90,9 @@ class GRPO:
         return self.config.loss_normalization or self.default_weights
 
     def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
-        """Drops groups of equal rewards, whose advantages are all 0, where nothing else is learned from them.
+        """Returns (P,) bool from rewards (P, G): False for groups of equal rewards, whose advantages are all 0.
 
-        With a KL penalty or an entropy bonus they are kept: both terms are of the policy, whatever the rewards.
+        With a KL penalty or an entropy bonus all are kept: both terms are of the policy, whatever the rewards.
         """
         config = self.config
         keeps_all = not config.drop_uniform_groups or config.kl_weight > 0 or config.entropy_weight > 0
@@ -133,11 +133,11 @@ class PPO:
             )
 
     def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
-        """Keeps all: the critic's errors teach even where a group has equal rewards."""
+        """Returns True for all groups (P,) of rewards (P, G): the critic learns from equal rewards too."""
         return np.ones(len(rewards), dtype=bool)
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:
-        """Returns zeros: `add_token_advantages` computes an advantage per token from `Batch.rewards`."""
+        """Returns zeros (P, G): `add_token_advantages` computes an advantage per token from `Batch.rewards`."""
         return np.zeros_like(rewards)
 
     @torch.no_grad()
@@ -196,11 +196,11 @@ class OnPolicyDistillation:
         return self.config.loss_normalization or "token"
 
     def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
-        """Keeps all: no reward is compared."""
+        """Returns True for all groups (P,) of rewards (P, G): no reward is compared."""
         return np.ones(len(rewards), dtype=bool)
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:
-        """Returns zeros: `add_token_advantages` compares with the teacher."""
+        """Returns zeros (P, G): `add_token_advantages` compares with the teacher."""
         return np.zeros_like(rewards)
 
     def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
