@@ -38,7 +38,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_any_ranks.py::test_any_number_of_ranks_gives_the_same_weights[8]",
     "test_any_ranks.py::test_any_number_of_ranks_gives_the_same_weights[4]",
     "test_features.py::test_a_run_resumes_as_if_it_had_not_stopped[options1]",
-    "test_families_train.py::test_pretraining_and_reinforcement[gpt2]",
+    "test_families_train.py::test_every_family_learns_in_pretraining_and_reinforcement[gpt2]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[grpo in passes]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[gspo]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[cispo]",
@@ -49,7 +49,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[kto]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[midtrain]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[ppo]",
-    "test_campaigns.py::test_kills_at_random_moments",
+    "test_campaigns.py::test_runs_killed_at_random_moments_resume_with_the_same_bits",
     "distill/test_build.py::test_two_ranks_learn_the_same_bits",
     "distill/test_build.py::test_a_stage_that_was_stopped_ends_with_the_same_bits[text]",
     "distill/test_build.py::test_a_stage_that_was_stopped_ends_with_the_same_bits[rounded]",
@@ -106,7 +106,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-all]",
     "test_algorithm.py::test_the_optimum_is_not_reached_with_the_sign_flipped[grpo]",
     "test_algorithm.py::test_a_variant_reaches_the_optimum_of_the_bandit[dr_grpo]",
-    "test_planner.py::test_memory_of_blocks_that_recompute_too[0]",
+    "test_planner.py::test_memory_of_blocks_that_recompute_is_planned_too[0]",
     *(f"test_planner.py::test_memory_of_later_ideas_too[{name}]" for name in ("20-ideas1", "20-ideas6", "0-ideas4")),
     *(
         f"test_planner.py::test_memory_is_within_three_percent_of_the_allocator_s[{case}]"
@@ -128,7 +128,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
         f"test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-{mode}]"
         for mode in ("shared", "hardly cached", "drafts")
     ),
-    "test_campaigns.py::test_a_full_disk_at_each_page",
+    "test_campaigns.py::test_a_disk_that_is_full_at_any_page_damages_nothing",
     "test_export.py::test_other_formats_print_their_comparison[words3-onnxruntime-0.0001]",
     "benchmarks/test_tokenizer.py::test_every_library_encodes_to_the_same_ids[2]",
     "test_comm.py::test_predicted_bytes_are_counted_bytes[4-3]",

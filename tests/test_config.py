@@ -40,7 +40,7 @@ def test_every_shipped_recipe_loads_and_survives_writing(name, write):
     assert load_recipe(write(dump_toml(recipe))) == recipe
 
 
-def test_the_published_run():
+def test_the_recipe_d20_is_the_published_run():
     recipe = load_recipe("d20-8xh100")
     assert recipe.pretrain.steps * recipe.pretrain.batch_tokens == 11_219_763_200
     assert (recipe.tokenizer.vocab_size, recipe.model.context, recipe.pretrain.micro_batch_size) == (

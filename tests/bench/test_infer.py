@@ -13,7 +13,7 @@ from fledgling.config import load_recipe
 RUN = ["run.dtype=float32", "run.device=cpu", "run.threads=1"]
 
 
-def test_results_and_their_shares():
+def test_results_state_their_shares_of_the_limits():
     pytest.importorskip("transformers")
     recipe = with_model_size(load_recipe("quickstart", RUN), depth=2, vocab_size=300, context=64)
     result = measure_inference(recipe, batches=(1, 3), contexts=(8, 20), tokens=5, repeats=2)
@@ -74,7 +74,7 @@ def test_llama_cpp_is_compared_case_by_case():
     assert line == "1 x 8, each further token, fledgling against llama.cpp: 1.50 x f16, 0.80 x q8_0"
 
 
-def test_json_without_peers(capsys):
+def test_json_is_printed_without_peers(capsys):
     words = [
         "--bits",
         "16",

@@ -9,7 +9,7 @@ from fledgling.train.run import run_stage
 from tests.tiny import tiny
 
 
-def test_rollouts_next_to_plain_answers(tmp_path, capsys):
+def test_rollouts_are_measured_next_to_plain_answers(tmp_path, capsys):
     recipe = tiny(tmp_path)
     run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     found = measure_rollouts(recipe, tmp_path / "run" / "pretrain", rounds=2)

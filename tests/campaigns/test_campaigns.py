@@ -18,7 +18,7 @@ def run_kill_campaign(folder, count: int) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def test_kills_at_random_moments(tmp_path):
+def test_runs_killed_at_random_moments_resume_with_the_same_bits(tmp_path):
     first = run_kill_campaign(tmp_path, 2)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 kills, " in first.stdout and " inside a save: 2 resumed and ended with the same bits" in first.stdout
@@ -45,12 +45,12 @@ def test_a_run_that_ends_with_other_bytes_is_found(tmp_path):
     ]
 
 
-def test_flipped_bits(tmp_path):
+def test_flipped_bits_are_found(tmp_path):
     hit, problems = flips.run_campaign(tmp_path, 24, seed=5)
     assert problems == [] and len(hit) == 6 and min(hit.values()) == 4
 
 
-def test_a_full_disk_at_each_page(capfd):
+def test_a_disk_that_is_full_at_any_page_damages_nothing(capfd):
     if not full_disk.is_possible():
         pytest.skip("no namespaces to mount a file system in")
     with pytest.MonkeyPatch.context() as patch:

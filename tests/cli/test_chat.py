@@ -58,12 +58,12 @@ def session(tokenizer, model) -> ChatSession:
     return ChatSession(Engine(model, tokenizer))
 
 
-def test_one_shot(checkpoint, capsys) -> None:
+def test_one_prompt_is_answered_and_the_command_ends(checkpoint, capsys) -> None:
     assert main(["chat", str(checkpoint), "-p", "add", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == ANSWER
 
 
-def test_standard_input(checkpoint, capsys, monkeypatch) -> None:
+def test_standard_input_is_the_prompt(checkpoint, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("add\n"))
     assert main(["chat", str(checkpoint), "--temperature", "0"]) == 0
     assert capsys.readouterr().out == ANSWER
@@ -80,7 +80,7 @@ def test_errors_are_one_line(checkpoint, capsys, tmp_path) -> None:
     assert captured.out.strip() == "" and captured.err.count("\n") == 3 and "Traceback" not in captured.err
 
 
-def test_a_conversation(session, capsys, monkeypatch) -> None:
+def test_a_conversation_obeys_its_commands(session, capsys, monkeypatch) -> None:
     typed = iter(["add", "/clear", "/what\x1b[2J", "/help", "", "add", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     assert run_conversation(session, GREEDY, out := io.StringIO()) == 0
@@ -88,7 +88,7 @@ def test_a_conversation(session, capsys, monkeypatch) -> None:
     assert len(session.turns) == 1
 
 
-def test_again_set_and_history(session, monkeypatch) -> None:
+def test_again_set_and_history_do_what_help_says(session, monkeypatch) -> None:
     typed = iter(["/again", "add", "/set temperature 0", "/set top_p 7", "/set nothing 1", "/set seed x", "/again"])
     typed = iter([*typed, "/history", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
@@ -103,7 +103,7 @@ def test_again_set_and_history(session, monkeypatch) -> None:
     assert shown.endswith(f"user: add\nassistant: {ANSWER}")
 
 
-def test_a_text_of_several_lines(session, monkeypatch) -> None:
+def test_a_text_of_several_lines_is_one_message(session, monkeypatch) -> None:
     typed = iter(["a\\", "b\\", "c", '"""', "  d", "", 'e"""', '"""f"""', "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     assert run_conversation(session, GREEDY, io.StringIO()) == 0

@@ -23,7 +23,7 @@ def run_verify(capsys, *words) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
-def test_a_valid_run(run_dir, capsys):
+def test_a_valid_run_has_only_valid_checkpoints(run_dir, capsys):
     code, out = run_verify(capsys, run_dir)
     assert code == 0 and out.count("valid, 3 files") == 3 and out.endswith("3 checkpoints, all valid\n")
     report = json.loads(run_verify(capsys, run_dir, "--json")[1])

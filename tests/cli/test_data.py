@@ -16,7 +16,7 @@ def test_info_lists_the_public_sets(tmp_path, capsys):
     assert "not fetched" in capsys.readouterr().out
 
 
-def test_info_of_a_file(tmp_path, capsys):
+def test_info_counts_the_documents_of_a_file(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"body": "Text number {n}, of its own."}}\n' for n in range(200)) + "{\n")
     assert main(["data", "info", str(path), "--column", "body", "--json"]) == 0

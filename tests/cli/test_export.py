@@ -32,7 +32,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_export_hf_and_import_round_trip(run, tmp_path, capsys):
+def test_export_hf_is_read_back_by_import(run, tmp_path, capsys):
     assert main(["export", "hf", str(run), str(tmp_path / "hf")]) == 0
     table = capsys.readouterr().out
     assert "read back by fledgling" in table and "0.00e+00" in table and "56 of 56" in table

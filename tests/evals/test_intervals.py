@@ -94,5 +94,5 @@ def test_a_ratio_s_interval_is_over_its_clusters():
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(3, 3.182), (5, 2.571), (7, 2.365), (30, 2.042)])
-def test_the_ratio_of_student_s_interval(freedom, t):
+def test_student_s_interval_is_wider_by_the_ratio_of_the_tables(freedom, t):
     assert student_to_normal_ratio(freedom) * 1.95996 == pytest.approx(t, rel=0.01)

@@ -133,7 +133,7 @@ def test_bfloat16_is_near(small_engine):
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
-def test_common_prefix_and_suffix(rows):
+def test_common_prefix_and_suffix_are_the_longest(rows):
     arrays = [np.array(row) for row in rows]
     length = common_prefix_length(arrays)
     assert all(row[:length] == rows[0][:length] for row in rows)

@@ -45,7 +45,7 @@ def test_a_template_with_its_ends_and_its_sampling_comes_in_and_leaves(directory
     assert "fledgling" not in json.loads((tmp_path / "again" / "tokenizer.json").read_text())
 
 
-def test_a_template_of_its_own_file_or_of_several_names(directory):
+def test_a_template_is_read_from_its_own_file_or_by_its_name(directory):
     (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert read_layout(directory)["chat_template"] == "{{ messages[0].content }}"
     (directory / "chat_template.jinja").unlink()

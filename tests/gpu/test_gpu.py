@@ -289,7 +289,7 @@ def test_a_stopped_run_resumes_where_it_was(device, tmp_path):
     assert differences["resumed"] <= max(1e-6, 4 * differences["run_to_run"])
 
 
-def test_every_verb_of_a_group_of_one_rank(device, monkeypatch):
+def test_every_verb_works_in_a_group_of_one_rank(device, monkeypatch):
     import torch.distributed as dist
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():

@@ -40,7 +40,7 @@ def test_any_bytes_in_any_tokens_are_decoded_as_if_at_once(data: bytes, cuts: li
 
 
 @given(st.text())
-def test_a_real_tokenizer(tokenizer, text: str) -> None:
+def test_pieces_of_any_text_join_to_the_decoded_text(tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     detokenizer = AnswerDetokenizer(tokenizer)
     parts = [part for token in ids for part in detokenizer.push(token)] + detokenizer.finish()
@@ -57,7 +57,7 @@ def test_an_incomplete_character_at_the_end_becomes_u_fffd() -> None:
     assert detokenizer.push(ord("a")) == "a"
 
 
-def test_parts_of_an_answer(tokenizer) -> None:
+def test_an_answer_is_split_into_text_call_and_output(tokenizer) -> None:
     t = tokenizer
     call = [t.python_start, *t.encode("2+3"), t.python_end, t.output_start, *t.encode("5"), t.output_end]
     tokens = [*t.encode("so "), *call, *t.encode("five"), t.assistant_end]

@@ -59,7 +59,7 @@ def test_the_log_probability_is_of_the_untruncated_distribution() -> None:
     assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1), atol=1e-5)
 
 
-def test_truncation() -> None:
+def test_top_k_top_p_and_min_p_keep_the_likely_tokens() -> None:
     logits = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]).log()
 
     def tokens_of(**params) -> set[int]:

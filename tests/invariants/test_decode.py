@@ -98,7 +98,7 @@ def test_decoding_equals_the_full_forward(engine, prompts, rows, temperature) ->
             assert logits.argmax(-1).tolist() == completion.tokens
 
 
-def test_logits_at_every_position_with_uneven_rows(engine) -> None:
+def test_logits_at_every_position_are_those_of_whole_rows(engine) -> None:
     """Chunks of different sizes extend rows of different lengths, not all of them in each step."""
     generator = random.Random(3)
     rows = [[generator.randrange(256) for _ in range(length)] for length in (30, 4, 55, 18)]
@@ -133,7 +133,7 @@ def test_an_answer_does_not_depend_on_the_batch(engine, prompts, rows) -> None:
     )  # the request index selects the noise
 
 
-def test_requests_that_arrive_later_and_a_cancelled_one(engine, prompts) -> None:
+def test_requests_that_arrive_later_get_their_answers_and_a_cancelled_one_none(engine, prompts) -> None:
     sampling = SamplingParams(max_new_tokens=25, seed=2)
     expected = engine.generate(prompts, sampling)
     scheduler = engine.make_scheduler(max_batch_size=4)

@@ -15,7 +15,7 @@ from tests.tiny import tiny
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_pretraining_and_reinforcement(family, tmp_path):
+def test_every_family_learns_in_pretraining_and_reinforcement(family, tmp_path):
     recipe = tiny(tmp_path, **{"model.family": family, "stages": '["pretrain", "rl"]', "pretrain.steps": 20})
     for stage in recipe.stages:
         assert run.run_stage(recipe, stage, quiet=True)

@@ -157,7 +157,7 @@ FEATURES = [
 
 
 @pytest.mark.parametrize(("place", "features"), FEATURES)
-def test_memory_of_optional_features_too(place, features, monkeypatch):
+def test_memory_of_optional_features_is_planned_too(place, features, monkeypatch):
     plain = bench.Case.config.fget
     monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **features)))
     (row,) = bench.measure_memory((bench.EAGER[place],))
@@ -165,14 +165,14 @@ def test_memory_of_optional_features_too(place, features, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 20])
-def test_memory_of_blocks_that_recompute_too(place):
+def test_memory_of_blocks_that_recompute_is_planned_too(place):
     kept, again = bench.measure_memory((bench.EAGER[place], replace(bench.EAGER[place], recompute=True)))
     assert again["measured"] < kept["measured"]
     assert abs(again["error"]) <= MOST, f"{again['predicted']:,} predicted, {again['measured']:,} measured"
 
 
 @pytest.mark.parametrize("place", [0, 15])
-def test_memory_of_state_in_eight_bits_too(place):
+def test_memory_of_state_in_eight_bits_is_planned_too(place):
     plain, small = bench.measure_memory((bench.EAGER[place], replace(bench.EAGER[place], state="8bit")))
     assert small["measured"] < plain["measured"]
     assert abs(small["error"]) <= MOST, f"{small['predicted']:,} predicted, {small['measured']:,} measured"

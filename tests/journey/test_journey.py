@@ -26,7 +26,7 @@ def fledgling(*arguments, stdin=None, timeout=400):
 
 @pytest.mark.journey
 @pytest.mark.timeout(900)
-def test_from_text_to_a_chat_model(tmp_path):
+def test_one_command_makes_a_chat_model_from_text(tmp_path):
     tiny(tmp_path)
     recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
     first = fledgling("speedrun", recipe)

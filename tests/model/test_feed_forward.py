@@ -31,7 +31,7 @@ def test_activations_have_their_values():
 
 
 @pytest.mark.parametrize("bias", (False, True))
-def test_two_matrices_around_an_activation(bias):
+def test_the_feed_forward_is_two_matrices_around_an_activation(bias):
     part, x = make("relu2", bias), torch.randn(2, 3, 16, dtype=torch.float64)
     assert isinstance(part, FeedForward) and part.fc1.weight.shape == (24, 16) and part.fc2.weight.shape == (16, 24)
     between = x @ part.fc1.weight.T + (part.fc1.bias if bias else 0)
@@ -40,7 +40,7 @@ def test_two_matrices_around_an_activation(bias):
     assert torch.allclose(part.compute_activations(x), between.clamp(min=0) ** 2)
 
 
-def test_three_matrices_with_a_gate():
+def test_the_gated_feed_forward_is_three_matrices():
     part, x = make("swiglu", False), torch.randn(2, 3, 16, dtype=torch.float64)
     assert isinstance(part, GatedFeedForward) and part.output_projection is part.down_proj
     gate = x @ part.gate_proj.weight.T

@@ -176,7 +176,7 @@ def test_normalized_rows_have_one_norm_and_the_matrix_keeps_its_norm():
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
-def test_equilibration_and_normalization_of_lines(shape):
+def test_muon_eq_ignores_the_scale_of_rows_and_muon_plus_makes_them_equally_long(shape):
     """MuonEq does not see the scale of rows; Muon+ makes rows equally long and keeps the matrix's norm."""
     torch.manual_seed(0)
     gradient, scales = torch.randn(2, *shape), torch.rand(2, shape[0], 1) * 9 + 0.1

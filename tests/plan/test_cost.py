@@ -8,7 +8,7 @@ from fledgling.plan import cost, flops, hardware
 from .models import config
 
 
-def test_hours_and_dollars():
+def test_hours_and_dollars_follow_from_flops_and_price():
     h100 = hardware.find_device("H100")
     assert cost.estimate_hours(989e12 * 3600, h100, ranks=1, mfu=1.0) == pytest.approx(1.0)
     assert cost.estimate_hours(989e12 * 3600, h100, ranks=8, mfu=0.5) == pytest.approx(0.25)

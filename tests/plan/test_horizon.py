@@ -10,7 +10,7 @@ from fledgling.plan.parameters import count_parameters
 from .models import config
 
 
-def test_the_published_run():
+def test_the_horizon_is_that_of_the_published_run():
     d20 = config(20)
     assert (d20.width, d20.heads) == (1_280, 10)
     assert count_parameters(d20)["total"] == 560_988_160 == 2 * 65_536 * 1_280 + 12 * 20 * 1_280**2

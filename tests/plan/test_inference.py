@@ -8,7 +8,7 @@ from fledgling.plan import inference
 from .models import config
 
 
-def test_the_bytes_of_the_cache_and_the_weights():
+def test_the_bytes_of_the_cache_and_the_weights_follow_the_formulas():
     d20 = config(20)
     assert inference.kv_cache_bytes(d20, rows=1, length=2_048) == 2 * 2_048 * 20 * 1_280 * 2
     assert inference.kv_cache_bytes(config(20, kv_heads=5), 3, 2_048, "float32") == 3 * 2_048 * 20 * 1_280 * 4

@@ -30,7 +30,7 @@ def published_layout_mib(depth: int, vocab_size: int, rows: int, ranks: int) -> 
     ("depth", "rows", "ranks", "measured"),  # MiB, torch.cuda.max_memory_allocated; vocabulary 65,536
     [(10, 8, 1, 7_496.89), (20, 8, 1, 29_596.27), (20, 32, 8, 75_422.02)],
 )
-def test_published_peaks_within_a_tenth(depth, rows, ranks, measured):
+def test_the_planner_is_within_a_tenth_of_published_peaks(depth, rows, ranks, measured):
     assert published_layout_mib(depth, 65_536, rows, ranks) == pytest.approx(measured, rel=0.1)
 
 
@@ -38,7 +38,7 @@ def test_published_peaks_within_a_tenth(depth, rows, ranks, measured):
     ("depth", "rows", "measured", "tolerance"),  # vocabulary 32,768; a later architecture, with extras
     [(12, 8, 9_435, 0.1), (12, 16, 20_578, 0.21), (16, 16, 27_688, 0.1), (16, 32, 48_400, 0.1), (18, 16, 32_422, 0.1)],
 )
-def test_peaks_of_a_later_architecture(depth, rows, measured, tolerance):
+def test_peaks_of_a_later_architecture_are_within_their_tolerance(depth, rows, measured, tolerance):
     assert published_layout_mib(depth, 32_768, rows, 1) == pytest.approx(measured, rel=tolerance)
 
 

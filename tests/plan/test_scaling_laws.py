@@ -28,7 +28,7 @@ def exponent(law: scaling_laws.ScalingLaw, index: int, C: float = 1e20) -> float
         ("refit-2024", 72e9, 1.33e12, 0.02),
     ],
 )
-def test_the_optimum_of_each_law_for_the_chinchilla_budget(name, N, D, within):
+def test_the_optimum_of_each_law_is_the_published_one_at_the_chinchilla_budget(name, N, D, within):
     optimum = LAWS[name].optimum(GOPHER)
     assert optimum == (pytest.approx(N, rel=within), pytest.approx(D, rel=within))
     assert 6 * optimum[0] * optimum[1] == pytest.approx(GOPHER, rel=0.06)
@@ -45,12 +45,12 @@ def test_the_optimum_of_each_law_for_the_chinchilla_budget(name, N, D, within):
         ("nanochat", 0.54, 0.49),
     ],
 )
-def test_exponents_of_the_optimum(name, a, b):
+def test_the_exponents_of_the_optimum_are_the_published_ones(name, a, b):
     law = LAWS[name]
     assert (exponent(law, 0), exponent(law, 1)) == (pytest.approx(a, abs=0.006), pytest.approx(b, abs=0.006))
 
 
-def test_limits_and_exponents_of_kaplan():
+def test_limits_and_exponents_of_kaplan_are_the_published_ones():
     kaplan = LAWS["kaplan"].surface
     slope_N = math.log10(kaplan.loss(1e9, 1e30) / kaplan.loss(1e10, 1e30))
     slope_D = math.log10(kaplan.loss(1e30, 1e9) / kaplan.loss(1e30, 1e10))
@@ -78,7 +78,7 @@ def test_the_optimum_is_a_minimum(E, A, alpha, B, beta, C):
     assert law.scaled(2).optimum(C) == (pytest.approx(N), pytest.approx(D))
 
 
-def test_bits_per_byte_of_nanochat():
+def test_the_law_of_nanochat_gives_its_bits_per_byte():
     for C, bits in ((1e18, 0.8972), (2e18, 0.8616), (5e18, 0.8293), (1e19, 0.7999)):
         assert LAWS["nanochat"].predict(C)["bits_per_byte"] == pytest.approx(bits, rel=0.007)
     prediction = LAWS["nanochat"].predict(10**18.5, 4.5)
@@ -94,7 +94,7 @@ def test_unit_conversions_are_inverse():
     assert LAWS["chinchilla-1"].loss_in_nats(1e9, 1e9) is None
 
 
-def test_parameter_counts():
+def test_parameter_counts_are_those_of_the_laws():
     d20 = ModelConfig(depth=20, context=2048).resolve(65_536)
     counts = scaling_laws.parameter_counts(count_parameters(d20))
     assert counts[scaling_laws.ALL_PARAMETERS] == 560_988_160

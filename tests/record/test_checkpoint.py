@@ -325,7 +325,7 @@ def test_a_failed_write_is_one_error_line_and_leaves_no_files(tmp_path):
     assert_unchanged(tmp_path / "c", ["step-00000001"])
 
 
-def test_a_full_file_system(tmp_path):
+def test_a_full_file_system_is_one_clear_error(tmp_path):
     """Uses its own file system of one megabyte, where the kernel allows one."""
     script = (
         "mount -t tmpfs -o size=1m tmpfs $1 && exec $2 -c '"

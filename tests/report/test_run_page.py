@@ -159,7 +159,7 @@ def test_a_run_that_has_just_started_has_a_report(tmp_path):
     assert make_evals_table(run).row_count == 0
 
 
-def test_the_command(run, capsys):
+def test_the_command_writes_the_page_and_prints_its_numbers(run, capsys):
     assert main(["report", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "quickstart"
     assert main(["report", str(run)]) == 0

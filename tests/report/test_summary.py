@@ -13,7 +13,7 @@ from fledgling.report.run_page import eval_rows
 from .synthetic_run import PEAK_FLOPS, make_run
 
 
-def test_the_last_value_of_each_stage_with_its_baseline(run):
+def test_a_summary_has_the_last_value_of_each_stage_with_its_baseline(run):
     found = summarize_run(run)
     values = {(e["stage"], e["name"]): e for e in found["evals"]}
     assert len(values) == len(found["evals"])

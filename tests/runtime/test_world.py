@@ -17,7 +17,7 @@ def single_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_one_rank():
+def test_one_rank_is_the_main_one_and_sums_alone():
     world = World.start("cpu")
     assert (world.rank, world.size, world.is_main, world.device) == (0, 1, True, torch.device("cpu"))
     assert world.all_reduce(3) == 3.0 and isinstance(world.all_reduce(3), float)

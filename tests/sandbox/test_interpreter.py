@@ -20,7 +20,7 @@ from fledgling.sandbox.process import Limits
         ("'x' * 20000", "'" + "x" * (MAX_VALUE_CHARS - 1), ""),
     ],
 )
-def test_values_and_output(code, value, output):
+def test_values_and_output_are_those_of_python(code, value, output):
     result = evaluate_code(code)
     assert (result.value, result.output, result.error) == (value, output, "")
 

@@ -18,7 +18,7 @@ from fledgling.sandbox.process import REQUIRED_LAYERS, Limits, get_layers, run_p
 pytestmark = pytest.mark.usefixtures("layers")
 
 
-def test_value_output_and_error_of_a_program():
+def test_a_program_gives_value_output_and_error():
     result = run_program("print('hello')\n6 * 7")
     assert (result.value, result.output, result.error) == ("42", "hello\n", "")
     assert run_program("x = 1").value is None

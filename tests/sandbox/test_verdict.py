@@ -12,7 +12,7 @@ from fledgling.sandbox.verdict import CheckSeed, ProgramCheck, check_program, ch
 pytestmark = pytest.mark.usefixtures("layers")
 
 
-def test_plain_asserts_and_a_check_function():
+def test_plain_asserts_and_a_check_function_are_run():
     program = "def double(number):\n    return 2 * number"
     assert check_program(program, "assert double(2) == 4", "double").passed
     assert check_program(program, "def check(candidate):\n    assert candidate(2) == 4", "double").passed

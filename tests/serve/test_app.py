@@ -114,7 +114,7 @@ def test_stop_strings_end_an_answer_and_are_not_shown(chain, tokenizer, client):
         wait_for(lambda: worker.load == 0)
 
 
-def test_completions_with_echo_logprobs_and_several_prompts(server, client):
+def test_completions_take_echo_logprobs_and_several_prompts(server, client):
     address, _ = server
     create = client(address).completions.create
     two = create(model="tiny", prompt=["the quick", "lazy dog"], max_tokens=5, n=2, temperature=0.5, seed=1, echo=True)
@@ -217,7 +217,7 @@ def test_a_malformed_body_is_a_400(server, body):
         assert call(server[0], path, body, Content_Type="application/json")[0] == 400
 
 
-def test_content_type_size_method_and_address(server):
+def test_content_type_size_method_and_address_are_checked(server):
     address, _ = server
     good = json.dumps({"messages": ASK}).encode()
     assert call(address, "/v1/chat/completions", good, Content_Type="text/plain")[0] == 415

@@ -54,7 +54,7 @@ def test_an_answer_is_the_chats(roomy_server):
     assert text == answer["content"][0]["text"]
 
 
-def test_tools_in_two_turns(roomy_server):
+def test_a_tool_is_called_in_one_turn_and_its_result_used_in_the_next(roomy_server):
     address = roomy_server[0]
     choice = {"type": "any", "disable_parallel_tool_use": True}
     settings = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 200, "temperature": 0}

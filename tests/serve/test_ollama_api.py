@@ -53,7 +53,7 @@ def test_an_answer_is_the_chats_and_a_stream_is_the_default(roomy_server):
     )
 
 
-def test_formats_and_tools(roomy_server):
+def test_formats_and_tools_constrain_the_answer(roomy_server):
     address, long = roomy_server[0], {"num_predict": -1}
     answer = send(address, "/api/chat", messages=[ASK], format=SIZE, options=long)[1]
     assert json.loads(answer["message"]["content"])["size"] in ("s", "l")

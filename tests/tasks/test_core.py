@@ -37,7 +37,7 @@ SPAIN = "Question: The capital of Spain?\nAnswer: "
 GREECE = "Question: The capital of Greece?\nAnswer: "
 
 
-def test_multiple_choice_with_examples(tasks):
+def test_multiple_choice_is_written_after_its_examples(tasks):
     first, second, _, last = texts(tasks["choice"], "nanochat")
     assert first == [
         f"{SPAIN}Madrid city\n\n{FRANCE}Paris city\n\n{ITALY}{choice}" for choice in ("Rome city", "Rom", "Oslo is it")
@@ -64,7 +64,7 @@ def test_a_query_keeps_its_own_trailing_space(tasks):
     ]
 
 
-def test_schema(tasks):
+def test_schema_puts_each_choice_before_the_common_end(tasks):
     assert texts(tasks["schema"], "nanochat")[:2] == [
         [
             "The cup fell off the table because the cup was round.",
@@ -94,7 +94,7 @@ def test_language_modelling_with_examples_strips_every_context(tasks):
     ]
 
 
-def test_language_modelling_without_examples(tasks):
+def test_language_modelling_is_written_without_examples(tasks):
     assert [text for (text,) in texts(tasks["language_zeroshot"], "nanochat")] == [
         "Italy is where they eat in\nAnswer: Rome",
         "France is where they eat in\nAnswer: Paris",

@@ -61,7 +61,7 @@ def test_pairs_are_recognized_and_both_answers_shown(tmp_path, name):
     assert learned == ["Yes.<|assistant_end|>", "No.<|assistant_end|>"]
 
 
-def test_judged_answers_and_columns_of_other_names(tmp_path):
+def test_judged_answers_and_columns_of_other_names_are_read(tmp_path):
     source = write(tmp_path / "own.jsonl", [{"q": "Hi", "a": "Hello.", "good": n % 2 == 0} for n in range(4)])
     found = inspect_data(f"{source}?prompt=q&answer=a&label=good", data_dir=tmp_path)
     assert found["kind"] == "judged answers" and found["forms"] == {"desirable": 2, "not desirable": 2}
@@ -77,7 +77,7 @@ def test_repeated_and_nearly_repeated_rows_are_counted(tmp_path):
     assert [[place.rpartition(":")[2] for place in pair] for pair in repeats["examples"]] == [["2", "1"]]
 
 
-def test_documents_of_a_folder_and_their_overlap_with_an_exam(tmp_path):
+def test_documents_of_a_folder_are_counted_with_their_overlap_with_an_exam(tmp_path):
     root = write_public_sets(tmp_path / "data")
     item = next(json.loads(line) for line in (root / "evals/gsm8k/test.jsonl").read_text().splitlines())
     folder = tmp_path / "text"

@@ -35,7 +35,7 @@ from fledgling.text.calculator import MAX_CHARACTERS, calculate
         ("0**0", "1"),
     ],
 )
-def test_values(expression, value) -> None:
+def test_an_expression_has_the_value_of_arithmetic(expression, value) -> None:
     assert calculate(expression) == value
 
 

@@ -43,7 +43,7 @@ def normalize(*pairs):
         ([("user", "a"), ("tool", "5"), ("user", "b")], [("user", "a\n\nb")]),
     ],
 )
-def test_each_point_of_the_rule(given_turns, expected):
+def test_turns_are_normalized_by_each_point_of_the_rule(given_turns, expected):
     assert normalize(*given_turns) == expected
 
 

@@ -45,7 +45,7 @@ RATIO = np.array([0.5, 0.5, 0.9, 0.9, 1.1, 1.1, 1.25, 1.25, 1.6, 1.6])
 ADVANTAGES = np.array([1.0, -1.0] * 5) * 1.7
 
 
-def test_ppo_clip_loss_with_two_bounds():
+def test_ppo_clip_loss_follows_its_formula_with_two_bounds():
     def formula(r):
         return -np.minimum(r * ADVANTAGES, np.clip(r, 1 - 0.2, 1 + 0.3) * ADVANTAGES)
 
@@ -116,7 +116,7 @@ def test_the_ratio_is_that_of_a_token_or_of_its_answer(stage, per_answer):
         ("k3", lambda p, q: np.exp(q - p) - 1 + (p - q)),
     ],
 )
-def test_kl_estimators(kind, formula):
+def test_kl_estimators_follow_their_formulas(kind, formula):
     p, q = np.log(RNG.dirichlet(np.ones(9), size=2))
     compare(lambda x: estimate_kl(x, torch.tensor(q), kind), lambda x: formula(x, q), p)
 
@@ -146,7 +146,7 @@ def test_expected_gradients_of_the_estimators_are_those_their_docstring_names():
         torch.testing.assert_close(gradient, expected)
 
 
-def test_value_clip_loss():
+def test_value_clip_loss_follows_its_formula():
     values, old, returns = RNG.normal(size=(3, 40))
 
     def formula(v):
@@ -155,7 +155,7 @@ def test_value_clip_loss():
     compare(lambda v: value_clip_loss(v, torch.tensor(old), torch.tensor(returns), 0.2), formula, values)
 
 
-def test_token_entropy():
+def test_token_entropy_and_its_gradient_follow_the_formula():
     logits = RNG.normal(size=(4, 7))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     h = -(p * np.log(p)).sum(-1)

@@ -39,7 +39,7 @@ def paper_gae(rewards, values, gamma, gae_lambda):
     st.floats(0, 1),
     st.integers(0, 2**31),
 )
-def test_generalized_advantages_of_packed_answers(masks, gamma, gae_lambda, seed):
+def test_generalized_advantages_stay_within_packed_answers(masks, gamma, gae_lambda, seed):
     """Answers of any lengths in one row, with forced tokens anywhere: each as if it were alone."""
     rng = np.random.default_rng(seed)
     length = sum(map(len, masks)) + 2
