@@ -57,7 +57,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_sharded.py::test_ranks_send_what_the_planner_says[4-2]",
     "test_resume_elsewhere.py::test_sharded_weights_are_evaluated_and_sampled_like_whole_ones",
     "test_launch_files.py::test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up",
-    "test_journey.py::test_a_compiled_run_has_the_losses_of_an_eager_one",
+    "test_end_to_end.py::test_a_compiled_run_has_the_losses_of_an_eager_one",
     "test_budgeted.py::test_a_compiled_run_within_a_budget_has_the_memory_of_one_without",
     *(
         f"test_open_models.py::test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft[{name}]"
@@ -162,10 +162,10 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def small_runs():
-    """Runs prepare less than a user's (tests/small.py)."""
-    from tests.small import make_small  # imports torch, which `pytest --version` does not need
+    """Runs prepare less than a user's (tests/short_preparation.py)."""
+    from tests.short_preparation import shorten_preparation  # imports torch, which `pytest --version` does not need
 
-    make_small()
+    shorten_preparation()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import tokenizers  # noqa: F401
 import fledgling.evals.session
 import fledgling.train.run  # noqa: F401
 from fledgling.tasks.skills.words import harvest_words
-from tests.small import make_small
+from tests.short_preparation import shorten_preparation
 
-make_small()
+shorten_preparation()
 harvest_words()

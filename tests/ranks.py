@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 
-from tests.small import make_small
+from tests.short_preparation import shorten_preparation
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -36,7 +36,7 @@ def on_ranks(size, function, *args):
 
 
 def _rank(rank, size, port, folder, environment, function, args):
-    make_small()
+    shorten_preparation()
     os.environ.clear()  # that of the server is as old as the server
     os.environ.update(environment)
     values = (rank, size, rank, size, "127.0.0.1", port)

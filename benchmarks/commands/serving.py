@@ -60,8 +60,8 @@ def constrained(
     return measure_constrained(answers, batch, tokens, rounds, threads, suite)
 
 
-@experiment(table_of("benchmarks.doors", "format_doors"))
-def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1) -> dict:
+@experiment(table_of("benchmarks.hostile_clients", "format_hostile_clients"), name="hostile-clients")
+def hostile_clients(*, connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1) -> dict:
     """Time another user's answer and /health while hostile clients keep the server busy, and without them.
 
     Parameters
@@ -75,9 +75,9 @@ def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, thread
     threads
         Threads of the server's matrix products.
     """
-    from benchmarks.doors import measure_doors
+    from benchmarks.hostile_clients import measure_hostile_clients
 
-    return measure_doors(connections, answers, rounds, threads)
+    return measure_hostile_clients(connections, answers, rounds, threads)
 
 
 @experiment(table_of("benchmarks.page", "format_page"))

@@ -235,8 +235,8 @@ def agents(
     return values
 
 
-@experiment(table_of("benchmarks.busy", "format_busy"))
-def busy(
+@experiment(table_of("benchmarks.cpu_contention", "format_cpu_contention"), name="cpu-contention")
+def cpu_contention(
     *,
     kind: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("training", "decoding"),
     mode: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("fixed", "adapting"),
@@ -257,9 +257,9 @@ def busy(
     seconds
         Of a turn.
     """
-    from benchmarks.busy import measure_busy
+    from benchmarks.cpu_contention import measure_cpu_contention
 
-    return measure_busy(kind, mode, repeats, seconds)
+    return measure_cpu_contention(kind, mode, repeats, seconds)
 
 
 @experiment(table_of("fledgling.bench.rollouts", "format_rollouts"))

@@ -46,7 +46,8 @@ def make_file_handler(path: Path) -> Callable[[Request], Awaitable[Response]]:
     """Returns the handler that sends one file with the page's policy, or 304 to a browser that has it.
 
     The file is read once, here: a request costs no access to the disk and no thread, so that clients which request
-    files without end and never read them take little from the answers of others (`python -m benchmarks doors`).
+    files without end and never read them take little from the answers of others (`python -m benchmarks
+    hostile-clients`).
     """
     content = path.read_bytes()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'

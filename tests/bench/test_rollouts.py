@@ -6,11 +6,11 @@ from benchmarks.__main__ import main
 from fledgling.bench.rollouts import format_rollouts, measure_rollouts
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.run import run_stage
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 def test_rollouts_are_measured_next_to_plain_answers(tmp_path, capsys):
-    recipe = tiny(tmp_path)
+    recipe = make_all_stages_recipe(tmp_path)
     run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     found = measure_rollouts(recipe, tmp_path / "run" / "pretrain", rounds=2)
     assert found["batch"] == recipe.rl.prompts_per_round * recipe.rl.group_size and found["dtype"] == "float32"

@@ -9,8 +9,8 @@ from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint
 from fledgling.runtime import device
 from fledgling.train import run
 from fledgling.train.hooks import NO_EVALS
+from tests.fast_run import write_recipe
 from tests.ranks import one_thread
-from tests.smallest import write_recipe
 
 
 def test_the_skill_is_taught_both_ways_and_the_run_is_not_changed(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import constrained
 from fledgling.text.tokenizer import Tokenizer
-from tests.chain import make_chain
+from tests.chain_model import make_chain
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")

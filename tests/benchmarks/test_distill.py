@@ -11,8 +11,8 @@ from fledgling.config import load_recipe
 from fledgling.runtime import device
 from fledgling.train import run
 from fledgling.train.hooks import NO_EVALS
+from tests.fast_run import write_recipe
 from tests.ranks import one_thread
-from tests.smallest import write_recipe
 
 
 @pytest.fixture(scope="module")

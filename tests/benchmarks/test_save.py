@@ -7,11 +7,11 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.save import format_saving, measure_saving
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 def test_its_figures_add_up(tmp_path):
-    recipe = tiny(tmp_path, **{"run.out": str(tmp_path / "runs" / "one")})
+    recipe = make_all_stages_recipe(tmp_path, **{"run.out": str(tmp_path / "runs" / "one")})
     before = sorted(path.name for path in tmp_path.iterdir())
     found = measure_saving(recipe, "sft", saves=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -1,9 +1,9 @@
 """kill -9 at random moments of a training run: python -m tests.campaigns.kill --count 200 --seed 1
 
-Every shot: a stage of the tiny run starts in its own process, is killed, is started again and runs to its end. The
-checks: the newest checkpoint is valid and no torn one remains; at most one save interval is lost, and the steps made
-while the checkpoint after it was being written; and the end equals that of a run that was never stopped: the same bytes
-in every file of every checkpoint, the same lines of metrics, evaluations and samples.
+Every shot: a stage of the run of all stages starts in its own process, is killed, is started again and runs to its end.
+The checks: the newest checkpoint is valid and no torn one remains; at most one save interval is lost, and the steps
+made while the checkpoint after it was being written; and the end equals that of a run that was never stopped: the same
+bytes in every file of every checkpoint, the same lines of metrics, evaluations and samples.
 
 Half of the shots aim at a save: they wait for its temporary directory and for a random number of files in it. The
 processes are forked from this one, which has imported what the reference run imported, and computed nothing (a process
@@ -34,7 +34,7 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
 from fledgling.train.hooks import StageHooks
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 EVERY, STEPS = 4, 12  # save interval and length of a stage
 SETTINGS = {
@@ -111,8 +111,8 @@ class Range:
         self.folder, self.log = folder, folder / "error.txt"
         times = folder / "times.json"
         if not times.exists():
-            tiny(folder, **SETTINGS)
-        self.recipe = load_recipe(folder / "tiny.toml", [f"{key}={value}" for key, value in SETTINGS.items()])
+            make_all_stages_recipe(folder, **SETTINGS)
+        self.recipe = load_recipe(folder / "all_stages.toml", [f"{key}={value}" for key, value in SETTINGS.items()])
         self.run, self.reference = Path(self.recipe.run.out), folder / "reference"
         if not times.exists():
             shutil.rmtree(self.run, ignore_errors=True)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fledgling.record import checkpoint, read_jsonl
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR2}
 STEPS, FAULT_STEP = 30, 7  # steps of a run, saved every five; the step after which the fault comes
@@ -118,7 +118,7 @@ def make_settings(out: Path, steps: int) -> dict[str, object]:
 def start_run(folder: Path, name: str, ranks: int = 4, agents: int = 1, steps: int = STEPS) -> Run:
     """Starts pretraining of the smallest model in folder/NAME, with `ranks` ranks in all."""
     if not (folder / "site").exists():
-        tiny(folder)
+        make_all_stages_recipe(folder)
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(RAISE_ON_SIGNAL)
     out = folder / name
@@ -126,7 +126,7 @@ def start_run(folder: Path, name: str, ranks: int = 4, agents: int = 1, steps: i
     arguments = [
         "train",
         "pretrain",
-        str(folder / "tiny.toml"),
+        str(folder / "all_stages.toml"),
         *(f"--set={key}={value}" for key, value in settings.items()),
     ]
     paths = [str(folder / "site"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]

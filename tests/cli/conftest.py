@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from fledgling.train.run import run_stage
+from tests.all_stages import make_all_stages_recipe
 from tests.made_up_sets import write_public_sets
-from tests.tiny import tiny
 
 
 @pytest.fixture(scope="session")
 def original_run(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("evaluated")
-    run_stage(tiny(folder, **{"stages": '["pretrain"]', "pretrain.steps": 2}), "pretrain", quiet=True)
+    run_stage(make_all_stages_recipe(folder, **{"stages": '["pretrain"]', "pretrain.steps": 2}), "pretrain", quiet=True)
     return folder / "run", write_public_sets(folder / "data")
 
 

@@ -14,7 +14,7 @@ from fledgling.cli import main
 from fledgling.config import load_recipe
 from fledgling.record.run_lock import hold_lock
 from fledgling.train.run import run_stage
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 from tests.train.test_resume_check import digests
 
 PAGE = Path(__file__).parents[2] / "docs" / "runs.md"

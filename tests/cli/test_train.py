@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from fledgling.record import read_jsonl
-from tests.smallest import write_pairs, write_recipe
+from tests.fast_run import write_pairs, write_recipe
 
 STAGES = '--set=stages=["pretrain", "dpo"]'
 
@@ -29,7 +29,7 @@ def train_dpo(run_command, folder, *settings):
     """Runs the documented command on a pretrained run; returns the lines of metrics.jsonl."""
     shutil.rmtree(folder / "run" / "dpo", ignore_errors=True)
     words = [f"--set={setting}" for setting in ("sft.mixture={}", *settings)]
-    code, out, err = run_command("train", "dpo", folder / "smallest.toml", STAGES, *words)
+    code, out, err = run_command("train", "dpo", folder / "fast.toml", STAGES, *words)
     assert code == 0, err
     assert "dpo done" in out
     return read_jsonl(folder / "run" / "dpo" / "metrics.jsonl")
@@ -128,7 +128,7 @@ def test_a_reward_model_is_the_last_stage(run_command, pretrained):
     code, _, err = run_command(
         "train",
         "dpo",
-        pretrained / "smallest.toml",
+        pretrained / "fast.toml",
         "--set=sft.mixture={}",
         "--set=dpo.objective=reward",
         '--set=stages=["pretrain", "dpo", "rl"]',

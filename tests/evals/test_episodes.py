@@ -10,7 +10,7 @@ from fledgling.infer.sampling import SamplingParams
 from fledgling.tasks import load_task
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rollout import Rollout
-from tests.chain import make_chain
+from tests.chain_model import make_chain
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.tokenizer_json import SPECIAL_TOKENS, build_tokenizer_json
 from fledgling.text.truncation import drop_oldest_turns
 from fledgling.text.unicode_classes import make_probe
-from tests.chain import list_adding_successors, make_chain
+from tests.chain_model import list_adding_successors, make_chain
 from tests.export.conftest import random_model
 
 needs_node = pytest.mark.skipif(find_node() is None, reason="no Node on this machine")

@@ -17,7 +17,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.serve.page_files import PAGE
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
-from tests.chain import make_chain
+from tests.chain_model import make_chain
 from tests.export.conftest import random_model
 from tests.serve.conftest import browser  # noqa: F401 - a fixture
 from tests.serve.test_page import FIND_MARKUP, PAYLOADS, STORE_PAYLOADS, send, settings

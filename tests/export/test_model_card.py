@@ -17,7 +17,7 @@ from fledgling.infer.engine import Engine
 from fledgling.record import Recorder
 from fledgling.tasks.task import GeneratedTask, Question, score_exact_match
 from fledgling.text.tokenizer import Tokenizer
-from tests.chain import list_adding_successors, make_chain
+from tests.chain_model import list_adding_successors, make_chain
 
 CONFIG = ModelConfig(vocab_size=330, depth=2, width=32, heads=4, kv_heads=2, context=1024, intermediate_size=96)
 RECIPE = 'name = "owl"\nseed = 7\n'

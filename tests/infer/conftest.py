@@ -8,7 +8,7 @@ import pytest
 
 from fledgling.infer.engine import Engine
 from fledgling.text.tokenizer import Tokenizer
-from tests.chain import list_adding_successors, make_chain
+from tests.chain_model import list_adding_successors, make_chain
 
 CONTEXT = 64
 

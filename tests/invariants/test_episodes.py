@@ -22,7 +22,7 @@ from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.rollout import Rollout
 from fledgling.train.stage import Stage
-from tests.chain import make_chain
+from tests.chain_model import make_chain
 
 WORDS = Tokenizer.train(
     ["I think of a number. Find it with guess(150) higher lower yes "] * 20, 340, letter_tokens=True

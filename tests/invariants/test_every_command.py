@@ -15,10 +15,10 @@ import pytest
 
 from fledgling.cli import main
 from tests.command_tree import iterate_commands
+from tests.fast_run import write_recipe
 from tests.invariants.test_docs import ROOT, commands
 from tests.made_up_core import write_core_bundle
 from tests.made_up_sets import write_public_sets
-from tests.smallest import write_recipe
 
 AS_SHOWN = None
 VERIFY = "tests/cli/test_verify.py::test_what_holds_is_a_table_with_its_notes"
@@ -113,19 +113,18 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "doctor": "fledgling doctor --json",
         "fledgling plan --depth 20 --gpus 8 --gpu h100": AS_SHOWN,
         "fledgling plan --depth 20 --gpus 8 --gpu h100 --link ethernet-100g": AS_SHOWN,
-        "plan": "fledgling plan smallest.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 "
-        "--vocab-size 300",
+        "plan": "fledgling plan fast.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 --vocab-size 300",
         "fledgling plan d12-1gpu": AS_SHOWN,
         "fledgling plan --minutes 15": AS_SHOWN,
-        "plan hours": "fledgling plan smallest.toml --hours 0.1 --json",
+        "plan hours": "fledgling plan fast.toml --hours 0.1 --json",
         "fledgling plan d20-8xh100 --usd 50 --gpu h100 --gpus 8": AS_SHOWN,
-        "plan inference": "fledgling plan smallest.toml --inference --length 16 --conversations 2 --json",
+        "plan inference": "fledgling plan fast.toml --inference --length 16 --conversations 2 --json",
         "fledgling plan compare --depth 12": AS_SHOWN,
         "fledgling plan --depth 12 --peak 165 --bandwidth 1008 --memory 24 --price 0.40": AS_SHOWN,
         "fledgling plan devices --hours 24 --price h100=3 --price t4=0.35": (
             "fledgling plan devices --gpu h100 t4 --hours 24 --price h100=3 --price t4=0.35"
         ),
-        "fledgling speedrun quickstart --dry-run": "fledgling speedrun smallest.toml --dry-run",
+        "fledgling speedrun quickstart --dry-run": "fledgling speedrun fast.toml --dry-run",
         "plan compare": "fledgling plan compare --depth 1 2 --context 32 --vocab-size 300 --json",
         "fledgling config show quickstart": AS_SHOWN,
         "fledgling config show quickstart --set sft.steps=400 --set sft.mixture.spelling=0.3": AS_SHOWN,
@@ -148,7 +147,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling import exported runs/again": AS_SHOWN,
         "import": "fledgling import exported runs/again-json --json",
         "fledgling train sft quickstart --set adapter.method=lora --set adapter.rank=8": (
-            "fledgling train sft smallest.toml --set adapter.method=lora --set adapter.rank=8 --resume never"
+            "fledgling train sft fast.toml --set adapter.method=lora --set adapter.rank=8 --resume never"
         ),
         "fledgling export adapter runs/quickstart adapter": AS_SHOWN,
         "export adapter": "fledgling export adapter runs/quickstart named --base somewhere/model --json",
@@ -222,7 +221,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         ),
         "fledgling data prepare d20-8xh100 --workers 32 --set 'tokenizer.sources=[\"fineweb-edu-100b\"]' "
         "--set 'pretrain.mixture={fineweb-edu-100b=1.0}'": (
-            "fledgling data prepare smallest.toml --workers 1 --set run.out=runs/prepared"
+            "fledgling data prepare fast.toml --workers 1 --set run.out=runs/prepared"
         ),
         "tokenizer train": "fledgling tokenizer train text --vocab-size 300 --no-letter-tokens --max-characters 4000 "
         "--max-digits 2 --trainer tokenizers --out trained --json",
@@ -235,34 +234,33 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
     },
     {
         "fledgling train pretrain quickstart --set run.max_rollbacks=3": (
-            "fledgling train pretrain smallest.toml --set run.max_rollbacks=3 --set run.out=runs/rollbacks"
+            "fledgling train pretrain fast.toml --set run.max_rollbacks=3 --set run.out=runs/rollbacks"
         ),
         'fledgling train dpo quickstart --set \'stages=["pretrain", "midtrain", "sft", "dpo"]\' '
         "--set dpo.pairs=pairs.jsonl": (
-            'fledgling train dpo smallest.toml --set \'stages=["pretrain", "sft", "dpo"]\' --set dpo.pairs=pairs.jsonl'
+            'fledgling train dpo fast.toml --set \'stages=["pretrain", "sft", "dpo"]\' --set dpo.pairs=pairs.jsonl'
         ),
         "fledgling train rl quickstart --set 'rl.rewards={task = 1.0, \"rewards.py:polite\" = 0.2}'": (
-            "fledgling train rl smallest.toml --set 'rl.rewards={task = 1.0, \"rewards.py:vowels\" = 0.2}' "
-            "--resume never"
+            "fledgling train rl fast.toml --set 'rl.rewards={task = 1.0, \"rewards.py:vowels\" = 0.2}' --resume never"
         ),
         "fledgling distill runs/quickstart arithmetic answers.jsonl --count 2000": (
             "fledgling distill runs/quickstart arithmetic answers.jsonl --count 3 --temperature 0 --max-new-tokens 4 "
             "--seed 2 --data-dir data --device cpu --dtype float32 --json"
         ),
         "fledgling train sft quickstart --set distill.teacher=runs/teacher --set distill.top_k=32": (
-            "fledgling train sft smallest.toml --set distill.teacher=runs/quickstart/pretrain --set distill.top_k=32 "
+            "fledgling train sft fast.toml --set distill.teacher=runs/quickstart/pretrain --set distill.top_k=32 "
             "--resume never"
         ),
         "fledgling train rl quickstart --set rl.algorithm=distill --set distill.teacher=runs/teacher "
         "--set rl.kl_weight=0 --set rl.advantage_normalization=none": (
-            "fledgling train rl smallest.toml --set rl.algorithm=distill --resume never "
+            "fledgling train rl fast.toml --set rl.algorithm=distill --resume never "
             '--set distill.teacher=runs/quickstart/pretrain --set \'stages=["pretrain", "sft", "rl"]\''
         ),
         "fledgling train sft quickstart --set sft.quantization_aware=int4": (
-            "fledgling train sft smallest.toml --set sft.quantization_aware=int4 --resume never"
+            "fledgling train sft fast.toml --set sft.quantization_aware=int4 --resume never"
         ),
         "fledgling speedrun quickstart --watch": (
-            "fledgling speedrun smallest.toml --set run.out=runs/watched --watch --watch-port 0"
+            "fledgling speedrun fast.toml --set run.out=runs/watched --watch --watch-port 0"
         ),
         "bench train": "fledgling bench train --batch 1 --context 16 --depth 1 --vocab-size 300 --steps 1 "
         "--set run.compile=off --set model.width=64 --json",
@@ -277,14 +275,14 @@ REFUSED = {  # options that need what a test does not have: refused in one line
     "fledgling serve runs/quickstart --allow-host http://a.example": "without scheme and port",
     "fledgling serve runs/quickstart --allow-origin *": "expected SCHEME://HOST[:PORT]",
     "fledgling bench infer --peers --batch 0": "batch",
-    "fledgling bench learn base= tied --minutes 0 --recipe smallest.toml --points 2 --held-out-kb 9 --clock cpu "
+    "fledgling bench learn base= tied --minutes 0 --recipe fast.toml --points 2 --held-out-kb 9 --clock cpu "
     "--json": "minutes 0",
     "fledgling speedrun quickstart --usd 5 --gpu h100 --price 3": "`fledgling plan --usd` plans for a card that",
     "fledgling speedrun quickstart --minutes 5 --hours 2": "give one of them",
     "fledgling plan --usd 5": "--price",
     "fledgling bench gpu --no-tiny --out gpu --minutes 0": "minutes",
     "fledgling data fetch nowhere --shards 2": "nowhere",
-    "fledgling scaling run --depths 1 --budgets 1e3 --recipe smallest.toml": "budget",
+    "fledgling scaling run --depths 1 --budgets 1e3 --recipe fast.toml": "budget",
     "fledgling scaling check nowhere --depth 1 --set run.threads=1": "nowhere",
     "fledgling eval lm-eval nowhere --tasks arc_easy --limit 1 --include folder --shots 0 --device cpu --dtype float32 "
     "--json": "",
@@ -309,7 +307,7 @@ def folder(tmp_path_factory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for words in ("pretrain smallest.toml", "sft smallest.toml", f"pretrain smallest.toml {LLAMA}"):
+        for words in ("pretrain fast.toml", "sft fast.toml", f"pretrain fast.toml {LLAMA}"):
             assert main(["train", *words.split()]) == 0
     finally:
         os.chdir(before)

@@ -11,12 +11,14 @@ from fledgling.infer.sampling import SamplingParams
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.train import loop, run
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_family_learns_in_pretraining_and_reinforcement(family, tmp_path):
-    recipe = tiny(tmp_path, **{"model.family": family, "stages": '["pretrain", "rl"]', "pretrain.steps": 20})
+    recipe = make_all_stages_recipe(
+        tmp_path, **{"model.family": family, "stages": '["pretrain", "rl"]', "pretrain.steps": 20}
+    )
     for stage in recipe.stages:
         assert run.run_stage(recipe, stage, quiet=True)
     losses = [line["loss"] for line in read_jsonl(tmp_path / "run" / "pretrain" / "metrics.jsonl")]
@@ -32,7 +34,10 @@ def test_every_family_learns_in_pretraining_and_reinforcement(family, tmp_path):
 def test_a_tied_model_resumes_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     """One tensor under two names in the checkpoint, one state in the optimizer."""
     options = {"model.family": "gpt2", "stages": '["pretrain"]', "pretrain.steps": 4}
-    recipes = [tiny(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'}) for name in ("whole", "halves")]
+    recipes = [
+        make_all_stages_recipe(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'})
+        for name in ("whole", "halves")
+    ]
     run.run_stage(recipes[0], "pretrain", quiet=True)
     for prepared in ("tokenizer", "data"):
         shutil.copytree(tmp_path / "whole" / prepared, tmp_path / "halves" / prepared)

@@ -20,9 +20,9 @@ from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
+from tests.all_stages import make_all_stages_recipe
 from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks, one_thread
-from tests.tiny import tiny
 
 EVERYTHING = {
     "model.flash_norm": "true",
@@ -55,7 +55,10 @@ EVERYTHING = {
 )
 def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch):
     options = {**options, "stages": '["pretrain"]'}
-    recipes = [tiny(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'}) for name in ("whole", "halves")]
+    recipes = [
+        make_all_stages_recipe(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'})
+        for name in ("whole", "halves")
+    ]
     run.run_stage(recipes[0], "pretrain", quiet=True)
     for prepared in ("tokenizer", "data"):
         shutil.copytree(tmp_path / "whole" / prepared, tmp_path / "halves" / prepared)

@@ -45,7 +45,7 @@ def list_recorded_names(run: Path) -> set[str]:
 
 
 def check_every_recorded_name_is_described(run: Path) -> None:
-    """Asserts that the table has every figure that a run has recorded (the journey calls this with a whole run)."""
+    """Asserts that the table has every figure that a run has recorded (a whole one: tests/end_to_end)."""
     missing = sorted(name for name in list_recorded_names(run) if not is_described(name))
     assert not missing, f"docs/evaluation.md, Every figure, has no row for {', '.join(missing)}"
 

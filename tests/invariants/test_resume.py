@@ -8,8 +8,8 @@ import pytest
 from fledgling.config import STAGES
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import loop, run
+from tests.all_stages import make_all_stages_recipe
 from tests.stop_request import StopRequest
-from tests.tiny import tiny
 
 
 def tensors(out, stage):
@@ -52,7 +52,7 @@ EVERY_STEP = bool(os.environ.get("FLEDGLING_FULL"))
 def finished(tmp_path_factory):
     """A run of all stages that never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    recipe = tiny(folder)
+    recipe = make_all_stages_recipe(folder)
     for stage in STAGES:
         assert run.run_stage(recipe, stage, quiet=True)
     return folder, recipe
@@ -62,7 +62,7 @@ def finished(tmp_path_factory):
 def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
     folder, _ = finished
     stage, settings = CASES[case]
-    recipe, out = tiny(folder, **settings), folder / "run"
+    recipe, out = make_all_stages_recipe(folder, **settings), folder / "run"
     shutil.rmtree(out / stage)
     assert run.run_stage(recipe, stage, quiet=True)
     whole, state = tensors(out, stage)

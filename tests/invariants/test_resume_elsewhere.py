@@ -15,9 +15,9 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
 from fledgling.train.hooks import NO_EVALS
+from tests.all_stages import make_all_stages_recipe
 from tests.ranks import on_ranks, one_thread
 from tests.stop_request import StopRequest
-from tests.tiny import tiny
 
 FULL_SIZE = bool(os.environ.get("FLEDGLING_FULL"))
 FOUR_MICRO_BATCHES = {f"{stage}.batch_tokens": 1024 for stage in STAGES[:3]}
@@ -59,7 +59,7 @@ def test_a_run_stopped_on_several_ranks_is_resumed_elsewhere(tmp_path, monkeypat
     """Stopped on two ranks with sharded parameters, finished on one; at full size from four to two and four too."""
     monkeypatch.setattr(device, "measure_peak_flops", device.measure_peak_flops)  # undone afterwards, here
     with one_thread():
-        recipe = tiny(tmp_path, **FOUR_MICRO_BATCHES)
+        recipe = make_all_stages_recipe(tmp_path, **FOUR_MICRO_BATCHES)
         whole = Path(recipe.run.out)
         for stage in STAGES:
             assert run.run_stage(recipe, stage, quiet=True, hooks=NO_EVALS)
@@ -92,7 +92,7 @@ def evaluated(recipe: Recipe, root: str, zero: int) -> list[bool]:
 
 
 def test_sharded_weights_are_evaluated_and_sampled_like_whole_ones(tmp_path):
-    recipe = tiny(tmp_path, **FOUR_MICRO_BATCHES, **{"rl.algorithm": "ppo", "pretrain.eval_every": 2})
+    recipe = make_all_stages_recipe(tmp_path, **FOUR_MICRO_BATCHES, **{"rl.algorithm": "ppo", "pretrain.eval_every": 2})
     for zero in (1, 3):
         assert on_ranks(2, evaluated, recipe, str(tmp_path / str(zero)), zero) == [[True] * 3] * 2
     for stage in ("pretrain", "midtrain", "rl"):

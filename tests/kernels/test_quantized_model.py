@@ -17,7 +17,7 @@ from fledgling.plan import inference
 from fledgling.record import checkpoint
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.run import parent_checkpoint
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_it_cannot_be_quantized_again_exported_or_trained(make_checkpoint, tmp_p
         capsys.readouterr()
         assert main([*command, str(tmp_path / "out"), str(tmp_path / "again")]) == 1
         assert "is quantized to 8 bits and cannot be" in capsys.readouterr().err
-    recipe = tiny(tmp_path)
+    recipe = make_all_stages_recipe(tmp_path)
     run = tmp_path / "run"
     (run / "pretrain/checkpoints").mkdir(parents=True)
     (tmp_path / "out/step-00000007").rename(run / "pretrain/checkpoints/step-00000007")

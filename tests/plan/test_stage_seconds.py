@@ -9,7 +9,7 @@ from fledgling.plan.budget import TrainingSpeed, choose_run
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.stage_seconds import ACCELERATOR_SHARE, REFERENCE_FLOPS, SLOWEST, estimate_core_time, total_seconds
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 SMALL = 470_784  # FLOPs of a token of the smallest recipe's model
 

@@ -14,7 +14,7 @@ import yaml
 
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime.exit_codes import FAILED, STOPPED, USAGE_ERROR
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -57,8 +57,8 @@ def find_processes(mark: str) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up(tmp_path):
-    tiny(tmp_path)
-    recipe = tmp_path / "tiny.toml"
+    make_all_stages_recipe(tmp_path)
+    recipe = tmp_path / "all_stages.toml"
     text = recipe.read_text(encoding="utf-8")
     text = text.replace("seed = 3\n", 'seed = 3\nstages = ["pretrain"]\n', 1).replace("steps = 4", "steps = 40", 1)
     recipe.write_text(text, encoding="utf-8")

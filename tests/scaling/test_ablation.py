@@ -19,7 +19,7 @@ from fledgling.scaling.ablation import (
     plan_ablation,
 )
 from fledgling.scaling.results import SweepRun, dump_settings, load_sweep
-from tests.tiny import text_file
+from tests.all_stages import text_file
 
 
 def trial(variant: str, seed: int, bits: float) -> Trial:

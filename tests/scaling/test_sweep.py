@@ -13,8 +13,8 @@ from fledgling.scaling.analysis import PRIMARY_COUNT, analyze_sweep
 from fledgling.scaling.results import load_sweep
 from fledgling.scaling.sweep import claim_directory, make_grid, only_final_bpb, run_sweep
 from fledgling.train.stage import Eval
+from tests.all_stages import text_file
 from tests.scaling.synthetic_sweep import make_sweep
-from tests.tiny import text_file
 
 BUDGETS = (2.5e9, 5e9)
 

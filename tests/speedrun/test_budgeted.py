@@ -25,8 +25,8 @@ from fledgling.speedrun.stages import run_stages
 from fledgling.train import loop, queued_step, training_speed
 from fledgling.train import run as train_run
 from fledgling.train.loop import TrainingStopped
+from tests.fast_run import write_recipe
 from tests.ranks import one_thread
-from tests.smallest import write_recipe
 from tests.stop_request import StopRequest
 
 OPTIONS = ['stages=["pretrain", "sft"]', "pretrain.steps=20", "sft.steps=20"]
@@ -109,7 +109,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert "Expected before it began" in build_report(run_dir).read_text()
     assert go(recipe, clock) == [] and load_past_runs((user_file(),)) == [past], "a finished run is not counted again"
     with pytest.raises(UserError, match=r"has begun within --minutes 1 with other settings: .* --set run.out=DIR"):
-        go(load_recipe(tmp_path / "smallest.toml", [*OPTIONS, "seed=2"]), clock)
+        go(load_recipe(tmp_path / "fast.toml", [*OPTIONS, "seed=2"]), clock)
     with pytest.raises(UserError, match=r"has begun within --minutes 1, and --minutes 5 is given: leave it out"):
         go(recipe, clock, Budget(300.0, "--minutes 5"))
     for text, reason in (("[]", "not a JSON object"), ("{}", "it has no 'recipe'"), ('{"recipe": 1}', "")):
@@ -123,7 +123,7 @@ def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, cl
     options = [*OPTIONS, "run.compile=on", "pretrain.batch_tokens=2048", "pretrain.micro_batch_size=32"]
     sizes, assumed = [], budgeted.measure_training_speed
     for name in ("without", "within"):
-        sized = load_recipe(tmp_path / "smallest.toml", [*options, f"run.out={tmp_path / name}"])
+        sized = load_recipe(tmp_path / "fast.toml", [*options, f"run.out={tmp_path / name}"])
 
         def measure(recipe, world, setup, seconds):
             training_speed.measure_training_speed(recipe, world, setup, 0.0)

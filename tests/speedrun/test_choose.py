@@ -10,7 +10,7 @@ from fledgling.plan.hardware import find_device
 from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
 from fledgling.plan.past_runs import SHIPPED, load_past_runs
 from fledgling.speedrun.choose import list_measured_exams, plan_budgeted_run
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 
 def test_bits_per_byte_time_and_memory_are_forecast_once_and_not_as_the_share_of_an_exam():

@@ -19,9 +19,9 @@ from fledgling.speedrun.stages import run_stages
 from fledgling.train import check_recipe as check_recipe_module
 from fledgling.train.check_recipe import check_recipe
 from fledgling.train.trial_step import make_trial_step, trace_step
+from tests.fast_run import WORDS, write_recipe
 from tests.made_up_sets import write_public_sets, write_rows
 from tests.ranks import one_thread
-from tests.smallest import WORDS, write_recipe
 
 
 @pytest.fixture(autouse=True)

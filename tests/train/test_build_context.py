@@ -10,8 +10,8 @@ from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.build_context import require_same_data
 from fledgling.train.data_preparer import DataPreparer
+from tests.all_stages import make_all_stages_recipe
 from tests.ranks import on_ranks
-from tests.tiny import tiny
 
 CASES = {"good": (-1, False), "other text": (-1, True), "no room": (2, False)}  # the failing rank, another text
 
@@ -53,7 +53,7 @@ def prepare_once(world: World, folder: str, recipe, failing: int, other_text: bo
 def outcomes(tmp_path_factory) -> list[dict[str, tuple[str, str]]]:
     """What happened in each case, by rank."""
     folder = tmp_path_factory.mktemp("machines")
-    return on_ranks(4, prepare_on_two_machines, str(folder), tiny(folder))
+    return on_ranks(4, prepare_on_two_machines, str(folder), make_all_stages_recipe(folder))
 
 
 def test_the_first_rank_of_each_machine_prepares_for_the_others(outcomes):

@@ -14,8 +14,8 @@ from fledgling.corpora import prepare, tokenization
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
+from tests.all_stages import make_all_stages_recipe
 from tests.ranks import on_ranks, one_thread
-from tests.tiny import tiny
 
 LARGE_SOURCE = [
     (prepare, "MAX_IN_MEMORY_BYTES", 1000),
@@ -28,7 +28,7 @@ LARGE_SOURCE = [
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    small = tiny(tmp_path)
+    small = make_all_stages_recipe(tmp_path)
     texts = [path.read_text() for path in sorted((tmp_path / "text").glob("*.txt"))]
     source = tmp_path / "web"
     source.mkdir()
@@ -71,11 +71,11 @@ def test_steps_on_two_ranks_are_those_of_one(recipe, tmp_path):
 
 def test_data_prepare_prints_what_it_wrote_and_writes_it_once(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fledgling.cli.data.load_recipe", lambda *_: recipe)
-    assert main(["data", "prepare", "tiny", "--workers", "1"]) == 0
+    assert main(["data", "prepare", "all_stages", "--workers", "1"]) == 0
     out, err = capsys.readouterr()
     assert "training, " in out and "held out, " in out and "documents/s" in err and "MB/s" in err
     written = {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")}
-    assert main(["data", "prepare", "tiny"]) == 0
+    assert main(["data", "prepare", "all_stages"]) == 0
     second_out, second_err = capsys.readouterr()
     assert second_out == out and "tokenizing" not in second_err and len(written) >= 4
     assert "tokens found again in" in second_err and "4 files (4 .parquet)" in err and "4 files" in second_err

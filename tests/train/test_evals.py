@@ -10,13 +10,15 @@ from fledgling.tasks.task import Question
 from fledgling.train import evals
 from fledgling.train.hooks import StageHooks
 from fledgling.train.run import run_stage
+from tests.all_stages import make_all_stages_recipe
 from tests.made_up_core import BASELINES, write_core_bundle
-from tests.tiny import tiny
 
 
 def test_core_is_measured_every_few_steps_and_its_tasks_at_the_end(tmp_path):
     root = write_core_bundle(tmp_path / "data")
-    recipe = tiny(tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'})
+    recipe = make_all_stages_recipe(
+        tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'}
+    )
     run_stage(recipe, "pretrain", quiet=True)
     evals = read_jsonl(tmp_path / "run" / "pretrain" / "evals.jsonl")
     core = [(line["step"], line["n"]) for line in evals if line["name"] == "core"]
@@ -26,7 +28,7 @@ def test_core_is_measured_every_few_steps_and_its_tasks_at_the_end(tmp_path):
 
 
 def test_without_its_files_there_is_one_notice(tmp_path):
-    recipe = tiny(tmp_path, **{"pretrain.core_every": 1, "run.data_dir": f'"{tmp_path}"'})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.core_every": 1, "run.data_dir": f'"{tmp_path}"'})
     run_stage(recipe, "pretrain", quiet=True)
     stage = tmp_path / "run" / "pretrain"
     notices = [line["text"] for line in read_jsonl(stage / "notices.jsonl") if "CORE" in line["text"]]
@@ -41,7 +43,7 @@ def test_the_large_recipe_measures_core():
 
 def test_the_same_weights_have_one_value_at_the_end_of_a_stage_and_at_the_start_of_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(evals, "FIRST_ROWS", 4)
-    recipe = tiny(tmp_path, **{"pretrain.eval_questions": 8, "midtrain.eval_questions": 8})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.eval_questions": 8, "midtrain.eval_questions": 8})
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     for stage in ("pretrain", "midtrain"):
         run_stage(recipe, stage, quiet=True, hooks=StageHooks(select_evals=lambda evals: evals[:3]))
@@ -55,7 +57,7 @@ def test_the_same_weights_have_one_value_at_the_end_of_a_stage_and_at_the_start_
 
 
 def test_compressors_are_compared_with_after_pretraining_alone(tmp_path):
-    recipe = tiny(tmp_path)
+    recipe = make_all_stages_recipe(tmp_path)
     for stage, expected in (("pretrain", True), ("midtrain", False)):
         found = []
         hooks = StageHooks(select_evals=lambda evals, found=found: found.extend(evals) or ())

@@ -11,9 +11,9 @@ from fledgling.infer.engine import Engine
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
+from tests.all_stages import make_all_stages_recipe
 from tests.made_up_core import write_core_bundle
 from tests.ranks import on_ranks, one_thread
-from tests.tiny import tiny
 
 STAGES = ("pretrain", "sft", "rl")
 COUNTED = ("evals", "samples")
@@ -53,7 +53,7 @@ def test_two_ranks_record_the_lines_of_one_and_share_the_work(tmp_path, restored
     root = write_core_bundle(tmp_path / "data")
     settings = {"stages": '["pretrain", "sft", "rl"]', "run.data_dir": f'"{root}"'}
     settings |= {"pretrain.core_every": 2, "pretrain.core_max_per_task": 3, "sft.eval_every": 2, "rl.eval_every": 2}
-    recipe = tiny(tmp_path, **settings)
+    recipe = make_all_stages_recipe(tmp_path, **settings)
     with one_thread():
         alone = run_stages_counting(recipe, str(tmp_path / "one"))
     ranks = on_ranks(2, run_stages_counting, recipe, str(tmp_path / "two"))

@@ -4,12 +4,12 @@ from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.run import run_stage
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 def test_the_test_wordings_are_asked_at_the_end_only_and_every_line_says_what_is_independent(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    recipe = tiny(
+    recipe = make_all_stages_recipe(
         tmp_path,
         **{
             "stages": '["pretrain", "rl"]',

@@ -13,9 +13,9 @@ from fledgling.runtime import device
 from fledgling.train import loop, run
 from fledgling.train.health import MAX_BAD_STEPS, Health
 from fledgling.train.hooks import NO_EVALS
+from tests.all_stages import make_all_stages_recipe
 from tests.ranks import on_ranks
 from tests.stop_request import StopRequest
-from tests.tiny import tiny
 
 STEPS = {f"{stage}.{key}": value for stage in ("pretrain", "dpo", "rl") for key, value in {"steps": 8}.items()}
 BAD_STEPS = {3, 4, 5}  # positions in the data
@@ -91,7 +91,7 @@ pytestmark = pytest.mark.usefixtures("one_thread_known_peak")
 
 def recipe_for(folder, **settings):
     shutil.rmtree(folder / "run", ignore_errors=True)
-    return tiny(folder, **{**STEPS, "pretrain.save_every": 2, **settings})
+    return make_all_stages_recipe(folder, **{**STEPS, "pretrain.save_every": 2, **settings})
 
 
 @pytest.mark.parametrize("kind", ["both", "gradient", "value"])

@@ -17,7 +17,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import run
 from fledgling.train.copied_source import describe_changed_source
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 def export_random_model(folder, family: str) -> tuple[Transformer, Tokenizer]:
@@ -41,7 +41,7 @@ def test_the_first_stage_starts_from_a_hugging_face_directory(family, stages, tm
     model, tokenizer = export_random_model(tmp_path, family)
     options = {"stages": stages, "run.init_from": f'"{tmp_path / "source"}"', "optimizer.matrix_lr": 1e-9}
     options |= {f"optimizer.{role}_lr": 1e-9 for role in ("embedding", "head", "scalar")}
-    recipe = tiny(tmp_path, **options)
+    recipe = make_all_stages_recipe(tmp_path, **options)
     for stage in recipe.stages:
         assert run.run_stage(recipe, stage, quiet=True)
     loaded, loaded_tokenizer, state = load_model(tmp_path / "run")
@@ -56,10 +56,10 @@ def test_the_first_stage_starts_from_a_hugging_face_directory(family, stages, tm
 
 
 def test_a_run_starts_from_a_checkpoint(tmp_path):
-    first = tiny(tmp_path, stages='["pretrain"]')
+    first = make_all_stages_recipe(tmp_path, stages='["pretrain"]')
     run.run_stage(first, "pretrain", quiet=True)
     initial = load_checkpoint(find_latest_checkpoint(tmp_path / "run/pretrain/checkpoints")).tensors["model"]
-    second = tiny(
+    second = make_all_stages_recipe(
         tmp_path, stages='["sft"]', **{"run.init_from": f'"{tmp_path / "run"}"', "run.out": f'"{tmp_path / "second"}"'}
     )
     run.run_stage(second, "sft", quiet=True)
@@ -118,13 +118,13 @@ def test_what_the_given_weights_decide_is_named(tmp_path):
 
 
 def test_a_missing_source_and_another_tokenizer_are_errors(tmp_path):
-    recipe = tiny(tmp_path, stages='["pretrain"]', **{"run.init_from": f'"{tmp_path / "nowhere"}"'})
+    recipe = make_all_stages_recipe(tmp_path, stages='["pretrain"]', **{"run.init_from": f'"{tmp_path / "nowhere"}"'})
     with pytest.raises(UserError, match="nowhere does not exist"):
         run.run_stage(recipe, "pretrain", quiet=True)
     export_random_model(tmp_path, "llama")
-    plain = tiny(tmp_path, stages='["pretrain"]')
+    plain = make_all_stages_recipe(tmp_path, stages='["pretrain"]')
     run.run_stage(plain, "pretrain", quiet=True)
-    other = tiny(tmp_path, stages='["pretrain"]', **{"run.init_from": f'"{tmp_path / "source"}"'})
+    other = make_all_stages_recipe(tmp_path, stages='["pretrain"]', **{"run.init_from": f'"{tmp_path / "source"}"'})
     with pytest.raises(UserError, match="another tokenizer"):
         run.run_stage(other, "pretrain", resume="never", quiet=True)
 

@@ -18,15 +18,15 @@ from fledgling.train import loop, run
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped, agree_on_actions, write_rows
 from fledgling.train.queued_step import StepRecord
-from tests.smallest import write_recipe
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
+from tests.fast_run import write_recipe
 
 
 def run_with_peaks(tmp_path, monkeypatch, first: float, further: float) -> tuple[list[dict], list[str]]:
     """Returns the metrics and notices of three steps on a machine whose first and further peaks are these."""
     peaks = iter([first])
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: next(peaks, further))
-    recipe = tiny(tmp_path, **{"pretrain.steps": 3})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.steps": 3})
     run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     stage = Path(recipe.run.out) / "pretrain"
     return read_jsonl(stage / "metrics.jsonl"), [line["text"] for line in read_jsonl(stage / "notices.jsonl")]

@@ -13,8 +13,8 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import run
 from fledgling.train.hooks import NO_EVALS
 from tests.export.test_open_classes import CASES, random_class
+from tests.fast_run import write_recipe
 from tests.ranks import one_thread
-from tests.smallest import write_recipe
 
 ROW = torch.arange(1, 40)[None]
 

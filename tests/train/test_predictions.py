@@ -11,7 +11,7 @@ from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.train import predictions
 from fledgling.train.predictions import find_teacher_config, write_predictions
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_benchmark_between_stages_and_resumes_changes_no_prediction(recipe, tm
     write_predictions(recipe, "sft", run_dir, 1)
     before = {"plan.json": 1.0, "pretrain/plan.json": 1.0, "sft/plan.json": 2.0}
     assert read_plans(run_dir) == before
-    moved = load_recipe(tmp_path / "smallest.toml", ["run.out=elsewhere"])  # where a run is changes nothing
+    moved = load_recipe(tmp_path / "fast.toml", ["run.out=elsewhere"])  # where a run is changes nothing
     write_predictions(moved, "sft", run_dir, 1)
     assert read_plans(run_dir) == before
 
@@ -66,7 +66,7 @@ def test_changed_settings_have_a_prediction_next_to_the_old_one(recipe, tmp_path
     run_dir = tmp_path / "run"
     for count, overrides in enumerate(([], ["pretrain.steps=3"], ["pretrain.steps=3"], ["pretrain.steps=4"])):
         speed(float(count))
-        write_predictions(load_recipe(tmp_path / "smallest.toml", overrides), "pretrain", run_dir, count)
+        write_predictions(load_recipe(tmp_path / "fast.toml", overrides), "pretrain", run_dir, count)
         take_step(run_dir, "pretrain", count + 1)
     names = {"plan.json": 0.0, "pretrain/plan.json": 0.0, "pretrain/plan-2.json": 1.0, "pretrain/plan-3.json": 3.0}
     assert read_plans(run_dir) == names
@@ -91,7 +91,7 @@ def test_a_start_that_took_no_step_predicted_nothing(recipe, tmp_path, speed):
     run_dir = tmp_path / "run"
     write_predictions(recipe, "pretrain", run_dir, 0)  # and then its data were missing
     speed(2.0)
-    write_predictions(load_recipe(tmp_path / "smallest.toml", ["model.depth=2"]), "pretrain", run_dir, 0)
+    write_predictions(load_recipe(tmp_path / "fast.toml", ["model.depth=2"]), "pretrain", run_dir, 0)
     assert read_plans(run_dir) == {"plan.json": 2.0, "pretrain/plan.json": 2.0}
 
 
@@ -108,7 +108,7 @@ def test_a_report_compares_a_stage_with_its_own_prediction(recipe, tmp_path, spe
 
 
 def test_a_teacher_that_is_gone_is_missed_by_the_stages_that_learn_from_it_alone(recipe, tmp_path, speed):
-    gone = load_recipe(str(tmp_path / "smallest.toml"), [f"distill.teacher={tmp_path}/gone", 'distill.stages=["sft"]'])
+    gone = load_recipe(str(tmp_path / "fast.toml"), [f"distill.teacher={tmp_path}/gone", 'distill.stages=["sft"]'])
     run = Path(recipe.run.out)
     for stage in ("pretrain", "rl"):
         (run / stage).mkdir(parents=True, exist_ok=True)
@@ -119,9 +119,7 @@ def test_a_teacher_that_is_gone_is_missed_by_the_stages_that_learn_from_it_alone
 
 
 def test_a_teacher_that_is_gone_is_planned_as_the_run_has_recorded_it(recipe, tmp_path, monkeypatch):
-    taught = load_recipe(
-        str(tmp_path / "smallest.toml"), [f"distill.teacher={tmp_path}/gone", 'distill.stages=["sft"]']
-    )
+    taught = load_recipe(str(tmp_path / "fast.toml"), [f"distill.teacher={tmp_path}/gone", 'distill.stages=["sft"]'])
     run, config = tmp_path / "run", recipe.resolve_model()
     with monkeypatch.context() as patch:
         patch.setattr(predictions, "read_teacher_config", lambda recipe: config)
@@ -131,7 +129,7 @@ def test_a_teacher_that_is_gone_is_planned_as_the_run_has_recorded_it(recipe, tm
     assert found == config and line.endswith(
         "planned with its configuration, which sft/plan.json of the run has recorded"
     )
-    other = load_recipe(str(tmp_path / "smallest.toml"), [f"distill.teacher={tmp_path}/other"])
+    other = load_recipe(str(tmp_path / "fast.toml"), [f"distill.teacher={tmp_path}/other"])
     found, line = find_teacher_config(other, run)
     assert found is None and line.endswith("its weights, memory and time are not counted")
     with pytest.raises(UserError, match="gone does not exist"):

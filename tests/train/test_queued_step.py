@@ -16,8 +16,8 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.record import read_jsonl
 from fledgling.train import loop, run
 from fledgling.train.queued_step import QueuedStep, StepRecord, StepResult
+from tests.all_stages import make_all_stages_recipe
 from tests.stop_request import StopRequest
-from tests.tiny import tiny
 from tests.train.test_health import are_equal, load_outcome, make_steps_bad, run_without_evals
 
 STAGE = "run/pretrain"
@@ -70,7 +70,7 @@ def run_both(folder, patch, bad=(), stop_after=0, **settings):
     make_steps_bad(patch, bad)
     outcomes, events = [], []
     for late in (False, True):
-        recipe = tiny(folder, **settings)
+        recipe = make_all_stages_recipe(folder, **settings)
         with patch.context() as inner:
             if late:
                 events = decide_late(inner)

@@ -17,7 +17,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import resume_check
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.run import run_stage
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 LONGER = ("pretrain.steps=2", "pretrain.save_every=1", "sft.save_every=1", 'stages=["pretrain","sft"]')
 

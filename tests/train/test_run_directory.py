@@ -8,8 +8,8 @@ from fledgling.config import UserError, load_recipe
 from fledgling.record.run_lock import hold_lock
 from fledgling.speedrun.stages import run_stages
 from fledgling.train.run_directory import lock_stage, remove_dead_links, remove_stage
+from tests.fast_run import write_recipe
 from tests.ranks import on_ranks
-from tests.smallest import write_recipe
 
 
 @pytest.fixture

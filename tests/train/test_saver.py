@@ -15,8 +15,8 @@ from fledgling.runtime import device
 from fledgling.train import loop, run, train_state
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.saver import CheckpointSaver, copy_tensors
+from tests.all_stages import make_all_stages_recipe
 from tests.ranks import on_ranks
-from tests.tiny import tiny
 
 SETTINGS = {"pretrain.steps": 6, "pretrain.save_every": 2, "pretrain.batch_tokens": 1024}
 
@@ -47,7 +47,7 @@ def delay_first_write(recipe, step: int, monkeypatch) -> list[int]:
 
 @pytest.mark.timeout(60)
 def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    recipe = tiny(tmp_path, **SETTINGS)
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     written = delay_first_write(recipe, 3, monkeypatch)
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert written == [2, 4, 6]
@@ -62,7 +62,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch)
 
 def test_a_delayed_write_has_the_values_of_its_step(tmp_path, monkeypatch):
     """The checkpoint is that of a run whose write is not delayed."""
-    recipe = tiny(tmp_path, **SETTINGS)
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     expected = checkpoint.load_checkpoint(checkpoints / "step-00000004")
@@ -89,7 +89,7 @@ def test_the_copy_is_allocated_before_the_first_step_where_a_stage_saves_in_betw
             found.append(bool(self.host_copies))
 
     monkeypatch.setattr(train_state, "CheckpointSaver", Watched)
-    recipe = tiny(tmp_path, **{"pretrain.save_every": save_every})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.save_every": save_every})
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert found == [allocated]
 
@@ -104,7 +104,7 @@ def test_copies_are_overwritten_and_never_shared():
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_named_and_written_again(tmp_path):
-    recipe = tiny(tmp_path, **SETTINGS)
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     damaged = checkpoints / "step-00000006" / "optimizer.safetensors"
@@ -134,7 +134,7 @@ def fill_disk_after(count: int) -> None:
 @pytest.mark.timeout(60)
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", shutil.disk_usage)
-    recipe = tiny(tmp_path, **SETTINGS | {"pretrain.steps": 200, "pretrain.save_every": 50})
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS | {"pretrain.steps": 200, "pretrain.save_every": 50})
     fill_disk_after(1)
     with pytest.raises(UserError, match=r"step-00000100: No space left .* needed, .* free"):
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
@@ -146,7 +146,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, monk
 
 def test_a_full_disk_at_the_last_save_is_raised_before_the_stage_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", shutil.disk_usage)
-    recipe = tiny(tmp_path, **SETTINGS)
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     fill_disk_after(2)
     with pytest.raises(UserError, match="step-00000006: No space left"):
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
@@ -154,7 +154,7 @@ def test_a_full_disk_at_the_last_save_is_raised_before_the_stage_is_done(tmp_pat
 
 
 def test_another_error_waits_for_the_write_and_is_raised(tmp_path, monkeypatch):
-    recipe = tiny(tmp_path, **SETTINGS)
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     real = loop.queue_step
 
     def failing_step(stage, *rest):
@@ -200,7 +200,7 @@ def run_with_delayed_write(recipe, steps_before_the_write: int):
 
 @pytest.mark.timeout(90)
 def test_the_other_ranks_do_not_wait_for_the_writer(tmp_path):
-    recipe = tiny(tmp_path, **SETTINGS)
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, zero_stage=2))
     (tmp_path / "steps").write_text("0")
     assert on_ranks(2, run_with_delayed_write, recipe, 3) == [True, True]
@@ -220,5 +220,5 @@ def run_with_full_disk(recipe) -> str:
 
 @pytest.mark.timeout(90)
 def test_a_full_disk_ends_every_rank(tmp_path):
-    main, other = on_ranks(2, run_with_full_disk, tiny(tmp_path, **SETTINGS))
+    main, other = on_ranks(2, run_with_full_disk, make_all_stages_recipe(tmp_path, **SETTINGS))
     assert "step-00000004: No space left" in main and other == "exit code 1"

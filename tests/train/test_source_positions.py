@@ -23,8 +23,8 @@ from fledgling.train.init_from import import_checkpoint
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.source_positions import SourcePositions, carry_positions, read_positions
+from tests.all_stages import make_all_stages_recipe
 from tests.made_up_sets import write_rows
-from tests.tiny import tiny
 
 CONTEXT = 16
 
@@ -123,7 +123,7 @@ def test_a_set_that_is_prepared_in_parts_continues_with_the_next_conversations(t
         for n in range(50)
     ]
     write_rows(tmp_path / "smoltalk.jsonl", rows)
-    recipe = tiny(tmp_path, **{"run.data_dir": tmp_path, "sft.mixture": "{smoltalk = 1.0}"})
+    recipe = make_all_stages_recipe(tmp_path, **{"run.data_dir": tmp_path, "sft.mixture": "{smoltalk = 1.0}"})
     preparer = DataPreparer(recipe, tmp_path / "run")
     tokenizer, positions, counts, ahead, spanned = preparer.load_or_train_tokenizer(), {}, Counter(), [], 0
     for share in (0.5, 0.3, 1.0, 0.6, 0.7, 0.4, 0.8):  # of a part's rows that a stage reads: more are prepared
@@ -159,7 +159,10 @@ def test_a_resumed_stage_keeps_its_part_of_a_set_that_is_another_by_now(change, 
     pairs = [(f"Item {n}?", "Y" * (1 + n)) for n in range(30)]
     rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in pairs]
     write_rows(tmp_path / "smoltalk.jsonl", rows)
-    recipe, messages = tiny(tmp_path, **{"run.data_dir": tmp_path, "sft.mixture": "{smoltalk = 1.0}"}), []
+    recipe, messages = (
+        make_all_stages_recipe(tmp_path, **{"run.data_dir": tmp_path, "sft.mixture": "{smoltalk = 1.0}"}),
+        [],
+    )
     first = DataPreparer(recipe, tmp_path / "run")
     tokenizer = first.load_or_train_tokenizer()
     _, part = first.conversation_shard("smoltalk", 100, tokenizer)
@@ -187,7 +190,7 @@ def test_a_resumed_stage_keeps_its_part_of_a_set_that_is_another_by_now(change, 
 def trained(tmp_path, monkeypatch):
     """A recipe whose pretraining is done."""
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
-    recipe = tiny(tmp_path, **{"rl.steps": 1, "rl.prompts_per_round": 1})
+    recipe = make_all_stages_recipe(tmp_path, **{"rl.steps": 1, "rl.prompts_per_round": 1})
     train(recipe, "pretrain")
     return recipe
 

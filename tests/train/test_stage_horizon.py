@@ -20,7 +20,7 @@ from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.stage_horizon import StageHorizon
 from fledgling.verify.verify import verify_run
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 
 @given(st.lists(st.integers(1, 99), max_size=4, unique=True).map(sorted), st.randoms(use_true_random=False))

@@ -23,10 +23,10 @@ from fledgling.train.loop import TrainingStopped
 from fledgling.train.run import run_stage
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage_rows import prepare_stage_rows, require_data
+from tests.all_stages import make_all_stages_recipe
 from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
-from tests.tiny import tiny
 
-CONTEXT = 128  # of the tiny recipe
+CONTEXT = 128  # of the recipe of all stages
 SETS = {"smoltalk": 0.47, "gsm8k": 0.3, "arc_easy": 0.1, "arc_challenge": 0.08, "mmlu": 0.05}
 
 
@@ -38,7 +38,7 @@ def weights(mixture):
 def prepared(tmp_path_factory):
     """A preparer over made-up sets, and its tokenizer."""
     folder = tmp_path_factory.mktemp("mix")
-    recipe = tiny(folder, **{"run.data_dir": write_public_sets(folder / "data")})
+    recipe = make_all_stages_recipe(folder, **{"run.data_dir": write_public_sets(folder / "data")})
     preparer = DataPreparer(recipe, folder / "run")
     return preparer, preparer.load_or_train_tokenizer()
 
@@ -71,7 +71,7 @@ def test_conversations_that_are_gone_have_the_rows_and_the_size_of_their_tokens(
     file = Path(first.data_dir) / "evals/gsm8k/train.jsonl"
     (shard, _), size = first.conversation_shard("gsm8k", None, tokenizer), first.measure_source("gsm8k", tokenizer, 32)
     began_with = {"gsm8k": first.documents.prepared.used_inputs["gsm8k"]}
-    recipe, messages = tiny(first.run_dir.parent, **{"run.data_dir": first.data_dir}), []
+    recipe, messages = make_all_stages_recipe(first.run_dir.parent, **{"run.data_dir": first.data_dir}), []
     file.rename(file.with_suffix(".away"))
     try:
         without = DataPreparer(recipe, first.run_dir / "none")
@@ -96,11 +96,13 @@ def test_the_tokens_of_an_environment_that_is_gone_are_found_again(prepared, tmp
     first, tokenizer = prepared
     tasks = {"env:guessing": 1.0}
     shard = first.task_shard("sft", tasks, 200, tokenizer)
-    later = DataPreparer(tiny(tmp_path), first.run_dir)
+    later = DataPreparer(make_all_stages_recipe(tmp_path), first.run_dir)
     later.documents.prepared.pinned = {"sft tasks": first.documents.prepared.used_inputs["sft tasks"]}
     assert later.task_shard("sft", {"env:gone.py:Guess": 1.0}, 200, tokenizer).directory == shard.directory
     with pytest.raises(UserError, match=r"gone\.py"):
-        DataPreparer(tiny(tmp_path), first.run_dir).task_shard("sft", {"env:gone.py:Guess": 1.0}, 200, tokenizer)
+        DataPreparer(make_all_stages_recipe(tmp_path), first.run_dir).task_shard(
+            "sft", {"env:gone.py:Guess": 1.0}, 200, tokenizer
+        )
 
 
 def test_generated_tasks_last_as_long_as_the_others(prepared):
@@ -152,7 +154,9 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_logged(tmp_path):
     empty = {"messages": [conversation["messages"][0], {"role": "assistant", "content": " "}]}
     notices = []
     write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 200 + [empty])
-    preparer = DataPreparer(tiny(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", notices.append)
+    preparer = DataPreparer(
+        make_all_stages_recipe(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", notices.append
+    )
     assert len(preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())[0]) == 200
     assert [text for text in notices if "1 of 201 rows left out" in text and "smoltalk.jsonl:201" in text]
     write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 50 + [empty] * 50)
@@ -172,7 +176,7 @@ def test_edited_conversations_are_prepared_again_and_unchanged_ones_found_again(
     _, tokenizer = prepared
     file = tmp_path / "smoltalk" / "rows.jsonl"
     name = {"chat": f"chat:{file}", "chat folder": f"chat:{file.parent}", "questions": f"questions:{file}"}
-    recipe = tiny(tmp_path, **{"run.data_dir": tmp_path})
+    recipe = make_all_stages_recipe(tmp_path, **{"run.data_dir": tmp_path})
     found = []
     for word in ("Adam", "Adam", "Bert"):
         write_rows(file, make_rows(kind, word))
@@ -189,7 +193,7 @@ def test_edited_conversations_are_prepared_again_and_unchanged_ones_found_again(
 def test_generated_conversations_are_keyed_by_what_generates_them(prepared, tmp_path, monkeypatch):
     _, tokenizer = prepared
     messages = []
-    fresh = DataPreparer(tiny(tmp_path), tmp_path / "run", messages.append)
+    fresh = DataPreparer(make_all_stages_recipe(tmp_path), tmp_path / "run", messages.append)
     first = fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory
     assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory == first
     monkeypatch.setattr("fledgling.train.data_preparer._digest_tasks", lambda: "another version of the generators")
@@ -203,7 +207,9 @@ def test_a_restarted_stage_trains_on_the_edited_text_and_a_resumed_one_on_its_ow
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     text = tmp_path / "notes"
     text.mkdir()
-    recipe = tiny(tmp_path, **{"pretrain.mixture": f'{{"{text}" = 1.0}}', "tokenizer.sources": f'["{text}"]'})
+    recipe = make_all_stages_recipe(
+        tmp_path, **{"pretrain.mixture": f'{{"{text}" = 1.0}}', "tokenizer.sources": f'["{text}"]'}
+    )
 
     def write(word):
         for n in range(60):
@@ -255,7 +261,7 @@ def test_the_error_of_missing_data_says_what_to_fetch_before_any_work(name, tmp_
 
 def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
     data = write_public_sets(tmp_path / "data")
-    recipe = tiny(
+    recipe = make_all_stages_recipe(
         tmp_path,
         **{
             "run.data_dir": data,
@@ -285,7 +291,9 @@ def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
 @needs_real_data
 def test_gsm8k_and_arc_as_published_make_a_mixture(tmp_path):
     mixture = weights({"gsm8k": 0.7, "arc_easy": 0.2, "arc_challenge": 0.1})
-    recipe = tiny(tmp_path, **{"run.data_dir": REAL, "sft.mixture": mixture, "sft.steps": 2, "stages": '["sft"]'})
+    recipe = make_all_stages_recipe(
+        tmp_path, **{"run.data_dir": REAL, "sft.mixture": mixture, "sft.steps": 2, "stages": '["sft"]'}
+    )
     assert run_stage(recipe, "sft", quiet=True)
     names = {line["name"] for line in read_jsonl(tmp_path / "run" / "sft" / "evals.jsonl")}
     assert {"gsm8k", "arc_easy", "arc_challenge"} <= names

@@ -5,7 +5,7 @@ import pytest
 from fledgling.config import UserError, load_recipe
 from fledgling.train import run
 from fledgling.train.stage_settings import require_valid_settings
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 LORA, TIED = "adapter.method=lora", "optimizer.tied_updates=9"
 

@@ -20,9 +20,9 @@ from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train import loop, run, stage_weights
 from fledgling.train.stage import Stage
+from tests.fast_run import write_recipe
 from tests.invariants.losses import batch_of, loss_of
 from tests.ranks import on_ranks, one_thread
-from tests.smallest import write_recipe
 from tests.stop_request import StopRequest
 
 LORA = {"adapter.method": "lora", "adapter.rank": 4}
@@ -32,7 +32,7 @@ def recipe_of(folder, *stages: str, **settings) -> Recipe:
     """The smallest recipe with three steps of each stage."""
     steps = {f"{stage}.steps": 3 for stage in stages}
     given = {"stages": json.dumps(stages), "run.out": folder / "run", **steps, **settings}
-    return load_recipe(folder / "smallest.toml", [f"{name}={value}" for name, value in given.items()])
+    return load_recipe(folder / "fast.toml", [f"{name}={value}" for name, value in given.items()])
 
 
 def latest(out, stage):

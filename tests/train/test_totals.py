@@ -21,7 +21,7 @@ from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval
 from fledgling.train.totals import Totals
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def uneven_rl(tmp_path, monkeypatch):
         return batches
 
     monkeypatch.setattr(RolloutStream, "next", longer_every_step)
-    return tiny(tmp_path, stages='["rl"]'), rows
+    return make_all_stages_recipe(tmp_path, stages='["rl"]'), rows
 
 
 def test_the_tokens_of_rl_are_the_sum_of_its_steps(uneven_rl):
@@ -75,7 +75,7 @@ def test_sums_go_on_after_a_stop(uneven_rl, monkeypatch):
 
 def test_done_counts_the_rows_that_were_read(tmp_path):
     """A batch that is derived from the model's size is no setting to multiply."""
-    recipe = tiny(tmp_path, **{"pretrain.steps": 2, "model.width": 16})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.steps": 2, "model.width": 16})
     recipe = replace(recipe, pretrain=replace(recipe.pretrain, batch_tokens=None))
     run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     lines, done = read_run(recipe, "pretrain")
@@ -96,7 +96,7 @@ def test_evaluations_are_no_seconds_of_training(tmp_path, monkeypatch):
     for module in (loop, queued_step):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=tick))
 
-    recipe = tiny(tmp_path, **{"pretrain.steps": 2, "pretrain.eval_every": 1})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.steps": 2, "pretrain.eval_every": 1})
     original = run.build_supervised_stage
     monkeypatch.setitem(
         run.STAGE_BUILDERS,
@@ -121,7 +121,7 @@ def test_a_stage_whose_steps_have_no_targets_is_an_error_and_not_done(tmp_path, 
         return [replace(batch, targets=torch.full_like(batch.targets, IGNORE_INDEX)) for batch in original(self)]
 
     monkeypatch.setattr(MixtureStream, "next", without_targets)
-    recipe = tiny(tmp_path, **{"pretrain.steps": 2})
+    recipe = make_all_stages_recipe(tmp_path, **{"pretrain.steps": 2})
     with pytest.raises(UserError, match="pretrain: none of 2 steps had a token to learn from"):
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert not (Path(recipe.run.out) / "pretrain" / "done.json").exists()

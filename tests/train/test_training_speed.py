@@ -10,8 +10,8 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.runtime.device import choose_setup
 from fledgling.runtime.world import World
 from fledgling.train import training_speed
+from tests.fast_run import write_recipe
 from tests.ranks import one_thread
-from tests.smallest import write_recipe
 
 
 @pytest.fixture

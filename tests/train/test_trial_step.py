@@ -6,7 +6,7 @@ import torch
 from fledgling.config import load_recipe
 from fledgling.model import logprob
 from fledgling.train.trial_step import trace_step
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 
 @pytest.mark.parametrize("name", ["pretrain", "rl"])

@@ -13,7 +13,7 @@ from fledgling.speedrun.stages import run_stages
 from fledgling.train.run import run_stage
 from fledgling.train.stage_rows import require_data
 from fledgling.verify import verify_run
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 STAGES = ("pretrain", "sft", "dpo", "rl")
 

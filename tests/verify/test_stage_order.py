@@ -10,7 +10,7 @@ from fledgling.record import checkpoint
 from fledgling.record.parent import describe_parent, find_parent
 from fledgling.train.stage_settings import require_valid_settings
 from fledgling.verify import stage_order, steps
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 TIMES = {"pretrain": 10.0, "sft": 20.0, "rl": 30.0}
 

@@ -9,7 +9,7 @@ from benchmarks.verify import STEPS
 from fledgling.config import load_recipe
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.verify import steps
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 
 def test_starts_are_the_beginnings_and_the_checkpoints(run):

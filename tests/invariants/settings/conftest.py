@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.cli import main
-from tests.smallest import write_recipe
+from tests.fast_run import write_recipe
 
 
 @pytest.fixture(autouse=True)

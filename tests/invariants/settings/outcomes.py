@@ -32,7 +32,7 @@ def fill_zeros(model: Transformer) -> Transformer:
 
 
 def recipe_of(folder: Path, *settings: str) -> Recipe:
-    return load_recipe(folder / "smallest.toml", ["sft.mixture={}", *settings])
+    return load_recipe(folder / "fast.toml", ["sft.mixture={}", *settings])
 
 
 def final_weights(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:

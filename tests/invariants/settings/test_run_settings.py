@@ -98,6 +98,6 @@ def test_what_a_run_cannot_do_is_refused_in_one_line(settings, named, folder, tm
         pytest.skip("this machine has a GPU")
     words = [f"--set={setting}" for setting in ("sft.mixture={}", f"run.out={tmp_path}", *settings)]
     verb = ["plan"] if named == "h10" else ["train", "pretrain"]
-    assert main([*verb, str(folder / "smallest.toml"), *words]) == 1
+    assert main([*verb, str(folder / "fast.toml"), *words]) == 1
     lines = capfd.readouterr().err.splitlines()
     assert named in lines[-1] and lines[-1].startswith("error: ")

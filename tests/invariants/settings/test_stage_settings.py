@@ -12,9 +12,9 @@ from fledgling.plan.plan import make_plan
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import run
 from fledgling.train.source_sizes import count_source_sizes
+from tests.fast_run import write_pairs
 from tests.made_up_core import write_core_bundle
 from tests.made_up_sets import write_public_sets
-from tests.smallest import write_pairs
 
 from .outcomes import differ, final_weights, recipe_of
 
@@ -128,7 +128,7 @@ def open_lengths(folder: Path, data: Path, *settings: str) -> dict[str, tuple[in
     """Returns (rows of a step, steps) of fine-tuning and of RL over made-up public sets, without a run."""
     base = [f"run.data_dir={data}", "sft.steps=none", "sft.batch_tokens=none", "rl.steps=none"]
     base += ["sft.mixture={smoltalk = 0.5, arc_easy = 0.5}", "rl.tasks={gsm8k = 1.0}"]
-    recipe = load_recipe(folder / "smallest.toml", [*base, *settings])
+    recipe = load_recipe(folder / "fast.toml", [*base, *settings])
     stages = make_plan(recipe, sizes=count_source_sizes(recipe))["stages"]
     return {name: (stages[name]["rows_per_step"], stages[name]["steps"]) for name in ("sft", "rl")}
 

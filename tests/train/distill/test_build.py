@@ -18,8 +18,8 @@ from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.source_sizes import count_source_sizes
+from tests.fast_run import write_recipe
 from tests.ranks import on_ranks, one_thread
-from tests.smallest import write_recipe
 from tests.stop_request import StopRequest
 
 WAYS = {
@@ -40,7 +40,7 @@ def recipe_of(folder: Path, name: str, *settings: str) -> Recipe:
         *('stages=["pretrain", "sft"]', f"run.out={folder / name}", "sft.steps=3", "sft.save_every=1"),
         *("model.width=64", "model.heads=1", f"distill.teacher={folder / 'teacher'}", 'distill.stages=["sft"]'),
     ]
-    return load_recipe(folder / "smallest.toml", [*base, *(text.replace("{folder}", str(folder)) for text in settings)])
+    return load_recipe(folder / "fast.toml", [*base, *(text.replace("{folder}", str(folder)) for text in settings)])
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_one_line_before_any_step(settings, expected, folde
     if "short" in "".join(settings):
         settings = settings[1:]
         short = ["model.context=16", 'stages=["pretrain"]', f"run.out={folder / 'short'}"]
-        recipe = load_recipe(folder / "smallest.toml", short)
+        recipe = load_recipe(folder / "fast.toml", short)
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     with pytest.raises(UserError, match=expected) as caught:
         learn(folder, "refused", "sft", *settings)

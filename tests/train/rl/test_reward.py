@@ -13,7 +13,7 @@ from fledgling.tasks import load_task
 from fledgling.tasks.task import Question
 from fledgling.train import run
 from fledgling.train.rl.reward import MAX_QUOTE_LENGTH, Candidate, CustomReward, RewardScorer, is_well_formed
-from tests.tiny import tiny
+from tests.all_stages import make_all_stages_recipe
 from tests.train.rl.small_problems import tokenizer
 
 
@@ -127,7 +127,9 @@ def test_a_run_resumes_once_its_reward_is_repaired(tmp_path):
         "    return answer.count('e') / (1 + len(answer)) if n < 30 else 1 / 0\n"
     )
     file = tmp_path / "custom.py"
-    recipe = tiny(tmp_path, **{"rl.rewards": f'{{"{file}:judge" = 1.0}}', "stages": '["rl"]', "rl.save_every": 0})
+    recipe = make_all_stages_recipe(
+        tmp_path, **{"rl.rewards": f'{{"{file}:judge" = 1.0}}', "stages": '["rl"]', "rl.save_every": 0}
+    )
     outcomes = []
     for name, first in (("reference", good), ("repaired", bad)):
         run_recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, out=str(tmp_path / name)))

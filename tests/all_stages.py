@@ -44,8 +44,8 @@ def text_file(folder: Path) -> Path:
     return target
 
 
-def tiny(folder: Path, **overrides: object) -> Recipe:
-    """A recipe of a few seconds that runs in `folder`/run."""
+def make_all_stages_recipe(folder: Path, **overrides: object) -> Recipe:
+    """Writes a recipe of a few seconds, which runs in `folder`/run, and the files that it reads; returns it."""
     text = text_file(folder)
     pairs = folder / "pairs.jsonl"
     rows = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "no " * (n % 5 + 1)} for n in range(20)]
@@ -54,13 +54,13 @@ def tiny(folder: Path, **overrides: object) -> Recipe:
     reward.write_text(
         "def vowels(question, answer):\n    return sum(map(answer.count, 'aeiou')) / 9\n", encoding="utf-8"
     )
-    file = folder / "tiny.toml"
+    file = folder / "all_stages.toml"
     stage = (
         "steps = 4\nbatch_tokens = 512\nmicro_batch_size = 2\neval_questions = 3\nwarmup_steps = 1\nsave_every = 2\n"
     )
     mixed = f'mixture = {{"{text}" = 0.5, {TASKS}}}\n'
     file.write_text(
-        f'name = "tiny"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
+        f'name = "all_stages"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
         f"[model]\ndepth = 2\nwidth = 32\nheads = 2\ncontext = 128\n"
         f'[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}train_on = "assistant"\n{mixed}'
         f'[dpo]\nsteps = 4\npairs = "{pairs}"\nbatch_size = 4\nmicro_batch_size = 1\n'

@@ -29,7 +29,7 @@ SPIN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True:
 Work = Callable[[], int]  # does a piece of work; returns its tokens
 
 
-def measure_busy(kinds: Sequence[str], modes: Sequence[str], repeats: int, seconds: float) -> dict[str, Any]:
+def measure_cpu_contention(kinds: Sequence[str], modes: Sequence[str], repeats: int, seconds: float) -> dict[str, Any]:
     """Returns a row for each kind and mode: tokens per second idle and busy, and the median of the rounds' ratios.
 
     Args:
@@ -93,7 +93,7 @@ def take_core(core: int) -> Iterator[None]:
 @contextmanager
 def start_worker(kind: str, mode: str) -> Iterator[Callable[[float], dict]]:
     """Starts a worker; yields a function that asks it to work for a number of seconds and returns what it reports."""
-    code = f"from benchmarks.busy import serve; serve({kind!r}, {mode!r})"
+    code = f"from benchmarks.cpu_contention import serve; serve({kind!r}, {mode!r})"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if mode == "passive":
         environment["OMP_WAIT_POLICY"] = "passive"
@@ -205,8 +205,8 @@ def make_decoding(adapts: bool) -> Work:
     return token
 
 
-def format_busy(result: dict[str, Any]) -> str:
-    """Returns the result of `measure_busy` as a table."""
+def format_cpu_contention(result: dict[str, Any]) -> str:
+    """Returns the result of `measure_cpu_contention` as a table."""
     lines = [
         f"one of {result['cores']} cores taken by another process; turns of {result['seconds']:g} s",
         f"{'':<10}{'threads':<10}{'idle tok/s':>11}{'busy tok/s':>11}{'busy/idle':>11}  (lowest to highest)"

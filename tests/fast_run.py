@@ -18,7 +18,7 @@ def write_pairs(file: Path, count: int = 8) -> Path:
 
 
 def write_recipe(folder: Path) -> Path:
-    """Writes smallest.toml, which runs in `folder`/run, with its text, pairs and a custom reward; returns its path."""
+    """Writes fast.toml, which runs in `folder`/run, with its text, pairs and a custom reward; returns its path."""
     text = folder / "text"
     text.mkdir(parents=True)
     draw = random.Random(0)
@@ -30,7 +30,7 @@ def write_recipe(folder: Path) -> Path:
     )
     stage = "steps = 1\nbatch_tokens = 128\nmicro_batch_size = 1\neval_questions = 1\nwarmup_steps = 0\n"
     conversations = "mixture = {identity = 1.0}\n"
-    file = folder / "smallest.toml"
+    file = folder / "fast.toml"
     file.write_text(
         f'seed = 1\nstages = ["pretrain", "midtrain", "sft", "dpo", "rl"]\n'
         f'[tokenizer]\nvocab_size = 330\nsources = ["{text}"]\n'

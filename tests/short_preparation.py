@@ -1,4 +1,4 @@
-"""What every run of the tests does less of, in each of its processes: see `make_small`."""
+"""What every run of the tests does less of, in each of its processes: see `shorten_preparation`."""
 
 import functools
 
@@ -8,7 +8,7 @@ from fledgling.train import data_preparer
 
 
 @functools.cache
-def make_small() -> None:
+def shorten_preparation() -> None:
     """Makes the preparation of a run as small as its text, once in a process.
 
     A run's tokenizer is trained on a tenth of the conversations and its conversations are written in smaller batches.

@@ -38,7 +38,9 @@ OPENINGS = {
 SCENARIOS = (SLOW_HEADERS, SLOW_BODIES, IDLE, ANSWERS, BIASES, LOGPROBS, LARGE_BODIES, NEVER_READ)
 
 
-def measure_doors(connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1) -> dict[str, Any]:
+def measure_hostile_clients(
+    connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1
+) -> dict[str, Any]:
     """Measures every scenario.
 
     Args:
@@ -76,8 +78,8 @@ def measure_doors(connections: int = 1000, answers: int = 20, rounds: int = 3, t
     return result
 
 
-def format_doors(result: dict[str, Any]) -> str:
-    """Returns a result of `measure_doors` as text."""
+def format_hostile_clients(result: dict[str, Any]) -> str:
+    """Returns a result of `measure_hostile_clients` as text."""
     lines = [
         f"{result['cores']} cores, {result['threads']} threads, {result['connections']} connections, "
         f"load {result['load']:.1f}; another user's answer of {TOKENS} tokens",

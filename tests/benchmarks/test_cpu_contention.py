@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from benchmarks import busy
+from benchmarks import cpu_contention
 from fledgling.config import UserError
 
 
@@ -13,28 +13,28 @@ def report(speed, threads):
 
 
 def test_ratios_are_of_the_same_round_and_the_median_counts():
-    row = busy.summarize(
+    row = cpu_contention.summarize(
         "training",
         "adapting",
         [(report(10, 2), report(5, 1)), (report(20, 2), report(12, 1)), (report(4, 2), report(1, 1))],
     )
     assert row["ratio"] == 0.5 and (row["low"], row["high"]) == (0.25, 0.6)
     assert row["idle"] == 10 and row["busy"] == 5 and row["threads"] == [[2], [1]]
-    assert "50%" in busy.format_busy({"cores": 2, "seconds": 1, "rows": [row]})
+    assert "50%" in cpu_contention.format_cpu_contention({"cores": 2, "seconds": 1, "rows": [row]})
 
 
 def test_one_core_cannot_be_taken_from_one(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     with pytest.raises(UserError, match="got 1 cores, expected at least 2"):
-        busy.measure_busy(["training"], ["fixed"], 1, 1.0)
+        cpu_contention.measure_cpu_contention(["training"], ["fixed"], 1, 1.0)
 
 
 def test_kinds_and_modes_are_checked(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(UserError, match="--kind sleeping"):
-        busy.measure_busy(["sleeping"], ["fixed"], 1, 1.0)
+        cpu_contention.measure_cpu_contention(["sleeping"], ["fixed"], 1, 1.0)
 
 
 def test_work_is_repeated_for_as_long_as_it_is_asked():
     counts = iter(range(1, 100))
-    assert busy.run_for(0.0, lambda: next(counts)) > 0 and next(counts) == 2
+    assert cpu_contention.run_for(0.0, lambda: next(counts)) > 0 and next(counts) == 2

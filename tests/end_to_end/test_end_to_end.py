@@ -1,4 +1,4 @@
-"""The journey of a user: one command through all stages, again, chat, evaluation, report."""
+"""End to end: one command through all stages, again, chat, evaluation, report."""
 
 import json
 import subprocess
@@ -10,8 +10,8 @@ import torch
 from fledgling.config import DEFAULT_STAGES
 from fledgling.record import read_jsonl
 from fledgling.runtime.device import should_compile
+from tests.all_stages import make_all_stages_recipe
 from tests.invariants.test_figures import check_every_recorded_name_is_described
-from tests.tiny import tiny
 
 
 def fledgling(*arguments, stdin=None, timeout=400):
@@ -24,11 +24,11 @@ def fledgling(*arguments, stdin=None, timeout=400):
     )
 
 
-@pytest.mark.journey
+@pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 def test_one_command_makes_a_chat_model_from_text(tmp_path):
-    tiny(tmp_path)
-    recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
+    make_all_stages_recipe(tmp_path)
+    recipe, out = tmp_path / "all_stages.toml", tmp_path / "run"
     first = fledgling("speedrun", recipe)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "arithmetic" in first.stdout and "rl" in first.stdout
@@ -54,16 +54,16 @@ def test_one_command_makes_a_chat_model_from_text(tmp_path):
     assert 0 < json.loads(bpb.stdout)[0]["value"] < 20
 
 
-@pytest.mark.journey
+@pytest.mark.end_to_end
 @pytest.mark.skipif(not should_compile("auto", torch.device("cpu")), reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path):
     """Compiles as runs do by default: blocks, loss, and the step whose memory is measured."""
-    tiny(tmp_path)
+    make_all_stages_recipe(tmp_path)
     losses = {}
     for compiled in ("on", "off"):
         out = tmp_path / compiled
         settings = (f"--set=run.out={out}", f"--set=run.compile={compiled}")
-        done = fledgling("train", "pretrain", tmp_path / "tiny.toml", *settings, timeout=400)
+        done = fledgling("train", "pretrain", tmp_path / "all_stages.toml", *settings, timeout=400)
         assert done.returncode == 0, done.stderr[-2000:]
         losses[compiled] = [line["loss"] for line in read_jsonl(out / "pretrain" / "metrics.jsonl")]
     assert len(losses["on"]) == 4 and losses["on"] == pytest.approx(losses["off"], rel=1e-4)
