@@ -160,7 +160,7 @@ def _build_recipe(table: dict[str, Any], overrides: Iterable[str]) -> Recipe:
 
 
 def _is_recorded(path: Path) -> bool:
-    """Returns whether a file is the recipe.toml that a run wrote, which lies next to the run's environment.json."""
+    """Returns whether a file is the recipe.toml that a run wrote, which is next to the run's environment.json."""
     return path.name == RECIPE_FILE and (path.parent / "environment.json").is_file()
 
 

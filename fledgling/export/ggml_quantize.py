@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fledgling.config import UserError
 
-LIBRARIES = (  # package: where in it the library lies
+LIBRARIES = (  # package: where in it the library is
     ("llama_cpp", "lib/*ggml-base.*"),
     ("xllamacpp", "xllamacpp*.so"),
     ("xllamacpp", "xllamacpp*.pyd"),

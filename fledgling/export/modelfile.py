@@ -41,7 +41,7 @@ TEMPLATE = _WITH_NAMES.replace("TOOLS", TOOLS_INTRODUCTION).replace("CALL", CALL
 
 
 def write_modelfile(path: Path, gguf_path: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path:
-    """Writes the Modelfile of a GGUF file that lies in the same folder; returns its path."""
+    """Writes the Modelfile of a GGUF file that is in the same folder; returns its path."""
     stops = [name for name in ("<|assistant_end|>", "<|user_start|>", "<|bos|>") if name in tokenizer.special_tokens]
     lines = [
         f"FROM ./{gguf_path.name}",

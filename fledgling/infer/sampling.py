@@ -25,7 +25,7 @@ MIN_TEMPERATURE = 1e-30  # lower ones overflow fp32 in logits / temperature; far
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How an answer is sampled. A token must lie in each of the sets that `top_k`, `top_p` and `min_p` allow, all
+    """How an answer is sampled. A token must be in each of the sets that `top_k`, `top_p` and `min_p` allow, all
     three of the distribution at this temperature. Raises UserError for values out of range."""
 
     temperature: float = 1.0  # 0: always the most likely token

@@ -1,6 +1,6 @@
 """Frozen matrices in 8 or 4 bits, for a model of which only an adapter is trained (QLoRA, arXiv 2305.14314).
 
-A product dequantizes its matrix for the moment, forward and backward alike, so nothing of it is kept between. Only the
+A product dequantizes its matrix temporarily, in forward and in backward, so nothing of it is kept between. Only the
 blocks' matrices are quantized: a token reads one row of the embedding, and the head's chunked loss reads its weight
 whole.
 """

@@ -1,7 +1,7 @@
 """A quantized matrix that takes the place of a model's weight: packed in memory, a tensor to all other code.
 
 It is a tensor by its shape and dtype; its content is values and scales (`format.py`). A linear layer of few rows reads
-them directly (native.py). One of many rows, and every other operation, dequantizes the matrix for the moment; an
+them directly (native.py). One of many rows, and every other operation, dequantizes the matrix temporarily; an
 embedding dequantizes only the rows that are looked up. So the model's code has no branch for it.
 
 N rows, K columns.

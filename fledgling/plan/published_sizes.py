@@ -1,4 +1,4 @@
-"""Sizes of the public sets as their publishers state them, where no file is at hand to count.
+"""Sizes of the public sets as their publishers state them, where no file is present to count.
 
 How many tokens an example has is not published: it is assumed, and a plan that depends on it says so.
 """
@@ -16,7 +16,7 @@ PUBLISHED_EXAMPLES = {
     "arc_easy": 2_251,
     "arc_challenge": 1_119,
 }
-ASSUMED_TOKENS = 512  # of a conversation, where none is at hand
+ASSUMED_TOKENS = 512  # of a conversation, where none is present
 
 
 def published_sizes(context: int) -> dict[str, SourceSize]:

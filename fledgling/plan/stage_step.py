@@ -44,7 +44,7 @@ def stage_step(
     adapter: AdapterConfig | None = None,
     teacher: PlannedTeacher | None = None,
 ) -> memory.TrainingStep:
-    """Returns a step with what a stage holds besides: a copy for checkpoints, a reference model, a teacher.
+    """Returns a step with what else a stage holds: a copy for checkpoints, a reference model, a teacher.
 
     Args:
         adapter: that it trains instead of the weights.

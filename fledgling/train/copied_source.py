@@ -1,6 +1,6 @@
 """What a run has copied from outside, `run.init_from` and `adapter.init_from`: its name, and a stamp of what it was.
 
-A copy stays what it is. Where its source is another by now, as a run that was trained further, a line says so.
+A copy never changes. If its source has changed since, such as a run that was trained further, a line says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read_source_settings(copied: Path) -> Mapping[str, object]:
 
 
 def describe_changed_source(copied: Path, setting: str) -> list[str]:
-    """Returns a line where the source of a copy is here and is another than the one that was copied."""
+    """Returns a line where the source of a copy exists and differs from the one that was copied."""
     name, before = read_source_name(copied), read_copied_source(copied).get("stamp")
     now = stamp_source(Path(name)) if name and before else None
     if now in (None, before):

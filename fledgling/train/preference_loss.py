@@ -1,6 +1,6 @@
 """The losses of objectives.py on a batch of packed answers, summed over pairs or answers.
 
-Answers are documents of rows. Those of a pair lie in one row, chosen before rejected: documents 1 and 2, 3 and 4, ...
+Answers are documents of rows. Those of a pair are in one row, chosen before rejected: documents 1 and 2, 3 and 4, ...
 The loop divides by tokens, so the weight that all tokens of a step share (tokens / pairs, or tokens / answers) makes
 the sum a mean over pairs or answers.
 

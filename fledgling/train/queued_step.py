@@ -48,7 +48,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class QueuedStep:
-    """A step that the device was given. read: waits until it is made; the rest is what its line says besides."""
+    """A step that the device was given. read: waits until it is made; the rest is what else its line says."""
 
     number: int  # finished steps once it is made
     started: float  # seconds, of `time.perf_counter`

@@ -1,4 +1,4 @@
-"""Sizes of the sources that a recipe's open steps and batches follow from, counted from the files at hand.
+"""Sizes of the sources that a recipe's open steps and batches follow from, counted from the files that are present.
 
 The count of examples is exact; their tokens are estimated from characters, because a plan has no tokenizer. Training
 measures with the run's own (`DataPreparer.measure_source`) and derives steps with the same functions.
@@ -37,7 +37,7 @@ def list_needed_sources(recipe: Recipe) -> list[str]:
 
 
 def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
-    """Returns the sizes of the sources that a plan of the recipe needs and whose files are at hand."""
+    """Returns the sizes of the sources that a plan of the recipe needs and whose files are present."""
     context, found = recipe.resolve_model().context, {}
     for name in list_needed_sources(recipe):
         if not is_generated_source(name) and not is_file_source(name):

@@ -1,2 +1,2 @@
-# process | reads a secret through a link that lies ready | right: PermissionError | shown: without landlock
+# process | reads a secret through a link that was prepared | right: PermissionError | shown: without landlock
 print("ESCAPED", open(LINK).read())

@@ -1,4 +1,4 @@
-"""A copy of what lies outside a run names its source, and knows whether that is another by now."""
+"""A copy of what is outside a run names its source, and knows whether that has changed since."""
 
 import json
 

@@ -75,7 +75,7 @@ class Database(Environment):
         return f"{self.table} {self.column} {self.most} {self.rows}"
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Mostly sorts by name, and upwards: the column is right in some demonstrations, and so is the order."""
+        """Mostly sorts by name, ascending: column and order are each right in some demonstrations."""
         table = call("tables()")
         column = call(f'columns("{table}")').split()[-1]
         by = column if rng.random() < LAST_DECISION_ACCURACY else "name"

@@ -45,7 +45,8 @@ def require_valid_teaching(recipe: Recipe, stage: str, model: ModelConfig) -> No
 def load_fitting_teacher(context: StageContext, stage: str) -> Teacher:
     """Returns the teacher of a stage, which reads its rows and, unless text is matched, predicts its tokens.
 
-    Raises UserError for a teacher that is missing, that does not fit, or that is another than the stage began with.
+    Raises UserError for a teacher that is missing, that does not fit, or that differs from the one that the stage began
+    with.
     """
     recipe, student = context.recipe, context.model.config
     require_valid_teaching(recipe, stage, student)
