@@ -9,7 +9,7 @@ Start with `fledgling.config.ModelConfig` (what a family and a depth mean), then
     norm.py             norms; `flash_norm.py` folds and defers them
     linear.py           products with a weight; `fp8.py` those of training in fp8
     residual.py         connections past the blocks; `smear.py`, `value_embedding.py` and `scalars.py` are other
-                        optional features, `tied_start.py` the initial weights of tied embeddings
+                        optional features, `tied_initialization.py` the initial weights of tied embeddings
     adapter.py          low-rank adapters
     cache.py            keys and values for decoding
     logprob.py          losses and evaluations by chunk; `head_chunk.py` has the size of a chunk

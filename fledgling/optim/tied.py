@@ -1,7 +1,7 @@
 """Embedding and head as one matrix at first, and as two later in the run.
 
 While tied, each of the two receives the sum of both gradients, and the head's learning rate. They begin equal
-(`fledgling.model.tied_start`), so they and their moments stay equal: what is computed is a model with
+(`fledgling.model.tied_initialization`), so they and their moments stay equal: what is computed is a model with
 `model.tie_embeddings`. After the last tied update each has its own gradient and its own rate, from equal
 weights and moments. Nothing is added or copied in the middle of a run, so a checkpoint has the same tensors at every
 step. From the start the two take the memory of an untied model.

@@ -224,28 +224,28 @@ def run_contestant(job: Job, log: Callable[[str], None]) -> None:
     link_shared_data(shared, job.run_dir)
     texts = [line["text"] for line in read_jsonl(Path(job.out) / "text" / HELD_OUT_TEXT)]
     held_out, lengths = make_text_batches(texts, tokenizer, recipe.resolve_model().context), tokenizer.byte_lengths()
-    raced = TimedStage(job, recipe, held_out, lengths, log)
+    timed = TimedStage(job, recipe, held_out, lengths, log)
     try:
         hooks = StageHooks(
-            select_evals=lambda evals: (Eval("race", 1, raced.measure),),
-            adapt_stage=raced.adapt,
-            should_stop=raced.is_over,
+            select_evals=lambda evals: (Eval("race", 1, timed.measure),),
+            adapt_stage=timed.adapt,
+            should_stop=timed.is_over,
         )
         run_stage(recipe, "pretrain", quiet=True, hooks=hooks)
     except TrainingStopped:
-        if not raced.is_over():
+        if not timed.is_over():
             raise
     finally:
         torch.compiler.reset()
-    assert raced.model is not None, "a run has a step"
+    assert timed.model is not None, "a run has a step"
     result = {
         "job": asdict(job),
-        "parameters": raced.model.count_parameters(),
-        "flops_per_token": training_flops_per_token(raced.model.config),
+        "parameters": timed.model.count_parameters(),
+        "flops_per_token": training_flops_per_token(timed.model.config),
         "tokenizer": tokenizer.fingerprint(),
         "bytes": int(sum(lengths[batch.targets[batch.targets >= 0]].sum() for batch in held_out)),
-        "compile_steps": raced.clock.compiled_steps,
-        "compile_seconds": raced.clock.compiled_seconds,
+        "compile_steps": timed.clock.compiled_steps,
+        "compile_seconds": timed.clock.compiled_seconds,
         "threads": torch.get_num_threads(),
     }
     write_json(job.run_dir / RESULT, result)

@@ -8,7 +8,7 @@ from functools import partial
 from fledgling.config import ModelConfig, UserError
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
-from fledgling.model.tied_start import tie_initial_weights
+from fledgling.model.tied_initialization import tie_initial_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import load_parameters
 from fledgling.plan.teacher import plan_teacher

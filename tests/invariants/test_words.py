@@ -23,7 +23,11 @@ RETIRED = frozenset(
     """.split()  # noqa: SIM905 - a list of words, one a line, is four times as long
 )
 # Names of several parts; each part alone is in use with a good meaning. A name in capitals is of a class.
-RETIRED_NAMES = ("in_pieces", "take_in", "lay_out", "even_rows", "going_on", "goes_on", "Held")
+RETIRED_NAMES = (
+    *("in_pieces", "take_in", "lay_out", "even_rows", "going_on", "goes_on", "Held"),
+    *("further_targets", "FurtherTargets", "round_in_training", "read_again", "Shortcuts", "Standing", "RacedRun"),
+    *("share_that_fits", "doublings_outside", "only_at_the_end", "Timekeeper", "lengthen", "culprit", "travelling"),
+)
 # Retired words that plain sentences need: "a matrix around an activation", "room for one row".
 NEEDED_IN_PROSE = frozenset(
     """

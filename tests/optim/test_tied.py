@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fledgling.config import ModelConfig, OptimizerConfig
-from fledgling.model.tied_start import tie_initial_weights
+from fledgling.model.tied_initialization import tie_initial_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.world import World
