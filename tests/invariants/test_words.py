@@ -26,7 +26,7 @@ RETIRED = frozenset(
 RETIRED_NAMES = (
     *("in_pieces", "take_in", "lay_out", "even_rows", "going_on", "goes_on", "Held"),
     *("further_targets", "FurtherTargets", "round_in_training", "read_again", "Shortcuts", "Standing", "RacedRun"),
-    *("share_that_fits", "doublings_outside", "only_at_the_end", "Timekeeper", "lengthen", "culprit", "travelling"),
+    *("share_that_fits", "only_at_the_end", "Timekeeper", "lengthen", "culprit", "travelling"),
 )
 # Retired words that plain sentences need: "a matrix around an activation", "room for one row".
 NEEDED_IN_PROSE = frozenset(
