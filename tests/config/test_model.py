@@ -1,8 +1,13 @@
 """Model configurations: families, derived sizes, descriptions in checkpoints, and rejected values."""
 
-import pytest
+import tomllib
+from dataclasses import replace
 
-from fledgling.config import ModelConfig, UserError
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledgling.config import ModelConfig, Recipe, UserError, dump_toml
 from fledgling.config.model import FAMILIES, derive_intermediate_size
 
 SIZES = {"vocab_size": 60, "depth": 3, "width": 32, "heads": 4, "kv_heads": 4, "context": 24}
@@ -77,3 +82,28 @@ def test_a_window_pattern_gives_each_layer_its_window_and_the_last_layer_none():
 
     assert window_sizes(window_pattern="SSL", window_size=5) == [5, 5, None]
     assert window_sizes(window_pattern="LS") == [None, 12, None]  # a quarter of the context
+
+
+@given(
+    depth=st.sampled_from([1, 2, 4, 12]),
+    family=st.sampled_from(["fledgling", "gpt2", "llama"]),
+    vocab_size=st.integers(1, 999),
+)
+def test_a_complete_model_configuration_survives_json_and_toml(depth, family, vocab_size):
+    config = ModelConfig(depth=depth, family=family).resolve(vocab_size)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    table = config.unpin("vocab_size", "window_size")
+    written = tomllib.loads(dump_toml(replace(Recipe(), model=table)))["model"]
+    assert ModelConfig(**written).resolve(vocab_size) == config
+
+
+def test_an_older_checkpoint_s_field_names_are_read():
+    config = ModelConfig(depth=2, window_pattern="S", window_size=8).resolve(60)
+    values = config.to_dict()
+    names = {
+        "intermediate_size": "hidden",
+        "logit_softcap": "softcap",
+        "tie_embeddings": "tied",
+        "window_size": "window",
+    }
+    assert ModelConfig.from_dict({names.get(name, name): value for name, value in values.items()}) == config
