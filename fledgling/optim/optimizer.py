@@ -42,7 +42,7 @@ from fledgling.optim.partition import (
     partition_parameters,
 )
 from fledgling.optim.roles import assign_rules
-from fledgling.optim.rules import adamw_, muon_, muon_direction_
+from fledgling.optim.rules import MuonSettings, adamw_, muon_, muon_direction_
 from fledgling.optim.sharded import ParameterShards, ShardedGradientReducer, shard_parameters
 from fledgling.optim.state import State, make_group_state
 from fledgling.optim.tied import choose_lr, tie_gradients
@@ -273,21 +273,24 @@ class Optimizer:
         self, names: list[str], gradients: dict[str, Tensor], state: dict[str, Tensor], applies: Tensor | None
     ) -> None:
         config = self.config
+        settings = MuonSettings(
+            momentum=config.momentum,
+            weight_decay=config.weight_decay or 0.0,
+            steps=config.newton_schulz_steps,
+            dtype=self.dtype,
+            pad_to_pair=self.deterministic and torch.get_num_threads() > 1,
+            variant=config.newton_schulz,
+            cautious=config.cautious_weight_decay,
+            equilibrate=config.equilibrate,
+            normalize=config.normalize_update,
+        )
         muon_(
             [self.owned_parameters[name] for name in names],
             torch.stack([gradients.pop(name) for name in names]),
             state["momentum_buffer"],
             self._lr("matrix"),
-            config.momentum,
-            config.weight_decay or 0.0,
-            config.newton_schulz_steps,
-            self.dtype,
-            pad_to_pair=self.deterministic and torch.get_num_threads() > 1,
-            variant=config.newton_schulz,
+            settings,
             exp_avg_sq_row=state.get("exp_avg_sq_row"),
-            cautious=config.cautious_weight_decay,
-            equilibrate=config.equilibrate,
-            normalize=config.normalize_update,
             make_direction=self._muon_direction,
             applies=applies,
         )

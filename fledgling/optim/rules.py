@@ -7,6 +7,7 @@ paper, compiled, and applied to a shard. Names that end in `_` work in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -131,30 +132,43 @@ def orthogonalize(
     return (x.mT if tall else x).float()
 
 
-def muon_direction_(
-    gradient: Tensor,
-    momentum_buffer: Tensor,
-    momentum: float,
-    steps: int,
-    dtype: torch.dtype,
-    pad_to_pair: bool,
-    variant: str,
-    equilibrate: bool = False,
-    normalize: bool = False,
-) -> Tensor:
+@dataclass(frozen=True)
+class MuonSettings:
+    """The settings of Muon, which are the same in every step.
+
+    Attributes:
+        momentum: of Nesterov's momentum, in [0, 1).
+        weight_decay: share of a weight, per unit of the learning rate, that a step takes away.
+        steps, dtype, pad_to_pair, variant: of `orthogonalize`.
+        cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
+        equilibrate: divide each row by its norm before the iteration, which then begins with more equal singular values
+            (MuonEq, form R, arXiv 2603.28254).
+        normalize: make columns, then rows, of the update equally long (`normalize_lines_`).
+    """
+
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    steps: int = 5
+    dtype: torch.dtype = torch.bfloat16
+    pad_to_pair: bool = False
+    variant: str = "jordan"
+    cautious: bool = False
+    equilibrate: bool = False
+    normalize: bool = False
+
+
+def muon_direction_(gradient: Tensor, momentum_buffer: Tensor, settings: MuonSettings) -> Tensor:
     """Returns Muon's orthogonal directions (n, rows, columns); updates the momentum buffer, overwrites the gradient.
 
     Args:
-        equilibrate: divide each row by its norm before the iteration, which then begins with more equal singular values
-            (MuonEq, form R, arXiv 2603.28254).
-        normalize: make columns, then rows, of the result equally long (`normalize_lines_`).
+        gradient, momentum_buffer: (n, rows, columns), fp32.
     """
-    momentum_buffer.lerp_(gradient, 1 - momentum)
-    gradient.lerp_(momentum_buffer, momentum)
-    if equilibrate:
+    momentum_buffer.lerp_(gradient, 1 - settings.momentum)
+    gradient.lerp_(momentum_buffer, settings.momentum)
+    if settings.equilibrate:
         gradient /= torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).clamp(min=1e-30)
-    direction = orthogonalize(gradient, steps, dtype, pad_to_pair, variant)
-    return normalize_lines_(direction) if normalize else direction
+    direction = orthogonalize(gradient, settings.steps, settings.dtype, settings.pad_to_pair, settings.variant)
+    return normalize_lines_(direction) if settings.normalize else direction
 
 
 def muon_(
@@ -162,56 +176,44 @@ def muon_(
     gradient: Tensor,
     momentum_buffer: Tensor,
     lr: Tensor,
-    momentum: float,
-    weight_decay: float,
-    steps: int,
-    dtype: torch.dtype = torch.bfloat16,
-    pad_to_pair: bool = False,
-    variant: str = "jordan",
+    settings: MuonSettings,
+    *,
     exp_avg_sq_row: Tensor | None = None,
-    cautious: bool = False,
-    equilibrate: bool = False,
-    normalize: bool = False,
-    make_direction: Callable[..., Tensor] = muon_direction_,
+    make_direction: Callable[[Tensor, Tensor, MuonSettings], Tensor] = muon_direction_,
     applies: Tensor | None = None,
 ) -> None:
     """Makes one step of Muon with Nesterov momentum, in place, on n matrices of one shape.
 
     The orthogonal update is scaled by sqrt(max(1, rows / columns)), so that its effect on the root mean square of the
     outputs does not depend on the shape. A matrix whose gradient is zero has no update: orthogonalization would make a
-    whole step of momentum that has decayed to almost nothing. Its momentum and its weights decay as before.
+    whole step of momentum that has decayed to almost nothing. Its momentum and its weights decay as always.
 
     Args:
         parameters: n tensors (rows, columns).
         gradient: (n, rows, columns); overwritten.
         momentum_buffer: (n, rows, columns).
         lr: 0-d tensor.
-        steps, dtype, pad_to_pair, variant: of `orthogonalize`.
         exp_avg_sq_row: (n, rows), the state of NorMuon (`normalize_rows_`); None for Muon.
-        cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
-        equilibrate, normalize: of `muon_direction_`.
         make_direction: `muon_direction_`, or its compiled form.
         applies: 0-d bool on the parameters' device; where it is False nothing changes. None: it is known to be True.
     """
     has_gradient = gradient.flatten(1).any(1)[:, None, None]  # (n, 1, 1)
-    decay: Tensor | float = lr * weight_decay
+    decay: Tensor | float = lr * settings.weight_decay
     if applies is not None:  # momentum that moves toward itself stays; nan times 0 would not be 0
         torch.where(applies, gradient, momentum_buffer, out=gradient)
         has_gradient, decay = has_gradient & applies, decay * applies
-    update = make_direction(
-        gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant, equilibrate, normalize
-    )
+    update = make_direction(gradient, momentum_buffer, settings)
     if exp_avg_sq_row is not None:
         normalize_rows_(update, exp_avg_sq_row, applies=applies)
     rows, columns = gradient.shape[-2:]
     update *= lr * max(1.0, rows / columns) ** 0.5 * has_gradient
-    if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
-        if weight_decay:
+    if gradient.device.type != "cpu" and not settings.cautious:  # two launches instead of two for each matrix
+        if settings.weight_decay:
             torch._foreach_mul_(list(parameters), float(1 - decay) if applies is None else 1 - decay)
         torch._foreach_sub_(list(parameters), update.unbind())
         return
     for parameter, step in zip(parameters, update.unbind(), strict=True):
-        if cautious and weight_decay:
+        if settings.cautious and settings.weight_decay:
             nearer = parameter * (step * parameter >= 0)
             parameter.sub_(nearer, alpha=float(decay)) if applies is None else parameter.sub_(nearer * decay)
             parameter.sub_(step)

@@ -288,7 +288,11 @@ def test_matrices_are_padded_to_pairs_where_threads_could_change_their_bits(
 ):
     """Which processor's kernels round a lone matrix differently on two threads is not known here: the choice is."""
     calls = []
-    monkeypatch.setattr(optimizer_module, "muon_", lambda *args, **options: calls.append(options["pad_to_pair"]))
+
+    def record_call(parameters, gradient, momentum_buffer, lr, settings, **options):
+        calls.append(settings.pad_to_pair)
+
+    monkeypatch.setattr(optimizer_module, "muon_", record_call)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,12 +1,14 @@
 """Each update rule against its reference: PyTorch's optimizers, the scalar iteration, the papers' error bounds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fledgling.optim.rules import (
     JORDAN_COEFFICIENTS,
+    MuonSettings,
     adamw,
     muon_,
     muon_direction_,
@@ -17,12 +19,13 @@ from fledgling.optim.rules import (
 )
 
 GENERATOR = torch.Generator().manual_seed(0)
+FP32 = MuonSettings(dtype=torch.float32)
 
 
-def muon(parameter, gradient, momentum_buffer, *settings):
-    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter and momentum_buffer."""
+def muon(parameter, gradient, momentum_buffer, settings):
+    """Returns stacks (n, rows, columns) of parameters and momentum buffers after a step at a rate of .02."""
     parameter, momentum_buffer = parameter.clone(), momentum_buffer.clone()
-    muon_(parameter.unbind(), gradient.clone(), momentum_buffer, *settings)
+    muon_(parameter.unbind(), gradient.clone(), momentum_buffer, torch.tensor(0.02), settings)
     return parameter, momentum_buffer
 
 
@@ -125,9 +128,8 @@ def test_muon_equals_torch_muon(shape, weight_decay):
         gradient = torch.randn(shape)
         reference.grad = gradient.clone()
         torch_muon.step()
-        parameter, momentum_buffer = muon(
-            parameter, gradient[None], momentum_buffer, torch.tensor(0.02), 0.95, weight_decay, 5
-        )
+        settings = MuonSettings(weight_decay=weight_decay)
+        parameter, momentum_buffer = muon(parameter, gradient[None], momentum_buffer, settings)
         torch.testing.assert_close(parameter[0], reference.detach(), rtol=0, atol=1e-4)
     expected = torch_muon.state[reference]["momentum_buffer"]
     torch.testing.assert_close(momentum_buffer[0], expected, rtol=1e-6, atol=1e-6)
@@ -137,11 +139,10 @@ def test_muon_equals_torch_muon(shape, weight_decay):
 def test_muon_updates_a_stack_like_each_matrix_alone():
     torch.manual_seed(0)
     parameters, gradients, momentum_buffer = torch.randn(3, 4, 16, 8).unbind(1)[0:3]
-    lr = torch.tensor(0.02)
-    stack, new_buffer = muon(parameters, gradients, momentum_buffer, lr, 0.95, 0.0, 5)
+    stack, new_buffer = muon(parameters, gradients, momentum_buffer, MuonSettings())
     for i in range(3):
         part = slice(i, i + 1)
-        alone, _ = muon(parameters[part], gradients[part], momentum_buffer[part], lr, 0.95, 0.0, 5)
+        alone, _ = muon(parameters[part], gradients[part], momentum_buffer[part], MuonSettings())
         torch.testing.assert_close(stack[part], alone, rtol=2e-2, atol=2e-3)
     torch.testing.assert_close(new_buffer, momentum_buffer * 0.95 + gradients * 0.05)
 
@@ -155,12 +156,11 @@ def test_muon_does_not_move_a_matrix_whose_gradient_is_zero(exp_avg_sq_row, caut
     gradients[1] = 0
     moved, buffer = parameters.clone(), 1e-3 * momentum
     rows = exp_avg_sq_row if exp_avg_sq_row is None else exp_avg_sq_row.clone()
-    settings = (torch.tensor(0.02), 0.95, 0.0, 5, torch.float32)
-    muon_(moved.unbind(), gradients.clone(), buffer, *settings, exp_avg_sq_row=rows, cautious=cautious)
+    lr, settings = torch.tensor(0.02), replace(FP32, cautious=cautious)
+    muon_(moved.unbind(), gradients.clone(), buffer, lr, settings, exp_avg_sq_row=rows)
     assert torch.equal(moved[1], parameters[1]) and not torch.equal(moved[0], parameters[0])
     torch.testing.assert_close(buffer[1], 0.95e-3 * momentum[1])
-    settings = (torch.tensor(0.02), 0.95, 0.5, 5, torch.float32)
-    muon_(moved.unbind(), gradients.clone(), buffer, *settings)
+    muon_(moved.unbind(), gradients.clone(), buffer, lr, replace(FP32, weight_decay=0.5))
     torch.testing.assert_close(moved[1], 0.99 * parameters[1])
 
 
@@ -181,11 +181,11 @@ def test_muon_eq_ignores_the_scale_of_rows_and_muon_plus_makes_them_equally_long
     torch.manual_seed(0)
     gradient, scales = torch.randn(2, *shape), torch.rand(2, shape[0], 1) * 9 + 0.1
     plain, scaled = (
-        muon_direction_(g.clone(), torch.zeros_like(g), 0.95, 5, torch.float32, False, "jordan", equilibrate=True)
+        muon_direction_(g.clone(), torch.zeros_like(g), replace(FP32, equilibrate=True))
         for g in (gradient, gradient * scales)
     )
     torch.testing.assert_close(plain, scaled)
-    without = muon_direction_(gradient * scales, torch.zeros(2, *shape), 0.95, 5, torch.float32, False, "jordan")
+    without = muon_direction_(gradient * scales, torch.zeros(2, *shape), FP32)
     assert not torch.allclose(without, scaled, atol=0.05)
     update = gradient.clone()
     update[1, 2] = 0
@@ -201,8 +201,8 @@ def test_cautious_muon_decays_only_values_that_the_update_moves_nearer_to_zero()
 
     def update(weight_decay: float, cautious: bool) -> torch.Tensor:
         parameter = start.clone()
-        settings = (torch.tensor(0.1), 0.9, weight_decay, 5, torch.float32)
-        muon_([parameter], gradient.clone(), torch.zeros(1, 6, 5), *settings, cautious=cautious)
+        settings = replace(FP32, momentum=0.9, weight_decay=weight_decay, cautious=cautious)
+        muon_([parameter], gradient.clone(), torch.zeros(1, 6, 5), torch.tensor(0.1), settings)
         return parameter
 
     undecayed, decayed, cautious = update(0.0, False), update(0.5, False), update(0.5, True)
