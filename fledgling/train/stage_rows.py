@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fledgling.config import Recipe, RLConfig, StageConfig
 from fledgling.corpora.prepared_data import Log
@@ -42,83 +41,145 @@ class StageRows:
     validation: tuple[TokenShard, ...]  # held-out documents of the first document source
 
 
-def prepare_stage_rows(
-    stage: str,
-    table: StageConfig,
-    rows_per_step: int | None,
-    context: int,
-    preparer: DataPreparer,
-    tokenizer: Tokenizer,
-    before: Positions | None = None,
-    saved_weights: Mapping[str, float] | None = None,
-) -> StageRows:
-    """Prepares and opens the data of a stage.
+@dataclass(frozen=True)
+class RowsRequest:
+    """What the rows of a stage are asked for.
 
-    Args:
+    Attributes:
         table: mixture, steps (None: `num_epochs` over the mixture), and what a batch is derived from.
-        rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks; None: as many as
-            `examples_per_step` examples fill.
-        before: the positions of the sources that earlier stages have read.
-        saved_weights: of the sources among the rows, as the checkpoint of a resumed stage has them: its texts may have
-            changed since.
+        context: inputs of a row.
+        rows_per_step: rows that one optimizer step reads, over all ranks; None: as many as `examples_per_step` examples
+            fill.
+        positions: of the sources that earlier stages have read.
+        weights: of the sources among the rows, as the checkpoint of a resumed stage has them: its texts may have
+            changed since. None: by the mixture.
+    """
+
+    stage: str
+    table: StageConfig
+    context: int
+    rows_per_step: int | None = None
+    positions: Positions = field(default_factory=dict)
+    weights: Mapping[str, float] | None = None
+
+
+def prepare_stage_rows(request: RowsRequest, preparer: DataPreparer, tokenizer: Tokenizer) -> StageRows:
+    """Prepares and opens the data of a stage.
 
     Raises UserError if the steps are open and have no end, because every source is generated.
     """
-    parts = split_mixture(table.mixture)
-    make_source = partial(
-        RowSource, context=context, seed=preparer.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end
-    )
-    documents: dict[str, RowSource] = {}
-    validation: tuple[TokenShard, ...] = ()
-    for name in parts.documents:
-        corpus = preparer.documents.prepare_shards(name, tokenizer)
-        validation = validation or corpus.held_out
-        documents[name] = make_source(corpus.train, "crop")
-    sizes: dict[str, SourceSize] = {}
-    if rows_per_step is None or (table.mixture_unit == "examples" and not saved_weights):
-        sizes = {name: SourceSize(s.num_documents, len(s) / s.num_documents) for name, s in documents.items()}
-        for name in (*parts.tasks, *parts.conversations):
-            sizes[name] = preparer.measure_source(name, tokenizer, context)
-    weights = dict(saved_weights or row_weights(table, sizes))
-    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    table, opener = request.table, _SourceOpener(request, preparer, tokenizer)
+    parts, rows_per_step = opener.parts, request.rows_per_step
+    documents, held_out = opener.open_documents()
+    sizes = opener.measure_sizes(documents)
+    weights = dict(request.weights or row_weights(table, sizes))
     if rows_per_step is None:
         rows_per_step = derive_rows(table, sizes)
-        preparer.log(f"{stage}: {rows_per_step:,} rows a step, {rows_per_step * context:,} tokens, from its examples")
-
-    max_steps = math.inf if table.steps is None else table.steps
-    lengths = [(shares[name], len(source)) for name, source in documents.items()]
-    conversations: dict[str, RowSource] = {}
-    set_parts: dict[str, SetPart] = {}
-    for name in sorted(parts.conversations, key=preparer.count_source_bytes):
-        steps = max_steps if table.steps is not None else count_steps(table.num_epochs, rows_per_step, lengths)
-        rows = steps * shares[name] * rows_per_step
-        tokens = None if steps == math.inf else math.ceil(rows * context * SPARE_FACTOR) + 1
-        shard, part = preparer.conversation_shard(name, tokens, tokenizer, before)
-        conversations[name] = make_source(shard, "whole", shuffled=part is None, breaks=part.breaks if part else ())
-        if part:
-            set_parts[name] = part
-        lengths.append((shares[name], len(conversations[name])))
-    if table.steps is None:
-        max_steps = count_steps(table.num_epochs, rows_per_step, lengths)
-    if max_steps == math.inf:
-        raise require_end(stage, "mixture has", parts.tasks)
-    stage_steps = max(1, math.floor(max_steps))
-    if table.steps is None:
-        epochs = "one epoch" if table.num_epochs in (None, 1.0) else f"{table.num_epochs:g} epochs"
-        preparer.log(f"{stage}: {stage_steps:,} steps, {epochs} of its mixture")
+        tokens = rows_per_step * request.context
+        preparer.log(f"{request.stage}: {rows_per_step:,} rows a step, {tokens:,} tokens, from its examples")
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    conversations, set_parts = opener.open_conversations(documents, shares, rows_per_step)
+    lengths = [(shares[name], len(source)) for name, source in (documents | conversations).items()]
+    steps = opener.count_steps(rows_per_step, lengths)
     sources = [(source, weights[name]) for name, source in documents.items()]
     if parts.tasks:
         weight = sum(weights[name] for name in parts.tasks)
-        tokens = int(stage_steps * rows_per_step * context * weight / sum(weights.values()) * SPARE_FACTOR) + 1
-        sources.append((make_source(preparer.task_shard(stage, parts.tasks, tokens, tokenizer), "whole"), weight))
+        tokens = int(steps * rows_per_step * request.context * weight / sum(weights.values()) * SPARE_FACTOR) + 1
+        sources.append((opener.open_tasks(tokens), weight))
     sources += [(conversations[name], weights[name]) for name in parts.conversations]
     indexed = enumerate([*parts.documents, *([""] if parts.tasks else []), *parts.conversations])
-    named = {index: name for index, name in indexed if name}
-    sources, named = merge_equal_sources(sources, named, preparer.log)
+    sources, named = merge_equal_sources(sources, {index: name for index, name in indexed if name}, preparer.log)
     names = {index: name for index, name in named.items() if name not in set_parts}
     found = {index: set_parts[name] for index, name in named.items() if name in set_parts}
-    positions = SourcePositions(before or {}, names, found)
-    return StageRows(sources, weights, rows_per_step, stage_steps, positions, validation)
+    positions = SourcePositions(request.positions, names, found)
+    return StageRows(sources, weights, rows_per_step, steps, positions, held_out)
+
+
+@dataclass(frozen=True)
+class _SourceOpener:
+    """Opens the sources of a stage's mixture as rows."""
+
+    request: RowsRequest
+    preparer: DataPreparer
+    tokenizer: Tokenizer
+
+    @property
+    def parts(self) -> MixtureParts:
+        """The mixture by kind of source."""
+        return split_mixture(self.request.table.mixture)
+
+    def open_documents(self) -> tuple[dict[str, RowSource], tuple[TokenShard, ...]]:
+        """Returns the sources of documents by name, and the held-out documents of the first."""
+        sources: dict[str, RowSource] = {}
+        held_out: tuple[TokenShard, ...] = ()
+        for name in self.parts.documents:
+            corpus = self.preparer.documents.prepare_shards(name, self.tokenizer)
+            held_out = held_out or corpus.held_out
+            sources[name] = self._open(corpus.train, "crop")
+        return sources, held_out
+
+    def measure_sizes(self, documents: Mapping[str, RowSource]) -> dict[str, SourceSize]:
+        """Returns the sizes of all sources where batch or weights follow from their examples; else none."""
+        request = self.request
+        needs_weights = request.table.mixture_unit == "examples" and not request.weights
+        if request.rows_per_step is not None and not needs_weights:
+            return {}
+        sizes = {name: SourceSize(s.num_documents, len(s) / s.num_documents) for name, s in documents.items()}
+        for name in (*self.parts.tasks, *self.parts.conversations):
+            sizes[name] = self.preparer.measure_source(name, self.tokenizer, request.context)
+        return sizes
+
+    def open_conversations(
+        self, documents: Mapping[str, RowSource], shares: Mapping[str, float], rows_per_step: int
+    ) -> tuple[dict[str, RowSource], dict[str, SetPart]]:
+        """Returns the sources of conversations by name, and the parts of large sets: as much as the others allow.
+
+        shares: of the sources among the rows.
+        """
+        table = self.request.table
+        lengths = [(shares[name], len(source)) for name, source in documents.items()]
+        sources: dict[str, RowSource] = {}
+        set_parts: dict[str, SetPart] = {}
+        for name in sorted(self.parts.conversations, key=self.preparer.count_source_bytes):
+            steps = count_steps(table.num_epochs, rows_per_step, lengths) if table.steps is None else table.steps
+            rows = steps * shares[name] * rows_per_step
+            tokens = None if steps == math.inf else math.ceil(rows * self.request.context * SPARE_FACTOR) + 1
+            shard, part = self.preparer.conversation_shard(name, tokens, self.tokenizer, self.request.positions)
+            sources[name] = self._open(shard, "whole", shuffled=part is None, breaks=part.breaks if part else ())
+            if part:
+                set_parts[name] = part
+            lengths.append((shares[name], len(sources[name])))
+        return sources, set_parts
+
+    def open_tasks(self, tokens: int) -> RowSource:
+        """Returns `tokens` tokens of the generated tasks, in the mixture's proportions."""
+        shard = self.preparer.task_shard(self.request.stage, self.parts.tasks, tokens, self.tokenizer)
+        return self._open(shard, "whole")
+
+    def count_steps(self, rows_per_step: int, lengths: Iterable[tuple[float, float]]) -> int:
+        """Returns the steps of the stage; lengths: (share among the rows, rows of one epoch) of sources that end."""
+        stage, table = self.request.stage, self.request.table
+        if table.steps is not None:
+            return max(1, table.steps)
+        steps = count_steps(table.num_epochs, rows_per_step, lengths)
+        if steps == math.inf:
+            raise require_end(stage, "mixture has", self.parts.tasks)
+        rounded = max(1, math.floor(steps))
+        epochs = "one epoch" if table.num_epochs in (None, 1.0) else f"{table.num_epochs:g} epochs"
+        self.preparer.log(f"{stage}: {rounded:,} steps, {epochs} of its mixture")
+        return rounded
+
+    def _open(self, shards: Any, kind: Literal["crop", "whole"], **options: Any) -> RowSource:
+        tokenizer = self.tokenizer
+        return RowSource(
+            shards,
+            kind,
+            context=self.request.context,
+            seed=self.preparer.seed,
+            bos=tokenizer.bos,
+            turn_end=tokenizer.assistant_end,
+            **options,
+        )
 
 
 def merge_equal_sources(
