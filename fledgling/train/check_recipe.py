@@ -115,9 +115,8 @@ def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     if preparer.documents.tokenizer_file.exists():
         tokenizer = Tokenizer.load(preparer.documents.tokenizer_file)
     config = find_model_config(recipe, run_dir)
-    sizes = count_source_sizes(recipe)
-    traced: dict[object, str] = {}
-    checks = [_check_stage(recipe, name, config, sizes, preparer, tokenizer, setup, world, traced) for name in stages]
+    context = _CheckContext(recipe, preparer, count_source_sizes(recipe), tokenizer, setup, world)
+    checks = [_check_stage(name, config, context) for name in stages]
     return _check_disk(checks, run_dir)
 
 
@@ -146,76 +145,121 @@ def require_sound(checks: Iterable[StageCheck]) -> None:
         raise UserError("\n".join(dict.fromkeys(lines)))
 
 
-def _check_stage(
-    recipe: Recipe,
-    name: str,
-    config: ModelConfig | None,
-    sizes: Mapping[str, SourceSize],
-    preparer: DataPreparer,
-    tokenizer: Tokenizer | None,
-    setup: DeviceSetup,
-    world: World,
-    traced: dict[object, str],
-) -> StageCheck:
-    """Checks one stage. traced: the errors of the steps that were traced before, by what decides a step."""
-    table, found = recipe.stage_config(name), _Findings()
+@dataclass(frozen=True)
+class _CheckContext:
+    """What the checks of all stages share. traced: the errors of steps that were traced, by what decides a step."""
+
+    recipe: Recipe
+    preparer: DataPreparer
+    sizes: Mapping[str, SourceSize]
+    tokenizer: Tokenizer | None
+    setup: DeviceSetup
+    world: World
+    traced: dict[object, str] = field(default_factory=dict)
+
+
+def _check_stage(name: str, config: ModelConfig | None, context: _CheckContext) -> StageCheck:
+    """Checks one stage; config: of its model, None where that is not known yet."""
+    found = _Findings()
+    _check_sources(name, context, found)
+    if config is None:
+        found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")
+        return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))
+    rows, steps = _check_length(name, config, context, found)
+    step = _find_step(name, config, context, found)
+    split, peak = _check_memory(name, config, step, rows, context, found)
+    if not found.problems:
+        _check_shapes(name, config, step, context, found)
+    size = memory.checkpoint_bytes(config, step)
+    return StageCheck(name, steps, rows, split, peak, size, tuple(found.problems), tuple(found.notices))
+
+
+def _check_sources(name: str, context: _CheckContext, found: _Findings) -> None:
+    """Finds data, a sandbox and CORE's files that the stage needs and this machine lacks."""
+    recipe, table = context.recipe, context.recipe.stage_config(name)
     found.attempt(lambda: require_data(recipe, [name], read_prepared_data(Path(recipe.run.out), name)))
     if "humaneval" in exam_names(table, recipe.sft.mixture) or (
         isinstance(table, RLConfig) and "humaneval" in table.tasks
     ):
         found.attempt(get_layers)  # its answers are programs, which no machine runs without the sandbox
-    if (
-        isinstance(table, StageConfig)
-        and table.core_every
-        and not find_core_bundle(resolve_data_root(preparer.data_dir))
-    ):
+    measures_core = isinstance(table, StageConfig) and table.core_every > 0
+    if measures_core and not find_core_bundle(resolve_data_root(context.preparer.data_dir)):
         found.notices.append("CORE will not be measured: no bundle; `fledgling data fetch core` brings it")
-    if config is None:
-        found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")
-        return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))
-    rows, steps = None, None
+
+
+def _check_length(
+    name: str, config: ModelConfig, context: _CheckContext, found: _Findings
+) -> tuple[int | None, int | None]:
+    """Returns (rows of a step, steps) as far as they are known, after reading a sample of what the stage learns."""
+    table = context.recipe.stage_config(name)
     if isinstance(table, RLConfig):
         found.attempt(lambda: require_valid_rl_config(table))
         found.attempt(lambda: require_rewards(table))
-        steps = _check_prompts(recipe, table, config, sizes, tokenizer, found)
-    elif isinstance(table, DPOConfig):
-        steps = _check_pairs(table, config, tokenizer, found)
-    else:
-        length = _check_mixture(recipe, name, config, sizes, preparer, tokenizer, found)
-        rows, steps = length if length else (None, None)
-        if rows is not None:
-            fixed: int = rows
-            found.attempt(lambda: require_row_each(name, table, fixed, world.size))
-    step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
+        return None, _check_prompts(table, config, context, found)
+    if isinstance(table, DPOConfig):
+        return None, _check_pairs(table, config, context.tokenizer, found)
+    length = _check_mixture(name, config, context, found)
+    if length is None:
+        return None, None
+    found.attempt(lambda: require_row_each(name, table, length[0], context.world.size))
+    return length
+
+
+def _find_step(name: str, config: ModelConfig, context: _CheckContext, found: _Findings) -> memory.TrainingStep:
+    """Returns one row of the stage's step, as the planner counts it; finds settings that do not fit together."""
+    recipe, setup, world = context.recipe, context.setup, context.world
     step = one_row_step(recipe.optimizer, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
     teacher = None
     found.attempt(lambda: require_valid_settings(recipe, name))
     with found.collecting():
         require_valid_teaching(recipe, name, config)
         teacher = plan_teacher(recipe, name, read_teacher_config(recipe, name))
-    step = stage_step(step, table, recipe.adapter if recipe.adapter.trains_in(name) else None, teacher)
-    step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
-    split, peak = None, None
-    if not isinstance(table, StageConfig) or rows is not None:
-        try:
-            split = choose_split(config, step_rows, setup.memory_limit, step, table.micro_batch_size)
-            peak = memory.estimate_peak_memory(config, split)["total"]
-        except UserError as error:
-            found.problems.append(str(error))
-    if split is not None and peak is not None and not memory.fits_memory(config, split, setup.memory_limit):
-        shortage = explain_memory_shortage(config, split, setup.memory_limit)
+    adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
+    step = stage_step(step, recipe.stage_config(name), adapter, teacher)
+    return resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
+
+
+def _check_memory(
+    name: str,
+    config: ModelConfig,
+    step: memory.TrainingStep,
+    rows: int | None,
+    context: _CheckContext,
+    found: _Findings,
+) -> tuple[memory.TrainingStep | None, int | None]:
+    """Returns the step split into micro-batches, and the bytes of a rank at its peak; None where they are not known.
+
+    rows: of a step; None for DPO and RL, and where it is not known.
+    """
+    table, world, limit = context.recipe.stage_config(name), context.world, context.setup.memory_limit
+    if rows is None and isinstance(table, StageConfig):
+        return None, None
+    try:
+        step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
+        split = choose_split(config, step_rows, limit, step, table.micro_batch_size)
+        peak = memory.estimate_peak_memory(config, split)["total"]
+    except UserError as error:
+        found.problems.append(str(error))
+        return None, None
+    if not memory.fits_memory(config, split, limit):
+        shortage = explain_memory_shortage(config, split, limit)
         is_certain = world.device.type != "cpu"  # a CPU's limit is half of the machine's memory
         (found.problems if is_certain else found.notices).append(shortage)
-    if split is not None and rows is not None and (empty := empty_share(rows, split)) > 0:
+    if rows is not None and (empty := empty_share(rows, split)) > 0:
         found.notices.append(f"{world.size} ranks do not divide {rows} rows: {empty:.0%} of the work is on no row")
-    if not found.problems:
-        rounding = getattr(table, "quantization_aware", "")
-        key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model, step.adapter, teacher, rounding)
-        if key not in traced:
-            traced[key] = _trace(recipe, name, config, setup, teacher.config if teacher else None)
-        found.problems += [traced[key]] if traced[key] else []
-    size = memory.checkpoint_bytes(config, step)
-    return StageCheck(name, steps, rows, split, peak, size, tuple(found.problems), tuple(found.notices))
+    return split, peak
+
+
+def _check_shapes(
+    name: str, config: ModelConfig, step: memory.TrainingStep, context: _CheckContext, found: _Findings
+) -> None:
+    """Finds a step that cannot be computed, by tracing it on meta tensors; steps of one kind are traced once."""
+    table, teacher = context.recipe.stage_config(name), step.teacher
+    rounding = getattr(table, "quantization_aware", "")
+    key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model, step.adapter, teacher, rounding)
+    if key not in context.traced:
+        context.traced[key] = _trace(context.recipe, name, config, context.setup, teacher.config if teacher else None)
+    found.problems += [context.traced[key]] if context.traced[key] else []
 
 
 def _trace(recipe: Recipe, name: str, config: ModelConfig, setup: DeviceSetup, teacher: ModelConfig | None) -> str:
@@ -230,15 +274,10 @@ def _trace(recipe: Recipe, name: str, config: ModelConfig, setup: DeviceSetup, t
 
 
 def _check_mixture(
-    recipe: Recipe,
-    name: str,
-    config: ModelConfig,
-    sizes: Mapping[str, SourceSize],
-    preparer: DataPreparer,
-    tokenizer: Tokenizer | None,
-    found: _Findings,
+    name: str, config: ModelConfig, context: _CheckContext, found: _Findings
 ) -> tuple[int, int | None] | None:
     """Returns (rows of a step, steps) of a supervised stage as far as they are known, and samples its conversations."""
+    recipe, preparer, tokenizer = context.recipe, context.preparer, context.tokenizer
     table: StageConfig = getattr(recipe, name)
     length = None
     with found.collecting():
@@ -247,7 +286,7 @@ def _check_mixture(
             horizon = recipe_horizon(recipe) if config == recipe.resolve_model() else None
             if horizon is not None:
                 return horizon.batch_tokens // config.context, horizon.steps
-        known = published_sizes(config.context) | dict(sizes)
+        known = published_sizes(config.context) | dict(context.sizes)
         kept = read_prepared_data(Path(recipe.run.out), name) or {}  # their texts need not be here
         for source in (*parts.tasks, *parts.conversations):
             with suppress(UserError) if source in kept else found.collecting():
@@ -287,18 +326,12 @@ def _check_conversations(
         )
 
 
-def _check_prompts(
-    recipe: Recipe,
-    table: RLConfig,
-    config: ModelConfig,
-    sizes: Mapping[str, SourceSize],
-    tokenizer: Tokenizer | None,
-    found: _Findings,
-) -> int | None:
+def _check_prompts(table: RLConfig, config: ModelConfig, context: _CheckContext, found: _Findings) -> int | None:
     """Returns the steps of RL as far as they are known, and samples its prompts."""
+    recipe, tokenizer = context.recipe, context.tokenizer
     max_prompt_tokens = config.context - min(table.max_new_tokens, config.context // 2)
     steps, lengths = table.steps, []
-    prompts = {name: size.examples for name, size in (published_sizes(config.context) | dict(sizes)).items()}
+    prompts = {name: size.examples for name, size in (published_sizes(config.context) | dict(context.sizes)).items()}
     for name in (name for name, weight in table.tasks.items() if weight > 0):
         with found.collecting():
             task = load_task(name, recipe.run.data_dir)
