@@ -14,7 +14,7 @@ from typing import Any
 from fledgling.config import Recipe, UserError, load_recipe
 from fledgling.evals.chat import build_exams, measure_exam
 from fledgling.evals.session import EvalSession
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import read_checkpoint_state, resolve_checkpoint
 from fledgling.tasks import SKILLS
@@ -69,7 +69,7 @@ def measure_adapter_skill(
         run_stage(recipe, "sft", quiet=True, hooks=NO_EVALS)
         checkpoint = resolve_checkpoint(out / way)
         lines = read_jsonl(out / way / "sft" / "metrics.jsonl")
-        planned = make_plan(recipe, strict=False, peak_flops=lines[-1].get("peak_flops"))["stages"]["sft"]
+        planned = make_plan(recipe, PlanSettings(strict=False, peak_flops=lines[-1].get("peak_flops")))["stages"]["sft"]
         found[way] = {
             "exams": measure_exams(checkpoint, out / f"exams-{way}", questions),
             "memory": max(line.get("memory", 0) for line in lines),

@@ -16,7 +16,7 @@ from fledgling.plan.communication import LINKS
 from fledgling.plan.forecast_text import format_budgeted_run
 from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device
 from fledgling.plan.inference import plan_recipe_inference
-from fledgling.plan.plan import load_planned_recipe, make_plan
+from fledgling.plan.plan import PlanSettings, load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
 from fledgling.train.derived_values import open_unbegun
 
@@ -127,7 +127,8 @@ def plan(
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
     sizes, teacher = count_source_sizes(chosen), _find_teacher(chosen, folder)
-    result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device, teacher=teacher)
+    settings = PlanSettings(None, gpus, mfu, price, link, layout, sizes=sizes, device=device, teacher=teacher)
+    result = make_plan(chosen, settings)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
 
 

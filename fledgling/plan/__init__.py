@@ -15,7 +15,7 @@ and `cost` (estimates, marked as such). `plan` combines them; training calls the
     hardware         device table: peak FLOP/s, memory, power; `measured_speed`: what this machine reached
     largest          the largest depth that each device trains
     communication    bytes and seconds of a step's communication: ring, tree, parameter server, ZeRO
-    cost             FLOPs -> hours -> energy and money
+    cost             FLOPs -> hours -> energy and money, at the speed that `utilization` assumes
     inference        weights, key/value cache and conversations per device
     compare          model families side by side
     plan             everything as one dictionary with stable keys; `text` prints it as a table

@@ -22,7 +22,7 @@ from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.shifted_loss import LossLaw
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.stage_seconds import (
@@ -207,11 +207,12 @@ def fit_run(
     seconds = TARGET * budget.seconds - spent
     core = estimate_core_time(device.kind, speed.flops, speed.flops_per_token, speed.core_share, speed.cores)
     here = replace(device, peak_flops=speed.flops / ranks, peaks=dict.fromkeys(device.peaks, speed.flops / ranks))
+    settings = PlanSettings(gpus=ranks, mfu=1.0, device=here, sizes=sizes)
     for attempt in (
         recipe,
         *(_remove_stages(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),
     ):
-        plan = make_plan(attempt, gpus=ranks, mfu=1.0, device=here, sizes=sizes)
+        plan = make_plan(attempt, settings)
         found = _fit_steps(attempt, plan, speed, seconds, exams, budget, core)
         if found is None:
             continue
@@ -240,9 +241,7 @@ def fit_run(
             memory,
         )
         return RunChoice(sized, stages, planned, evaluations, "", speed)
-    first = make_plan(
-        _remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), gpus=ranks, mfu=1.0, device=here, sizes=sizes
-    )
+    first = make_plan(_remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), settings)
     one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
     fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, exams) + spent
     need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET

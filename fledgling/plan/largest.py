@@ -19,10 +19,10 @@ from fledgling.plan.cost import require_utilization
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.parameters import count_parameters
-from fledgling.plan.plan import choose_utilization
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import choose_micro_batch_size
 from fledgling.plan.stage_step import one_row_step
+from fledgling.plan.utilization import choose_utilization
 
 MAX_DEPTH = 160  # beyond any device of the table
 DEPTH_STEP = 2  # odd depths have no whole number of heads

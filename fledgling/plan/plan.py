@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError, load_recipe
-from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
+from fledgling.plan import communication, cost, flops, hardware, memory
 from fledgling.plan.derive import derive_known, list_derived
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
@@ -35,6 +35,7 @@ from fledgling.plan.split import (
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 from fledgling.plan.stage_step import one_row_step, stage_step
 from fledgling.plan.teacher import plan_teacher
+from fledgling.plan.utilization import choose_utilization
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; lower for a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the files of the public data sets
@@ -45,41 +46,13 @@ PUBLISHED = ("tokenizer.vocab_size=65536", "model.context=2048", "run.hardware=h
 
 
 @dataclass(frozen=True)
-class _PlanContext:
-    """The values that all stages share; step: one row of a training step."""
+class PlanSettings:
+    """What a plan assumes besides the recipe.
 
-    recipe: Recipe
-    config: ModelConfig
-    device: hardware.DeviceSpec
-    mfu: float
-    price: float | None
-    step: memory.TrainingStep
-    strict: bool
-    sizes: Mapping[str, SourceSize]
-    teacher: ModelConfig | None
-
-
-def make_plan(
-    recipe: Recipe,
-    gpu: str | None = None,
-    gpus: int | None = None,
-    mfu: float | None = None,
-    price: float | None = None,
-    link: str | None = None,
-    layout: str = "fledgling",
-    strict: bool = True,
-    peak_flops: float | None = None,
-    sizes: Mapping[str, SourceSize] | None = None,
-    device: hardware.DeviceSpec | None = None,
-    teacher: ModelConfig | None = None,
-) -> dict[str, Any]:
-    """Returns the plan of a recipe on `gpus` devices called `gpu` (default: run.ranks of run.hardware).
-
-    Args:
-        recipe: the recipe.
-        gpu: name of the device.
-        gpus: number of devices.
-        mfu: utilization in (0, 1]; default: measured on this machine, else the table's.
+    Attributes:
+        gpu: name of the device; None: `run.hardware`.
+        gpus: number of devices; None: `run.ranks`.
+        mfu: utilization in (0, 1]; None: measured on this machine, else the table's.
         price: US dollars per hour for one device.
         link: name of the link between the devices.
         layout: one of `fledgling.plan.memory.LAYOUTS`.
@@ -89,93 +62,157 @@ def make_plan(
             the public sets are known for.
         device: replaces `gpu`: a card given by its figures.
         teacher: the configuration of `distill.teacher` (`fledgling.train.distill.teacher`); None: it is not counted.
-
-    Raises UserError for an unknown device or link, for invalid values and, if strict, as described.
     """
-    device = device or hardware.find_device(gpu or recipe.run.hardware)
-    ranks = recipe.run.ranks if gpus is None else gpus
-    if ranks < 1:
-        raise UserError(f"gpus: got {ranks}, expected at least 1")
-    cost.require_utilization(mfu)
-    if price is not None:
-        cost.require_price(price)
-    if layout not in memory.LAYOUTS:
-        raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
-    config = recipe.resolve_model()
+
+    gpu: str | None = None
+    gpus: int | None = None
+    mfu: float | None = None
+    price: float | None = None
+    link: str | None = None
+    layout: str = "fledgling"
+    strict: bool = True
+    peak_flops: float | None = None
+    sizes: Mapping[str, SourceSize] | None = None
+    device: hardware.DeviceSpec | None = None
+    teacher: ModelConfig | None = None
+
+    def require_valid(self) -> None:
+        """Raises UserError for a value out of range."""
+        if self.gpus is not None and self.gpus < 1:
+            raise UserError(f"gpus: got {self.gpus}, expected at least 1")
+        cost.require_utilization(self.mfu)
+        if self.price is not None:
+            cost.require_price(self.price)
+        if self.layout not in memory.LAYOUTS:
+            raise UserError(f"layout: got {self.layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
+
+
+DEFAULT_SETTINGS = PlanSettings()
+
+
+@dataclass(frozen=True)
+class _PlanContext:
+    """The values that all stages share; step: one row of a training step; sizes: all that are known."""
+
+    recipe: Recipe
+    settings: PlanSettings
+    config: ModelConfig
+    device: hardware.DeviceSpec
+    step: memory.TrainingStep
+    sizes: Mapping[str, SourceSize]
+    utilization: Mapping[str, Any]  # of `choose_utilization`
+
+    @property
+    def mfu(self) -> float:
+        """The utilization that hours are estimated with."""
+        return self.utilization["mfu"]
+
+
+def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict[str, Any]:
+    """Returns the plan of a recipe.
+
+    Raises UserError for an unknown device or link, for invalid values and, if `settings.strict`, as described there.
+    """
+    context = _make_context(recipe, settings)
+    config, device, ranks = context.config, context.device, context.step.ranks
     horizon, parameters = recipe_horizon(recipe), count_parameters(config)
-    dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
-    if strict or dtype in device.peaks:
-        device = device.with_dtype(dtype)
-    step = one_row_step(recipe.optimizer, config, ranks, device.kind, dtype, recipe.run.compile != "off")
-    step = replace(step, layout=layout)
-    known_sizes = published_sizes(config.context) | dict(sizes or {})
-    context = _PlanContext(recipe, config, device, 0.0, price, step, strict, known_sizes, teacher)
-    rows = horizon.batch_tokens // config.context
-    micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
-    flops_per_token = flops.training_flops_per_token(config)
-    utilization, device = choose_utilization(device, mfu, peak_flops, flops_per_token, micro_batch_tokens)
-    context = replace(context, device=device, mfu=utilization["mfu"])
     planned = {name: _plan_stage(name, context) for name in ("pretrain", *recipe.stages)}
     known = {name: stage for name, stage in planned.items() if stage is not None}  # pretraining always is
     stages = {name: known[name][0] for name in recipe.stages if name in known}
-    supervised = {name: isinstance(recipe.stage_config(name), StageConfig) for name in recipe.stages}
-    lengths = {
-        name: (stage["steps"], stage["rows_per_step"] * config.context if supervised[name] else 0)
-        for name, stage in stages.items()
-    }
     pretrain, step = known["pretrain"]
-    characters = round(horizon.tokens * CHARACTERS_PER_TOKEN)
-    split = {key: pretrain[key] for key in ("micro_batch_size", "grad_accumulation")} | {"dtype": dtype}
-    per_token = flops.training_flops(config)
+    flops_section = _flops(config, horizon.tokens)
     return {
         "recipe": recipe.name,
         "model": {**asdict(config), "head_width": config.head_width},
         "parameters": parameters,
         "formula": dict(zip(("terms", "simplified"), parameter_formula(config), strict=True)),
-        "flops": {
-            "per_token": per_token["total"],
-            "total": per_token["total"] * horizon.tokens,
-            "forward": flops.forward_flops(config),
-            "training": per_token,
-            "attention": "full",
-            "per_token_causal": flops.training_flops(config, counted="causal")["total"],
-        },
+        "flops": flops_section,
         "horizon": {
             "tokens": horizon.tokens,
             "tokens_per_parameter": round(horizon.tokens / parameters["total"], 2),
             "batch_tokens": horizon.batch_tokens,
             "steps": horizon.steps,
-            **split,
+            **{key: pretrain[key] for key in ("micro_batch_size", "grad_accumulation")},
+            "dtype": step.dtype,
         },
-        "data": {
-            "characters": characters,
-            "shards": -(-characters // CHARACTERS_PER_SHARD),
-            "bytes_text": -(-characters // CHARACTERS_PER_SHARD) * BYTES_PER_SHARD,
-            "bytes_tokenized": horizon.tokens * (2 if config.vocab_size <= 65_536 else 4),
-            "bytes_checkpoint": memory.checkpoint_bytes(config, step),
-        },
+        "data": _data(config, horizon.tokens, step),
         "memory": _memory(config, step, device),
         "inference": plan_inference(config, device.memory),
         "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops, "watts": device.watts},
-        "time": {"estimate": True, "hours": pretrain["hours"], **utilization},
+        "time": {"estimate": True, "hours": pretrain["hours"], **context.utilization},
         "cost": {
             "estimate": True,
-            "usd": cost.estimate_usd(pretrain["hours"], device, ranks, price),
+            "usd": cost.estimate_usd(pretrain["hours"], device, ranks, settings.price),
             "kwh": cost.estimate_kwh(pretrain["hours"], device, ranks),
         },
         "communication": communication.plan_communication(
             parameters["total"],
-            per_token["total"] * horizon.batch_tokens,
+            flops_section["per_token"] * horizon.batch_tokens,
             device,
-            utilization["mfu"],
-            split["grad_accumulation"],
+            context.mfu,
+            pretrain["grad_accumulation"],
             ranks,
-            link,
+            settings.link,
             count_matrix_parameters(config),
         ),
         "stages": stages,
-        "derived": [asdict(each) for each in list_derived(recipe, derive_known(recipe, lengths))],
+        "derived": _list_derived(context, stages),
     }
+
+
+def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
+    """Returns the values that all stages share. Raises UserError as `make_plan`."""
+    settings.require_valid()
+    device = settings.device or hardware.find_device(settings.gpu or recipe.run.hardware)
+    ranks = recipe.run.ranks if settings.gpus is None else settings.gpus
+    config = recipe.resolve_model()
+    dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
+    if settings.strict or dtype in device.peaks:
+        device = device.with_dtype(dtype)
+    step = one_row_step(recipe.optimizer, config, ranks, device.kind, dtype, recipe.run.compile != "off")
+    step = replace(step, layout=settings.layout)
+    known_sizes = published_sizes(config.context) | dict(settings.sizes or {})
+    context = _PlanContext(recipe, settings, config, device, step, known_sizes, {})
+    rows = recipe_horizon(recipe).batch_tokens // config.context
+    micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
+    per_token = flops.training_flops_per_token(config)
+    utilization, device = choose_utilization(device, settings.mfu, settings.peak_flops, per_token, micro_batch_tokens)
+    return replace(context, device=device, utilization=utilization)
+
+
+def _flops(config: ModelConfig, tokens: int) -> dict[str, Any]:
+    """Returns the section on floating-point operations of pretraining on `tokens` tokens."""
+    per_token = flops.training_flops(config)
+    return {
+        "per_token": per_token["total"],
+        "total": per_token["total"] * tokens,
+        "forward": flops.forward_flops(config),
+        "training": per_token,
+        "attention": "full",
+        "per_token_causal": flops.training_flops(config, counted="causal")["total"],
+    }
+
+
+def _data(config: ModelConfig, tokens: int, step: memory.TrainingStep) -> dict[str, int]:
+    """Returns the section on text and files of pretraining on `tokens` tokens."""
+    characters = round(tokens * CHARACTERS_PER_TOKEN)
+    shards = -(-characters // CHARACTERS_PER_SHARD)
+    return {
+        "characters": characters,
+        "shards": shards,
+        "bytes_text": shards * BYTES_PER_SHARD,
+        "bytes_tokenized": tokens * (2 if config.vocab_size <= 65_536 else 4),
+        "bytes_checkpoint": memory.checkpoint_bytes(config, step),
+    }
+
+
+def _list_derived(context: _PlanContext, stages: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the fields that rules fill; stages: the planned values of those whose steps are known."""
+    recipe, lengths = context.recipe, {}
+    for name, stage in stages.items():
+        is_supervised = isinstance(recipe.stage_config(name), StageConfig)
+        lengths[name] = (stage["steps"], stage["rows_per_step"] * context.config.context if is_supervised else 0)
+    return [asdict(each) for each in list_derived(recipe, derive_known(recipe, lengths))]
 
 
 def load_planned_recipe(
@@ -185,47 +222,6 @@ def load_planned_recipe(
     if name is None and depth is not None:
         return load_recipe("quickstart", [*DEPTH_ONLY, f"name=d{depth}", *PUBLISHED, *pinned, *overrides])
     return load_recipe(name or "quickstart", [*pinned, *overrides])
-
-
-def choose_utilization(
-    device: hardware.DeviceSpec,
-    mfu: float | None,
-    peak_flops: float | None,
-    flops_per_token: float,
-    micro_batch_tokens: int,
-) -> tuple[dict[str, Any], hardware.DeviceSpec]:
-    """Returns the utilization to assume with its source, and the device with the peak that it refers to.
-
-    `mfu` is of that peak. `mfu_datasheet` is of the vendor's dense peak, as published figures are (None: the table has
-    none), `mfu_product` of a matrix product measured on this machine (None: none was measured).
-
-    Args:
-        device: of the table.
-        mfu: given by the user.
-        peak_flops: FLOP/s measured by the run that is planned: then all shares are of this peak, as the shares that the
-            run records. None: of the table's peak, or of the benchmark's.
-    """
-    datasheet, source = None if device.is_measured else device.peak_flops, "table"
-    if peak_flops:
-        device, source = replace(device, peak_flops=peak_flops), "run"
-    measured = measured_speed.load_speed(device.name, flops_per_token, micro_batch_tokens)
-    utilization: dict[str, Any] = {"mfu": cost.assumed_mfu(device), "mfu_source": "table"}
-    if mfu is not None:
-        utilization = {"mfu": mfu, "mfu_source": "given"}
-    elif measured is not None:
-        reached = measured.mfu * measured.peak_flops
-        if not peak_flops or reached > peak_flops:  # a run's peak below what the benchmark reached was measured too low
-            device, source = replace(device, peak_flops=measured.peak_flops), "benchmark"
-        of = f"{measured.model}, {measured.date}"
-        utilization = {"mfu": reached / device.peak_flops, "mfu_source": "measured", "mfu_of": of}
-    share = utilization["mfu"]
-    utilization |= {
-        "peak_source": source,
-        "mfu_datasheet": datasheet and share * device.peak_flops / datasheet,
-        "mfu_product": share if source != "table" else None,
-        "datasheet_flops": datasheet,
-    }
-    return utilization, device
 
 
 def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.DeviceSpec) -> dict[str, Any]:
@@ -276,7 +272,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         per_token += reads * flops.forward_flops_per_token(config)
     else:
         tokens = steps * rows * config.context
-        if context.strict:
+        if context.settings.strict:
             require_row_each(name, stage, rows, ranks)
     step = _split(name, stage.micro_batch_size, rows, context)
     per_token += step.teacher.added_flops(config) if step.teacher else 0
@@ -290,7 +286,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         "empty_share": empty,
         "hours": hours,
         "tokens_per_second": tokens / (hours * 3600),
-        "usd": cost.estimate_usd(hours, device, ranks, context.price),
+        "usd": cost.estimate_usd(hours, device, ranks, context.settings.price),
         "kwh": cost.estimate_kwh(hours, device, ranks),
         "micro_batch_size": step.rows,
         "grad_accumulation": step.micro_batches,
@@ -325,10 +321,10 @@ def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> m
     config, device, ranks = context.config, context.device, context.step.ranks
     stage = context.recipe.stage_config(name)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
-    step = stage_step(context.step, stage, adapter, plan_teacher(context.recipe, name, context.teacher))
+    step = stage_step(context.step, stage, adapter, plan_teacher(context.recipe, name, context.settings.teacher))
     step = resolve_recompute(context.recipe.run.recompute, config, step, device.memory)
     if (
-        context.strict
+        context.settings.strict
         and pinned is not None
         and rows % ranks == 0
         and rows // ranks % pinned
@@ -343,10 +339,10 @@ def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> m
     try:
         split = choose_split(config, rows, device.memory, step, pinned)
     except UserError as problem:
-        if context.strict:
+        if context.settings.strict:
             raise UserError(f"{name} does not fit {device.name}: {problem}") from None
         return choose_split(config, rows, device.memory, step, pinned=1)
-    if context.strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
+    if context.settings.strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
         shortage = explain_memory_shortage(config, split, device.memory)
         raise UserError(f"{name}.micro_batch_size={pinned} does not fit {device.name}: {shortage}")
     return split

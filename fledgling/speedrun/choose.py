@@ -16,8 +16,8 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import BITS, FIRST_BITS, MEMORY, SECONDS, forecast_run
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.past_runs import PastRun, load_past_runs
-from fledgling.plan.plan import choose_utilization
 from fledgling.plan.stage_seconds import EVALUATIONS
+from fledgling.plan.utilization import choose_utilization
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
 from fledgling.tasks.exam_names import exam_names

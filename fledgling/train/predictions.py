@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fledgling.config import STAGES, ModelConfig, Recipe, UserError, dump_toml
 from fledgling.config.load import parse_recipe
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import write_json
 from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.source_sizes import count_source_sizes
@@ -42,7 +42,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
         return
     predicted, teacher = _choose_predicted(recipe, stage)
     sizes = count_source_sizes(recipe)
-    planned = make_plan(predicted, strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
+    assumed = PlanSettings(strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
+    planned = make_plan(predicted, assumed)
     config = None if teacher is None else teacher.to_dict()
     plan = {**planned, "before_step": step + 1, "settings": settings, "teacher": config}
     if is_due:

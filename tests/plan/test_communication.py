@@ -17,7 +17,7 @@ from benchmarks import topologies
 from fledgling.cli import main
 from fledgling.config import Recipe, UserError
 from fledgling.plan import communication
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 
 ALPHA, BETA = 3.0, 2.0  # seconds per message and bytes per second of the simulated ports
 
@@ -176,18 +176,18 @@ def test_the_network_is_the_bottleneck_below_the_required_bandwidth():
 
 def test_the_plan_has_a_communication_section():
     published = Recipe()
-    alone = make_plan(published, gpu="h100", gpus=1)["communication"]
+    alone = make_plan(published, PlanSettings(gpu="h100", gpus=1))["communication"]
     assert alone["topologies"] == {}
-    eight = make_plan(published, gpu="h100", gpus=8)
+    eight = make_plan(published, PlanSettings(gpu="h100", gpus=8))
     section, count = eight["communication"], eight["parameters"]["total"]
     ring = section["topologies"]["ring all-reduce"]
     assert section["link"]["name"] == "nvlink-h100"
     assert ring["bytes_sent"] == communication.ring_all_reduce(4 * count, 8).busiest_bytes
     assert ring["share_of_step"] == pytest.approx(ring["seconds"] / (ring["seconds"] + section["compute_seconds"]))
-    slow = make_plan(published, gpu="h100", gpus=8, link="ethernet-1g")["communication"]["topologies"]
+    slow = make_plan(published, PlanSettings(gpu="h100", gpus=8, link="ethernet-1g"))["communication"]["topologies"]
     assert {topology["bottleneck"] for topology in slow.values()} == {"network"}
     with pytest.raises(UserError, match='unknown link "nvlnk"'):
-        make_plan(published, link="nvlnk")
+        make_plan(published, PlanSettings(link="nvlnk"))
 
 
 def test_the_command_prints_the_communication_section(capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from fledgling.config import load_recipe
 from fledgling.plan import cost, measured_speed
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.text import format_plan
 
 QUICKSTART = 23_592_960  # FLOPs of a token; 16 rows of 256 tokens
@@ -33,8 +33,9 @@ def test_the_mfu_is_given_measured_or_from_the_table(monkeypatch, tmp_path):
     assert (time["mfu"], time["mfu_source"]) == (0.5, "measured") and "2026-01-02" in time["mfu_of"]
     total_flops = make_plan(recipe)["flops"]["total"]
     assert time["hours"] == pytest.approx(total_flops / 2e11 / 3600), "its own peak, not the table's"
-    assert make_plan(recipe, gpu="h100")["time"]["mfu_source"] == "table", "another device was not measured"
-    assert make_plan(recipe, mfu=0.4)["time"]["mfu_source"] == "given"
+    other = make_plan(recipe, PlanSettings(gpu="h100"))
+    assert other["time"]["mfu_source"] == "table", "another device was not measured"
+    assert make_plan(recipe, PlanSettings(mfu=0.4))["time"]["mfu_source"] == "given"
     measured_speed.speed_file().write_text("[broken")
     assert make_plan(recipe)["time"]["mfu_source"] == "table"
     save("cpu", 0.5, 4e11)
@@ -74,13 +75,13 @@ def test_a_run_and_its_plan_have_one_peak(monkeypatch, tmp_path):
     """Shares that a run records are of the peak that it measured, so its plan's share must be of the same."""
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
     recipe = load_recipe("quickstart")
-    table, run = make_plan(recipe), make_plan(recipe, peak_flops=6e11)
+    table, run = make_plan(recipe), make_plan(recipe, PlanSettings(peak_flops=6e11))
     assert table["time"]["peak_source"] == "table" and run["time"]["peak_source"] == "run"
     assert run["hardware"]["peak_flops"] == 6e11 and run["time"]["mfu"] == table["time"]["mfu"]
     assert "MFU of 0.6 TFLOP/s, the peak of the run" in format_plan(run)
     save("cpu-bf16", 0.5, 4e11)
-    benchmark, rebased = make_plan(recipe), make_plan(recipe, peak_flops=8e11)
+    benchmark, rebased = make_plan(recipe), make_plan(recipe, PlanSettings(peak_flops=8e11))
     assert rebased["time"]["mfu"] == pytest.approx(0.25), "2e11 of 8e11"
     assert rebased["time"]["hours"] == pytest.approx(benchmark["time"]["hours"]), "the speed is the same"
-    too_low = make_plan(recipe, peak_flops=1e11)
+    too_low = make_plan(recipe, PlanSettings(peak_flops=1e11))
     assert too_low["time"]["mfu"] == 0.5 and too_low["time"]["peak_source"] == "benchmark"

@@ -9,7 +9,7 @@ import pytest
 
 from fledgling.config import UserError, load_recipe, recipe_names
 from fledgling.plan import hardware
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.published_sizes import PUBLISHED_EXAMPLES
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.text import format_plan
@@ -40,12 +40,12 @@ def test_every_recipe_has_a_plan_with_the_stable_keys(name):
 )
 def test_impossible_plans_are_refused(arguments, word):
     with pytest.raises(UserError, match=word):
-        make_plan(load_recipe("quickstart"), **arguments)
+        make_plan(load_recipe("quickstart"), PlanSettings(**arguments))
 
 
 @pytest.mark.parametrize(("gpus", "split", "empty"), [(16, (1, 16), 0), (24, (1, 11), 1 - 256 / 264), (64, (1, 4), 0)])
 def test_more_ranks_than_a_recipe_names_are_planned(gpus, split, empty):
-    plan = make_plan(load_recipe("d20-8xh100"), gpus=gpus)
+    plan = make_plan(load_recipe("d20-8xh100"), PlanSettings(gpus=gpus))
     stage, eight = plan["stages"]["pretrain"], make_plan(load_recipe("d20-8xh100"))["stages"]["pretrain"]
     assert plan["stages"]["sft"]["empty_share"] == pytest.approx(1 - 8 / gpus)  # 8 rows a step, whatever the ranks
     assert (stage["grad_accumulation"], stage["micro_batch_size"]) == split
@@ -61,7 +61,7 @@ def test_the_stages_of_a_recipe_end_where_it_names_no_steps(name):
     assert stages["sft"]["steps"] > 300 and stages["sft"]["assumed_lengths"] and not stages["rl"]["assumed_lengths"]
     assert stages["sft"]["rows_per_step"] == 8  # 32 conversations of an assumed 512 tokens
     measured = {n: SourceSize(c, 0.125) for n, c in PUBLISHED_EXAMPLES.items()}
-    known = make_plan(load_recipe(name), sizes=measured)["stages"]["sft"]
+    known = make_plan(load_recipe(name), PlanSettings(sizes=measured))["stages"]["sft"]
     assert known["rows_per_step"] == 4 and not known["assumed_lengths"]
 
 
@@ -86,7 +86,7 @@ def test_an_impossible_plan_names_settings_that_would_work(overrides, printed):
         make_plan(load_recipe("quickstart", settings))
     assert "\n" not in str(caught.value)
     if "width" not in overrides[0] and "=5" not in overrides[0]:
-        assert not make_plan(load_recipe("quickstart", settings), strict=False)["memory"]["fits"]
+        assert not make_plan(load_recipe("quickstart", settings), PlanSettings(strict=False))["memory"]["fits"]
 
 
 def test_the_advised_settings_fit():
@@ -111,7 +111,7 @@ def test_the_advised_settings_fit():
 
 
 def test_every_stage_is_planned_with_its_own_split():
-    stages = make_plan(load_recipe("quickstart", ["sft.micro_batch_size=4"]), price=2.0)["stages"]
+    stages = make_plan(load_recipe("quickstart", ["sft.micro_batch_size=4"]), PlanSettings(price=2.0))["stages"]
     assert list(stages) == ["pretrain", "midtrain", "sft", "rl"]
     assert stages["sft"]["micro_batch_size"] == 4 and stages["sft"]["grad_accumulation"] == 4
     assert stages["sft"]["memory"] < stages["midtrain"]["memory"]

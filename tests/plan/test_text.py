@@ -4,13 +4,13 @@ import pytest
 
 from fledgling.config import load_recipe
 from fledgling.plan.inference import plan_recipe_inference
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.text import format_hours, format_inference, format_memory, format_plan
 
 
 def test_a_plan_has_a_row_for_every_section():
     recipe = load_recipe("quickstart", ['stages=["pretrain"]', "pretrain.micro_batch_size=8"])
-    text = format_plan(make_plan(recipe, gpu="h100", gpus=2, price=2.0))
+    text = format_plan(make_plan(recipe, PlanSettings(gpu="h100", gpus=2, price=2.0)))
     assert all(row in text for row in ("parameters", "FLOPs per token", "memory per rank", "rule of thumb", "energy"))
     assert all(value in text for value in ("2 x h100", "ring all-reduce", "$"))
     assert "warning" not in text

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from fledgling.config import dump_toml, load_recipe
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import Recorder, write_json
 from fledgling.runtime.system_environment import collect_environment
 
@@ -89,7 +89,7 @@ def make_run(path: Path, stages=tuple(STAGES), scale: float = 1.0, planned: bool
     shard = {"documents": 18_211, "tokens": 4_811_302, "files": {"tokens.bin": {"sha256": "ab12" * 16}}}
     write_json(path / "data/embedded-train/manifest.json", shard)
     if planned:
-        write_json(path / "plan.json", make_plan(recipe, price=0.4, peak_flops=PEAK_FLOPS))
+        write_json(path / "plan.json", make_plan(recipe, PlanSettings(price=0.4, peak_flops=PEAK_FLOPS)))
     for place, name in enumerate(stages):
         steps, least, most = STAGES[name]
         steps = max(8, round(steps * scale))

@@ -8,7 +8,7 @@ import pytest
 
 from fledgling.config import load_recipe
 from fledgling.optim.optimizer import Optimizer
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import run
 from fledgling.train.source_sizes import count_source_sizes
@@ -129,7 +129,7 @@ def open_lengths(folder: Path, data: Path, *settings: str) -> dict[str, tuple[in
     base = [f"run.data_dir={data}", "sft.steps=none", "sft.batch_tokens=none", "rl.steps=none"]
     base += ["sft.mixture={smoltalk = 0.5, arc_easy = 0.5}", "rl.tasks={gsm8k = 1.0}"]
     recipe = load_recipe(folder / "fast.toml", [*base, *settings])
-    stages = make_plan(recipe, sizes=count_source_sizes(recipe))["stages"]
+    stages = make_plan(recipe, PlanSettings(sizes=count_source_sizes(recipe)))["stages"]
     return {name: (stages[name]["rows_per_step"], stages[name]["steps"]) for name in ("sft", "rl")}
 
 

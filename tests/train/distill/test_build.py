@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.runtime.device import set_up_device
@@ -161,10 +161,10 @@ def test_a_check_before_any_step_traces_every_way_and_counts_its_teacher(way, fo
         return
     plain = check_recipe(recipes[1], [stage], setup, world)[0]
     assert found.bytes > plain.bytes
-    plans = [
-        make_plan(recipe, sizes=count_source_sizes(recipe), teacher=read_teacher_config(recipe))["stages"]["sft"]
-        for recipe in recipes
-    ]
+    plans = []
+    for recipe in recipes:
+        settings = PlanSettings(sizes=count_source_sizes(recipe), teacher=read_teacher_config(recipe))
+        plans.append(make_plan(recipe, settings)["stages"]["sft"])
     assert plans[0]["hours"] > plans[1]["hours"] and plans[0]["memory"] > plans[1]["memory"]
 
 

@@ -1,0 +1,49 @@
+"""The utilization that a plan assumes, where it comes from, and the peak that it is a share of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fledgling.plan import cost, hardware, measured_speed
+
+
+def choose_utilization(
+    device: hardware.DeviceSpec,
+    mfu: float | None,
+    peak_flops: float | None,
+    flops_per_token: float,
+    micro_batch_tokens: int,
+) -> tuple[dict[str, Any], hardware.DeviceSpec]:
+    """Returns the utilization to assume with its source, and the device with the peak that it refers to.
+
+    `mfu` is of that peak. `mfu_datasheet` is of the vendor's dense peak, as published figures are (None: the table has
+    none), `mfu_product` of a matrix product measured on this machine (None: none was measured).
+
+    Args:
+        device: of the table.
+        mfu: given by the user.
+        peak_flops: FLOP/s measured by the run that is planned: then all shares are of this peak, as the shares that the
+            run records. None: of the table's peak, or of the benchmark's.
+    """
+    datasheet, source = None if device.is_measured else device.peak_flops, "table"
+    if peak_flops:
+        device, source = replace(device, peak_flops=peak_flops), "run"
+    measured = measured_speed.load_speed(device.name, flops_per_token, micro_batch_tokens)
+    utilization: dict[str, Any] = {"mfu": cost.assumed_mfu(device), "mfu_source": "table"}
+    if mfu is not None:
+        utilization = {"mfu": mfu, "mfu_source": "given"}
+    elif measured is not None:
+        reached = measured.mfu * measured.peak_flops
+        if not peak_flops or reached > peak_flops:  # a run's peak below what the benchmark reached was measured too low
+            device, source = replace(device, peak_flops=measured.peak_flops), "benchmark"
+        of = f"{measured.model}, {measured.date}"
+        utilization = {"mfu": reached / device.peak_flops, "mfu_source": "measured", "mfu_of": of}
+    share = utilization["mfu"]
+    utilization |= {
+        "peak_source": source,
+        "mfu_datasheet": datasheet and share * device.peak_flops / datasheet,
+        "mfu_product": share if source != "table" else None,
+        "datasheet_flops": datasheet,
+    }
+    return utilization, device
