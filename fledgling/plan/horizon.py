@@ -37,12 +37,12 @@ def compute_horizon(
     """Returns the horizon of a model; `batch_tokens` and `steps` pin its values. stage: whose table gives them."""
     tokens = scaling_rules.TOKENS_PER_PARAMETER * count_parameters(config)["total"]
     if batch_tokens is None:
-        batch_tokens = max(config.context, optimal_batch_tokens(tokens))
+        batch_tokens = max(config.context, choose_batch_tokens(tokens))
     if batch_tokens % config.context:
         raise UserError(f"{stage}.batch_tokens: got {batch_tokens}, expected whole rows of {config.context}")
     return PretrainHorizon(batch_tokens, max(1, tokens // batch_tokens) if steps is None else steps)
 
 
-def optimal_batch_tokens(tokens: int) -> int:
+def choose_batch_tokens(tokens: int) -> int:
     """Returns the batch size in tokens for a run of `tokens` tokens: the power of two nearest to rule 3."""
     return 2 ** round(math.log2(scaling_rules.optimal_batch_tokens(tokens)))

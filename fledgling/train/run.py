@@ -89,6 +89,7 @@ def run_stage(
     Args:
         resume: "auto" resumes from the newest checkpoint, "never" restarts the stage.
         quiet: shows no progress line.
+        hooks: what the caller changes of the stage.
         lock: of the run, if the caller holds it; else it is taken for the stage.
 
     Raises:
@@ -168,13 +169,12 @@ def start_run(origin: StageOrigin, resume: str, world: World) -> DeviceSetup:
     require_same_device(setup, world)
     memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
     setup = replace(setup, memory_limit=memory_limit)
-    run_dir = origin.run_dir
     step = int(checkpoint.read_checkpoint_state(origin.saved)["step"]) if origin.saved else 0
     with world.main_process_first():
         if world.is_main:
             if resume == "never":
-                remove_stage(run_dir / origin.name)
-            write_run_files(origin.given, origin.recipe, origin.name, run_dir, setup, world, step)
+                remove_stage(origin.run_dir / origin.name)
+            write_run_files(origin, setup, world, step)
     return setup
 
 

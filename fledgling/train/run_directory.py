@@ -27,6 +27,7 @@ from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of
 from fledgling.train.peak import name_device
 from fledgling.train.predictions import write_predictions
 from fledgling.train.resume_check import require_same_parent, require_unchanged
+from fledgling.train.stage_origin import StageOrigin
 
 
 def print_line(text: str) -> None:
@@ -65,17 +66,14 @@ def require_lock(lock: RunLock | None) -> bool:
     return False
 
 
-def write_run_files(
-    given: Recipe, recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup, world: World, step: int
-) -> None:
+def write_run_files(origin: StageOrigin, setup: DeviceSetup, world: World, step: int) -> None:
     """Writes the recipe, the environment, predictions for the hardware that the run really has, and the seal of these.
 
-    Args:
-        given: the recipe before rules filled its open fields.
-        step: the finished steps of the stage `name`.
+    step: the finished steps of the stage.
     """
+    recipe, run_dir = origin.recipe, origin.run_dir
     write_text(run_dir / RECIPE_FILE, dump_toml(recipe))
-    write_derived_values(run_dir, given, recipe)
+    write_derived_values(run_dir, origin.given, recipe)
     write_json(run_dir / "environment.json", collect_environment())
     real = replace(
         recipe.run,
@@ -84,7 +82,7 @@ def write_run_files(
         ranks=world.size,
         hardware=name_device(setup, world.device) or recipe.run.hardware,
     )
-    write_predictions(replace(recipe, run=real), name, run_dir, step, setup.peak_flops)
+    write_predictions(replace(recipe, run=real), origin.name, run_dir, step, setup.peak_flops)
     seal_run(run_dir)
 
 

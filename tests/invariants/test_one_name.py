@@ -12,10 +12,7 @@ INTERFACES = {  # functions that several modules of one kind have, each called t
     "make_task": "tasks",
     "parse_row": "tasks",
 }
-MIRRORED = {  # the same computation: the planner's, and the model's
-    "uses_blockwise_attention",
-    "optimal_batch_tokens",  # rule 3 and its rounding
-}
+MIRRORED = {"uses_blockwise_attention"}  # the same computation: the planner's, and the model's
 ALONE = ("cli.", "export.modeling_fledgling")  # commands are named by their group; a file that users get has no imports
 ASPECTS = {  # modules of one name, in packages that have an aspect of one thing each
     "adapter": "its configuration, its model, what the planner counts",

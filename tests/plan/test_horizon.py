@@ -4,7 +4,7 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.plan import flops
-from fledgling.plan.horizon import compute_horizon, optimal_batch_tokens
+from fledgling.plan.horizon import choose_batch_tokens, compute_horizon
 from fledgling.plan.parameters import count_parameters
 
 from .models import config
@@ -21,8 +21,8 @@ def test_the_horizon_is_that_of_the_published_run():
 
 
 def test_the_batch_grows_with_the_run_and_can_be_pinned():
-    assert optimal_batch_tokens(11_219_763_200) == 524_288
-    assert optimal_batch_tokens(10**8) < optimal_batch_tokens(10**9) < optimal_batch_tokens(10**12)
+    assert choose_batch_tokens(11_219_763_200) == 524_288
+    assert choose_batch_tokens(10**8) < choose_batch_tokens(10**9) < choose_batch_tokens(10**12)
     assert compute_horizon(config(4), batch_tokens=4_096, steps=7).tokens == 7 * 4_096
     with pytest.raises(UserError, match="whole rows"):
         compute_horizon(config(4), batch_tokens=4_095)
