@@ -22,12 +22,13 @@ from typing import Any
 
 import fledgling
 from fledgling.config import ModelConfig, Recipe, UserError, dump_toml, load_recipe
+from fledgling.config.load import SWEEP_SETTINGS
 from fledgling.config.scaling_rules import RunSize, batch_factor, warmup_steps, weight_decay, width_rates
 from fledgling.plan.parameters import count_parameters
 from fledgling.record import write_text
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
-from fledgling.scaling.results import CELL, SWEEP_SETTINGS, read_sweep_run
+from fledgling.scaling.results import CELL, read_sweep_run
 from fledgling.scaling.sweep import pin_settings, prepare_sweep_data, train_run
 
 ALL = "all"

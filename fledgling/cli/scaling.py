@@ -203,8 +203,9 @@ def check(
     depth
         Layers of the run; default: those nearest to the predicted optimal size.
     """
+    from fledgling.config.load import SWEEP_SETTINGS
     from fledgling.scaling.analysis import analyze_sweep
-    from fledgling.scaling.results import SWEEP_SETTINGS, check_to_json, describe_check, load_sweep
+    from fledgling.scaling.results import check_to_json, describe_check, load_sweep
 
     analysis = analyze_sweep(load_sweep(out))
     chosen = load_recipe(out / SWEEP_SETTINGS, overrides)

@@ -18,6 +18,7 @@ from fledgling.config.recipe import STAGES, Recipe
 
 RECIPES_DIR = Path(__file__).parent.parent / "recipes"
 RECIPE_FILE = "recipe.toml"  # of a run directory
+SWEEP_SETTINGS = "sweep.toml"  # of a sweep: the recipe that all its runs share
 
 _LOOP_KEYS = {
     "micro_batch": "micro_batch_size",
@@ -75,6 +76,9 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> key
     },
     "run": {"rollbacks": "max_rollbacks", "sinks": "loggers", "start_from": "init_from"},
 }
+RENAMED_VALUES: dict[str, dict[str, str]] = {  # "table.key", as it is called now -> old value -> value
+    "rl.advantage_normalization": {"centred": "centered"},
+}
 REMOVED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> why there is none
     "rl": {
         "target": "every sampled token is learned",
@@ -103,7 +107,10 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
         raise UserError(f"{path} cannot be read as a recipe: {error}") from error
     table.setdefault("name", path.stem)
     overrides, stated = list(overrides), table
-    if Path(name_or_path).is_dir() or _is_recorded(path):
+    is_run = Path(name_or_path).is_dir() or _is_recorded(path)
+    if is_run or path.name == SWEEP_SETTINGS:
+        _translate_old_names(table)
+    if is_run:
         stated = {}  # what a run has recorded may come of a rule
         run_dir = path.parent if path.parent.name else path.parent.resolve()
         if isinstance(table.setdefault("run", {}), dict):
@@ -142,13 +149,27 @@ def parse_recipe(text: str) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"not a recipe: {error}") from error
-    for name, renamed in RENAMED_KEYS.items():
-        if isinstance(table.get(name), dict):
-            table[name] = {renamed.get(key, key): value for key, value in table[name].items()}
-    for name, removed in REMOVED_KEYS.items():
-        if isinstance(table.get(name), dict):
-            table[name] = {key: value for key, value in table[name].items() if key not in removed}
+    _translate_old_names(table)
     return _build_recipe(table, ())
+
+
+def _translate_old_names(table: dict[str, Any]) -> None:
+    """Replaces the keys and values of older versions in the tables of a recipe that a run or a sweep has recorded.
+
+    It stays readable after a key was renamed. What a user writes is not translated: `_unknown_key` names the key, as
+    it does where the old and the new one are both there.
+    """
+    for name in {*RENAMED_KEYS, *REMOVED_KEYS}:
+        if not isinstance(inner := table.get(name), dict):
+            continue
+        renamed, removed = RENAMED_KEYS.get(name, {}), REMOVED_KEYS.get(name, {})
+        kept = {key: value for key, value in inner.items() if key not in removed}
+        table[name] = {key if (new := renamed.get(key, key)) in kept else new: value for key, value in kept.items()}
+    for name, values in RENAMED_VALUES.items():
+        owner, _, key = name.partition(".")
+        inner = table.get(owner)
+        if isinstance(inner, dict) and isinstance(value := inner.get(key), str):
+            inner[key] = values.get(value, value)
 
 
 def _build_recipe(table: dict[str, Any], overrides: Iterable[str]) -> Recipe:

@@ -17,7 +17,6 @@ from fledgling.plan.scaling_laws import parameter_counts
 from fledgling.record import read_jsonl
 from fledgling.record.progress_bar import format_count, format_duration
 
-SWEEP_SETTINGS = "sweep.toml"  # of a sweep: the recipe that all its runs share
 CELL = "cell.json"  # of a run: its depth and budget
 CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, compared with predictions
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from fledgling.config import ModelConfig, Recipe, UserError, dump_toml
+from fledgling.config.load import SWEEP_SETTINGS
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.scaling_laws import check_budget, parameter_counts
@@ -35,7 +36,6 @@ from fledgling.scaling.analysis import PRIMARY_COUNT, SweepAnalysis, SweepFit, e
 from fledgling.scaling.results import (
     CELL,
     CHECK_DIR,
-    SWEEP_SETTINGS,
     CheckResult,
     SweepRun,
     format_flops,

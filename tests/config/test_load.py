@@ -12,7 +12,7 @@ from fledgling.config import (
     load_recipe,
     recipe_names,
 )
-from fledgling.config.load import RENAMED_KEYS, parse_recipe
+from fledgling.config.load import REMOVED_KEYS, RENAMED_KEYS, RENAMED_VALUES, parse_recipe
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -135,6 +135,44 @@ def test_a_run_that_has_recorded_a_small_learning_rate_or_a_removed_key_is_read_
     assert load_recipe(tmp_path).rl.learning_rate == 0.0002, "a rule may give it"
     with pytest.raises(UserError, match=r"^rl\.learning_rate: got 0\.0002, expected at least 0\.001"):
         load_recipe(tmp_path, ["rl.learning_rate=0.0002"])
+
+
+def write_in_old_words(recipe: Recipe) -> str:
+    """Returns a recipe as TOML with every key that was renamed since, and every removed one."""
+    table, lines = "", []
+    for line in dump_toml(recipe).splitlines():
+        if line.startswith("["):
+            table = line.strip("[]")
+            lines += [line, *(f"{key} = 1" for key in REMOVED_KEYS.get(table, {}))]
+        else:
+            key, sign, value = line.partition(" = ")
+            old = {new: old for old, new in RENAMED_KEYS.get(table, {}).items()}
+            lines.append(f"{old.get(key, key)}{sign}{value}")
+    return "\n".join(lines)
+
+
+def test_a_run_or_sweep_that_an_older_version_recorded_is_read_and_an_override_in_old_words_is_refused(tmp_path):
+    recipe = load_recipe("quickstart", ["rl.clip_ratio_high=0.3", "optimizer.matrix_lr=0.02", f'run.out="{tmp_path}"'])
+    text = write_in_old_words(recipe)
+    assert "further_targets = " in text and "clip_high = " in text and "batch_tokens = 1" in text
+    for file, name in (("recipe.toml", tmp_path), ("sweep.toml", tmp_path / "sweep.toml")):
+        (tmp_path / file).write_text(text, encoding="utf-8")
+        assert load_recipe(name) == recipe
+        for table, keys in RENAMED_KEYS.items():
+            for old in keys:
+                with pytest.raises(UserError, match=f'"{table}.{old}" was renamed'):
+                    load_recipe(name, [f"{table}.{old}=1"])
+    (tmp_path / "recipe.toml").write_text("[rl]\ngroup = 4\ngroup_size = 8\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r'^"rl\.group" was renamed to "rl\.group_size"'):
+        load_recipe(tmp_path)
+
+
+def test_a_value_that_was_renamed_is_read_in_an_old_run(tmp_path):
+    for name, values in RENAMED_VALUES.items():
+        table, _, key = name.partition(".")
+        for old, new in values.items():
+            (tmp_path / "recipe.toml").write_text(f'[{table}]\n{key} = "{old}"\n', encoding="utf-8")
+            assert getattr(getattr(load_recipe(tmp_path), table), key) == new
 
 
 @pytest.mark.parametrize("key", ["rl.batch_tokens", "rl.train_on", "model.vocab_size"])
