@@ -77,7 +77,7 @@ def _topic_entries() -> Iterator[tuple[str, list[Entry]]]:
 def _docstring_entries(module: str, file: PythonText) -> list[Entry]:
     entries: list[Entry] = []
     for owner, text in file.docstrings:
-        # The first entry of a module has its full name; so have all of the standard library (short names).
+        # The first entry of a module has its full name, as have all entries of the standard library (short names).
         bare = "." in owner or (entries and module.startswith(PACKAGES))
         heading = owner if bare else f"{module}.{owner}".rstrip(".")
         entries.append((heading if not text.startswith(heading) else "", clean_documentation(text)))

@@ -144,7 +144,7 @@ class World:
 
         Numbers are summed as float64, which is exact for integers below 2^53 (token counts). They travel as the 64-bit
         integers of the same bits, because no accelerator is given a float64. On one machine they stay in host memory,
-        so that the host does not wait for what its device has queued; so do the objects of `all_gather_object`.
+        so that the host does not wait for what its device has queued, as do the objects of `all_gather_object`.
         """
         import torch
 

@@ -204,7 +204,7 @@ def train_run(recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
 
 
 def only_final_bpb(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
-    """Returns, of a stage's evaluations, bits per byte, reduced to its last measurement."""
+    """Returns the evaluation of bits per byte alone, reduced to its last measurement."""
 
     def last_only(evaluation: Eval) -> Eval:
         return replace(evaluation, every=0, measure=lambda step, last: evaluation.measure(step, last) if last else [])

@@ -73,7 +73,7 @@ def check_conversation(conversation: Mapping[str, Any]) -> None:
             if not has_turns:
                 raise UserError(f"message {number} is the {role}'s; a conversation begins with the user's")
             raise UserError(
-                f"message {number} is the {role}'s, as is the one before it; join the two, or insert one of the "
+                f"messages {number - 1} and {number} are both the {role}'s; join the two, or insert one of the "
                 f"{expected}'s"
             )
         has_turns = True

@@ -7,9 +7,9 @@ user's first, each with text. `normalize_turns` joins or drops what does not fit
 1. `developer` is `system`, `function` is `tool`. An assistant's `tool_calls` become parts of its message; the results
    in the `tool` messages that follow become parts after them, in the order of the calls. A result without its call is
    dropped; a call without a result has an empty one where a later call has one.
-2. Messages without text (blank is none) and without a call are dropped.
+2. Messages without text (blank text counts as none) and without a call are dropped.
 3. System messages before all others are joined to one, with the descriptions of `tools` at its end. A later one is a
-   message of the user. Where no message of the user is left, so is the first.
+   message of the user. If no message of the user is left, the first one is too.
 4. The assistant's messages before the user's first are dropped.
 5. Messages of one role in a row are joined: text to text by an empty line.
 

@@ -103,7 +103,7 @@ def mean_log_ratio(log_ratio: Tensor, mask: Tensor, documents: Tensor) -> Tensor
 
 
 def is_clipped(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
-    """Returns, as bool, where the clip applies, so that the token has no gradient.
+    """Returns whether the clip applies to each token, which then has no gradient.
 
     Args:
         ratio: p / p_old of each sampled token, of any shape.

@@ -109,7 +109,7 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
     changed = _compare(since, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
     if saved.run.init_from is not None:  # the weights replaced [model] and the vocabulary, and still do
         changed = [c for c in changed if not c.name.startswith("model.") and c.name != "tokenizer.vocab_size"]
-    if saved.adapter.init_from is not None:  # so did the given adapter its shape
+    if saved.adapter.init_from is not None:  # the given adapter replaced the shape in [adapter]
         changed = [c for c in changed if not c.name.startswith("adapter.")]
     _require_allowed(changed, stage, newest, run_dir)
     ignored = [
