@@ -26,6 +26,7 @@ Peak = Annotated[
 ]
 Bandwidth = Annotated[float | None, Parameter(help="GB/s of its memory.", **_FIGURE)]
 Memory = Annotated[float | None, Parameter(help="GiB of its memory.", **_FIGURE)]
+Price = Annotated[float | None, Parameter(help="US dollars per hour for one device.", negative=())]
 Mfu = Annotated[float | None, Parameter(help="Assumed utilization, in (0, 1].")]
 Card = Annotated[
     str | None,
@@ -65,7 +66,7 @@ def plan(
     bandwidth: Bandwidth = None,
     memory: Memory = None,
     mfu: Mfu = None,
-    price: Annotated[float | None, Parameter(negative=())] = None,
+    price: Price = None,
     link: LinkName = None,
     layout: Layout = "fledgling",
     inference: Annotated[bool, Parameter(negative=())] = False,
@@ -91,8 +92,6 @@ def plan(
         Tokens per row.
     gpus
         Number of devices.
-    price
-        US dollars per hour for one device.
     inference
         Print the memory for inference instead: weights in each format, caches, conversations that fit.
     length
