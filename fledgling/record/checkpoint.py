@@ -42,6 +42,14 @@ from fledgling.record.jsonl import make_write_error
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
 MAX_STATE_BYTES = 256 * 2**20  # a longer JSON file is not from this program
 BASES_DIR = "bases"  # in the run directory: checkpoints of stages restarted since, which adapters belong to
+# Beginnings and ends of tensors' names, as older versions wrote them -> today's.
+RENAMED_TENSORS = {"shortcuts.": "skip_connections."}
+RENAMED_MOMENTS = {
+    ".mean": ".exp_avg",
+    ".square": ".exp_avg_sq",
+    ".velocity": ".momentum_buffer",
+    ".variance": ".exp_avg_sq_row",
+}
 _STEP = re.compile(r"step-(\d{8,})(\.old)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -233,10 +241,22 @@ def read_checkpoint_state(path: Path | str) -> dict[str, Any]:
 
 def _read_group(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read {path}: not a safetensors file ({reason[:120]})") from None
+    return {_translate_tensor_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _translate_tensor_name(name: str) -> str:
+    """Returns the name that a tensor of an older checkpoint has today."""
+    for old, new in RENAMED_TENSORS.items():
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+    for old, new in RENAMED_MOMENTS.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return name
 
 
 # ---- choosing a checkpoint -----------------------------------------------------------------------

@@ -10,10 +10,12 @@ from collections.abc import Collection
 
 # The end of an exam's name, and the wordings that its questions are in.
 WORDINGS = {"_test": "test", "": "train", "_practice": "practice", "_dev": "dev"}
+# Those of older versions: of reinforcement learning's prompts, and 24 wordings by which recipes have been tuned since.
+WORDINGS |= {"_practised": "practised", "_unseen": "unseen"}
 
 
 def split_evaluation_name(name: str) -> tuple[str, str]:
-    """Returns the task and the end of an exam's name that says its wordings: `_test`, `_practice`, `_dev` or ""."""
+    """Returns the task and the end of an exam's name that says its wordings: one of WORDINGS, "" for a plain name."""
     end = next((end for end in WORDINGS if end and name.endswith(end)), "")
     return name.removesuffix(end), end
 
@@ -24,7 +26,7 @@ def is_quoted(name: str, names: Collection[str]) -> bool:
     names: of all evaluations.
     """
     task, end = split_evaluation_name(name)
-    return end == "_test" or (not end and f"{task}_test" not in names)
+    return end == "_test" or (not end and f"{task}_test" not in names and f"{task}_unseen" not in names)
 
 
 def evaluation_label(name: str, names: Collection[str] = ()) -> str:

@@ -35,7 +35,7 @@ from fledgling.report.template import render_page
 
 MAX_EVALS = 60
 STAGE_COLORS = {name: color for color, name in enumerate((*DEFAULT_STAGES, "dpo"))}
-WORDINGS_COLORS = {"": 4, "_test": 5, "_practice": 1, "_dev": 3}
+WORDINGS_COLORS = {"": 4, "_test": 5, "_practice": 1, "_dev": 3, "_practised": 1, "_unseen": 3}
 _RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_fraction", "accuracy", "margin")
 COMPRESSOR_PREFIX = "bits_per_byte of "  # the bits per byte of a compressor: a level, not a curve
 

@@ -73,6 +73,22 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
         checkpoint.load_checkpoint(path, groups=("critic",))
 
 
+def test_tensors_are_read_under_the_names_that_they_have_today(tmp_path):
+    for old, new in checkpoint.RENAMED_TENSORS.items():
+        groups = {
+            "model": {f"{old}x": torch.ones(2), f"a.{old}x": torch.ones(1)},
+            "optimizer": {f"{old}x.m": torch.ones(3)},
+        }
+        read = checkpoint.load_checkpoint(write_checkpoint(tmp_path / "c", **groups)).tensors
+        assert {name: sorted(group) for name, group in read.items()} == {
+            "model": [f"a.{old}x", f"{new}x"],
+            "optimizer": [f"{new}x.m"],
+        }
+    moments = {f"w{old}": torch.ones(1) for old in checkpoint.RENAMED_MOMENTS}
+    read = checkpoint.load_checkpoint(write_checkpoint(tmp_path / "c", model={"w": torch.ones(1)}, optimizer=moments))
+    assert sorted(read.tensors["optimizer"]) == sorted(f"w{new}" for new in checkpoint.RENAMED_MOMENTS.values())
+
+
 def test_the_random_state_continues(tmp_path):
     path = checkpoint.save_checkpoint(tmp_path, 1, {"random": checkpoint.get_rng_state()}, {})
     expected = torch.randn(5)

@@ -16,6 +16,17 @@ def test_only_the_test_of_a_skill_is_quoted():
     assert not is_quoted("arithmetic_dev", ["arithmetic_dev"]), "a dev score is never quoted"
 
 
+def test_exams_of_older_versions_are_of_their_skill_and_not_quoted():
+    old = ["counting", "counting_unseen", "counting_practised", "identity_practised"]
+    assert [name for name in old if is_quoted(name, old)] == []
+    assert is_quoted("counting_test", [*old, "counting_test"])
+    assert split_evaluation_name("counting_practised") == ("counting", "_practised")
+    assert [evaluation_label(name, old) for name in old[1:3]] == [
+        "counting, unseen wordings",
+        "counting, practised wordings",
+    ]
+
+
 def test_a_label_says_in_which_wordings_an_exam_is():
     labels = [evaluation_label(name, NAMES) for name in NAMES]
     assert labels[1:4] == [
