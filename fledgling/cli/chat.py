@@ -175,9 +175,9 @@ def format_history(session: ChatSession) -> str:
         parts = message["content"]
         text, kind = "", "text"
         for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
-            text += _separator(kind, part["type"], False) + escape_control_characters(part["text"])
+            text += _choose_separator(kind, part["type"], False) + escape_control_characters(part["text"])
             kind = part["type"]
-        lines.append(f"{message['role']}: {text}{_separator(kind, 'text', False)}\n")
+        lines.append(f"{message['role']}: {text}{_choose_separator(kind, 'text', False)}\n")
     return "".join(lines)
 
 
@@ -196,21 +196,25 @@ def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: 
             elif isinstance(event, FinishEvent):
                 reason = event.finish_reason
             else:
-                print(_separator(kind, event.kind, styled) + escape_control_characters(event.text), end="", file=out)
+                print(
+                    _choose_separator(kind, event.kind, styled) + escape_control_characters(event.text),
+                    end="",
+                    file=out,
+                )
                 out.flush()
                 kind = event.kind
     except KeyboardInterrupt:
         reason = "interrupted"
     finally:
         reply.close()
-    print(_separator(kind, "text", styled), file=out, flush=True)
+    print(_choose_separator(kind, "text", styled), file=out, flush=True)
     if reason in ("length", "context") and session.turns:
         cause = "--max-new-tokens is reached" if reason == "length" else "the context is full"
         print(f"(answer cut: {cause})", file=notices)
     return reason
 
 
-def _separator(before: str, after: str, styled: bool) -> str:
+def _choose_separator(before: str, after: str, styled: bool) -> str:
     """Returns the text between two kinds of parts, so that a tool call is shown as [2+3 = 5]."""
     if before == after:
         return ""

@@ -65,7 +65,7 @@ def hf(
     require_unquantized(state, path, "exported")
     run = find_run_dir(path)
     text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run, dtype)
-    write_hf(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9), quantize)
+    write_hf(out, model.config, _read_weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9), quantize)
     return _print_parity(out, compare_hf(model, out, tokenizer.bos_or_none, bool(quantize)), as_json)
 
 
@@ -110,7 +110,7 @@ def gguf(
     inputs = None
     if importance:
         inputs = measure_importance(model, read_importance_rows(importance, tokenizer, model.config.context))
-    write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem, inputs)
+    write_gguf(out, model.config, _read_weights(model, fold_norms), tokenizer, type, out.stem, inputs)
     if supports_chat(tokenizer):
         print(write_modelfile(out.with_suffix(".Modelfile"), out, model.config, tokenizer), file=sys.stderr)
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
@@ -243,7 +243,7 @@ def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as
     print(json.dumps({"path": str(out)}) if as_json else out)
 
 
-def _weights(model: Transformer, folded: bool) -> Mapping[str, Any]:
+def _read_weights(model: Transformer, folded: bool) -> Mapping[str, Any]:
     """Returns the model's state dictionary, with norm weights folded into the matrices if requested."""
     from fledgling.model.flash_norm import fold_norm_weights
 

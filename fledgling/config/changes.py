@@ -278,7 +278,7 @@ def compare_recipes(
     changed = []
     complete = [recipe.model.resolve(vocab_size or 256) for recipe in (saved, wanted)]
     for (table, field, before), (_, _, after) in zip(list_fields(saved), list_fields(wanted), strict=True):
-        if _canonical(before) == _canonical(after) or (table, field) == ("run", "out"):
+        if _make_canonical(before) == _make_canonical(after) or (table, field) == ("run", "out"):
             continue
         if table == "model" and getattr(complete[0], field) == getattr(complete[1], field):
             continue
@@ -336,7 +336,7 @@ def _is_smaller(wanted: int | None, saved: int | None) -> bool:
     return wanted is not None and saved is not None and wanted < saved
 
 
-def _canonical(value: Any) -> Any:
+def _make_canonical(value: Any) -> Any:
     """Returns a value that compares as the run does: the sources of a mixture are used in their order."""
     return list(value.items()) if isinstance(value, Mapping) else value
 

@@ -158,12 +158,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.vocab_size is not None:
-            for name, value in self._derived().items():
+            for name, value in self._derive_fields().items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, value)
             self._check()
 
-    def _derived(self) -> dict[str, Any]:
+    def _derive_fields(self) -> dict[str, Any]:
         """Returns the value of every field that family, depth and the given fields determine."""
         if self.preset not in FEATURE_PRESETS:
             hint = did_you_mean(self.preset, FEATURE_PRESETS)

@@ -247,7 +247,10 @@ def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
     if len(subjects) > 1 and min(map(len, subjects.values())) >= MIN_SUBJECT_QUESTIONS:
         parts = [_measure_accuracy(f"{name}/{subject}", subjects[subject]) for subject in sorted(subjects)]
         mean, low, high = combine_intervals([(m.value, m.low or 0.0, m.high or 0.0) for m in parts])
-        measurements += [Measurement(f"{name}_subjects", mean, low, high, len(answers), **_clusters(answers)), *parts]
+        measurements += [
+            Measurement(f"{name}_subjects", mean, low, high, len(answers), **_describe_clusters(answers)),
+            *parts,
+        ]
     return measurements
 
 
@@ -259,10 +262,10 @@ def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
     baseline = find_constant_baseline(questions)[1]
     mean = sum(scores) / len(scores)
     tools = questions[0].task if questions[0].task.startswith(ENVIRONMENT_PREFIX) else None
-    return Measurement(name, mean, low, high, len(answers), baseline, chance, tools, **_clusters(answers))
+    return Measurement(name, mean, low, high, len(answers), baseline, chance, tools, **_describe_clusters(answers))
 
 
-def _clusters(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
+def _describe_clusters(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
     """Returns how many independent things the questions are made of, and their name, as fields of a measurement."""
     return count_clusters([answer.question for answer in answers])
 

@@ -54,7 +54,7 @@ def list_tensors(config: ModelConfig, architecture: Architecture) -> Iterator[GG
     yield GGUFTensor("token_embd.weight", ("embedding.weight",), is_normalized=config.embedding_norm)
     if config.positions == "learned":
         yield GGUFTensor("position_embd.weight", ("positions.weight",))
-    yield from _norm("output_norm", "norm", config)
+    yield from _list_norm_tensors("output_norm", "norm", config)
     if not config.tie_embeddings:
         yield GGUFTensor("output.weight", ("head.weight",))
     for layer in range(config.depth):
@@ -64,7 +64,7 @@ def list_tensors(config: ModelConfig, architecture: Architecture) -> Iterator[GG
 def _list_layer(config: ModelConfig, architecture: Architecture, block: str, stored: str) -> Iterator[GGUFTensor]:
     rotated = {"q": config.heads, "k": config.kv_heads, "v": 0} if config.positions == "rope" else {}
     for name, gguf_name in NORMS[config.norm_placement].items():
-        yield from _norm(f"{stored}.{gguf_name}", f"{block}.{name}", config)
+        yield from _list_norm_tensors(f"{stored}.{gguf_name}", f"{block}.{name}", config)
     for part, heads in (("q", config.heads), ("k", config.kv_heads)) if config.qk_norm else ():
         source = f"{block}.attention.query_key.{part}_norm.weight"
         all_heads = config.qk_norm_weights == "layer"
@@ -100,7 +100,7 @@ def list_divisors(config: ModelConfig) -> Tensor | None:
     return plain_frequencies(config.rope_base, config.rotary_width) / make_frequencies(config)[0]
 
 
-def _norm(gguf_name: str, name: str, config: ModelConfig) -> Iterator[GGUFTensor]:
+def _list_norm_tensors(gguf_name: str, name: str, config: ModelConfig) -> Iterator[GGUFTensor]:
     if config.norm == "rms":
         yield GGUFTensor(f"{gguf_name}.weight", width=config.width)
         return

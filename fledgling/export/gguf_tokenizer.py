@@ -29,9 +29,9 @@ def read_gguf_tokenizer(values: dict[str, Any]) -> Tokenizer:
         types = [1] * len(tokens)
     kind = values.get("tokenizer.ggml.model")
     if kind == "gpt2":
-        model, rest = _byte_level(values, tokens)
+        model, rest = _read_byte_level(values, tokens)
     elif kind == "llama":
-        model, rest = _sentence_piece(values, tokens, types)
+        model, rest = _read_sentence_piece(values, tokens, types)
     else:
         raise UserError(f"tokenizer.ggml.model is {str(kind)[:40]!r}; expected gpt2 or llama")
     added = [
@@ -40,10 +40,10 @@ def read_gguf_tokenizer(values: dict[str, Any]) -> Tokenizer:
         if types[index] in (CONTROL, UNKNOWN, 4)
     ]
     document = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "post_processor": None}
-    return Tokenizer({**document, **rest, "model": model}).with_layout(_layout(values, tokens))
+    return Tokenizer({**document, **rest, "model": model}).with_layout(_read_layout(values, tokens))
 
 
-def _layout(values: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
+def _read_layout(values: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
     template = values.get("tokenizer.chat_template")
     if not isinstance(template, str):
         return None
@@ -58,7 +58,7 @@ def _layout(values: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
     return {"chat_template": template, **names, "stop_ids": ids}
 
 
-def _byte_level(values: dict[str, Any], tokens: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_byte_level(values: dict[str, Any], tokens: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     name, merges = values.get("tokenizer.ggml.pre", "gpt-2"), values.get("tokenizer.ggml.merges")
     if not isinstance(merges, list) or not all(isinstance(merge, str) and " " in merge for merge in merges):
         raise UserError("the GGUF file has no merges (tokenizer.ggml.merges)")
@@ -80,7 +80,7 @@ def _byte_level(values: dict[str, Any], tokens: list[str]) -> tuple[dict[str, An
     return model, {"normalizer": None, "pre_tokenizer": pre, "decoder": BYTE_LEVEL}
 
 
-def _sentence_piece(
+def _read_sentence_piece(
     values: dict[str, Any], tokens: list[str], types: list[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     scores = values.get("tokenizer.ggml.scores")

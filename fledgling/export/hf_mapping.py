@@ -72,14 +72,18 @@ def class_name(config: ModelConfig) -> str:
 
 def tensor_mappings(config: ModelConfig) -> list[TensorMapping]:
     """Returns the tensors of the family's class in transformers, in its own order, each stored tensor once."""
-    first = {"fledgling": own_tensors if needs_own_class(config) else _nanochat, "gpt2": _gpt2, "llama": _llama}
+    first = {
+        "fledgling": own_tensors if needs_own_class(config) else _list_nanochat_tensors,
+        "gpt2": _list_gpt2_tensors,
+        "llama": _list_llama_tensors,
+    }
     mappings = list(first.get(config.family, open_classes.open_tensors)(config))
     if not config.tie_embeddings:
         mappings.append(TensorMapping(open_classes.head_name(config), ("head.weight",)))
     return mappings
 
 
-def _nanochat(config: ModelConfig) -> Iterator[TensorMapping]:
+def _list_nanochat_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
     yield TensorMapping("model.embed_tokens.weight", ("embedding.weight",))
     for layer in range(config.depth):
         block, layer_name = f"blocks.{layer}", f"model.layers.{layer}"
@@ -89,7 +93,7 @@ def _nanochat(config: ModelConfig) -> Iterator[TensorMapping]:
             yield TensorMapping(f"{layer_name}.mlp.{name}.weight", (f"{block}.mlp.{name}.weight",))
 
 
-def _llama(config: ModelConfig) -> Iterator[TensorMapping]:
+def _list_llama_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
     kinds = ("weight", "bias") if config.bias else ("weight",)
     yield TensorMapping("model.embed_tokens.weight", ("embedding.weight",))
     for layer in range(config.depth):
@@ -104,7 +108,7 @@ def _llama(config: ModelConfig) -> Iterator[TensorMapping]:
     yield TensorMapping("model.norm.weight", ("norm.weight",))
 
 
-def _gpt2(config: ModelConfig) -> Iterator[TensorMapping]:
+def _list_gpt2_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
     yield TensorMapping("transformer.wte.weight", ("embedding.weight",))
     yield TensorMapping("transformer.wpe.weight", ("positions.weight",))
     for layer in range(config.depth):

@@ -53,17 +53,17 @@ def _link(
     exported = [(local, local) for match in _DECLARATION.findall(text) for local in filter(None, match)]
     if listed_last := _LIST.search(text):
         exported += _names(listed_last[1])
-    body = _IMPORT.sub(lambda m: f"const {_destructure(_names(m[1]))} = {_variable(m[2])};", text)
+    body = _IMPORT.sub(lambda m: f"const {_destructure(_names(m[1]))} = {_make_variable(m[2])};", text)
     body = _MARKUP.sub(r"\\x3c", _LIST.sub("", _DECLARATION.sub("", body)))
     if left := _LEFT.search(body):
         line = body[left.start() :].strip().split("\n")[0]
         raise ValueError(f"{name}: {line[:80]!r} is no import or export of a form that is linked")
     exports[name] = [outer for _, outer in exported]
     returned = ", ".join(f"{outer}: {local}" for local, outer in exported)
-    linked[name] = f"const {_variable(name)} = (() => {{\n{body}\nreturn {{ {returned} }};\n}})();"
+    linked[name] = f"const {_make_variable(name)} = (() => {{\n{body}\nreturn {{ {returned} }};\n}})();"
 
 
-def _variable(name: str) -> str:
+def _make_variable(name: str) -> str:
     return "module_" + re.sub(r"\W", "_", name.removesuffix(".js"))
 
 

@@ -105,7 +105,7 @@ def render_model_card(
         run: the run directory that contains it, or None.
         dtype: of the exported weights.
     """
-    recipe = _recipe(state)
+    recipe = _read_recipe(state)
     name = str(recipe.get("name") or state.get("name") or "model")
     chat = supports_chat(tokenizer) and state.get("stage") != "pretrain"
     kind = "A chat model" if chat else "A language model"
@@ -129,7 +129,7 @@ def render_model_card(
         format_table(("", ""), table),
     ]
     with_tools = chat and supports_tools(tokenizer)
-    evaluations = list(_evaluations(run, str(state.get("stage")), state.get("step"))) if run else []
+    evaluations = list(_list_evaluations(run, str(state.get("stage")), state.get("step"))) if run else []
     if run and not evaluations:
         parts.append("\nNo evaluation of these weights was recorded during training.")
     if evaluations:
@@ -155,14 +155,14 @@ def find_run_dir(checkpoint: Path) -> Path | None:
     return run_dir if (run_dir / "recipe.toml").is_file() else None
 
 
-def _recipe(state: Mapping[str, Any]) -> dict[str, Any]:
+def _read_recipe(state: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return tomllib.loads(str(state.get("recipe", "")))
     except tomllib.TOMLDecodeError:
         return {}
 
 
-def _evaluations(run: Path, stage: str, step: int | None) -> Iterable[tuple[str, ...]]:
+def _list_evaluations(run: Path, stage: str, step: int | None) -> Iterable[tuple[str, ...]]:
     """Yields every quoted evaluation of the checkpoint of `stage` after `step`, over the most cases."""
     last: dict[str, dict[str, Any]] = {}
     for line in read_jsonl(run / stage / "evals.jsonl"):

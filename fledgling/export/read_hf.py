@@ -51,8 +51,8 @@ def read_hf(directory: Path) -> HfModel:
             f"{directory} {problem}; expected a directory with config.json (hf download NAME --local-dir DIR)"
         )
     config = from_hf_config(read_json(directory / "config.json"))
-    state = _state(config, _where(directory))
-    tokenizer = _tokenizer(directory)
+    state = _read_state(config, _locate_tensors(directory))
+    tokenizer = _read_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, config.json has {config.vocab_size}"
@@ -60,7 +60,7 @@ def read_hf(directory: Path) -> HfModel:
     return HfModel(config, state, tokenizer)
 
 
-def _where(directory: Path) -> dict[str, Path]:
+def _locate_tensors(directory: Path) -> dict[str, Path]:
     """Returns tensor name -> file, from the index or from the one file. Names in an index stay inside the directory."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
@@ -90,7 +90,7 @@ def _where(directory: Path) -> dict[str, Path]:
     return files
 
 
-def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
+def _read_state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
     """Returns our state dictionary, every tensor checked."""
     if config.depth > len(files):
         raise UserError(f"config.json has {config.depth} layers, but there are only {len(files)} tensors")
@@ -121,7 +121,7 @@ def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
     return state
 
 
-def _tokenizer(directory: Path) -> Tokenizer:
+def _read_tokenizer(directory: Path) -> Tokenizer:
     """Returns the tokenizer of tokenizer.json with the layout of conversations, or of GPT-2's two files."""
     if (directory / "tokenizer.json").is_file():
         return Tokenizer.load(directory / "tokenizer.json").with_layout(read_layout(directory))

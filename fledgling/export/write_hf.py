@@ -70,8 +70,8 @@ def write_hf(
         raise UserError(f"{out} exists and is not an empty directory; choose another directory for the export")
     try:
         with atomic_directory(out) as temporary:
-            tensors = _tensors(config, state, DTYPES[dtype])
-            _weights(temporary, compress_tensors(config, tensors, quantize) if quantize else tensors, shard_bytes)
+            tensors = _iterate_tensors(config, state, DTYPES[dtype])
+            _write_weights(temporary, compress_tensors(config, tensors, quantize) if quantize else tensors, shard_bytes)
             token_ids = special_token_ids(tokenizer)
             config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids, **(more or {})}
             config_json |= {"quantization_config": quantization_config(config, quantize)} if quantize else {}
@@ -96,13 +96,15 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, context: int) -> None
     tokenizer.without_layout().save(directory / "tokenizer.json")
 
 
-def _tensors(config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _iterate_tensors(
+    config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of the Hugging Face class with their names."""
     for mapping in tensor_mappings(config):
         yield mapping.hf_name, to_hf_tensor(mapping, state).detach().to("cpu", dtype).contiguous()
 
 
-def _weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> None:
+def _write_weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> None:
     """Writes model.safetensors, or shards of at most `shard_bytes` (or one tensor) and their index."""
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}

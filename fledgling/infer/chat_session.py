@@ -124,7 +124,7 @@ class ChatSession:
         try:
             prompt, dropped = self._fit_context(sampling)
             if not prompt:
-                size, context = len(self._prompt([turn])), self.engine.context
+                size, context = len(self._render_prompt([turn])), self.engine.context
                 yield SessionNotice(f"the message has {size} tokens and the model's context {context}: shorten it")
                 yield FinishEvent("context")
                 return
@@ -154,13 +154,13 @@ class ChatSession:
         """
         limit = max_prompt_tokens(self.engine.context, sampling.max_new_tokens)
         for first in range(len(self.turns)):
-            prompt = self._prompt(self.turns[first:])
+            prompt = self._render_prompt(self.turns[first:])
             if len(prompt) <= limit:
                 self.turns = self.turns[first:]
                 return prompt, first
         return [], 0
 
-    def _prompt(self, turns: list[Turn]) -> list[int]:
+    def _render_prompt(self, turns: list[Turn]) -> list[int]:
         """Returns the tokens up to where the answer of the last turn begins, and that answer's tokens so far."""
         tokens: list[int] = []
         if self.tokenizer.chat_layout:  # whose template may write another text for each turn than for all of them

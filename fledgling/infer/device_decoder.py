@@ -121,7 +121,7 @@ class DeviceDecoder:
         rows = len(state)
         self._copy_to_device(self.state.narrow(0, 0, rows), state)
         self._copy_to_device(self.block_tables.narrow(0, 0, rows), block_tables)
-        source, given = self._column(SOURCE, rows), self._column(GIVEN, rows)
+        source, given = self._select_column(SOURCE, rows), self._select_column(GIVEN, rows)
         moved = self.tokens.index_select(0, source.clamp(min=0))
         self.tokens.narrow(0, 0, rows).copy_(torch.where(source < 0, given, moved))
 
@@ -145,20 +145,22 @@ class DeviceDecoder:
         """
         tokens = self.tokens.narrow(0, 0, rows)
         hidden = self._compute_hidden(tokens, rows, blocks)  # (B, C)
-        counts = self._column(COUNT, rows)
-        fractions = [self._column(column, rows).int().view(torch.float32) for column in (TEMPERATURE, TOP_P, MIN_P)]
-        parameters = RowParameters(self._column(KEY, rows), self._column(TOP_K, rows), *fractions)
+        counts = self._select_column(COUNT, rows)
+        fractions = [
+            self._select_column(column, rows).int().view(torch.float32) for column in (TEMPERATURE, TOP_P, MIN_P)
+        ]
+        parameters = RowParameters(self._select_column(KEY, rows), self._select_column(TOP_K, rows), *fractions)
         ids, logprobs = sample_rows(self.model.compute_logits(hidden), parameters, counts, mode)
         tokens.copy_(ids)
-        active = self._column(ACTIVE, rows)
+        active = self._select_column(ACTIVE, rows)
         counts.add_(active)
-        self._column(LENGTH, rows).add_(active)
+        self._select_column(LENGTH, rows).add_(active)
         return torch.stack((ids.int(), logprobs.view(torch.int32)))
 
     def _compute_hidden(self, tokens: Tensor, rows: int, blocks: int) -> Tensor:
         """Returns the hidden states (B, C) of the rows' newest tokens (B,), after storing their keys and values."""
         model, cache, size = self.model, self.cache, self.cache.block_size
-        positions = self._column(LENGTH, rows)
+        positions = self._select_column(LENGTH, rows)
         tables = self.block_tables.narrow(0, 0, rows).narrow(1, 0, blocks)
         block_indices = tables.gather(1, (positions // size)[:, None])[:, 0]
         slots = block_indices * size + positions % size
@@ -203,7 +205,7 @@ class DeviceDecoder:
         blocks = tables.gather(1, (before // self.cache.block_size)[:, None])[:, 0]
         return stored.view(-1)[blocks * self.cache.block_size + before % self.cache.block_size][:, None]
 
-    def _column(self, column: int, rows: int) -> Tensor:
+    def _select_column(self, column: int, rows: int) -> Tensor:
         return self.state.select(1, column).narrow(0, 0, rows)
 
     def _copy_to_device(self, target: Tensor, values: np.ndarray) -> None:

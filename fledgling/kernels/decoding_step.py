@@ -98,8 +98,8 @@ class DecodingStep:
             int(config.qk_norm),
             config.norm_eps,
         )
-        self.layers = (NativeLayer * config.depth)(*map(self._layer, model.blocks))  # of addresses in the weights
-        self.head = self._matrix(model.head)
+        self.layers = (NativeLayer * config.depth)(*map(self._make_layer, model.blocks))  # of addresses in the weights
+        self.head = self._make_matrix(model.head)
 
     def refresh(self) -> None:
         """Copies the vectors of the model as they are now; its matrices are read in place."""
@@ -184,32 +184,32 @@ class DecodingStep:
         fits = cache.dtype == torch.bfloat16 and not cache.block_size % 4 and not cache.is_static
         return fits and sum(counts) <= MAX_STEP_TOKENS
 
-    def _layer(self, block: nn.Module) -> NativeLayer:
+    def _make_layer(self, block: nn.Module) -> NativeLayer:
         assert isinstance(block, TransformerBlock)
         attention, mlp = block.attention, block.mlp
         up, gate = (mlp.up_proj, mlp.gate_proj) if isinstance(mlp, GatedFeedForward) else (mlp.fc1, None)
         return NativeLayer(
-            self._norm(block.attention_norm),
-            self._norm(block.mlp_norm),
-            *map(self._matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, up)),
-            NativeMatrix() if gate is None else self._matrix(gate),
-            self._matrix(mlp.output_projection),
+            self._make_norm(block.attention_norm),
+            self._make_norm(block.mlp_norm),
+            *map(self._make_matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, up)),
+            NativeMatrix() if gate is None else self._make_matrix(gate),
+            self._make_matrix(mlp.output_projection),
         )
 
-    def _norm(self, norm: nn.Module) -> NativeNorm:
-        weight = self._vector(norm.weight) if isinstance(norm, WeightedRMSNorm | LayerNorm) else None
-        bias = self._vector(norm.bias) if isinstance(norm, LayerNorm) else None
+    def _make_norm(self, norm: nn.Module) -> NativeNorm:
+        weight = self._copy_vector(norm.weight) if isinstance(norm, WeightedRMSNorm | LayerNorm) else None
+        bias = self._copy_vector(norm.bias) if isinstance(norm, LayerNorm) else None
         addresses = [None if vector is None else vector.data_ptr() for vector in (weight, bias)]
         return NativeNorm(*addresses, int(isinstance(norm, LayerNorm)), norm.eps)
 
-    def _matrix(self, linear: nn.Linear) -> NativeMatrix:
-        weight, bias = linear.weight, None if linear.bias is None else self._vector(linear.bias)
+    def _make_matrix(self, linear: nn.Linear) -> NativeMatrix:
+        weight, bias = linear.weight, None if linear.bias is None else self._copy_vector(linear.bias)
         if isinstance(weight, QuantizedTensor):
             assert weight.matrix is not None
             return native.add_bias(weight.matrix, bias)
         return native.describe_matrix(weight.detach(), None, 16, bias)
 
-    def _vector(self, parameter: nn.Parameter) -> Tensor:
+    def _copy_vector(self, parameter: nn.Parameter) -> Tensor:
         """Returns a copy in fp32, which `refresh` updates."""
         copy = parameter.detach().float().contiguous().clone()
         self.vectors.append((copy, parameter))

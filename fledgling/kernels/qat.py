@@ -2,7 +2,7 @@
 
 A matrix is rounded to the format of `quantize` (format.py) and read back; the gradient of the rounded matrix is taken
 for the weight's (the straight-through estimator, Bengio et al. 2013, arXiv 1308.3432), so the weights move until they
-are good after fake_quantizer. What `fledgling quantize` then writes is what was trained, bit for bit in fp32.
+are good after rounding. What `fledgling quantize` then writes is what was trained, bit for bit in fp32.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def format_family_tables(entries: list[dict[str, Any]]) -> str:
         title = f"depth {depth}, context {same_depth[0]['context']:,}, {same_depth[0]['vocab_size']:,} entries"
         lines += ["", title] if lines else [title]
         rows = [("", [entry["family"] for entry in same_depth])]
-        rows += [(name, [_cell(entry, name) for entry in same_depth]) for name in ROWS]
+        rows += [(name, [_format_cell(entry, name) for entry in same_depth]) for name in ROWS]
         rows += [
             (f"  {component.replace('_', ' ')}", [f"{entry['parameters'][component]:,}" for entry in same_depth])
             for component in COMPONENTS
@@ -100,7 +100,7 @@ ROWS = (
 )
 
 
-def _cell(entry: dict[str, Any], name: str) -> str:
+def _format_cell(entry: dict[str, Any], name: str) -> str:
     block = entry["block"]
     return {
         "width, heads": f"{entry['width']}, {entry['heads']}",

@@ -65,7 +65,7 @@ class DeviceSpec:
         return replace(self, peak_flops=self.peaks[dtype])
 
 
-def _device(
+def _make_device(
     name: str,
     tera: tuple[float, float, float],  # bfloat16, float16, float32; 0: it has none
     gib: float,
@@ -93,29 +93,29 @@ def _device(
 DEVICES = {
     device.name: device
     for device in (
-        _device("cpu", (0, 0, 0.195), 8, 38, 30, kind="cpu"),  # two cores with AVX-512, float32
-        _device("cpu-bf16", (0.873, 0, 0.195), 8, 38, 30, kind="cpu"),  # the same two with AVX-512 BF16
-        _device("t4", (0, 65, 8.1), 15, 320, 70, "t4"),
-        _device("l4", (121, 121, 30.3), 22, 300, 72, "l4"),
-        _device("l40s", (362, 362, 91.6), 45, 864, 350, "l40s"),
-        _device("a10", (125, 125, 31.2), 22.5, 600, 150, "a10"),
-        _device("rtx3060", (25.5, 25.5, 12.7), 12, 360, 170, "rtx 3060"),
-        _device("rtx3090", (71, 71, 35.6), 24, 936, 350, "rtx 3090"),
-        _device("rtx4060ti", (44.1, 44.1, 22.1), 16, 288, 165, "rtx 4060 ti"),
-        _device("rtx4090", (165.2, 165.2, 82.6), 24, 1008, 450, "rtx 4090"),
-        _device("rtx5090", (209.5, 209.5, 104.8), 32, 1792, 575, "rtx 5090"),
-        _device("a100-40", (312, 312, 19.5), 40, 1555, 400, r"a100( sxm4| pcie)?( 40gb)?( pcie)?"),
-        _device("a100-80", (312, 312, 19.5), 80, 2039, 400, r"a100( sxm4| pcie)?( 80gb)?( pcie)?"),
+        _make_device("cpu", (0, 0, 0.195), 8, 38, 30, kind="cpu"),  # two cores with AVX-512, float32
+        _make_device("cpu-bf16", (0.873, 0, 0.195), 8, 38, 30, kind="cpu"),  # the same two with AVX-512 BF16
+        _make_device("t4", (0, 65, 8.1), 15, 320, 70, "t4"),
+        _make_device("l4", (121, 121, 30.3), 22, 300, 72, "l4"),
+        _make_device("l40s", (362, 362, 91.6), 45, 864, 350, "l40s"),
+        _make_device("a10", (125, 125, 31.2), 22.5, 600, 150, "a10"),
+        _make_device("rtx3060", (25.5, 25.5, 12.7), 12, 360, 170, "rtx 3060"),
+        _make_device("rtx3090", (71, 71, 35.6), 24, 936, 350, "rtx 3090"),
+        _make_device("rtx4060ti", (44.1, 44.1, 22.1), 16, 288, 165, "rtx 4060 ti"),
+        _make_device("rtx4090", (165.2, 165.2, 82.6), 24, 1008, 450, "rtx 4090"),
+        _make_device("rtx5090", (209.5, 209.5, 104.8), 32, 1792, 575, "rtx 5090"),
+        _make_device("a100-40", (312, 312, 19.5), 40, 1555, 400, r"a100( sxm4| pcie)?( 40gb)?( pcie)?"),
+        _make_device("a100-80", (312, 312, 19.5), 80, 2039, 400, r"a100( sxm4| pcie)?( 80gb)?( pcie)?"),
         # the published speed run paid $24 an hour for eight
-        _device("h100", (989, 989, 67), 80, 3350, 700, r"h100( sxm5?)?( 80gb)?( hbm3)?", usd_per_hour=3.0),
-        _device("h100-pcie", (756, 756, 51.2), 80, 2000, 350, r"h100( 80gb)?( hbm2e)? pcie"),
-        _device("h200", (989, 989, 67), 141, 4800, 700, r"h200( sxm)?( 141gb)?( hbm3e)?"),
-        _device("b200", (2250, 2250, 75), 180, 8000, 1000, r"b200( sxm)?( 1[89]\dgb)?( hbm3e)?"),
-        _device("mi300x", (1307, 1307, 163.4), 192, 5300, 750, r"mi300x( oam)?( vf)?"),
-        _device("m1", (2.6, 2.6, 2.6), 10.7, 68, 39, "m1", "mps"),  # 16 GiB in all
-        _device("m2-max", (13.6, 13.6, 13.6), 48, 400, 145, "m2 max", "mps"),  # 64 GiB
-        _device("m3-max", (14.3, 14.3, 14.3), 48, 400, 145, "m3 max", "mps"),  # 40 cores at 1.4 GHz, 64 GiB
-        _device("m4-max", (16.2, 16.2, 16.2), 96, 546, 145, "m4 max", "mps"),  # 40 cores at 1.58 GHz, 128 GiB
+        _make_device("h100", (989, 989, 67), 80, 3350, 700, r"h100( sxm5?)?( 80gb)?( hbm3)?", usd_per_hour=3.0),
+        _make_device("h100-pcie", (756, 756, 51.2), 80, 2000, 350, r"h100( 80gb)?( hbm2e)? pcie"),
+        _make_device("h200", (989, 989, 67), 141, 4800, 700, r"h200( sxm)?( 141gb)?( hbm3e)?"),
+        _make_device("b200", (2250, 2250, 75), 180, 8000, 1000, r"b200( sxm)?( 1[89]\dgb)?( hbm3e)?"),
+        _make_device("mi300x", (1307, 1307, 163.4), 192, 5300, 750, r"mi300x( oam)?( vf)?"),
+        _make_device("m1", (2.6, 2.6, 2.6), 10.7, 68, 39, "m1", "mps"),  # 16 GiB in all
+        _make_device("m2-max", (13.6, 13.6, 13.6), 48, 400, 145, "m2 max", "mps"),  # 64 GiB
+        _make_device("m3-max", (14.3, 14.3, 14.3), 48, 400, 145, "m3 max", "mps"),  # 40 cores at 1.4 GHz, 64 GiB
+        _make_device("m4-max", (16.2, 16.2, 16.2), 96, 546, 145, "m4 max", "mps"),  # 40 cores at 1.58 GHz, 128 GiB
     )
 }
 SHORT_NAMES = {"a100": "a100-80", "rtx4060ti-16": "rtx4060ti", "rtx3060-12": "rtx3060"}

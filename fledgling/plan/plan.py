@@ -120,7 +120,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
     known = {name: stage for name, stage in planned.items() if stage is not None}  # pretraining always is
     stages = {name: known[name][0] for name in recipe.stages if name in known}
     pretrain, step = known["pretrain"]
-    flops_section = _flops(config, horizon.tokens)
+    flops_section = _plan_flops(config, horizon.tokens)
     return {
         "recipe": recipe.name,
         "model": {**asdict(config), "head_width": config.head_width},
@@ -135,8 +135,8 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
             **{key: pretrain[key] for key in ("micro_batch_size", "grad_accumulation")},
             "dtype": step.dtype,
         },
-        "data": _data(config, horizon.tokens, step),
-        "memory": _memory(config, step, device),
+        "data": _plan_data(config, horizon.tokens, step),
+        "memory": _plan_memory(config, step, device),
         "inference": plan_inference(config, device.memory),
         "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops, "watts": device.watts},
         "time": {"estimate": True, "hours": pretrain["hours"], **context.utilization},
@@ -180,7 +180,7 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     return replace(context, device=device, utilization=utilization)
 
 
-def _flops(config: ModelConfig, tokens: int) -> dict[str, Any]:
+def _plan_flops(config: ModelConfig, tokens: int) -> dict[str, Any]:
     """Returns the section on floating-point operations of pretraining on `tokens` tokens."""
     per_token = flops.training_flops(config)
     return {
@@ -193,7 +193,7 @@ def _flops(config: ModelConfig, tokens: int) -> dict[str, Any]:
     }
 
 
-def _data(config: ModelConfig, tokens: int, step: memory.TrainingStep) -> dict[str, int]:
+def _plan_data(config: ModelConfig, tokens: int, step: memory.TrainingStep) -> dict[str, int]:
     """Returns the section on text and files of pretraining on `tokens` tokens."""
     characters = round(tokens * CHARACTERS_PER_TOKEN)
     shards = -(-characters // CHARACTERS_PER_SHARD)
@@ -224,7 +224,7 @@ def load_planned_recipe(
     return load_recipe(name or "quickstart", [*pinned, *overrides])
 
 
-def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.DeviceSpec) -> dict[str, Any]:
+def _plan_memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.DeviceSpec) -> dict[str, Any]:
     """Returns the section on a rank's memory in pretraining."""
     phases = memory.memory_by_phase(config, step)
     peak_phase = max(phases, key=lambda name: phases[name]["total"])
@@ -256,7 +256,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
     context; the reference model reads it, and both models read it again with another prompt.
     """
     recipe, config, device, ranks = context.recipe, context.config, context.device, context.step.ranks
-    stage, length = recipe.stage_config(name), _length(name, context)
+    stage, length = recipe.stage_config(name), _find_length(name, context)
     if length is None:
         return None
     rows, steps, is_assumed = length
@@ -295,7 +295,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
     return values, step
 
 
-def _length(name: str, context: _PlanContext) -> tuple[int, int, bool] | None:
+def _find_length(name: str, context: _PlanContext) -> tuple[int, int, bool] | None:
     """Returns (rows of a step over all ranks, steps, whether an assumed size decides); None if no steps are known."""
     recipe, sizes = context.recipe, context.sizes
     stage = recipe.stage_config(name)

@@ -123,10 +123,10 @@ def render_chart(chart: Chart) -> Markup:
     if not lines:
         return Markup("")
     plane, y_ticks = _fit(chart, lines)
-    parts = [_axes(chart, plane, y_ticks)]
-    parts += [_band(line, plane) for line in lines if line.lows]
-    parts += [_path(line, plane) for line in lines if line.connected]
-    parts += [_dots(line, plane, chart) for line in lines if line.dots or not line.connected or len(line.xs) == 1]
+    parts = [_draw_axes(chart, plane, y_ticks)]
+    parts += [_draw_band(line, plane) for line in lines if line.lows]
+    parts += [_draw_path(line, plane) for line in lines if line.connected]
+    parts += [_draw_dots(line, plane, chart) for line in lines if line.dots or not line.connected or len(line.xs) == 1]
     label = f"{chart.title}: {', '.join(line.label for line in lines)} against {chart.x_label}"
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, label, Markup("").join(parts)
@@ -162,7 +162,7 @@ _TEXT = Markup('<text x="{}" y="{}" class="{}">{}</text>')
 _RULE = Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>')
 
 
-def _axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
+def _draw_axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
     parts = []
     bottom = HEIGHT - BOTTOM
     for y in y_ticks:
@@ -183,13 +183,13 @@ def _axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
     return Markup("").join(parts)
 
 
-def _path(line: Line, plane: _Plane) -> Markup:
+def _draw_path(line: Line, plane: _Plane) -> Markup:
     points = " ".join(f"{x},{y}" for x, y in (plane.at(x, y) for x, y in zip(line.xs, line.ys, strict=True)))
     kind = f"c{line.color}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
     return Markup('<polyline points="{}" class="line {}"/>').format(points, kind)
 
 
-def _band(line: Line, plane: _Plane) -> Markup:
+def _draw_band(line: Line, plane: _Plane) -> Markup:
     rows = zip(line.xs, line.lows, line.highs, strict=True)
     bounded = [(x, low, high) for x, low, high in rows if low is not None and high is not None]
     upper = [plane.at(x, high) for x, _, high in bounded]
@@ -201,7 +201,7 @@ def _band(line: Line, plane: _Plane) -> Markup:
     return Markup('<polygon points="{}" class="band c{}"/>').format(points, line.color)
 
 
-def _dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
+def _draw_dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
     circles = []
     for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
         location = line.point_labels[i] if line.point_labels else f"{chart.x_label} {chart.format_x(x)}"

@@ -21,7 +21,7 @@ def data_page_contents(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": found["source"],
         "kind": found["kind"],
-        "tiles": _tiles(found),
+        "tiles": _list_tiles(found),
         "facts": list_facts(found),
         "forms": [(form, f"{count:,}") for form, count in found["forms"].items()],
         "lengths": [(name, f"{value:,}") for name, value in found["lengths"].items()],
@@ -65,7 +65,7 @@ def describe_exam(name: str, exam: Mapping[str, Any]) -> tuple[str, str]:
     return name, f"{exam['overlapping']:,} of {exam['items']:,} items"
 
 
-def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _list_tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     unit, share = found["unit"], found["learned"] / max(1, found["total"])
     return [
         (f"{found['rows']:,}", "rows", found["kind"]),

@@ -143,11 +143,11 @@ def summarize_stage(stage: StageData) -> dict[str, Any]:
         "mfu": steady_median(stage, "mfu"),
         "peak_flops": [min(peaks), max(peaks)] if peaks else None,
         "loss": stage.last_metric("loss"),
-        "saving": {"stall": _saving(stage, "save_stall"), "writer": _saving(stage, "save_seconds")},
+        "saving": {"stall": _sum_save_seconds(stage, "save_stall"), "writer": _sum_save_seconds(stage, "save_seconds")},
     }
 
 
-def _saving(stage: StageData, name: str) -> float | None:
+def _sum_save_seconds(stage: StageData, name: str) -> float | None:
     """Returns the seconds of all saves: those recorded with a step, and the last one, recorded at the end."""
     recorded = [*stage.metric_series(name)[1], finite_number(stage.done.get(name))]
     seconds_known = [seconds for seconds in recorded if seconds is not None]
@@ -174,7 +174,7 @@ def make_evals_table(run_dir: Path | str) -> "Table":
         by_stage = [rows.get((stage, name)) for stage in stages]
         is_percent = is_share(name, [evaluation.value for evaluation in by_stage if evaluation])
         present = [evaluation for evaluation in by_stage if evaluation]
-        cells = [_cell(evaluation, is_percent) for evaluation in by_stage]
+        cells = [_format_cell(evaluation, is_percent) for evaluation in by_stage]
         baseline = format_score(present[-1].baseline, is_percent) or "-"
         table.add_row(*map(Text, (evaluation_label(name, names), *cells, baseline, format_all_cases(present))))
     table.caption = Text(_describe_tools(list(rows.values())))
@@ -192,7 +192,7 @@ def _describe_tools(evaluations: list[Evaluation]) -> str:
     return "; ".join(f"tools in answers of {', '.join(parts)}: {tools}" for tools, parts in names.items())
 
 
-def _cell(evaluation: Evaluation | None, is_percent: bool) -> str:
+def _format_cell(evaluation: Evaluation | None, is_percent: bool) -> str:
     if evaluation is None:
         return "-"
     if evaluation.low is None or evaluation.high is None:

@@ -88,7 +88,7 @@ def make_landlock_ruleset(readable: Iterable[str], listable: Iterable[str] = ())
         raise RestrictionError("landlock: not in this kernel")
     file_rights = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
     fields = struct.pack("=QQQ", file_rights, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
-    ruleset = _syscall("landlock", _LANDLOCK_CREATE, fields, ctypes.c_size_t(len(fields)), 0)
+    ruleset = _call_kernel("landlock", _LANDLOCK_CREATE, fields, ctypes.c_size_t(len(fields)), 0)
     for paths, rights in ((readable, _READ_FILE | _READ_DIR), (listable, _READ_DIR)):
         for path in paths:
             try:
@@ -96,14 +96,14 @@ def make_landlock_ruleset(readable: Iterable[str], listable: Iterable[str] = ())
             except OSError:
                 continue  # a missing path needs no rule
             allowed = rights if os.path.isdir(path) else rights & _READ_FILE
-            _syscall("landlock", _LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", allowed, descriptor), 0)
+            _call_kernel("landlock", _LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", allowed, descriptor), 0)
             os.close(descriptor)
     return ruleset
 
 
 def apply_landlock(ruleset: int) -> None:
     """Restricts the calling process to a ruleset of `make_landlock_ruleset`, for good."""
-    _syscall("landlock", _LANDLOCK_RESTRICT, ruleset, 0)
+    _call_kernel("landlock", _LANDLOCK_RESTRICT, ruleset, 0)
 
 
 def set_no_new_privileges() -> None:
@@ -130,7 +130,7 @@ def die_with_parent() -> None:
 def drop_capabilities() -> None:
     """Gives up every capability; only root has any."""
     header, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-    _syscall("capabilities", _CAPSET[platform.machine() == "aarch64"], header, nothing)
+    _call_kernel("capabilities", _CAPSET[platform.machine() == "aarch64"], header, nothing)
 
 
 def apply_rlimits(memory: int, seconds: int, files: int) -> None:
@@ -166,13 +166,13 @@ def build_seccomp_filter(machine: str) -> bytes:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     deny, allow = (_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
     argument_checks = [
-        (OPEN, [_argument(1), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, deny]),
-        (OPENAT, [_argument(2), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, deny]),
-        (IOCTL, [_argument(1), (_EQUAL, 0, 1, TCGETS), allow, deny]),
-        (FCNTL, [_argument(1), *[x for c in ALLOWED_FCNTLS for x in ((_EQUAL, 0, 1, c), allow)], deny]),
+        (OPEN, [_load_argument(1), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, deny]),
+        (OPENAT, [_load_argument(2), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, deny]),
+        (IOCTL, [_load_argument(1), (_EQUAL, 0, 1, TCGETS), allow, deny]),
+        (FCNTL, [_load_argument(1), *[x for c in ALLOWED_FCNTLS for x in ((_EQUAL, 0, 1, c), allow)], deny]),
         (
             PRLIMIT,
-            [_argument(2), (_EQUAL, 0, 3, 0), _argument(2, high=True), (_EQUAL, 0, 1, 0), allow, deny],
+            [_load_argument(2), (_EQUAL, 0, 3, 0), _load_argument(2, high=True), (_EQUAL, 0, 1, 0), allow, deny],
         ),
         (CLONE3, [(_RETURN, 0, 0, _ERROR | errno.ENOSYS)]),
     ]
@@ -194,12 +194,12 @@ def apply_seccomp(program: bytes) -> None:
         raise RestrictionError(f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
-def _argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
+def _load_argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
     """Returns the instruction that loads one half of a call's argument; both machines are little-endian."""
     return (_LOAD, 0, 0, 16 + 8 * index + 4 * high)
 
 
-def _syscall(restriction: str, number: int, *arguments: object) -> int:
+def _call_kernel(restriction: str, number: int, *arguments: object) -> int:
     result = _libc.syscall(number, *arguments)
     if result < 0:
         raise RestrictionError(f"{restriction}: {os.strerror(ctypes.get_errno())}")

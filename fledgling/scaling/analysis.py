@@ -117,7 +117,9 @@ def analyze_sweep(sweep: Sweep, resamples: int = fits.RESAMPLES) -> SweepAnalysi
     for key in sweep.runs[0].parameters:
         sizes = tuple(run.parameters[key] for run in sweep.runs)
         names_by_sizes.setdefault(sizes, []).append(key)
-    return SweepAnalysis(sweep, tuple(_fits(tuple(keys), sweep.runs, resamples) for keys in names_by_sizes.values()))
+    return SweepAnalysis(
+        sweep, tuple(_fit_sweep(tuple(keys), sweep.runs, resamples) for keys in names_by_sizes.values())
+    )
 
 
 def require_enough_runs(sweep: Sweep) -> None:
@@ -142,8 +144,8 @@ def require_enough_runs(sweep: Sweep) -> None:
     )
 
 
-def _fits(keys: tuple[str, ...], runs: Sequence[SweepRun], resamples: int) -> SweepFit:
-    N, D, C, loss = _columns(runs, keys[0])
+def _fit_sweep(keys: tuple[str, ...], runs: Sequence[SweepRun], resamples: int) -> SweepFit:
+    N, D, C, loss = _select_columns(runs, keys[0])
     per_token = [math.log(run.flops_per_token) for run in runs]
     second, first = np.polyfit(np.log(N), per_token, 1)
     surface = fits.fit_surface(N, D, loss, resamples)
@@ -151,7 +153,7 @@ def _fits(keys: tuple[str, ...], runs: Sequence[SweepRun], resamples: int) -> Sw
     return SweepFit(keys, surface, isoflop, _held_out(runs, keys[0], isoflop, resamples), (float(first), float(second)))
 
 
-def _columns(runs: Sequence[SweepRun], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
+def _select_columns(runs: Sequence[SweepRun], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
     """Returns N, D, the budget and the loss of every run."""
     return (
         [float(run.parameters[key]) for run in runs],
@@ -164,7 +166,7 @@ def _columns(runs: Sequence[SweepRun], key: str) -> tuple[list[float], list[floa
 def _held_out(runs: Sequence[SweepRun], key: str, isoflop: IsoFlopFit, resamples: int) -> HeldOut:
     largest = max(run.budget for run in runs)
     smaller = [run for run in runs if run.budget < largest]
-    N, D, C, loss = _columns(smaller, key)
+    N, D, C, loss = _select_columns(smaller, key)
     surface = fits.fit_surface(N, D, loss, resamples)
     size_trend = fits.fit_isoflop(N, D, C, loss, resamples).N
     left_out = [run for run in runs if run.budget == largest]

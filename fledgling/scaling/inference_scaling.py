@@ -88,7 +88,7 @@ def rank_probabilities(n: int, k: int) -> np.ndarray:
 def accuracy_curve(samples: SampleSet, method: str, ks: Sequence[int], seed: int = 0) -> np.ndarray:
     """Returns (Q, K): the expected accuracy on each question with k samples."""
     if method == "majority":
-        return np.stack([_majority(samples, k, np.random.default_rng([seed, k])) for k in ks], axis=1)
+        return np.stack([_vote_majority(samples, k, np.random.default_rng([seed, k])) for k in ks], axis=1)
     order = np.argsort(
         -(samples.correct if method == "coverage" else samples.logprob).astype(float), axis=1, kind="stable"
     )
@@ -98,7 +98,7 @@ def accuracy_curve(samples: SampleSet, method: str, ks: Sequence[int], seed: int
     return np.stack([correct @ rank_probabilities(samples.samples_per_question, k) for k in ks], axis=1)
 
 
-def _majority(samples: SampleSet, k: int, rng: np.random.Generator) -> np.ndarray:
+def _vote_majority(samples: SampleSet, k: int, rng: np.random.Generator) -> np.ndarray:
     if k == 1:
         return samples.correct.mean(1)
     subsets = SUBSETS if k < samples.samples_per_question else 1
@@ -249,7 +249,7 @@ def inference_page_contents(results: Sequence[SamplingResult], task: str) -> dic
     }
 
 
-def _line(label: str, xs: Sequence[float], values: Sequence[Estimate], color: int) -> Line:
+def _make_line(label: str, xs: Sequence[float], values: Sequence[Estimate], color: int) -> Line:
     lows, highs = [value.low for value in values], [value.high for value in values]
     return Line(label, [math.log10(x) for x in xs], [v.value for v in values], lows, highs, color, dots=True)
 
@@ -257,7 +257,7 @@ def _line(label: str, xs: Sequence[float], values: Sequence[Estimate], color: in
 def accuracy_chart(result: SamplingResult) -> Any:
     """Returns accuracy against k: three selection methods, and the law, dashed."""
     lines = [
-        _line(METHOD_LABELS[method], result.ks, result.accuracy[method], color)
+        _make_line(METHOD_LABELS[method], result.ks, result.accuracy[method], color)
         for color, method in enumerate(SELECTION_METHODS)
     ]
     if result.law:
@@ -273,7 +273,8 @@ def accuracy_chart(result: SamplingResult) -> Any:
 def equal_flops_chart(results: Sequence[SamplingResult]) -> Any:
     """Returns coverage of every model against the FLOPs per question: a larger model, or more samples."""
     lines = [
-        _line(result.samples.name, result.flops, result.accuracy["coverage"], i % 4) for i, result in enumerate(results)
+        _make_line(result.samples.name, result.flops, result.accuracy["coverage"], i % 4)
+        for i, result in enumerate(results)
     ]
     spans = [flops for result in results for flops in result.flops]
     return render_chart(

@@ -201,7 +201,7 @@ def isoflop_chart(fit: SweepFit, runs: Sequence[SweepRun]) -> Any:
         name = f"{format_flops(curve.budget)} FLOPs"
         lines.append(Line(name, list(map(math.log10, xs)), list(map(curve.loss_at, xs)), color=i % COLOR_COUNT))
         lines.append(
-            _dots(
+            _make_dots(
                 name,
                 run_sizes,
                 [run.bits_per_byte for run in same_budget],
@@ -210,7 +210,7 @@ def isoflop_chart(fit: SweepFit, runs: Sequence[SweepRun]) -> Any:
             )
         )
         label = f"minimum, N {format_count(curve.N.value)}"
-        lines.append(_dots("minimum", [curve.N.value], [curve.loss.value], 6, [label]))
+        lines.append(_make_dots("minimum", [curve.N.value], [curve.loss.value], 6, [label]))
         sizes.append(curve.N.value)
     return render_chart(
         Chart("isoFLOP curves", lines, format_y=lambda y: f"{y:.2f}", **log10_axis(sizes, "N, parameters"))
@@ -229,7 +229,7 @@ def surface_chart(fit: SweepFit, runs: Sequence[SweepRun]) -> Any:
         name = f"{format_flops(curve.budget)} FLOPs"
         lines.append(Line(name, list(map(math.log10, xs)), ys, color=i % COLOR_COUNT))
         lines.append(
-            _dots(
+            _make_dots(
                 name,
                 run_sizes,
                 [run.bits_per_byte for run in same_budget],
@@ -250,12 +250,14 @@ def frontier_charts(fit: SweepFit, runs: Sequence[SweepRun], checks: Sequence[Ch
     axis = log10_axis(range_budgets, "C, FLOPs", format_flops)
     optima = [fit.optimum_interval(C) for C in range_budgets]
     losses = [
-        _band("surface", logs, [loss for _, loss in optima], 0),
-        _dots("all runs", [run.budget for run in runs], [run.bits_per_byte for run in runs], 1, [r.name for r in runs]),
-        _dots("isoFLOP curves", budgets, [curve.loss.value for curve in fit.isoflop.curves], 6, []),
+        _make_band("surface", logs, [loss for _, loss in optima], 0),
+        _make_dots(
+            "all runs", [run.budget for run in runs], [run.bits_per_byte for run in runs], 1, [r.name for r in runs]
+        ),
+        _make_dots("isoFLOP curves", budgets, [curve.loss.value for curve in fit.isoflop.curves], 6, []),
     ]
-    losses += [_dots("check", [o.run.budget], [o.run.bits_per_byte], 3, [o.run.name]) for o in checks]
-    sizes = [_band("surface", logs, [N for N, _ in optima], 0)]
+    losses += [_make_dots("check", [o.run.budget], [o.run.bits_per_byte], 3, [o.run.name]) for o in checks]
+    sizes = [_make_band("surface", logs, [N for N, _ in optima], 0)]
     sizes += [
         Line(name, logs, [LAWS[name].optimum(C)[0] for C in range_budgets], color=2, faint=True, dashed=True)
         for name in PUBLISHED_LAWS
@@ -284,11 +286,11 @@ def residual_chart(fit: SweepFit, runs: Sequence[SweepRun]) -> Any:
         ]
         run_sizes = [run.parameters[fit.count_name] for run in same_budget]
         lines.append(
-            _dots(
+            _make_dots(
                 f"{format_flops(curve.budget)} FLOPs", run_sizes, ys, i % COLOR_COUNT, [run.name for run in same_budget]
             )
         )
-    return _errors("residuals", lines, [run.parameters[fit.count_name] for run in runs])
+    return _chart_errors("residuals", lines, [run.parameters[fit.count_name] for run in runs])
 
 
 def held_out_chart(analysis: SweepAnalysis) -> Any:
@@ -297,11 +299,11 @@ def held_out_chart(analysis: SweepAnalysis) -> Any:
     for i, fit in enumerate(analysis.fits):
         names = [run.name for run, _ in fit.held_out.runs]
         run_sizes = [run.parameters[PRIMARY_COUNT] for run, _ in fit.held_out.runs]
-        lines.append(_dots(fit.counts, run_sizes, fit.held_out.errors, i % COLOR_COUNT, names))
-    return _errors("held-out errors", lines, sizes)
+        lines.append(_make_dots(fit.counts, run_sizes, fit.held_out.errors, i % COLOR_COUNT, names))
+    return _chart_errors("held-out errors", lines, sizes)
 
 
-def _errors(title: str, lines: Sequence[Line], sizes: Sequence[float]) -> Any:
+def _chart_errors(title: str, lines: Sequence[Line], sizes: Sequence[float]) -> Any:
     """Returns a chart of relative errors around zero."""
     ends = [math.log10(min(sizes)), math.log10(max(sizes))]
     zero = Line("no error", ends, [0.0, 0.0], color=1, faint=True)
@@ -310,11 +312,11 @@ def _errors(title: str, lines: Sequence[Line], sizes: Sequence[float]) -> Any:
     )
 
 
-def _dots(label: str, xs: Sequence[float], ys: Sequence[float], color: int, points: Sequence[str]) -> Line:
+def _make_dots(label: str, xs: Sequence[float], ys: Sequence[float], color: int, points: Sequence[str]) -> Line:
     return Line(label, list(map(math.log10, xs)), list(ys), color=color, connected=False, point_labels=points)
 
 
-def _band(label: str, xs: Sequence[float], values: Sequence[Estimate], color: int) -> Line:
+def _make_band(label: str, xs: Sequence[float], values: Sequence[Estimate], color: int) -> Line:
     known = not math.isnan(values[0].low)
     lows, highs = ([v.low for v in values], [v.high for v in values]) if known else ((), ())
     return Line(label, xs, [v.value for v in values], lows, highs, color=color)

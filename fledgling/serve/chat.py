@@ -45,7 +45,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     dropped = 0
     if body.truncation == "auto":
         messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, max_new_tokens)
-    service.check_prompt_size(_texts(messages))
+    service.check_prompt_size(_iterate_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
     sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
     n = body.n or 1
@@ -73,13 +73,13 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     )
 
 
-def _texts(messages: list[dict[str, Any]]) -> Iterator[str]:
+def _iterate_texts(messages: list[dict[str, Any]]) -> Iterator[str]:
     for message in messages:
         content = message["content"]
         yield from [content] if isinstance(content, str) else (part["text"] for part in content)
 
 
-def _envelope(service: Service, parsed: ParsedRequest, kind: str) -> dict[str, Any]:
+def _make_envelope(service: Service, parsed: ParsedRequest, kind: str) -> dict[str, Any]:
     """Returns the fields that every response and chunk has; `kind` is its "object"."""
     fields = {"id": parsed.id, "object": kind, "created": parsed.created, "model": service.model_name}
     return fields | ({"dropped_turns": parsed.dropped_turns} if parsed.dropped_turns else {})
@@ -105,7 +105,7 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
             }
         )
     usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens, parsed.cached_tokens)
-    return {**_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": usage}
+    return {**_make_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": usage}
 
 
 def _list_calls(parsed: ParsedRequest, parts: list[ContentPart]) -> list[StreamedToolCall]:
@@ -137,7 +137,7 @@ class ChatChunks:
     def start(self) -> Iterator[dict[str, Any]]:
         """Yields the role of each choice."""
         for index in range(len(self.parsed.choices)):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+            yield self._make_chunk(index, {"role": "assistant", "content": ""})
 
     def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
         """Adds an event to `parsed.choices[choice]` and yields the chunks that report it.
@@ -150,7 +150,7 @@ class ChatChunks:
         if isinstance(event, ChoiceFinished):
             if event.finish_reason in FAILURES:
                 yield build_error(*FAILURES[event.finish_reason][:2])
-            yield self._chunk(
+            yield self._make_chunk(
                 choice, {}, _finish_reason(generated, any(call.name for call in self.calls[choice].calls))
             )
             return
@@ -169,17 +169,19 @@ class ChatChunks:
         if event.parts or self.parsed.include_logprobs:
             with_logprobs = self.parsed.include_logprobs
             logprobs = build_chat_logprobs(self.service.tokenizer, event.tokens) if with_logprobs else None
-            yield self._chunk(choice, delta, logprobs=logprobs)
+            yield self._make_chunk(choice, delta, logprobs=logprobs)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the usage where it was requested."""
         if self.parsed.include_usage:
             usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens, self.parsed.cached_tokens)
-            yield {**_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], "usage": usage}
+            yield {**_make_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], "usage": usage}
 
-    def _chunk(self, index: int, delta: dict, finish_reason: str | None = None, logprobs: dict | None = None) -> dict:
+    def _make_chunk(
+        self, index: int, delta: dict, finish_reason: str | None = None, logprobs: dict | None = None
+    ) -> dict:
         choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
-        return {**_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [choice]}
+        return {**_make_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [choice]}
 
 
 ENDPOINT = Endpoint(ChatRequest, parse_request, build_response, ChatChunks)

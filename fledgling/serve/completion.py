@@ -62,11 +62,11 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
     )
 
 
-def _envelope(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
+def _make_envelope(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     return {"id": parsed.id, "object": "text_completion", "created": parsed.created, "model": service.model_name}
 
 
-def _choice(index: int, text: str, finish_reason: str | None, logprobs: dict | None) -> dict[str, Any]:
+def _make_choice(index: int, text: str, finish_reason: str | None, logprobs: dict | None) -> dict[str, Any]:
     return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": logprobs}
 
 
@@ -77,9 +77,9 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         tokens, offset = [*choice.prompt_tokens, *choice.tokens], 0 if choice.prompt_tokens else len(prefix)
         logprobs = build_text_logprobs(service.tokenizer, tokens, offset) if parsed.include_logprobs else None
         reason = FINISH_REASONS[choice.finish_reason or "stop"]
-        choices.append(_choice(index, prefix + choice.content, reason, logprobs))
+        choices.append(_make_choice(index, prefix + choice.content, reason, logprobs))
     usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens, parsed.cached_tokens)
-    return {**_envelope(service, parsed), "choices": choices, "usage": usage}
+    return {**_make_envelope(service, parsed), "choices": choices, "usage": usage}
 
 
 class CompletionChunks:
@@ -93,7 +93,7 @@ class CompletionChunks:
         """Yields the echoed prompt; with log-probabilities it follows once the prompt is scored."""
         for index, prefix in enumerate(self.parsed.echo_prefixes):
             if prefix and not self.parsed.include_logprobs:
-                yield self._chunk(_choice(index, prefix, None, None))
+                yield self._make_chunk(_make_choice(index, prefix, None, None))
 
     def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
         """Adds an event to `parsed.choices[choice]` and yields the chunks that report it."""
@@ -101,28 +101,28 @@ class CompletionChunks:
         if isinstance(event, ChoiceFinished):
             if event.finish_reason in FAILURES:
                 yield build_error(*FAILURES[event.finish_reason][:2])
-            yield self._chunk(_choice(choice, "", FINISH_REASONS[event.finish_reason], None))
+            yield self._make_chunk(_make_choice(choice, "", FINISH_REASONS[event.finish_reason], None))
             return
         tokenizer = self.service.tokenizer
         if event.echo:
             logprobs = build_text_logprobs(tokenizer, event.tokens, 0)
-            yield self._chunk(_choice(choice, self.parsed.echo_prefixes[choice], None, logprobs))
+            yield self._make_chunk(_make_choice(choice, self.parsed.echo_prefixes[choice], None, logprobs))
             return
         text, offset = join_part_text(event.parts), self.sent_characters[choice]
         with_logprobs = self.parsed.include_logprobs
         text_logprobs = build_text_logprobs(tokenizer, event.tokens, offset) if with_logprobs else None
         self.sent_characters[choice] += len(text)
         if text or text_logprobs:
-            yield self._chunk(_choice(choice, text, None, text_logprobs))
+            yield self._make_chunk(_make_choice(choice, text, None, text_logprobs))
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the usage where it was requested."""
         if self.parsed.include_usage:
             usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens, self.parsed.cached_tokens)
-            yield {**_envelope(self.service, self.parsed), "choices": [], "usage": usage}
+            yield {**_make_envelope(self.service, self.parsed), "choices": [], "usage": usage}
 
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return {**_envelope(self.service, self.parsed), "choices": [choice]}
+    def _make_chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**_make_envelope(self.service, self.parsed), "choices": [choice]}
 
 
 ENDPOINT = Endpoint(CompletionRequest, parse_request, build_response, CompletionChunks)

@@ -198,14 +198,14 @@ class MessageEvents:
         if text := join_part_text(event.parts):
             if self.kind != "text":
                 yield from self._open("text", {"type": "text", "text": ""})
-            yield self._delta({"type": "text_delta", "text": text})
+            yield self._make_delta({"type": "text_delta", "text": text})
         for part in event.parts:
             piece = self.calls.push(part)
             if piece is not None and piece.begins:
                 block = {"type": "tool_use", "id": piece.call.id, "name": piece.call.name, "input": {}}
                 yield from self._open("tool_use", block)
             if piece is not None and piece.arguments:
-                yield self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
+                yield self._make_delta({"type": "input_json_delta", "partial_json": piece.arguments})
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the last event."""
@@ -229,7 +229,7 @@ class MessageEvents:
         if self.kind:
             yield {"type": "content_block_stop", "index": self.index}
 
-    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+    def _make_delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"type": "content_block_delta", "index": self.index, "delta": delta}
 
 

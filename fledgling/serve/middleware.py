@@ -1,4 +1,4 @@
-"""AccessPolicy control before every route: the Host header, other sites' pages, and the API key.
+"""Access control before every route: the Host header, other sites' pages, and the API key.
 
 A page of another site, open in the same browser, must not reach a server on loopback. The name in `Host` must therefore
 be one of the server's (against DNS rebinding), bodies must be JSON by their content type, and CORS headers are sent to
@@ -88,7 +88,7 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one HTTP request."""
-        await (self.app if self._is_allowed(scope) else self._refusal())(scope, receive, send)
+        await (self.app if self._is_allowed(scope) else self._make_refusal())(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
         if scope["type"] != "http" or any(route.matches(scope)[0] is Match.FULL for route in self.public):
@@ -100,7 +100,7 @@ class KeyMiddleware:
         )  # Anthropic's header
         return hmac.compare_digest(given.encode(), self.key.encode())
 
-    def _refusal(self) -> JSONResponse:
+    def _make_refusal(self) -> JSONResponse:
         text = "an API key is required: Authorization: Bearer KEY"
         body = build_error(text, "invalid_request_error", None, "invalid_api_key")
         return JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})

@@ -165,7 +165,7 @@ def _generate_line(choice: GeneratedChoice, parsed: ParsedRequest, text: str, la
 Line = Callable[[GeneratedChoice, ParsedRequest, str, bool], dict[str, Any]]
 
 
-def _envelope(service: Service) -> dict[str, Any]:
+def _make_envelope(service: Service) -> dict[str, Any]:
     return {"model": service.model_name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
@@ -178,7 +178,11 @@ def _make_end_fields(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str
 def _response_builder(line: Line) -> Callable[[Service, ParsedRequest], dict[str, Any]]:
     def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         choice = parsed.choices[0]
-        return {**_envelope(service), **line(choice, parsed, choice.content, True), **_make_end_fields(choice, parsed)}
+        return {
+            **_make_envelope(service),
+            **line(choice, parsed, choice.content, True),
+            **_make_end_fields(choice, parsed),
+        }
 
     return build_response
 
@@ -202,9 +206,9 @@ class OllamaLines:
                 yield {"error": failure[0]}
                 return
             line = self.line(generated, self.parsed, "", True)
-            yield {**_envelope(self.service), **line, **_make_end_fields(generated, self.parsed)}
+            yield {**_make_envelope(self.service), **line, **_make_end_fields(generated, self.parsed)}
         elif text := join_part_text(event.parts):
-            yield {**_envelope(self.service), **self.line(generated, self.parsed, text, False), "done": False}
+            yield {**_make_envelope(self.service), **self.line(generated, self.parsed, text, False), "done": False}
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields nothing: the last line is that of the choice's end."""
@@ -221,12 +225,12 @@ def describe_tags(services: Sequence[Service]) -> dict[str, Any]:
     return {"models": models}
 
 
-def _endpoint(body: type[IgnoringBody], parse: Callable[[Service, Any], ParsedRequest], line: Line) -> Endpoint:
+def _make_endpoint(body: type[IgnoringBody], parse: Callable[[Service, Any], ParsedRequest], line: Line) -> Endpoint:
     def make_lines(service: Service, parsed: ParsedRequest) -> OllamaLines:
         return OllamaLines(line, service, parsed)
 
     return Endpoint(body, parse, _response_builder(line), make_lines, LINE_STREAM)
 
 
-CHAT = _endpoint(OllamaChatRequest, parse_chat, _chat_line)
-GENERATE = _endpoint(GenerateRequest, parse_generate, _generate_line)
+CHAT = _make_endpoint(OllamaChatRequest, parse_chat, _chat_line)
+GENERATE = _make_endpoint(GenerateRequest, parse_generate, _generate_line)

@@ -26,7 +26,7 @@ BODIES = (
 TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
-def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+def _describe_object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
 
 
@@ -34,32 +34,40 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
-def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+def _allow_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-EVENT = _object({"data": {"type": "string", "description": "a chunk as JSON; [DONE] last"}}, event=TEXT)
-ERROR = _object({"error": _object({"message": TEXT, "type": TEXT, "param": _nullable(TEXT), "code": _nullable(TEXT)})})
-MODEL = _object({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT})
-USAGE = _object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
+EVENT = _describe_object({"data": {"type": "string", "description": "a chunk as JSON; [DONE] last"}}, event=TEXT)
+ERROR = _describe_object(
+    {"error": _describe_object({"message": TEXT, "type": TEXT, "param": _allow_null(TEXT), "code": _allow_null(TEXT)})}
+)
+MODEL = _describe_object({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT})
+USAGE = _describe_object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
 REASON = {"enum": ["stop", "length", "tool_calls"]}
-FUNCTION = _object({"name": TEXT, "arguments": TEXT})
-TOOL_CALL = _object({"id": TEXT, "type": {"const": "function"}, "function": FUNCTION})
-MESSAGE = _object(
-    {"role": {"const": "assistant"}, "content": _nullable(TEXT)},
+FUNCTION = _describe_object({"name": TEXT, "arguments": TEXT})
+TOOL_CALL = _describe_object({"id": TEXT, "type": {"const": "function"}, "function": FUNCTION})
+MESSAGE = _describe_object(
+    {"role": {"const": "assistant"}, "content": _allow_null(TEXT)},
     tool_calls=_list(TOOL_CALL),
-    parts=_list(_object({"type": {"enum": ["text", "python", "output"]}, "text": TEXT})),
+    parts=_list(_describe_object({"type": {"enum": ["text", "python", "output"]}, "text": TEXT})),
 )
 ENVELOPE = {"id": TEXT, "object": TEXT, "created": COUNT, "model": TEXT, "usage": USAGE}
-CHAT = _object({**ENVELOPE, "choices": _list(_object({"index": COUNT, "message": MESSAGE, "finish_reason": REASON}))})
-COMPLETION = _object({**ENVELOPE, "choices": _list(_object({"index": COUNT, "text": TEXT, "finish_reason": REASON}))})
-RESPONSE = _object({"id": TEXT, "object": {"const": "response"}, "status": TEXT, "output": _list({"type": "object"})})
+CHAT = _describe_object(
+    {**ENVELOPE, "choices": _list(_describe_object({"index": COUNT, "message": MESSAGE, "finish_reason": REASON}))}
+)
+COMPLETION = _describe_object(
+    {**ENVELOPE, "choices": _list(_describe_object({"index": COUNT, "text": TEXT, "finish_reason": REASON}))}
+)
+RESPONSE = _describe_object(
+    {"id": TEXT, "object": {"const": "response"}, "status": TEXT, "output": _list({"type": "object"})}
+)
 VECTOR = {"anyOf": [_list({"type": "number"}), {"type": "string", "description": "base64 of float32"}]}
-EMBEDDING = _object({"object": {"const": "embedding"}, "index": COUNT, "embedding": VECTOR})
-EMBEDDINGS = _object({"object": {"const": "list"}, "model": TEXT, "data": _list(EMBEDDING)})
-BLOCKS = _object({"id": TEXT, "type": {"const": "message"}, "content": _list({"type": "object"})}, usage={})
-LINE = _object({"model": TEXT, "created_at": TEXT, "done": {"type": "boolean"}}, message={}, response=TEXT)
-HEALTH = _object(
+EMBEDDING = _describe_object({"object": {"const": "embedding"}, "index": COUNT, "embedding": VECTOR})
+EMBEDDINGS = _describe_object({"object": {"const": "list"}, "model": TEXT, "data": _list(EMBEDDING)})
+BLOCKS = _describe_object({"id": TEXT, "type": {"const": "message"}, "content": _list({"type": "object"})}, usage={})
+LINE = _describe_object({"model": TEXT, "created_at": TEXT, "done": {"type": "boolean"}}, message={}, response=TEXT)
+HEALTH = _describe_object(
     {"status": {"const": "ok"}, "model": TEXT, "load": COUNT, "max_queue_size": COUNT, "max_batch_size": COUNT}
 )
 
@@ -74,30 +82,40 @@ def build_openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "fledgling", "version": __version__},
         "paths": {
-            "/v1/chat/completions": {"post": _operation("Answers a conversation.", CHAT, chat, stream=EVENT_STREAM)},
-            "/v1/completions": {"post": _operation("Continues a text.", COMPLETION, text, stream=EVENT_STREAM)},
-            "/v1/responses": {
-                "post": _operation("Answers a conversation, as items.", RESPONSE, responses, stream=EVENT_STREAM)
+            "/v1/chat/completions": {
+                "post": _describe_operation("Answers a conversation.", CHAT, chat, stream=EVENT_STREAM)
             },
-            "/v1/embeddings": {"post": _operation("A vector for each text.", EMBEDDINGS, embeddings)},
+            "/v1/completions": {
+                "post": _describe_operation("Continues a text.", COMPLETION, text, stream=EVENT_STREAM)
+            },
+            "/v1/responses": {
+                "post": _describe_operation(
+                    "Answers a conversation, as items.", RESPONSE, responses, stream=EVENT_STREAM
+                )
+            },
+            "/v1/embeddings": {"post": _describe_operation("A vector for each text.", EMBEDDINGS, embeddings)},
             "/v1/messages": {
-                "post": _operation("Answers a conversation, as blocks.", BLOCKS, blocks, stream=EVENT_STREAM)
+                "post": _describe_operation("Answers a conversation, as blocks.", BLOCKS, blocks, stream=EVENT_STREAM)
             },
             "/v1/messages/count_tokens": {
-                "post": _operation("Counts a prompt.", _object({"input_tokens": COUNT}), blocks)
+                "post": _describe_operation("Counts a prompt.", _describe_object({"input_tokens": COUNT}), blocks)
             },
             "/api/chat": {
-                "post": _operation("Answers a conversation, as Ollama does.", LINE, ollama_chat, stream=LINE_STREAM)
+                "post": _describe_operation(
+                    "Answers a conversation, as Ollama does.", LINE, ollama_chat, stream=LINE_STREAM
+                )
             },
             "/api/generate": {
-                "post": _operation("Answers a question, as Ollama does.", LINE, generate, stream=LINE_STREAM)
+                "post": _describe_operation("Answers a question, as Ollama does.", LINE, generate, stream=LINE_STREAM)
             },
-            "/v1/models": {"get": _operation("The model.", _object({"object": TEXT, "data": _list(MODEL)}))},
+            "/v1/models": {
+                "get": _describe_operation("The model.", _describe_object({"object": TEXT, "data": _list(MODEL)}))
+            },
             "/v1/models/{name}": {
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}],
-                "get": _operation("The model of that name.", MODEL),
+                "get": _describe_operation("The model of that name.", MODEL),
             },
-            "/health": {"get": _operation("Whether the server is alive, and its load.", HEALTH)},
+            "/health": {"get": _describe_operation("Whether the server is alive, and its load.", HEALTH)},
         },
         "components": {
             "schemas": schemas["$defs"],
@@ -106,7 +124,7 @@ def build_openapi() -> dict[str, Any]:
     }
 
 
-def _operation(
+def _describe_operation(
     summary: str, response: dict[str, Any], body: dict[str, Any] | None = None, stream: StreamForm | None = None
 ) -> dict[str, Any]:
     """Returns one operation with its response and its errors."""

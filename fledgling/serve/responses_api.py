@@ -149,14 +149,14 @@ def _call_item(call: StreamedToolCall, status: str) -> dict[str, Any]:
     return item | {"name": call.name, "arguments": call.arguments if status != "in_progress" else ""}
 
 
-def _status(choice: GeneratedChoice) -> str:
+def _find_status(choice: GeneratedChoice) -> str:
     return "incomplete" if choice.finish_reason in ("length", "context") else "completed"
 
 
 def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     """Returns the body of a complete response."""
     choice = parsed.choices[0]
-    status, output = _status(choice), []
+    status, output = _find_status(choice), []
     calls = list_tool_calls(choice.parts) if parsed.jobs[0].client_calls else []
     if choice.content or not calls:
         tokens = choice.tokens if parsed.include_logprobs else []
@@ -182,8 +182,8 @@ class ResponseEvents:
     def start(self) -> Iterator[dict[str, Any]]:
         """Yields the events before the first token."""
         response = _describe_response(self.service, self.parsed, "in_progress", [])
-        yield self._event("created", response=response)
-        yield self._event("in_progress", response=response)
+        yield self._make_event("created", response=response)
+        yield self._make_event("in_progress", response=response)
 
     def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
         """Adds an event of the worker to the choice and yields the events that report it."""
@@ -210,10 +210,10 @@ class ResponseEvents:
         if not self.message_id:
             self.message_id = make_id("msg")
             yield self._item_event("added", _message_item(self.message_id, "in_progress", []))
-            yield self._event("content_part.added", **self._place(), part=_text_part("", []))
+            yield self._make_event("content_part.added", **self._place(), part=_text_part("", []))
         self.message_text += text
         self.message_logprobs += logprobs
-        yield self._event("output_text.delta", **self._place(), delta=text, logprobs=logprobs)
+        yield self._make_event("output_text.delta", **self._place(), delta=text, logprobs=logprobs)
 
     def _push_call(self, piece: CallPiece) -> Iterator[dict[str, Any]]:
         if piece.begins:
@@ -222,20 +222,20 @@ class ResponseEvents:
             yield self._item_event("added", _call_item(piece.call, "in_progress"))
         if piece.arguments:
             place = {"item_id": _call_item(piece.call, "")["id"], "output_index": len(self.output)}
-            yield self._event("function_call_arguments.delta", **place, delta=piece.arguments)
+            yield self._make_event("function_call_arguments.delta", **place, delta=piece.arguments)
 
     def _close(self, status: str) -> Iterator[dict[str, Any]]:
         """Yields the events that end the open item."""
         if self.message_id:
             part = _text_part(self.message_text, self.message_logprobs)
-            yield self._event("output_text.done", **self._place(), text=part["text"], logprobs=part["logprobs"])
-            yield self._event("content_part.done", **self._place(), part=part)
+            yield self._make_event("output_text.done", **self._place(), text=part["text"], logprobs=part["logprobs"])
+            yield self._make_event("content_part.done", **self._place(), part=part)
             item = _message_item(self.message_id, status, [part])
             self.message_id, self.message_text, self.message_logprobs = "", "", []
         elif self.call:
             item = _call_item(self.call, status)
             fields = {"item_id": item["id"], "output_index": len(self.output), "name": item["name"]}
-            yield self._event("function_call_arguments.done", **fields, arguments=item["arguments"])
+            yield self._make_event("function_call_arguments.done", **fields, arguments=item["arguments"])
         else:
             return
         self.call = None
@@ -247,21 +247,21 @@ class ResponseEvents:
         if failure:
             response = _describe_response(self.service, self.parsed, "failed", self.output)
             error = {"code": "server_error", "message": failure[0]}
-            yield self._event("failed", response=response | {"error": error})
+            yield self._make_event("failed", response=response | {"error": error})
             return
         if not self.output and not self.message_id and not self.call:
             yield from self._push_text("", [])  # an answer without text is an empty message
-        status = _status(choice)
+        status = _find_status(choice)
         yield from self._close(status)
-        yield self._event(status, response=_describe_response(self.service, self.parsed, status, self.output))
+        yield self._make_event(status, response=_describe_response(self.service, self.parsed, status, self.output))
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.message_id, "output_index": len(self.output), "content_index": 0}
 
     def _item_event(self, kind: str, item: dict[str, Any]) -> dict[str, Any]:
-        return self._event(f"output_item.{kind}", output_index=len(self.output), item=item)
+        return self._make_event(f"output_item.{kind}", output_index=len(self.output), item=item)
 
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def _make_event(self, kind: str, **fields: Any) -> dict[str, Any]:
         self.number += 1
         return {"type": f"response.{kind}", "sequence_number": self.number, **fields}
 

@@ -51,7 +51,7 @@ class ConversationDataset:
 
     def __len__(self) -> int:
         """Returns the conversations of one epoch."""
-        return sum(block.row_count for block in _blocks(self._stamps))
+        return sum(block.row_count for block in _list_blocks(self._stamps))
 
     def files(self) -> list[Path]:
         """Returns the files. Raises UserError where there are none."""
@@ -63,7 +63,7 @@ class ConversationDataset:
         sequence, ends = _shuffle_blocks(self._stamps, self.name, seed, epoch)
         block_position = bisect_right(ends, position)
         block_index = sequence[block_position]
-        rows = _rows(self._stamps, block_index)
+        rows = _read_rows(self._stamps, block_index)
         row_order = shuffle_indices(len(rows), self.name, TRAIN, seed, epoch, block_index)
         value, location = rows[row_order[position - (ends[block_position - 1] if block_position else 0)]]
         return _parse_row(value, location, self.columns)
@@ -74,19 +74,19 @@ class ConversationDataset:
 
 
 @lru_cache(maxsize=8)
-def _blocks(files: FileStamps) -> tuple[RowBlock, ...]:
+def _list_blocks(files: FileStamps) -> tuple[RowBlock, ...]:
     return tuple(block for path, *_ in files for block in list_row_blocks(path))
 
 
 @lru_cache(maxsize=4)
-def _rows(files: FileStamps, block_index: int) -> tuple[tuple[Row | UserError, str], ...]:
-    return tuple(_blocks(files)[block_index].iterate_rows())
+def _read_rows(files: FileStamps, block_index: int) -> tuple[tuple[Row | UserError, str], ...]:
+    return tuple(_list_blocks(files)[block_index].iterate_rows())
 
 
 @lru_cache(maxsize=8)
 def _shuffle_blocks(files: FileStamps, name: str, seed: int, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the block indices in the order of an epoch, and the cumulative number of rows after each."""
-    counts = [block.row_count for block in _blocks(files)]
+    counts = [block.row_count for block in _list_blocks(files)]
     sequence = shuffle_indices(len(counts), name, TRAIN, seed, epoch, "blocks")
     return sequence, tuple(accumulate(counts[index] for index in sequence))
 

@@ -146,7 +146,7 @@ def inspect_data(
     lengths: list[int] = []
     learned: list[int] = []
     texts: list[Document] = []
-    for batch in _batches(islice(entries, max_rows), ROWS_PER_BATCH):
+    for batch in _iterate_batches(islice(entries, max_rows), ROWS_PER_BATCH):
         for entry in batch:
             forms[entry.form] += 1
             texts.append(Document(entry.plain_text(), "file", entry.place))
@@ -254,7 +254,7 @@ def _parse_row(
     return recognize_form(row, columns), (parse_conversation(row, place, columns, changes),)
 
 
-def _batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+def _iterate_batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
     for entry in entries:
         batch.append(entry)
@@ -317,7 +317,7 @@ def _render_example(entry: Entry, tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         pieces = []
         for rendered in render_conversations(tokenizer, entry.conversations):
-            pieces += _pieces(rendered, tokenizer)
+            pieces += _split_by_mask(rendered, tokenizer)
     shown, left = [], MAX_SHOWN_CHARACTERS
     for text, is_learned in pieces:
         if left > 0:
@@ -326,7 +326,7 @@ def _render_example(entry: Entry, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"place": entry.place, "form": entry.form, "pieces": shown}
 
 
-def _pieces(rendered: RenderedConversation, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+def _split_by_mask(rendered: RenderedConversation, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
     pairs = zip(rendered.tokens.tolist(), rendered.mask.tolist(), strict=True)
     for is_learned, group in groupby(pairs, key=lambda pair: pair[1]):
         yield tokenizer.decode([token for token, _ in group]), is_learned

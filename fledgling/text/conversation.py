@@ -90,7 +90,7 @@ def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -
     """
     if tokenizer.chat_layout:
         return _render_by_template(tokenizer, conversation)
-    segments = _segments(conversation)
+    segments = _list_segments(conversation)
     return _render_segments(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.special))
 
 
@@ -100,7 +100,7 @@ def render_conversations(
     """Renders many conversations, with their text encoded in one batch on all cores."""
     if tokenizer.chat_layout:
         return [_render_by_template(tokenizer, conversation) for conversation in conversations]
-    segments = [_segments(conversation) for conversation in conversations]
+    segments = [_list_segments(conversation) for conversation in conversations]
     encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.special]))
     return [_render_segments(tokenizer, each, encoded) for each in segments]
 
@@ -116,7 +116,7 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
         continues = messages[-1]["role"] == "assistant"
         pieces = render_pieces(tokenizer, messages, asks=not continues)
         return encode_pieces(tokenizer, pieces[:-1] if continues else pieces)[0]
-    segments = _segments(conversation)
+    segments = _list_segments(conversation)
     continued = segments[-1].special and segments[-1].text == "<|assistant_end|>"
     if continued:
         segments.pop()
@@ -168,7 +168,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
         open_calls = {"python": open_calls + 1, "output": open_calls - 1, "text": 0}[str(kind)]
 
 
-def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
+def _list_segments(conversation: Mapping[str, Any]) -> list[_Segment]:
     """Returns the segments of a conversation, after the rule of turns.py and a check."""
     if not isinstance(conversation, Mapping) or not conversation.get("messages"):
         check_conversation(conversation)

@@ -72,12 +72,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         self.budget = _Budget()
-        self.filters = {name: self._counted(one) for name, one in self.filters.items() if name in FILTERS}
-        self.filters["tojson"] = self._counted(_to_json)
-        self.globals = {"range": self._range, "namespace": self.globals["namespace"], "dict": dict}
+        self.filters = {name: self._count_arguments(one) for name, one in self.filters.items() if name in FILTERS}
+        self.filters["tojson"] = self._count_arguments(_to_json)
+        self.globals = {"range": self._make_range, "namespace": self.globals["namespace"], "dict": dict}
         self.globals |= {"raise_exception": _raise, STEP: lambda: self.budget.step()}
 
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _count_arguments(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a filter that counts its arguments, and what it may at most make of them, before it runs."""
 
         def counted(*arguments: Any, **named: Any) -> Any:
@@ -94,7 +94,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 setattr(counted, name, getattr(function, name))
         return counted
 
-    def _range(self, *bounds: int) -> range:
+    def _make_range(self, *bounds: int) -> range:
         made = range(*bounds)
         if len(made) > MAX_STEPS:
             raise TemplateLimitError(f"it takes more than {MAX_STEPS:,} steps: does it loop?")

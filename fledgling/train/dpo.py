@@ -69,7 +69,7 @@ class PreferenceStream:
     def next(self) -> list[Batch]:
         """Returns this rank's micro-batches of the next step."""
         positions = range(self.step * self.config.batch_size, (self.step + 1) * self.config.batch_size)
-        rollouts = [self._rollout(position) for position in positions]
+        rollouts = [self._select_rollout(position) for position in positions]
         weight = sum(int(rollout.sampled.sum()) for rollout in rollouts) / len(rollouts)
         weighted = [replace(rollout, loss_weight=weight) for rollout in rollouts]
         batches = pack_rollouts(weighted, self.policy.config.context, self.micro_batch_size, self.bos)
@@ -82,7 +82,7 @@ class PreferenceStream:
         """Returns the objective of a batch, summed."""
         return preference_batch_loss(model, batch, self.config, self.baseline, self.step_metrics)
 
-    def _rollout(self, position: int) -> Rollout:
+    def _select_rollout(self, position: int) -> Rollout:
         epoch, index = divmod(position, len(self.rollouts))
         return self.rollouts[shuffle_indices(len(self.rollouts), "dpo", self.seed, epoch)[index]]
 

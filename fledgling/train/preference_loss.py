@@ -73,13 +73,13 @@ def collect_answers(model: Transformer, hidden: Tensor, batch: Batch) -> Answers
 
 def sum_per_answer(values: Tensor, batch: Batch) -> Tensor:
     """Returns the sums of (B, T) over each document, (B, N), N an even number that is large enough for any row."""
-    return _empty(values).scatter_add(1, _answer_index(batch), values)
+    return _allocate_like(values).scatter_add(1, _answer_index(batch), values)
 
 
 def per_answer_maximum(values: Tensor, batch: Batch) -> Tensor:
     """Returns the largest of (B, T) at the targets of each document, at least 0: (B, N)."""
     at_targets = torch.where(batch.targets != IGNORE_INDEX, values, 0.0)
-    return _empty(at_targets).scatter_reduce(1, _answer_index(batch), at_targets, "amax")
+    return _allocate_like(at_targets).scatter_reduce(1, _answer_index(batch), at_targets, "amax")
 
 
 def answer_weights(batch: Batch) -> Tensor:
@@ -99,6 +99,6 @@ def _answer_index(batch: Batch) -> Tensor:
     return batch.document_ids.long() - 1
 
 
-def _empty(values: Tensor) -> Tensor:
+def _allocate_like(values: Tensor) -> Tensor:
     rows, positions = values.shape
     return values.new_zeros(rows, positions + positions % 2)

@@ -115,7 +115,7 @@ class StepRecord:
             self.shown_loss = loss
         else:
             self.shown_loss = LOSS_SMOOTHING * self.shown_loss + (1 - LOSS_SMOOTHING) * loss
-        speed = self._speed(tokens, seconds)
+        speed = self._measure_speed(tokens, seconds)
         self.recorder.log_metrics(
             step.number,
             loss=loss,
@@ -132,7 +132,7 @@ class StepRecord:
         self.recorder.show_progress(step.number, loss=self.shown_loss, **speed, **progress)
         self.seconds = seconds
 
-    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
+    def _measure_speed(self, tokens: int, seconds: float) -> dict[str, float]:
         """Returns tokens per second of all ranks, and the shares of a rank's peak."""
         speed = {"tokens_per_second": tokens / seconds}
         flops = self.flops_per_token * tokens / seconds / self.world.size

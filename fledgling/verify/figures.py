@@ -73,11 +73,11 @@ def check_recorded_settings(run_dir: Path) -> Check:
                 check.notes.append(f"{path.relative_to(run_dir)} has no recipe")
                 continue
             names = ["model", "tokenizer", stage, *(LAST_TABLES if stage == newest else ())]
-            tables = [(name, _table(saved, name), _table(recipe, name)) for name in names]
+            tables = [(name, _flatten_table(saved, name), _flatten_table(recipe, name)) for name in names]
             pairs = [("seed", saved.get("seed"), recipe.get("seed"))]
             pairs += [(f"{t}.{key}", a.get(key), b.get(key)) for t, a, b in tables for key in sorted({*a, *b})]
             if stage == newest:
-                before, now = _table(saved, "run"), _table(recipe, "run")
+                before, now = _flatten_table(saved, "run"), _flatten_table(recipe, "run")
                 pairs += [(f"run.{key}", before.get(key), now.get(key)) for key in RUN_SETTINGS]
             different = [pair for pair in pairs if pair[1] != pair[2]]
             if stage in outdated and different:
@@ -106,7 +106,7 @@ def fill_defaults(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
 
 
-def _table(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+def _flatten_table(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns a table of a recipe as key -> value; anything else under its name as {"": value}."""
     value = recipe.get(name, {})
     return value if isinstance(value, dict) else {"": value}

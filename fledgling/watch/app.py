@@ -92,34 +92,34 @@ def make_watch_app(watched: WatchedRuns, access: WatchAccess) -> AccessMiddlewar
     async def describe_batch(request: Request) -> Response:
         run = _find_run(watched, request.query_params.get("run", "0"))
         if run is None:
-            return _error("no such run", 404)
+            return _make_error("no such run", 404)
         return JSONResponse({"batch": await run_sync(run.describe_batch, limiter=thread)})
 
     async def ask(request: Request) -> Response:
         content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if content_type != "application/json":
-            return _error("expected the content type application/json", 415)
+            return _make_error("expected the content type application/json", 415)
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                return _error(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
+                return _make_error(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
         try:
             wanted = json.loads(body)
             action, run = wanted["action"], _find_run(watched, str(wanted["run"]))
         except (ValueError, KeyError, TypeError, RecursionError):
-            return _error('expected {"run": NUMBER, "action": NAME}', 400)
+            return _make_error('expected {"run": NUMBER, "action": NAME}', 400)
         if run is None:
-            return _error("no such run", 404)
+            return _make_error("no such run", 404)
         if action not in ACTIONS:
-            return _error(f"expected an action of {', '.join(ACTIONS)}", 400)
+            return _make_error(f"expected an action of {', '.join(ACTIONS)}", 400)
         await run_sync(run.update, limiter=thread)
         if run.holder is None:
-            return _error(f"{run.path} is not running", 409)
+            return _make_error(f"{run.path} is not running", 409)
         try:
             request_action(run.path, action)
         except UserError as error:
-            return _error(str(error), 500)
+            return _make_error(str(error), 500)
         return JSONResponse({"requested": action})
 
     async def describe_health(request: Request) -> Response:
@@ -145,5 +145,5 @@ def _find_run(watched: WatchedRuns, number: str) -> RunWatch | None:
     return watched.runs[int(number)] if in_range else None
 
 
-def _error(message: str, status: int) -> JSONResponse:
+def _make_error(message: str, status: int) -> JSONResponse:
     return JSONResponse(build_error(message, "invalid_request_error"), status)

@@ -39,14 +39,14 @@ def test_a_session_yields_parts_and_keeps_them(adder) -> None:
 def test_a_turn_computes_only_new_tokens(adder, tokenizer, monkeypatch) -> None:
     session = ChatSession(adder)
     list(session.reply("add", GREEDY))
-    cached = len(session._prompt(session.turns)) - 1  # the last token of an answer is not in the cache
+    cached = len(session._render_prompt(session.turns)) - 1  # the last token of an answer is not in the cache
     computed: list[int] = []
     extend_cache = ModelRunner.extend_cache
     monkeypatch.setattr(
         ModelRunner, "extend_cache", lambda s, c, r, t: computed.append(len(t[0])) or extend_cache(s, c, r, t)
     )
     list(session.reply("more", GREEDY))
-    assert cached + computed[0] == len(session._prompt(session.turns)) - len(session.turns[-1].answer_tokens)
+    assert cached + computed[0] == len(session._render_prompt(session.turns)) - len(session.turns[-1].answer_tokens)
     assert computed[0] == 1 + len(user_prompt(tokenizer, "more")) - 1  # the end of the answer, and the turn without bos
 
 
@@ -55,7 +55,8 @@ def test_the_conversation_is_the_one_that_training_renders(adder, tokenizer) -> 
     for text in ("add", "more"):
         list(session.reply(text, GREEDY))
     assert (
-        session._prompt(session.turns) == render_conversation(tokenizer, {"messages": session.messages}).tokens.tolist()
+        session._render_prompt(session.turns)
+        == render_conversation(tokenizer, {"messages": session.messages}).tokens.tolist()
     )
 
 
@@ -66,7 +67,7 @@ def test_overflow_drops_the_oldest_turns_with_a_notice(adder) -> None:
         notices += [event for event in events if isinstance(event, SessionNotice)]
         assert events[-1] == FinishEvent("stop")
         assert session.turns[-1].user_text == f"turn {number}"
-        assert len(session._prompt(session.turns)) <= adder.context
+        assert len(session._render_prompt(session.turns)) <= adder.context
     assert notices and len(session.turns) < 12
     assert {notice.text.partition(": ")[2] for notice in notices} == {"the oldest turn was dropped"}
     longer = session.reply("many words " * 4, SamplingParams(temperature=0, max_new_tokens=12))
@@ -92,7 +93,7 @@ def test_a_conversation_continues_after_an_abandoned_answer(adder, tokenizer, af
     reply.close()
     assert len(session.turns) == (after > 0)
     assert list(session.reply("add", GREEDY))[-1] == FinishEvent("stop")
-    assert session._prompt(session.turns).count(tokenizer.assistant_end) == len(session.turns)
+    assert session._render_prompt(session.turns).count(tokenizer.assistant_end) == len(session.turns)
 
 
 def test_an_interrupt_inside_the_model_leaves_the_cache_valid(adder, tokenizer, monkeypatch) -> None:

@@ -142,7 +142,7 @@ def test_ktos_loss_of_packed_answers_is_the_mean_over_answers_with_the_baseline_
 
     order = [
         next(row for row in JUDGED if answer_of(row) in tokenizer().decode(rollout.tokens))
-        for rollout in map(stream._rollout, range(3))
+        for rollout in map(stream._select_rollout, range(3))
     ]
     exchanged = [
         gain(row["prompt"], other["completion"]) for row, other in zip(order, order[1:] + order[:1], strict=True)

@@ -67,7 +67,7 @@ def test_a_peak_that_a_step_comes_near_to_is_measured_again_once():
         *(World(0, 1, 0, torch.device("cpu")), SimpleNamespace(log_notice=notices.append), None, None),
         *(1.0, 100.0, 0.0, measure_again),
     )
-    shares = [record._speed(tokens, 1.0)["mfu"] for tokens in (80, 95, 110, 125)]
+    shares = [record._measure_speed(tokens, 1.0)["mfu"] for tokens in (80, 95, 110, 125)]
     assert shares[:3] == [0.8, 95 / 120, 110 / 120], "doubted once: the second measurement is believed"
     assert calls == [(100.0, 95.0), (120.0, 125.0)] and len(notices) == 2, "but not where a step exceeds it"
 

@@ -31,11 +31,11 @@ def list_templates(which: str) -> tuple[str, ...]:
 
 def quote_word(word: str, rng: random.Random) -> str:
     """Returns `word` bare (half of the time) or in one of the usual quotation marks."""
-    return rng.choice(_quotes()).format(word)
+    return rng.choice(_load_quotes()).format(word)
 
 
 @lru_cache(maxsize=1)
-def _quotes() -> tuple[str, ...]:
+def _load_quotes() -> tuple[str, ...]:
     return expand_weights(load_templates("spelling")["quotes"])
 
 

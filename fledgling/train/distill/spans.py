@@ -106,7 +106,7 @@ class SpanAligner:
                 likelihoods[row, last - 1, 0] = min(float(likelihood), -1e-9)
         return replace(batch, span_ids=span_ids, teacher_logprobs=likelihoods)
 
-    def _segments(self, batch: Batch, row: int) -> Iterator[tuple[int, bool, int, list[int]]]:
+    def _iterate_segments(self, batch: Batch, row: int) -> Iterator[tuple[int, bool, int, list[int]]]:
         """Yields (place, whether it is special, document, ids) of each special token and stretch of text of a row."""
         tokens, targets = batch.tokens[row].tolist(), batch.targets[row].tolist()
         last = [targets[-1]] if targets[-1] != IGNORE_INDEX else []
@@ -123,7 +123,7 @@ class SpanAligner:
 
     def _align_row(self, batch: Batch, row: int) -> AlignedRow:
         result, teacher = AlignedRow(), self.teacher.tokenizer
-        for place, is_special, document, ids in self._segments(batch, row):
+        for place, is_special, document, ids in self._iterate_segments(batch, row):
             base = len(result.ids)
             if is_special:
                 name = self.names[ids[0]]

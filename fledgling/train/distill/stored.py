@@ -108,7 +108,7 @@ class PredictionStore:
         self.finished_steps: dict[str, int] = {}  # of each stream: the first steps whose rows are all stored
         for path in sorted(self.directory.glob("shard-*")):
             self._open(path)
-        self._index()
+        self._build_index()
 
     def _open(self, path: Path) -> None:
         try:
@@ -134,7 +134,7 @@ class PredictionStore:
         for stream, count in steps.items():
             self.finished_steps[stream] = max(count, self.finished_steps.get(stream, 0))
 
-    def _index(self) -> None:
+    def _build_index(self) -> None:
         keys = np.concatenate([np.empty(0, "<u8"), *(shard.rows for shard in self.shards)])
         places = [(s, row) for s, shard in enumerate(self.shards) for row in range(len(shard.rows))]
         order = np.argsort(keys, kind="stable")
@@ -187,7 +187,7 @@ class PredictionStore:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror or error}; make space and resume") from None
         self._open(path)
-        self._index()
+        self._build_index()
 
     # ---- reading -----------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class RolloutStream:
         sampled = self.sampler.take(number)
         self.step_seconds["rollouts"] = time.perf_counter() - start
         self.tokens_per_second = sampled.tokens_per_second
-        local_prompts = self._prompts(number)[self.world.rank :: self.world.size]
+        local_prompts = self._select_prompts(number)[self.world.rank :: self.world.size]
         scored = self._score({index: sampled.answers[index] for index in local_prompts})
         rewards = np.stack([prompt.rewards for prompt in scored])  # (P, G)
         parts = {name: np.stack([prompt.reward_parts[name] for prompt in scored]) for name in scored[0].reward_parts}
@@ -158,14 +158,14 @@ class RolloutStream:
         self.collapse_monitor.update(self.round_metrics)
         return minibatches
 
-    def _prompts(self, number: int) -> range:
+    def _select_prompts(self, number: int) -> range:
         """Returns the indices of the prompts of a round."""
         count = self.config.prompts_per_round
         return range(number * count, (number + 1) * count)
 
     def _round_prompts(self, number: int) -> range:
         """Returns the prompts of a round that this rank answers."""
-        prompts = self._prompts(number)
+        prompts = self._select_prompts(number)
         return prompts if self.deterministic or self.world.size == 1 else prompts[self.world.rank :: self.world.size]
 
     @property
