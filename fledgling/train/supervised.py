@@ -121,7 +121,15 @@ def open_stream(
 def list_evals(
     name: str, config: StageConfig, context: StageContext, stage_rows: StageRows, micro_batch_size: int
 ) -> tuple[Eval, ...]:
-    """Returns the evaluations of a stage: pretraining also compares with programs that compress text."""
+    """Returns the evaluations of a stage: pretraining also compares with programs that compress text.
+
+    Args:
+        name: of the stage.
+        config: of the stage.
+        context: what all builders share.
+        stage_rows: of the stage, with its held-out rows.
+        micro_batch_size: rows of a batch of bits per byte.
+    """
     evals = build_evals(config, context, stage_rows.validation, micro_batch_size)
     documents = split_mixture(config.mixture).documents
     if name == "pretrain" and documents:
