@@ -23,15 +23,15 @@ from fledgling.config import UserError
 if TYPE_CHECKING:
     from fledgling.evals.measurement import Measurement
 
-NameList = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+CommaSeparated = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
 def chat(
     checkpoint: Checkpoint,
     /,
     *,
-    tasks: NameList = (),
-    wordings: NameList = (),
+    tasks: CommaSeparated = (),
+    wordings: CommaSeparated = (),
     questions: int = 200,
     data_dir: DataDir = None,
     log: Path | None = None,
@@ -91,7 +91,7 @@ def passk(
     *,
     task: str = "humaneval",
     samples: int = 10,
-    k: NameList = ("1", "10"),
+    k: CommaSeparated = ("1", "10"),
     questions: int = 164,
     temperature: float = 0.8,
     seed: int = 0,
