@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fledgling.record.jsonl import format_bytes
 from fledgling.report.run_data import (
     RunData,
     StageData,
@@ -130,5 +131,18 @@ def make_predictions_table(run_dir: Path | str) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for pair in pair_predictions(load_run_data(run_dir)):
         error = pair.differs if pair.error is None else f"{pair.error:+.1%}"
-        table.add_row(pair.label, f"{pair.predicted:,.4g}", f"{pair.measured:,.4g}", error or "-")
+        values = (format_quantity(pair.key, value) for value in (pair.predicted, pair.measured))
+        table.add_row(pair.label, *values, error or "-")
     return table
+
+
+def format_quantity(key: str, value: float) -> str:
+    """Returns the value of a pair with its unit; hours below 1 are in seconds."""
+    quantity = key.rpartition(".")[2]
+    if quantity == "hours":
+        return f"{value:,.4g} h" if value >= 1 else f"{3600 * value:,.4g} s"
+    if quantity == "mfu":
+        return f"{100 * value:,.4g} %"
+    if quantity == "memory":
+        return format_bytes(value)
+    return f"${value:,.4g}" if quantity == "usd" else f"{value:,.0f}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,17 @@ _LINE_END = re.compile(
     r"|title|body)\b[^<>]*>"
 )
 _TAG = re.compile(r"<[^<>]*>")
+_INLINE = re.compile(
+    r"</?(?:a|b|code|em|font|i|s|small|span|strong|sub|sup|u|wbr)\b[^<>]*>|<!--[^<>]*-->"
+)  # join words
+_ACTIVE = re.compile(  # what no report has: it could hide or replace what the page says
+    r"<(script|iframe|object|embed|link|img|image|base|form|foreignobject|template|animate|set)\b"
+    r"|<[^<>]*[\s\"'](style|hidden|on[a-z]+)(?=[\s=>])[^<>]*>",
+    re.IGNORECASE,
+)
+_HIDING_STYLE = re.compile(
+    r"(?<![\w-])(?:content\s*:|display\s*:\s*none|visibility\s*:|url\s*\(|@import)|\\", re.IGNORECASE
+)
 _FIGURE = re.compile(r"[+-]?\d[\d,.]*(?:[kMGT](?!\w))?")
 
 
@@ -148,14 +160,31 @@ def _compare(page: str, runs: Sequence[RunData], check: Check, same_version: boo
         check.notes.append(
             f"report.html: {len(provenance)} lines on recipe, environment, data and notices are not those of now"
         )
+    styles, made_styles = (cut_elements(text, "style")[1] for text in (page, expected[-1]))
+    active = sorted({(match[1] or match[2]).lower() for match in _ACTIVE.finditer(page)})
+    active += sorted({match[0] for style in styles for match in _HIDING_STYLE.finditer(style)})
+    if active:
+        check.problems.append(f"report.html has {', '.join(active)}, which no report has: it may show something else")
     target = check.problems if same_version else check.notes
     target += wrong[:MAX_NAMED]
     if len(wrong) > MAX_NAMED:
         target.append(f"and {len(wrong) - MAX_NAMED} more differences of report.html")
     if not same_code:
         drawn = f", nor are {len(others)} of {len(found.drawings)} drawings" if others else ""
-        what = "its figures are compared with the record, its words are not" + drawn
+        styled = ", nor is its style" if styles != made_styles else ""
+        what = (
+            "its figures are compared with the record, its words are not" + drawn + styled + _count_others(found, made)
+        )
         check.notes.append(f"report.html was made by other code than this: {what}; `fledgling report` makes it again")
+
+
+def _count_others(found: PageLines, made: Sequence[PageLines]) -> str:
+    """Returns how many lines of a page have other words than the record's, and of the record's than the page's."""
+    before = {_drop_figures(line) for line in found.lines}
+    now = {_drop_figures(line) for each in made for line in each.lines}
+    lost = min(sum(_drop_figures(line) not in before for line in each.lines) for each in made)
+    other = sum(_drop_figures(line) not in now for line in found.lines)
+    return f", {other} of its lines have words that the record does not give, and {lost} of the record's are not in it"
 
 
 def _with_planned_size(run: RunData) -> RunData | None:
@@ -234,13 +263,21 @@ def _split_words(page: str) -> list[str]:
 
 
 def _split_lines(markup: str) -> list[str]:
-    text = html.unescape(_TAG.sub(" ", _LINE_END.sub("\n", markup)))
+    """Returns the lines of text. A row of a table is one, wherever its markup is broken; superscripts are digits."""
+    rows = []
+    for part in markup.split("</tr>"):
+        before, start, row = part.partition("<tr")
+        rows.append(before + start + " ".join(row.split()))
+    markup = _INLINE.sub("", "</tr>".join(rows))
+    text = unicodedata.normalize("NFKC", html.unescape(_TAG.sub(" ", _LINE_END.sub("\n", markup))))
     return [" ".join(words) for line in text.splitlines() if (words := line.split())]
 
 
 def list_points(drawing: str) -> list[str]:
-    """Returns the texts of a drawing's points, which have their values."""
-    return [" ".join(html.unescape(_TAG.sub(" ", text)).split()) for text in cut_elements(drawing, "title")[1]]
+    """Returns the texts of a drawing's points, which have their values, and those that it shows."""
+    rest, titles = cut_elements(drawing, "title")
+    texts = [*titles, *cut_elements(rest, "text")[1]]
+    return [line for text in texts if (line := " ".join(_split_lines(text)))]
 
 
 def list_figures(line: str) -> list[str]:

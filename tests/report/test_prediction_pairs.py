@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from fledgling.report.prediction_pairs import ASSUMED_LENGTHS, CHANGED, Pair, make_predictions_table, pair_predictions
+from fledgling.report.prediction_pairs import (
+    ASSUMED_LENGTHS,
+    CHANGED,
+    Pair,
+    format_quantity,
+    make_predictions_table,
+    pair_predictions,
+)
 from fledgling.report.run_data import load_run_data
 from fledgling.report.summary import summarize_run
 from tests.report.synthetic_run import PEAK_FLOPS, make_run
@@ -52,6 +59,17 @@ def test_a_prediction_for_assumed_lengths_has_no_error(run_dir, pairs):
     assert found["differs"]["rl.tokens"] == ASSUMED_LENGTHS and "rl.tokens" not in found["error"]
     cells = [list(column.cells) for column in make_predictions_table(run_dir).columns]
     assert cells[3][cells[0].index("rl tokens")] == ASSUMED_LENGTHS
+
+
+def test_every_quantity_of_the_terminal_table_has_its_unit(run_dir):
+    cells = [list(column.cells) for column in make_predictions_table(run_dir).columns]
+    units = {"time of the steps": ("s", "h"), "MFU of the plan's peak": ("%",), "peak memory": ("kB", "MB", "GB")}
+    for label, *values in zip(*cells[:3], strict=True):
+        quantity = str(label).partition(" ")[2]
+        assert all(str(value).split()[-1] in units.get(quantity, str(value)) for value in values), (label, values)
+        assert quantity != "cost of the steps" or all(str(value).startswith("$") for value in values)
+    assert format_quantity("pretrain.hours", 48) == "48 h" and format_quantity("pretrain.hours", 1e-4) == "0.36 s"
+    assert format_quantity("rl.mfu", 0.05548) == "5.548 %" and format_quantity("parameters", 124_000) == "124,000"
 
 
 def test_nothing_computed_by_the_plan_itself_is_called_measured(pairs):

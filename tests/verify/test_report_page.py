@@ -64,9 +64,48 @@ def test_a_drawing_that_was_changed_is_found_and_of_other_code_noted(copy):
     assert check_report(copy, True).problems == ["1 drawings of report.html are not those of the record"]
     edit_page(copy, OTHER_CODE)
     check = check_report(copy, True)
-    assert check.verdict == "holds" and re.search(r"other code.*, nor are 1 of \d+ drawings; `fl", check.notes[-1])
+    assert check.verdict == "holds" and re.search(r"other code.*, nor are 1 of \d+ drawings, 0 of", check.notes[-1])
     edit_page(copy, (r"<title>value: [^<]*", "<title>value: 98.7 % at sft step 6"))
     assert any("98.7" in problem for problem in check_report(copy, True).problems)
+
+
+ROW = r"(<tr><th scope=\"row\">bits per byte</th>\s*<td>[^<]*<[^>]*>)([^<]*)"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new", "word"),
+    [
+        (ROW, r"\g<1>9<b></b>7<!-- -->.5", "97.5"),
+        (ROW, r"\g<1>⁹⁷", "97"),
+        (ROW, r"\g<1>\g<2><svg><text>97.0 %</text></svg>", "97.0"),
+        ("</body>", "<SCRIPT>document.title = 1</SCRIPT></body>", "script"),
+        ("<h1>", '<h1 class="a" onclick=x>', "onclick"),
+        ("<h1>", "<h1 style='opacity: 0'>", "style"),
+        ("</style>", "tr:nth-child(2) { display : none }</style>", "display : none"),
+        ("</style>", "h1::after { content: attr(x) }</style>", "content:"),
+        ("</style>", "h1::after { c\\\\6f ntent: attr(x) }</style>", "\\"),
+        ("</h1>", '<img src="data:,"></h1>', "img"),
+    ],
+)
+def test_a_page_of_other_code_that_shows_something_else_than_its_text_is_found(copy, pattern, new, word):
+    edit_page(copy, OTHER_CODE, (pattern, new))
+    problems = check_report(copy, True).problems
+    assert any(word in problem for problem in problems), problems
+
+
+def test_a_score_in_the_row_of_another_is_found_and_a_removed_row_is_counted_in_a_page_of_other_code(copy):
+    page = (copy / "report.html").read_text()
+    shutil.copyfile(copy / "report.html", copy / "honest.html")
+    edit_page(copy, OTHER_CODE, (r"<h1>", "<h1> "))
+    assert ", 0 of its lines have words that the record does not give, and 0 of" in check_report(copy, True).notes[-1]
+    row = re.search(r"<tr><th scope=\"row\">counting[^<]*</th>.*?</tr>", page, re.DOTALL)[0]
+    edit_page(copy, (re.escape(row), ""))
+    assert ", and 1 of the record's are not in it" in check_report(copy, True).notes[-1]
+    score, other = (re.search(r"\d+\.\d+", part)[0] for part in (row.partition("</th>")[2], page.partition("</h1>")[2]))
+    assert score != other
+    shutil.copyfile(copy / "honest.html", copy / "report.html")
+    edit_page(copy, OTHER_CODE, (re.escape(row), row.replace(score, other)))
+    assert any(problem.startswith('report.html has "counting') for problem in check_report(copy, True).problems)
 
 
 def test_a_page_of_other_code_holds_where_its_figures_do(copy):
