@@ -24,13 +24,13 @@ def report(run: Path, /, *, out: Path | None = None, as_json: Json = False) -> N
     if as_json:
         print(json.dumps(summarize_run(run), indent=2))
         return
-    from rich.console import Console
+    from fledgling.report.terminal_table import print_table
 
     page = build_report(run, out)
     for line in summarize_run(run)["unreadable"]:
         print(f"not read: {line}", file=sys.stderr)
-    Console().print(make_evals_table(run))
+    print_table(make_evals_table(run))
     predictions = make_predictions_table(run)
     if predictions.row_count:
-        Console().print(predictions)
+        print_table(predictions)
     print(f"report: {page}")

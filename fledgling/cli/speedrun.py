@@ -128,14 +128,13 @@ def speedrun(
 
 def print_results(out: str) -> None:
     """Writes the report of a run and prints its evaluations and forecasts."""
-    from rich.console import Console
-
     from fledgling.report import build_report, make_evals_table, make_forecasts_table
+    from fledgling.report.terminal_table import print_table
 
     page = build_report(out)
-    Console().print(make_evals_table(out))
+    print_table(make_evals_table(out))
     if (forecasts := make_forecasts_table(out)).row_count:
-        Console().print(forecasts)
+        print_table(forecasts)
     print(f"report: {page}\nchat with it: fledgling chat {out}")
 
 

@@ -5,7 +5,8 @@ untrusted (samples are arbitrary model output), so numbers are checked and text 
 
 Reading order: run_data.py (files -> values; unreadable.py names what cannot be read), prediction_pairs.py,
 forecasts.py, samples.py and summary.py (values -> tables), run_page.py with run.html (the page of a run), data_page.py
-(the page of a data set), provenance.py and page_footer.py (what a page was made from). chart.py (inline SVG) and
+(the page of a data set), provenance.py and page_footer.py (what a page was made from), terminal_table.py
+(tables in the terminal). chart.py (inline SVG) and
 template.py with base.html, macros.html and style.css are shared with `fledgling.scaling`.
 """
 

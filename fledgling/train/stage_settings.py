@@ -71,8 +71,16 @@ def require_mtp_targets(recipe: Recipe, name: str) -> None:
 
 
 def require_effect(recipe: Recipe) -> None:
-    """Raises UserError for a teacher, or an adapter, from which no stage of the recipe learns."""
+    """Raises UserError for a teacher, or an adapter, from which no stage of the recipe learns.
+
+    So is an adapter that a user gives where adapter.method is none.
+    """
     stages = ", ".join(recipe.stages)
+    if recipe.adapter.method == "none" and "adapter.init_from" in recipe.stated:
+        raise UserError(
+            f'adapter.init_from={recipe.adapter.init_from}: adapter.method is "none", so that the stages would train '
+            "all weights and no adapter: set adapter.method to lora, rslora or dora, or adapter.init_from=none"
+        )
     if recipe.distill.teacher is not None and not any(map(recipe.has_teacher, recipe.stages)):
         raise UserError(
             f"distill.stages={list(recipe.distill.stages)}: no stage of this recipe ({stages}) would learn from "

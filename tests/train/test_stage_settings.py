@@ -27,6 +27,7 @@ def require(tmp_path, name, *overrides):
         ),
         ("sft", [LORA, "adapter.stages=[]"], r"adapter.stages=\[\]: no stage of this recipe"),
         ("pretrain", [LORA, 'stages=["pretrain"]'], r"no stage of this recipe \(pretrain\) would train the adapter"),
+        ("sft", ["adapter.init_from=DIR"], r'^adapter.init_from=DIR: adapter.method is "none", so that the'),
         ("pretrain", [TIED, "model.tie_embeddings=true"], r"model.tie_embeddings keeps them one matrix: leave one out"),
         ("pretrain", [TIED, "model.family=gpt2"], r"model.tie_embeddings keeps them one matrix: leave one out"),
         ("pretrain", [TIED, "run.init_from=x"], r"run.init_from gives the weights of both: leave one out"),
