@@ -239,7 +239,8 @@ def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as
     from fledgling.export.write_adapter import write_adapter
     from fledgling.record.checkpoint import resolve_checkpoint
 
-    write_adapter(resolve_checkpoint(checkpoint), out, base)
+    if notice := write_adapter(resolve_checkpoint(checkpoint), out, base):
+        print(notice, file=sys.stderr)
     print(json.dumps({"path": str(out)}) if as_json else out)
 
 

@@ -6,6 +6,7 @@ Start with `require_base`, which compares the digest where an adapter is put on 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -21,7 +22,7 @@ from torch import Tensor
 from fledgling.config import UserError
 from fledgling.export.checkpoint_weights import read_adapter_state, read_weights
 from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE
-from fledgling.export.untrusted import open_safetensors
+from fledgling.export.untrusted import open_safetensors, read_json
 from fledgling.record import checkpoint
 
 DIGEST, NAME = "fledgling.base_sha256", "fledgling.base"  # in the header's metadata
@@ -60,8 +61,18 @@ def describe_base(path: Path) -> AdapterBase | None:
     except UserError:
         return None
     digest, state = hash_weights(found.base), checkpoint.read_checkpoint_state(found.path)
-    run = found.path.resolve().parents[2].name
-    return None if digest is None else AdapterBase(digest, f"{run}, step {state.get('step')} of {state.get('stage')}")
+    return None if digest is None else AdapterBase(digest, _name_base(found.path.resolve(), state))
+
+
+def _name_base(path: Path, state: Mapping[str, Any]) -> str:
+    """Returns a name of the weights of a checkpoint: run, step and stage, or what a run was given (RUN/init/step-0)."""
+    if state.get("stage") is not None:
+        return f"{path.parents[2].name}, step {state.get('step')} of {state['stage']}"
+    with contextlib.suppress(UserError):
+        source = read_json(path.parent / "source.json").get("source")
+        if isinstance(source, str):
+            return f"{'/'.join(Path(source).parts[-2:])}, given to {path.parents[1].name}"
+    return f"the weights given to {path.parents[1].name}"
 
 
 def read_base(directory: Path) -> AdapterBase | None:

@@ -45,11 +45,14 @@ not read it and puts the adapter on any of the same shape.
 """
 
 
-def write_adapter(path: Path, out: Path, base: str | None = None) -> None:
+def write_adapter(path: Path, out: Path, base: str | None = None) -> str | None:
     """Writes the adapter of the checkpoint `path` as the directory `out`, which must not exist or be empty.
 
     Args:
         base: name of the model that it belongs to; None keeps what the checkpoint says.
+
+    Returns:
+        What the user should know: that nothing in the directory says to which weights the adapter belongs; else None.
 
     Raises:
         UserError: the checkpoint has no adapter, or the directory cannot be written.
@@ -71,6 +74,12 @@ def write_adapter(path: Path, out: Path, base: str | None = None) -> None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except OSError as problem:
         raise make_write_error(out, problem) from None
+    if weights is not None:
+        return None
+    return (
+        f"{out} does not say which weights it belongs to, so that it is put on any of their shape: they are not at "
+        f"{described[1]}, or are quantized"
+    )
 
 
 def render_adapter_card(

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, Recipe, UserError, load_recipe
-from fledgling.export.adapter_base import read_base
+from fledgling.export.adapter_base import describe_base, read_base
 from fledgling.export.write_adapter import write_adapter
 from fledgling.infer.runner import load_model
 from fledgling.model.adapter import attach_adapter, initialize_adapter
@@ -159,6 +159,18 @@ def test_an_exported_adapter_names_its_base_and_is_not_put_on_other_weights(copi
         with pytest.raises(UserError, match="is an adapter of other weights than these"):
             stage_weights.recipe_with_adapter(recipe, out, other, "sft")
         assert not (out / "init_adapter").exists(), "nothing was copied"
+
+
+def test_an_adapter_on_weights_that_a_run_was_given_names_these_and_one_without_its_base_says_so(copied):
+    given = {"run.init_from": f'"{copied / "run"}"', "run.out": f'"{copied / "tuned"}"'}
+    run.run_stage(recipe_of(copied, "sft", **LORA, **given), "sft", quiet=True)
+    adapter = latest(copied / "tuned", "sft")
+    assert write_adapter(adapter, copied / "exported") is None
+    assert read_base(copied / "exported").name == f"{copied.name}/run, given to tuned"
+    (copied / "tuned/init/source.json").unlink()
+    assert describe_base(adapter).name == "the weights given to tuned"
+    shutil.rmtree(copied / "tuned/init")
+    assert "does not say which weights it belongs to" in str(write_adapter(adapter, copied / "lost"))
 
 
 def test_an_adapter_keeps_its_base_when_that_is_trained_again_and_is_not_used_on_another(copied):
