@@ -15,7 +15,12 @@ Rows = list[tuple[str, str]]
 
 def format_plan(plan: dict[str, Any]) -> str:
     """Returns a plan as lines of text in two columns."""
-    rows = [*_model_rows(plan), *_derived_rows(plan["derived"]), *_memory_rows(plan["memory"]), *_time_rows(plan)]
+    rows = [
+        *_model_rows(plan),
+        *_derived_rows(plan["derived"]),
+        *_memory_rows(plan["memory"], plan["stages"]),
+        *_time_rows(plan),
+    ]
     rows += _communication_rows(plan["communication"])
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -50,9 +55,9 @@ def _model_rows(plan: dict[str, Any]) -> Rows:
         *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in counts.items() if name != "total" and n),
         ("FLOPs per token", f"{training['total']:,} (a third of it forward; attention over the full square)"),
         *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in training.items() if name != "total"),
-        ("FLOPs in total", f"{plan['flops']['total']:.6e}"),
-        ("tokens", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} per parameter)"),
-        ("steps", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
+        ("FLOPs of pretraining", f"{plan['flops']['total']:.6e}"),
+        ("tokens of pretraining", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} per parameter)"),
+        ("steps of pretraining", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
         (
             "step of a rank",
             f"{horizon['grad_accumulation']} x {horizon['micro_batch_size']} rows, {horizon['dtype']}",
@@ -75,13 +80,20 @@ def _derived_rows(derived: list[dict[str, Any]]) -> Rows:
     return [("by rule", "of fledgling/config/scaling_rules.py, by its number"), *rows] if rows else []
 
 
-def _memory_rows(section: dict[str, Any]) -> Rows:
-    """Returns the rows of a rank's memory: the peak by component, and the rule of thumb."""
+def _memory_rows(section: dict[str, Any], stages: dict[str, Any]) -> Rows:
+    """Returns the rows of a rank's memory: pretraining's peak by component, a stage with a higher one, a rule of thumb.
+
+    section: "memory" of the plan; stages: "stages" of it.
+    """
     peak, rule = section["per_rank"], section["rule_of_thumb"]
     slack = f" and {format_memory(section['slack'])} of slack" if section["slack"] else ""
     kind = "estimate" if section["estimate"] else "counted"
     rows = [
-        ("memory per rank", f"{format_memory(peak['total'])}{slack} of {format_memory(section['device'])} ({kind})"),
+        (
+            "memory per rank",
+            f"{format_memory(peak['total'])}{slack} of {format_memory(section['device'])} ({kind}, of pretraining)",
+        ),
+        *_highest_memory(peak["total"], stages),
         ("  peak phase", {"head": "the logits, at the end of forward"}.get(section["phase"], section["phase"])),
         *((f"  {name.replace('_', ' ')}", format_memory(n)) for name, n in peak.items() if name != "total" and n),
         (
@@ -94,6 +106,13 @@ def _memory_rows(section: dict[str, Any]) -> Rows:
         form = f'optimizer.state="{section["fits_with_state"]}", ' if section["fits_with_state"] else ""
         rows.append(("warning", f"does not fit: use {form}a smaller depth, context or micro-batch, or more ranks"))
     return rows
+
+
+def _highest_memory(pretraining: float, stages: dict[str, Any]) -> Rows:
+    """Returns a row for the stage that needs the most memory, if that is more than pretraining; else none."""
+    name = max(stages, key=lambda stage: stages[stage]["memory"], default="")
+    is_higher = bool(name) and stages[name]["memory"] > pretraining
+    return [("  most of all stages", f"{format_memory(stages[name]['memory'])} in {name}")] if is_higher else []
 
 
 def _time_rows(plan: dict[str, Any]) -> Rows:
@@ -128,9 +147,11 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
             empty = f"{stage['empty_share']:.0%} of the work is on no row, for {device['ranks']} ranks do not divide"
             rows.append(("", f"{empty} {stage['rows_per_step']} rows a step"))
     energy = [stage["kwh"] for stage in stages.values()] or [plan["cost"]["kwh"]]
-    rows.append(("energy", f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)"))
+    rows.append(("energy of all stages", f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)"))
     prices = [stage["usd"] for stage in stages.values()] or [plan["cost"]["usd"]]
-    rows.append(("cost", "unknown: give --price" if None in prices else f"${sum(prices):,.2f} (estimate)"))
+    rows.append(
+        ("cost of all stages", "unknown: give --price" if None in prices else f"${sum(prices):,.2f} (estimate)")
+    )
     return rows
 
 

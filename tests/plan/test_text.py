@@ -16,6 +16,19 @@ def test_a_plan_has_a_row_for_every_section():
     assert "warning" not in text
 
 
+def test_every_row_says_of_which_stages_it_is_and_the_highest_memory_is_named():
+    recipe = load_recipe("quickstart", ["pretrain.micro_batch_size=1", "sft.micro_batch_size=64", "sft.steps=9"])
+    plan = make_plan(recipe, PlanSettings(gpu="h100"))
+    rows = [
+        line.split("  ")[0] if line[0] != " " else line.strip().split("  ")[0] for line in format_plan(plan).split("\n")
+    ]
+    assert {"FLOPs of pretraining", "tokens of pretraining", "steps of pretraining", "energy of all stages"} <= {*rows}
+    highest = max(plan["stages"], key=lambda stage: plan["stages"][stage]["memory"])
+    assert (
+        highest != "pretrain" and f"in {highest}" in format_plan(plan).partition("most of all stages")[2].split("\n")[0]
+    )
+
+
 def test_the_section_on_inference_has_a_row_for_every_format():
     text = format_inference(plan_recipe_inference(load_recipe("quickstart"), "h100", 128, 4))
     assert text.startswith("4 conversations of 128 tokens on h100") and len(text.splitlines()) == 6
