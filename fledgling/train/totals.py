@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from fledgling.record import read_jsonl
 
 
 @dataclass
@@ -33,3 +36,14 @@ class Totals:
         self.tokens = int(state.get("tokens", 0))
         self.targets = int(state.get("targets", 0))
         self.training_seconds = float(state.get("training_seconds", 0.0))
+
+
+def read_recorded_totals(checkpoint_path: Path, step: int) -> dict[str, Any]:
+    """Returns the sums after `step` steps from the metrics of a checkpoint's stage; {} where these do not have them.
+
+    A checkpoint of an older version has no sums of its own, and its run has recorded them with each step.
+    """
+    stage_dir = checkpoint_path.resolve().parents[1]
+    lines = [line for line in read_jsonl(stage_dir / "metrics.jsonl") if line.get("step") == step]
+    sums = {name: lines[-1].get(name) for name in asdict(Totals())} if lines else {}
+    return {name: value for name, value in sums.items() if type(value) in (int, float)}

@@ -22,7 +22,7 @@ from fledgling.train.source_positions import carry_positions
 from fledgling.train.stage import Stage
 from fledgling.train.stage_horizon import StageHorizon
 from fledgling.train.stage_weights import describe_start, read_trained, split_trained, write_adapter_config
-from fledgling.train.totals import Totals
+from fledgling.train.totals import Totals, read_recorded_totals
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class TrainState:
 
     def restore(self, loaded: Checkpoint) -> int:
         """Restores stream, optimizer, counts and random state from a checkpoint; returns its step."""
-        self.totals.load_state_dict(loaded.state.get("totals", {}))
+        recorded = loaded.state.get("totals") or read_recorded_totals(loaded.path, int(loaded.state["step"]))
+        self.totals.load_state_dict(recorded)
         self.health.load_state_dict(loaded.state.get("health", {}))
         self.optimizer.load_full_state_dict(loaded.tensors["optimizer"])
         self.stage.batches.load_state_dict(loaded.state["stream"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
 from fledgling.record import checkpoint, read_jsonl
+from fledgling.record.parent import read_newest_state
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.report.run_data import read_object
 from fledgling.runtime.system_environment import collect_environment
@@ -221,9 +222,13 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
             )
         _compare_data(start.stage, recorded, result, data)
         recorded = steps.read_metrics_by_step(run_dir, start.stage)
+    is_older = "history" not in read_newest_state(run_dir, start.stage)  # checkpoints of this version have one
     for step, again in sorted(result.lines.items()):
         made.checked += 1
-        differences = steps.compare_lines(recorded.get(step, {}), again, tolerance)
+        line = recorded.get(step, {})
+        if is_older:
+            line, again = keep_known_metrics(start.stage, recorded.values(), line, again, made)
+        differences = steps.compare_lines(line, again, max(TOLERANCES.values()) if is_older else tolerance)
         if differences:
             what = "weights" if step == start.step + 1 else "moments"
             cause = f"the {what} or the seed {start} began with" if start.step == 0 else f"the {what} of {start}"
@@ -234,7 +239,9 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
         if path.is_dir() and checkpoint.inspect_checkpoint(path)["valid"]:
             recorded_state = checkpoint.load_checkpoint(path, check_hashes=False)
             weights.checked += sum(map(len, result.saved.tensors.values()))
-            found = steps.compare_checkpoints(recorded_state, result.saved, tolerance)
+            found = steps.compare_checkpoints(
+                recorded_state, result.saved, max(TOLERANCES.values()) if is_older else tolerance
+            )
             where = f"{start.stage}/{path.name} or {start}, from which it was made again"
             weights.problems += [f"{where}: {problem}" for problem in found[:MAX_NAMED]]
             if len(found) > MAX_NAMED:
@@ -249,6 +256,29 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
                     f"{start.stage} step {start.step}: {name} over {n:,} is {line.get('value')} in evals.jsonl and "
                     f"{value} from the weights of that checkpoint"
                 )
+
+
+def keep_known_metrics(
+    stage: str, recorded: Iterable[Mapping[str, Any]], line: dict[str, Any], again: dict[str, Any], made: Check
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns two lines of a run that an older version trained without the metrics that one version does not write.
+
+    Args:
+        stage: of the lines.
+        recorded: all lines of the stage: a metric that one of them has, and this line lacks, stays a difference.
+        line: recorded. The loss stays in any case.
+        again: the same step, made again.
+        made: receives a note with the names that are left out.
+    """
+    known = {name for each in recorded for name in each}
+    left_out = ((set(again) - known) | (set(line) - set(again))) - steps.CLOCK_KEYS - {"loss", "step"}
+    names = ", ".join(sorted(left_out))
+    note = f"{stage}: trained by an older version, compared within a tolerance"
+    note += f" and without {names}, which one of the two versions does not record" if names else ""
+    if note not in made.notes:
+        made.notes.append(note)
+    kept = [{name: value for name, value in each.items() if name not in left_out} for each in (line, again)]
+    return kept[0], kept[1]
 
 
 def _compare_data(stage: str, recorded: dict[int, dict[str, Any]], result: steps.Replay, data: Check) -> None:

@@ -20,8 +20,19 @@ from fledgling.train.loop import TrainingStopped
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval
-from fledgling.train.totals import Totals
+from fledgling.train.totals import Totals, read_recorded_totals
 from tests.all_stages import make_all_stages_recipe
+
+
+def test_sums_that_an_older_checkpoint_lacks_are_those_of_the_record(tmp_path):
+    path = tmp_path / "sft" / "checkpoints" / "step-00000002"
+    path.mkdir(parents=True)
+    assert read_recorded_totals(path, 2) == {}
+    lines = [{"step": 1, "tokens": 512}, {"step": 2, "tokens": 1024, "targets": None}, {"step": 3, "tokens": 1536}]
+    (tmp_path / "sft" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    totals = Totals()
+    totals.load_state_dict(read_recorded_totals(path, 2))
+    assert (totals.tokens, totals.targets) == (1024, 0)
 
 
 @pytest.fixture(autouse=True)
