@@ -49,10 +49,11 @@ from fledgling.train.run_directory import (
     parent_checkpoint,
     print_line,
     print_nothing,
-    remove_stage,
+    remove_stage_aside,
     require_done,
     require_lock,
     restore_unless_begun,
+    set_stage_aside,
     write_run_files,
 )
 from fledgling.train.same_ranks import require_same_device
@@ -114,6 +115,8 @@ def run_stage(
 
         def begin() -> None:
             begun.set()
+            if world.is_main:
+                remove_stage_aside(run_dir / name)
             hooks.on_begin()
 
         build_and_train(origin, setup, world, quiet, replace(hooks, on_begin=begin), lock)
@@ -164,7 +167,7 @@ def require_inputs(recipe: Recipe, name: str, resume: str, prepared: Mapping[str
 
 
 def start_run(origin: StageOrigin, resume: str, world: World) -> DeviceSetup:
-    """Sets up the device and writes the run's files; deletes the stage if it is restarted. Every rank calls it."""
+    """Sets up the device and writes the run's files; sets the stage aside if it is restarted. Every rank calls it."""
     setup = set_up_device(origin.recipe.run, world)
     require_same_device(setup, world)
     memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
@@ -173,7 +176,7 @@ def start_run(origin: StageOrigin, resume: str, world: World) -> DeviceSetup:
     with world.main_process_first():
         if world.is_main:
             if resume == "never":
-                remove_stage(origin.run_dir / origin.name)
+                set_stage_aside(origin.run_dir / origin.name)
             write_run_files(origin, setup, world, step)
     return setup
 

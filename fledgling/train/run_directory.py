@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, make_write_error, write_json, write_text
-from fledgling.record.durable import remove_directory, write_file
+from fledgling.record.checkpoint import BASES_DIR
+from fledgling.record.durable import move_directory, remove_directory, write_file
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.record.run_requests import take_actions
 from fledgling.record.seal import RUN_FILES, SEAL, seal_run
@@ -46,6 +47,7 @@ def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
     is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
     with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
         remove_dead_links(run_dir)
+        put_stage_back(run_dir / name)  # a start that replaces it was killed before its first step
         take_actions(run_dir)  # what was asked of an earlier start
         yield lock
 
@@ -96,17 +98,66 @@ def read_run_files(run_dir: Path, name: str) -> dict[Path, bytes]:
 
 @contextmanager
 def restore_unless_begun(run_dir: Path, name: str, is_main: bool) -> Iterator[Event]:
-    """Yields an event that is set once the stage has begun; puts the run's files back if it ends with UserError before.
+    """Yields an event that is set once the stage has begun; puts run and stage back as they were if it ends before.
 
-    A start that fails, for a package that is missing or a setting that does not fit, leaves the recipe that has run.
+    A start that fails, for a package that is missing, data that do not fit or a signal, leaves the recipe that has run
+    and the stage that it would have replaced.
     """
     before, begun = read_run_files(run_dir, name) if is_main else {}, Event()
+    kept_before = {path.name for path in (run_dir / BASES_DIR / name).glob("step-*")}
     try:
         yield begun
-    except UserError:
-        if not begun.is_set():
+    except BaseException:
+        if is_main and not begun.is_set():
+            put_stage_back(run_dir / name, kept_before)
             restore_run_files(run_dir, name, before)
         raise
+
+
+def set_stage_aside(stage_dir: Path) -> None:
+    """Renames a stage that is restarted, until the new one has begun; of a link only the link.
+
+    Checkpoints that adapters of other stages belong to are kept in RUN/bases.
+    """
+    try:
+        keep_bases_of(stage_dir)
+        if stage_dir.is_symlink():
+            print_line(f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept")
+        if stage_dir.is_symlink() or stage_dir.exists():
+            move_directory(stage_dir, _place_aside(stage_dir))
+    except OSError as error:
+        raise make_write_error(stage_dir, error) from None
+
+
+def put_stage_back(stage_dir: Path, kept_before: Collection[str] = ()) -> None:
+    """Puts a stage that was set aside in the place of the one that has not begun; does nothing without one.
+
+    kept_before: the names of the checkpoints of the stage that were in RUN/bases before; others return from there.
+    """
+    aside = _place_aside(stage_dir)
+    if not os.path.lexists(aside):
+        return
+    if stage_dir.exists():
+        remove_directory(stage_dir)
+    move_directory(aside, stage_dir)
+    for path in sorted((stage_dir.parent / BASES_DIR / stage_dir.name).glob("step-*")):
+        place = stage_dir / "checkpoints" / path.name
+        if path.name not in kept_before and not path.is_symlink() and not place.exists():
+            move_directory(path, place)
+
+
+def remove_stage_aside(stage_dir: Path) -> None:
+    """Deletes a stage that was set aside, once the new one has begun."""
+    aside = _place_aside(stage_dir)
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        remove_directory(aside)
+    drop_unneeded_bases(stage_dir.parent)
+
+
+def _place_aside(stage_dir: Path) -> Path:
+    return stage_dir.with_name(f".{stage_dir.name}.replaced")
 
 
 def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> None:
@@ -119,23 +170,6 @@ def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> No
     for path, content in before.items():
         if path.parent.is_dir():
             write_file(path, content)
-
-
-def remove_stage(stage_dir: Path) -> None:
-    """Deletes what a stage has written; of a link only the link, since what it points to is another run's.
-
-    Checkpoints that adapters of other stages belong to are kept in RUN/bases.
-    """
-    try:
-        keep_bases_of(stage_dir)
-        if stage_dir.is_symlink():
-            print_line(f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept")
-            stage_dir.unlink()
-        elif stage_dir.exists():
-            remove_directory(stage_dir)
-        drop_unneeded_bases(stage_dir.parent)
-    except OSError as error:
-        raise make_write_error(stage_dir, error) from None
 
 
 def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_hashes: bool = True) -> Path | None:
