@@ -93,6 +93,11 @@ class StageConfig(LoopConfig):
     core_every: int = count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
     core_max_per_task: int = count(500)  # items of each of its tasks
 
+    @property
+    def largest_source(self) -> str:
+        """The source with the largest share of the mixture; "" of an empty one."""
+        return max(self.mixture, key=lambda name: self.mixture[name], default="")
+
 
 @dataclass(frozen=True)
 class DPOConfig(LoopConfig):

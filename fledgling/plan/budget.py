@@ -116,7 +116,7 @@ def choose_run(
     is_pinned: bool = False,
     sizes: Mapping[str, SourceSize] | None = None,
     exams: Mapping[str, int] | None = None,
-    unique_tokens: float = math.inf,
+    unique_tokens: float | None = None,
 ) -> RunChoice:
     """Returns the run that learns most in a budget.
 
@@ -126,7 +126,7 @@ def choose_run(
         is_pinned: whether the recipe's depth is the user's.
         sizes: of the sources that open steps follow from.
         exams: how many skills each stage is examined on.
-        unique_tokens: of the largest source of pretraining, in one pass.
+        unique_tokens: of the largest source of pretraining, in one pass; None: not known.
 
     Raises UserError, in one line, where nothing can be learned in the time.
     """
@@ -199,7 +199,7 @@ def fit_run(
     spent: float,
     sizes: Mapping[str, SourceSize],
     exams: Mapping[str, int],
-    unique_tokens: float,
+    unique_tokens: float | None,
 ) -> RunChoice:
     """Returns the recipe with as many steps as its budget allows; the arguments are those of `choose_run`."""
     config = recipe.resolve_model()
@@ -235,7 +235,7 @@ def fit_run(
             describe_data(recipe),
             count_parameters(config)["total"],
             tokens,
-            tokens * share / unique_tokens,
+            tokens * share / unique_tokens if unique_tokens else None,
             later,
             spent + total_seconds(stages),
             memory,

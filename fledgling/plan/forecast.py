@@ -59,15 +59,18 @@ class Planned:
     data: str
     parameters: int
     tokens: int
-    passes: float
+    passes: float | None
     later_flops: float
     seconds: float
     memory: float
 
 
-def effective_tokens(tokens: float, passes: float) -> float:
-    """Returns the tokens of fresh text that are as useful as `tokens` in `passes` passes (arXiv 2305.16264, eq. 5)."""
-    if passes <= 1:
+def effective_tokens(tokens: float, passes: float | None) -> float:
+    """Returns the tokens of fresh text that are as useful as `tokens` in `passes` passes (arXiv 2305.16264, eq. 5).
+
+    passes: None: not known, counted as one.
+    """
+    if passes is None or passes <= 1:
         return tokens
     unique = tokens / passes
     return unique * (1 + REPEAT_DECAY * (1 - math.exp(-(passes - 1) / REPEAT_DECAY)))
@@ -115,8 +118,9 @@ def get_size(run: PastRun | Planned) -> tuple[float, float]:
 
 
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
-    """Returns the past runs of the same text that measured a quantity."""
-    return [run for run in runs if run.data == data and run.measured.get(quantity, 0) > 0]
+    """Returns the past runs of the same text that measured a quantity, without those whose passes are not known."""
+    own = [run for run in runs if run.data == data and run.passes is not None]
+    return [run for run in own if run.measured.get(quantity, 0) > 0]
 
 
 def leave_out_each(groups: Sequence[list[PastRun]]) -> Iterator[tuple[list[PastRun], list[PastRun]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class PastRun:
         machine: processor or card, and how many.
         budget: seconds.
         parameters: all of them.
-        tokens: of pretraining; passes: over the text of its largest source.
+        tokens: of pretraining; passes: over the text of its largest source; None: not known.
         later_flops: of the stages after pretraining.
         predicted, measured: quantity -> value: seconds, memory (bytes), bits per byte, shares of exams.
         run: digest of the first step as it was recorded, with its time: copies of a run share it; "" of older lines.
@@ -44,7 +44,7 @@ class PastRun:
     budget: float
     parameters: int
     tokens: int
-    passes: float
+    passes: float | None
     later_flops: float
     predicted: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
@@ -133,8 +133,10 @@ def _parse_run(line: str) -> PastRun | None:
     tables = (run.predicted, run.measured)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
         return None
-    figures: list[Any] = [*sizes, run.passes, run.later_flops, *run.predicted.values(), *run.measured.values()]
+    run = replace(run, passes=run.passes or None)  # older versions recorded 0 where it was not known
+    passes = run.passes or 0.0
+    figures: list[Any] = [*sizes, passes, run.later_flops, *run.predicted.values(), *run.measured.values()]
     if not all(isinstance(value, int | float) and abs(value) < 1e100 for value in figures):
         return None
-    is_possible = min(*sizes, run.measured.get("seconds", 1.0)) > 0 and min(run.passes, run.later_flops) >= 0
+    is_possible = min(*sizes, run.measured.get("seconds", 1.0)) > 0 and min(passes, run.later_flops) >= 0
     return run if is_possible else None

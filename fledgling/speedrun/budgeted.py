@@ -298,7 +298,7 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
         run.budget.seconds,
         int(planned["parameters"]),
         tokens,
-        float(planned["passes"]) * tokens / float(planned["tokens"]),  # the horizon may have changed on the way
+        count_source_passes(record.stages[0].done.get("sources"), run.recipe.pretrain.largest_source),
         measure_later_flops(run, record),
         {"seconds": float(planned["seconds"]), "memory": float(planned["memory"])}
         | {forecast.name: forecast.value for forecast in run.forecasts if forecast.name not in ("seconds", "memory")},
@@ -307,6 +307,21 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
     )
     append_past_run(past)
     return past
+
+
+def count_source_passes(reading: Any, largest: str) -> float | None:
+    """Returns how often pretraining has read the rows of its largest source, as done.json says; None without that.
+
+    Args:
+        reading: `sources` of done.json. Tasks stand in it together; where one is the largest source, what was read most
+            counts.
+        largest: name of the source.
+    """
+    rows = [each for each in reading if isinstance(each, dict)] if isinstance(reading, list) else []
+    rows = [each for each in rows if all((finite_number(each.get(key)) or 0) > 0 for key in ("read", "rows"))]
+    named = [each for each in rows if each.get("source") == largest] or rows
+    most = max(named, key=lambda each: float(each["read"]), default=None)
+    return float(most["read"]) / float(most["rows"]) if most else None
 
 
 def measure_later_flops(run: BudgetedRun, record: RunData) -> float:

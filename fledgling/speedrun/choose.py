@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from fledgling.config import Recipe, UserError
+from fledgling.corpora.prepare import EMBEDDED, find_source
+from fledgling.corpora.readers import estimate_text_bytes, list_source_files
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import RunChoice, TrainingSpeed, choose_run
@@ -16,10 +18,12 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import BITS, FIRST_BITS, MEMORY, SECONDS, forecast_run
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.past_runs import PastRun, load_past_runs
+from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.stage_seconds import EVALUATIONS
 from fledgling.plan.utilization import choose_utilization
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
+from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.train.source_sizes import count_source_sizes
 
@@ -127,10 +131,19 @@ def make_budgeted_run(
     )
 
 
-def count_unique_tokens(recipe: Recipe) -> float:
-    """Returns the tokens of one pass over the largest source of pretraining, where that is known; else infinity."""
-    mixture = recipe.pretrain.mixture
-    largest = max(mixture, key=lambda name: mixture[name], default="")
-    if largest != "embedded":
-        return math.inf
-    return EMBEDDED_TOKENS * math.log2(1024) / math.log2(recipe.tokenizer.vocab_size)
+def count_unique_tokens(recipe: Recipe) -> float | None:
+    """Returns the tokens of one pass over the largest source of pretraining; None where they are not known.
+
+    Text that is present is counted by the bytes of its files, and of a file with columns by all of them; the tokens of
+    generated tasks and of text that is absent are not known.
+    """
+    largest, entries = recipe.pretrain.largest_source, recipe.tokenizer.vocab_size
+    if largest == EMBEDDED:
+        return EMBEDDED_TOKENS * math.log2(1024) / math.log2(entries)
+    if is_generated_source(largest):
+        return None
+    try:
+        size = sum(map(estimate_text_bytes, list_source_files(find_source(largest, recipe.run.data_dir))))
+    except (OSError, UserError):
+        return None
+    return size / (CHARACTERS_PER_TOKEN * math.log2(entries) / math.log2(65_536)) or None

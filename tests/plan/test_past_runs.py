@@ -1,10 +1,12 @@
 """The file of past runs: shipped ones can be read, the user's are added, damaged lines are left out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fledgling.config import load_recipe
+from fledgling.plan.forecast import FIRST_BITS, select_runs
 from fledgling.plan.past_runs import (
     SHIPPED,
     PastRun,
@@ -57,6 +59,16 @@ def test_a_damaged_line_is_left_out(line, tmp_path):
     file = tmp_path / "past_runs.jsonl"
     file.write_text(line + "\n" + json.dumps(vars(RUN)) + "\n", encoding="utf-8")
     assert load_past_runs((file,)) == [RUN]
+
+
+def test_a_run_without_known_passes_is_kept_and_fits_no_law(tmp_path):
+    file, measured = tmp_path / "past_runs.jsonl", {"seconds": 55.0, FIRST_BITS: 2.0}
+    older = replace(RUN, measured=measured, passes=0.0, run="a")  # as versions recorded it that did not know
+    for run in (older, replace(older, passes=None, run="b"), replace(older, passes=2.25, run="c")):
+        append_past_run(run, file)
+    runs = load_past_runs((file,))
+    assert [run.passes for run in runs] == [None, None, 2.25]
+    assert [run.run for run in select_runs(runs, RUN.data, FIRST_BITS)] == ["c"]
 
 
 def test_copies_of_a_run_that_were_finished_apart_count_once(tmp_path):

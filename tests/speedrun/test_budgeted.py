@@ -104,6 +104,8 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     (past,) = load_past_runs((user_file(),))
     assert past.measured["seconds"] == spent["seconds"] and past.budget == BUDGET.seconds
     assert past.measured["pretrain bits_per_byte"] > 0 and "identity_test" in past.measured
+    (source,) = json.loads((run_dir / "pretrain" / "done.json").read_text())["sources"]
+    assert past.passes == source["read"] / source["rows"] > 0 and read_budgeted_run(run_dir).planned["passes"] > 0
     rows = forecast_rows(load_run_data(run_dir))
     assert rows[0][0] == "time in all" and all(row[3] != "-" for row in rows[:3])
     assert "Expected before it began" in build_report(run_dir).read_text()
@@ -193,3 +195,12 @@ def test_the_time_spent_of_a_stage_that_is_half_done_is_counted_without_spent_js
     notices: list[str] = []
     assert budgeted.read_spent(tmp_path, notices.append) == 20.0
     assert len(notices) == 1 and "spent.json is gone; counted as 20.0, which its stages recorded" in notices[0]
+
+
+def test_the_passes_of_a_run_are_those_over_its_largest_source_and_not_known_without_a_record():
+    text = {"source": "text", "rows": 640, "read": 1440, "passes": 2.25}
+    tasks = {"source": "pretrain tasks", "rows": 1860, "read": 1500, "passes": 0.8}
+    assert budgeted.count_source_passes([tasks, text], "text") == 2.25
+    assert budgeted.count_source_passes([tasks, text], "arithmetic") == 1500 / 1860
+    for reading in (None, [], [7], [{"source": "text", "rows": 0, "read": 0}], "text"):
+        assert budgeted.count_source_passes(reading, "text") is None

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from fledgling.config import load_recipe
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
@@ -9,7 +11,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
 from fledgling.plan.past_runs import SHIPPED, load_past_runs
-from fledgling.speedrun.choose import list_measured_exams, plan_budgeted_run
+from fledgling.speedrun.choose import count_unique_tokens, list_measured_exams, plan_budgeted_run
 from tests.fast_run import write_recipe
 
 
@@ -33,3 +35,21 @@ def test_plan_measures_the_core_where_the_speed_was_measured_here_and_only_there
     found = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, False)
     assert found.speed.core_share == 2.5 and found.speed.source == "of `fledgling bench train`"
     assert plan_budgeted_run(recipe, budget, find_device("cpu"), 1, 0.1, False).speed.core_share is None
+
+
+def test_the_passes_over_a_folder_of_text_are_planned_from_its_size(tmp_path, monkeypatch):
+    recipe = load_recipe(write_recipe(tmp_path), ["pretrain.steps=60", 'stages=["pretrain"]'])
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
+    budget = Budget(600.0, "--minutes 10")
+    planned = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, True).planned
+    tokens = sum(file.stat().st_size for file in (tmp_path / "text").iterdir()) / 2.5  # 330 entries: 2.5 bytes a token
+    assert planned["passes"] == pytest.approx(planned["tokens"] / tokens, rel=0.05)
+    (tmp_path / "text").rename(tmp_path / "gone")
+    planned = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, True).planned
+    assert planned["passes"] is None, "0 passes are impossible, and the size is not known"
+
+
+@pytest.mark.parametrize("mixture", ['{"arithmetic"=1.0}', '{"embedded"=1.0, "arithmetic"=2.0}'])
+def test_tasks_as_the_largest_source_have_no_known_size(mixture, tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path), [f"pretrain.mixture={mixture}"])
+    assert count_unique_tokens(recipe) is None
