@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fledgling.config import STAGES, ModelConfig, Recipe, UserError, dump_toml
+from fledgling.config.changes import keep_derived
 from fledgling.config.load import parse_recipe
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import write_json
@@ -32,11 +33,12 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
         step: number of finished steps.
         peak_flops: measured, of one rank; None: not measured.
     """
-    settings = dump_toml(replace(recipe, run=replace(recipe.run, out="")))  # where a run is changes nothing
+    placeless = replace(recipe, run=replace(recipe.run, out=""))  # where a run is changes nothing
+    settings = dump_toml(placeless)
     stage_dir, of_run = run_dir / stage, run_dir / "plan.json"
     written = _list_written(stage_dir)
     has_begun = {name: (run_dir / name / "metrics.jsonl").exists() for name in STAGES}
-    is_new = not written or _read_settings(written[-1]) != settings
+    is_new = not written or not _has_settings(_read_settings(written[-1]), placeless)
     is_due = not of_run.exists() or (is_new and not any(has_begun.values()))
     if not (is_new or is_due):
         return
@@ -51,6 +53,14 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     if is_new:
         is_later = written and has_begun[stage]
         write_json(stage_dir / (f"plan-{len(written) + 1}.json" if is_later else "plan.json"), plan)
+
+
+def _has_settings(text: str | None, recipe: Recipe) -> bool:
+    """Returns whether recorded settings are those of a recipe: values that a rule has filled since are no change."""
+    try:
+        return text is not None and keep_derived(recipe, parse_recipe(text)) == recipe
+    except UserError:
+        return False
 
 
 def _choose_predicted(recipe: Recipe, stage: str) -> tuple[Recipe, ModelConfig | None]:

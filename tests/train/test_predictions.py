@@ -1,6 +1,7 @@
 """A prediction is written once, before the step that it predicts; changed settings stand next to it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def test_a_benchmark_between_stages_and_resumes_changes_no_prediction(recipe, tm
     take_step(run_dir, "pretrain")
     speed(2.0)
     write_predictions(recipe, "pretrain", run_dir, 1)  # it resumes
+    plan = run_dir / "pretrain" / "plan.json"
+    plan.write_text(plan.read_text().replace("mtp_targets", "further_targets"))  # as an older version wrote it
+    filled = replace(recipe, pretrain=replace(recipe.pretrain, learning_rate=1.0))
+    write_predictions(filled, "pretrain", run_dir, 1)  # it resumes, with what a rule has filled
     assert read_plans(run_dir) == {"plan.json": 1.0, "pretrain/plan.json": 1.0}
     write_predictions(recipe, "sft", run_dir, 0)
     take_step(run_dir, "sft")
