@@ -105,6 +105,10 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read as a recipe: {error}") from error
+    if not table and path.name == RECIPE_FILE:  # a recipe of defaults alone would be another run's
+        raise UserError(
+            f'{path} is empty, so it is no recipe of a run: put it back from "recipe" of a checkpoint\'s state.json'
+        )
     table.setdefault("name", path.stem)
     overrides, stated = list(overrides), table
     is_run = Path(name_or_path).is_dir() or _is_recorded(path)

@@ -167,6 +167,12 @@ def test_a_run_or_sweep_that_an_older_version_recorded_is_read_and_an_override_i
         load_recipe(tmp_path)
 
 
+def test_an_empty_recipe_of_a_run_is_not_the_default_recipe(tmp_path):
+    (tmp_path / "recipe.toml").touch()
+    with pytest.raises(UserError, match=r"recipe\.toml is empty, so it is no recipe of a run: put it back from"):
+        load_recipe(tmp_path)
+
+
 def test_a_value_that_was_renamed_is_read_in_an_old_run(tmp_path):
     for name, values in RENAMED_VALUES.items():
         table, _, key = name.partition(".")
