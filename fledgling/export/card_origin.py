@@ -34,6 +34,12 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
             adapter = f"{recipe.adapter.method} of rank {recipe.adapter.rank}"
             on = "" if recipe.adapter.quantization == "none" else f" on {recipe.adapter.quantization} weights"
             rows.setdefault(f"trained an adapter, merged here: {adapter}{on}", []).append(name)
+    for name in (stage for stage in STAGES if stage in stages):
+        parent = stages[name].get("parent")
+        if isinstance(parent, dict) and parent.get("unfinished") is True and parent.get("stage") in STAGES:
+            step = parent.get("step")
+            what = f"step {step:,}" if type(step) is int else "a step"
+            rows.setdefault(f"began from {what} of {parent['stage']}, which had not finished", []).append(name)
     described = [(", ".join(names), what) for what, names in rows.items()]
     if unknown:
         described.insert(0, (", ".join(unknown), "not known: the run no longer has the weights that came of it"))

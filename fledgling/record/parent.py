@@ -33,11 +33,21 @@ class Parent:
 
 
 def describe_parent(path: Path | None) -> dict[str, Any] | None:
-    """Returns what identifies the checkpoint that a stage starts from: its stage, step, and its weights' SHA-256."""
+    """Returns what identifies the checkpoint that a stage starts from: its stage, step, and its weights' SHA-256.
+
+    "unfinished" is there, and true, where the stage of the checkpoint has not ended.
+    """
     if path is None:
         return None
     state = checkpoint.read_checkpoint_state(path)
-    return {"stage": state.get("stage"), "step": state.get("step"), "weights": read_weights_digest(path)}
+    described = {"stage": state.get("stage"), "step": state.get("step"), "weights": read_weights_digest(path)}
+    return described | ({"unfinished": True} if is_of_unfinished_stage(path) else {})
+
+
+def is_of_unfinished_stage(path: Path) -> bool:
+    """Returns whether a checkpoint RUN/STAGE/checkpoints/step-N is of a stage that has not ended."""
+    stage_dir = path.parent.parent
+    return path.parent.name == "checkpoints" and stage_dir.name in STAGES and not (stage_dir / "done.json").is_file()
 
 
 def read_weights_digest(path: Path) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fledgling.config import Recipe
 from fledgling.plan.derive import derive_recipe, list_derived
 from fledgling.record import checkpoint
+from fledgling.record.parent import is_of_unfinished_stage
 from fledgling.runtime.world import World
 from fledgling.train.copied_source import describe_changed_source
 from fledgling.train.init_from import INIT_DIR, find_init_checkpoint, recipe_from_checkpoint
@@ -63,6 +64,7 @@ def find_stage_origin(
         recipe = recipe_with_adapter(recipe, run_dir, parent, name)
         given = reconcile(recipe, name, run_dir, saved, parent, notices.append, steps_are_chosen)
         derived = derive_recipe(given)
+        notices += describe_unfinished_parent(name, parent) if saved is None else []
         notices += describe_dependents(run_dir, name) + describe_derived(name, given, derived)
         if init is not None and parent == init:
             notices += describe_changed_source(run_dir / INIT_DIR, "run.init_from")
@@ -78,6 +80,16 @@ def find_saved_checkpoint(stage_dir: Path, resume: str, world: World) -> tuple[P
     if resume == "auto":
         saved = checkpoint.find_latest_checkpoint(stage_dir / "checkpoints", warn=notices.append)
     return world.all_gather_object(saved)[0], notices  # rank 0's: a shared file system may show others an older state
+
+
+def describe_unfinished_parent(name: str, parent: Path | None) -> list[str]:
+    """Returns a line where a stage starts from the weights of one that has not ended, whose rates were still high."""
+    if parent is None or not is_of_unfinished_stage(parent):
+        return []
+    before, step = parent.parents[1].name, int(checkpoint.read_checkpoint_state(parent)["step"])
+    return [
+        f"{name} starts from step {step:,} of {before}, which has not finished: `fledgling train {before}` resumes it"
+    ]
 
 
 def describe_derived(name: str, given: Recipe, derived: Recipe) -> list[str]:

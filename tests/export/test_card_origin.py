@@ -40,7 +40,9 @@ def save_stage(run, stage, value, parent=None, *overrides, digest=None):
     """Saves a checkpoint whose weights are `value`, which began from the checkpoint `parent`; returns its state too."""
     state = state_of(stage, STAGES, *overrides, digest=digest) | {"parent": describe_parent(parent)}
     tensors = {"model": {"w": torch.full((1,), float(value))}}
-    return checkpoint.save_checkpoint(run / stage / "checkpoints", 3, tensors, state), state
+    saved = checkpoint.save_checkpoint(run / stage / "checkpoints", 3, tensors, state)
+    (run / stage / "done.json").write_text("{}")
+    return saved, state
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])

@@ -1,0 +1,29 @@
+"""What a stage starts from is named: also where the stage before it has not finished."""
+
+from fledgling.config import load_recipe
+from fledgling.export.card_origin import describe_origin
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.train import run
+from tests.fast_run import write_recipe
+
+
+def test_a_start_from_a_stage_that_has_not_finished_is_named_in_the_notices_and_on_the_card(
+    tmp_path, one_thread_known_peak
+):
+    recipe = load_recipe(str(write_recipe(tmp_path)))
+    run_dir = tmp_path / "run"
+    run.run_stage(recipe, "pretrain", quiet=True)
+    (run_dir / "pretrain/done.json").unlink()
+    run.run_stage(recipe, "midtrain", quiet=True)
+    run.run_stage(recipe, "sft", quiet=True)
+    lines = {
+        name: [line["text"] for line in read_jsonl(run_dir / name / "notices.jsonl") if "has not finished" in str(line)]
+        for name in ("midtrain", "sft")
+    }
+    assert [line.partition(":")[0] for line in lines["midtrain"]] == [
+        "midtrain starts from step 1 of pretrain, which has not finished"
+    ]
+    assert lines["sft"] == []
+    newest = checkpoint.find_latest_checkpoint(run_dir / "sft/checkpoints")
+    rows = describe_origin(checkpoint.read_checkpoint_state(newest), run_dir)
+    assert ("midtrain", "began from step 1 of pretrain, which had not finished") in rows
