@@ -366,7 +366,9 @@ def _require_latest(directory: Path) -> Path:
     warned: list[str] = []
     latest = find_latest_checkpoint(directory, check_hashes=False, warn=warned.append)
     if latest is None:
-        raise UserError(warned[0] if warned else f"no checkpoint in {directory}: looked for step-*")
+        raise UserError(
+            warned[0].removeprefix("skipped: ") if warned else f"no checkpoint in {directory}: looked for step-*"
+        )
     for text in warned:
         warnings.warn(f"{text}; {latest} is used", stacklevel=3)
     return latest

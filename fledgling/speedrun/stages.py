@@ -16,7 +16,7 @@ from fledgling.runtime.world import World
 from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.run import run_stage
-from fledgling.train.run_directory import lock_stage
+from fledgling.train.run_directory import has_usable_end, lock_stage, print_nothing
 from fledgling.train.same_ranks import require_same_device
 from fledgling.train.stage_rows import require_data
 
@@ -45,9 +45,18 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None)
                     require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         run = run or (lambda name, lock: run_stage(recipe, name, quiet=quiet, lock=lock))
-        return [name for name in recipe.stages if run(name, lock)]
+        return [name for name in recipe.stages if (name in left or _is_usable(recipe, name)) and run(name, lock)]
 
 
 def list_stages_left(recipe: Recipe) -> list[str]:
-    """Returns the stages of a recipe that are not done."""
-    return [name for name in recipe.stages if not (Path(recipe.run.out) / name / "done.json").exists()]
+    """Returns the stages of a recipe that are not done, and the last that is, if its checkpoints are all damaged.
+
+    Of an earlier stage no weights are needed any more.
+    """
+    done = [name for name in recipe.stages if (Path(recipe.run.out) / name / "done.json").exists()]
+    return [name for name in recipe.stages if name not in done or (name == done[-1] and not _is_usable(recipe, name))]
+
+
+def _is_usable(recipe: Recipe, name: str) -> bool:
+    """Returns whether a stage that is done has a usable checkpoint, or none at all."""
+    return has_usable_end(Path(recipe.run.out) / name, print_nothing)

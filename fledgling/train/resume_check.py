@@ -98,9 +98,16 @@ def reconcile_settings(
     return keep_ignored(saved, recipe, changed)
 
 
-def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> None:
-    """Logs which changed settings are ignored because `stage` is done; raises UserError for a refused one."""
-    newest = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", check_hashes=False, warn=log)
+def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, newest: Path | None, log: Log) -> None:
+    """Logs which changed settings are ignored because `stage` is done; raises UserError for a refused one.
+
+    Args:
+        recipe: of this start.
+        stage: that is done.
+        run_dir: of the run.
+        newest: the stage's newest valid checkpoint.
+        log: receives the table of changed fields.
+    """
     saved = _read_saved_recipe(newest, log)
     if newest is None or saved is None:
         return

@@ -45,6 +45,7 @@ from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, rep
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
+    has_usable_end,
     lock_stage,
     parent_checkpoint,
     print_line,
@@ -85,7 +86,7 @@ def run_stage(
     hooks: StageHooks = NO_HOOKS,
     lock: RunLock | None = None,
 ) -> bool:
-    """Runs stage `name`; returns False if it was already done.
+    """Runs stage `name`; returns False if it was already done. One whose checkpoints are all damaged begins again.
 
     Args:
         resume: "auto" resumes from the newest checkpoint, "never" restarts the stage.
@@ -101,8 +102,11 @@ def run_stage(
     run_dir = Path(recipe.run.out)
     resume = "auto" if get_restart_count() else resume
     if resume == "auto" and (run_dir / name / "done.json").exists():
-        require_done(recipe, name, run_dir, print_nothing if quiet or not is_main_process() else print_line)
-        return False
+        log = print_nothing if quiet or not is_main_process() else print_line
+        if has_usable_end(run_dir / name, log):
+            require_done(recipe, name, run_dir, log)
+            return False
+        resume = "never"
     parent = require_inputs(recipe, name, resume, hooks.prepared)
     world = World.start(recipe.run.device)
     with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)), ExitStack() as locks:

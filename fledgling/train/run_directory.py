@@ -186,6 +186,20 @@ def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_has
     return path
 
 
+def has_usable_end(stage_dir: Path, log: Callable[[str], None]) -> bool:
+    """Returns False, and logs why, for a finished stage whose checkpoints are all damaged: it has to begin again.
+
+    True without any checkpoint: they were deleted to make room.
+    """
+    skipped: list[str] = []
+    if checkpoint.find_latest_checkpoint(stage_dir / "checkpoints", warn=skipped.append) or not skipped:
+        return True
+    for line in skipped:
+        log(line)
+    log(f"{stage_dir.name} was done, and none of its checkpoints can be used: it begins again")
+    return False
+
+
 def require_done(recipe: Recipe, name: str, run_dir: Path, log: Callable[[str], None]) -> None:
     """Raises UserError if a finished stage was made from other weights, or with settings that are refused now."""
     newest = checkpoint.find_latest_checkpoint(run_dir / name / "checkpoints", check_hashes=False, warn=log)
@@ -193,4 +207,4 @@ def require_done(recipe: Recipe, name: str, run_dir: Path, log: Callable[[str], 
     with suppress(UserError):  # checkpoints of the stage before may have been deleted to make room
         parent = parent_checkpoint(recipe.stages, name, run_dir, check_hashes=False)
     require_same_parent(name, run_dir / name, newest, parent)
-    require_unchanged(recipe, name, run_dir, log)
+    require_unchanged(recipe, name, run_dir, newest, log)

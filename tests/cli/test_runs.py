@@ -12,7 +12,9 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import load_recipe
+from fledgling.record import checkpoint
 from fledgling.record.run_lock import hold_lock
+from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.train.run import run_stage
 from tests.fast_run import write_recipe
 from tests.train.test_resume_check import digests
@@ -90,6 +92,8 @@ def make_run(kind: str, original: Path, folder: Path) -> Path:
         (run / "pretrain" / "done.json").unlink()
     if kind == "with half a checkpoint":
         (run / "pretrain" / "checkpoints" / "step-00000001" / "manifest.json").unlink()
+    if kind == "done, with a damaged checkpoint":
+        os.truncate(run / "pretrain" / "checkpoints" / "step-00000001" / "model.safetensors", 1000)
     if kind == "with a torn line":
         with open(run / "pretrain" / "metrics.jsonl", "a") as file:
             file.write('{"step": 2, "lo')
@@ -110,7 +114,7 @@ def no_waiting_server(monkeypatch):
 def test_the_cell_of_the_table_is_what_happens(kind, verb, original, tmp_path, capsys):
     run, before = make_run(kind, original, tmp_path), digests(original)
     text = COMMANDS[verb] + (f" {OUT_OPTIONS.get(verb, '')}" if kind.endswith("--out") else "")
-    if verb == "train" and kind != "without a checkpoint":
+    if verb == "train" and kind not in ("without a checkpoint", "done, with a damaged checkpoint"):
         text += " --resume never"
     with without_root_powers():
         code = main(text.replace("RUN", str(run)).replace("NEW", str(tmp_path / "new")).split())
@@ -120,10 +124,12 @@ def test_the_cell_of_the_table_is_what_happens(kind, verb, original, tmp_path, c
     else:
         assert code == 1 and printed.out == "", printed
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and cell.strip("`") in printed.err
+        assert "skipped" not in printed.err, "nothing is used in its place"
     assert digests(original) == before
     if verb == "train" and code == 0:
         assert str(run) in printed.out and str(original) not in printed.out
         assert (run / "pretrain" / "done.json").exists() and not (run / "lock").exists()
+        assert checkpoint.find_latest_checkpoint(run / "pretrain" / "checkpoints"), "it can be used"
     if kind == "moved":
         assert not (tmp_path / "run").exists()
 
@@ -182,6 +188,27 @@ def test_a_run_is_found_from_within_it(place, original, tmp_path, monkeypatch, c
     monkeypatch.chdir(run / place)
     assert main(["export", "hf", ".", str(tmp_path / "exported")]) == 0
     assert "Measured during training" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_a_done_stage_with_damaged_checkpoints_is_trained_where_it_is_named_or_needed(original, tmp_path, capsys):
+    run = shutil.copytree(original, tmp_path / "run")
+    path = run / "pretrain" / "checkpoints" / "step-00000001" / "model.safetensors"
+    whole = path.read_bytes()
+    damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    for command in ("train pretrain", "speedrun"):
+        path.write_bytes(damaged)
+        assert main([*command.split(), str(run)]) == 0
+        assert path.read_bytes() == whole and "was done already" not in capsys.readouterr().out
+    path.write_bytes(damaged)
+    recipe = load_recipe(run, ['stages=["pretrain", "midtrain"]'])
+    assert list_stages_left(recipe) == ["pretrain", "midtrain"]
+    (run / "midtrain").mkdir()
+    (run / "midtrain" / "done.json").write_text("{}")
+    assert list_stages_left(recipe) == run_stages(recipe, quiet=True) == [], "a later stage is done: not needed"
+    assert path.read_bytes() == damaged
+    capsys.readouterr()
+    shutil.rmtree(run / "pretrain" / "checkpoints")  # to make room
+    assert main(["train", "pretrain", str(run)]) == 0 and "was done already" in capsys.readouterr().out
 
 
 def test_every_command_of_the_table_is_tried():

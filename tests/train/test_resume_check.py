@@ -154,7 +154,7 @@ def test_a_stage_that_is_done_keeps_the_values_of_its_rules_without_a_word(done)
     source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
     kept = resume_check.reconcile_settings(load_recipe(done), "midtrain", done, source, lines.append)
     assert kept.sft.learning_rate == 0.24 and not lines
-    resume_check.require_unchanged(load_recipe(done), "pretrain", done, lines.append)
+    resume_check.require_unchanged(load_recipe(done), "pretrain", done, source, lines.append)
     assert not lines
 
 
@@ -257,7 +257,8 @@ def test_a_start_that_fails_leaves_the_recipe_that_has_run(done, overrides):
 def test_a_done_stage_says_which_settings_it_keeps(done):
     lines: list[str] = []
     overrides = ["optimizer.matrix_lr=9.0", "pretrain.learning_rate=0.5", "sft.learning_rate=0.5", "run.threads=1"]
-    resume_check.require_unchanged(load_recipe(done, overrides), "pretrain", done, lines.append)
+    newest = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
+    resume_check.require_unchanged(load_recipe(done, overrides), "pretrain", done, newest, lines.append)
     assert "optimizer.matrix_lr" in lines[0] and "pretrain.learning_rate" in lines[0] and "--resume never" in lines[0]
     assert "sft.learning_rate" not in lines[0] and "threads" not in lines[0]
 
