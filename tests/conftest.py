@@ -107,7 +107,10 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_algorithm.py::test_the_optimum_is_not_reached_with_the_sign_flipped[grpo]",
     "test_algorithm.py::test_a_variant_reaches_the_optimum_of_the_bandit[dr_grpo]",
     "test_planner.py::test_memory_of_blocks_that_recompute_is_planned_too[0]",
-    *(f"test_planner.py::test_memory_of_later_ideas_too[{name}]" for name in ("20-ideas1", "20-ideas6", "0-ideas4")),
+    *(
+        f"test_planner.py::test_memory_of_optional_features_is_planned_too[{name}]"
+        for name in ("20-features1", "20-features6", "0-features4")
+    ),
     *(
         f"test_planner.py::test_memory_is_within_three_percent_of_the_allocator_s[{case}]"
         for case in (
