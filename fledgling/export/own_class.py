@@ -16,6 +16,7 @@ from fledgling.config.model import PRESETS
 from fledgling.export.hf_tensor import TensorMapping
 from fledgling.export.untrusted import check_value
 from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import translate_tensor_name
 
 OWN_CLASS, OWN_TYPE = "FledglingForCausalLM", "fledgling"
 MODELING_FILE = Path(__file__).with_name("modeling_fledgling.py")
@@ -45,6 +46,7 @@ CONFIGURABLE_FIELDS = {
     "logit_softcap",
     "norm_eps",
 }  # the others must be the family's
+_PREFIX = "model."  # of all tensors but the head
 
 
 def needs_own_class(config: ModelConfig) -> bool:
@@ -71,7 +73,13 @@ def own_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
         names = [name for name, _ in Transformer(config).named_parameters()]
     renamed = {"embedding": "embed_tokens", "blocks": "layers", "attention": "self_attn"}
     for name in ["embedding.weight", *(name for name in names if not name.startswith(("embedding.", "head.")))]:
-        yield TensorMapping("model." + ".".join(renamed.get(word, word) for word in name.split(".")), (name,))
+        yield TensorMapping(_PREFIX + ".".join(renamed.get(word, word) for word in name.split(".")), (name,))
+
+
+def translate_own_name(name: str) -> str:
+    """Returns the name in a directory that a tensor of an older export of our class has today."""
+    is_inner = name.startswith(_PREFIX)
+    return _PREFIX + translate_tensor_name(name.removeprefix(_PREFIX)) if is_inner else name
 
 
 def write_own_config(config: ModelConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ one line, and nothing is loaded partially.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fledgling.config import ModelConfig, UserError
 from fledgling.export.hf_mapping import class_name, from_hf_config, tensor_mappings
 from fledgling.export.hf_tensor import from_hf_tensor
 from fledgling.export.open_classes import head_name
+from fledgling.export.own_class import needs_own_class, translate_own_name
 from fledgling.export.read_layout import read_layout
 from fledgling.export.untrusted import open_safetensors, read_json, require_floats
 from fledgling.model.transformer import Transformer
@@ -97,6 +99,8 @@ def _read_state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
     files = {name: path for name, path in files.items() if not _NO_WEIGHTS.fullmatch(name)}
+    stored_names = {_name_of_today(name, config, files): name for name in files}
+    files = {name: files[stored] for name, stored in stored_names.items()}
     unprefixed = config.family == "gpt2" and "wte.weight" in files  # as in the published files
     mappings = {
         mapping.hf_name.removeprefix("transformer.") if unprefixed else mapping.hf_name: mapping
@@ -111,7 +115,9 @@ def _read_state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor
     for path in sorted(set(files.values())):
         with open_safetensors(path) as file:
             for name in sorted(name for name, shard in files.items() if shard == path):
-                state |= from_hf_tensor(mappings[name], require_floats(name, file.get_tensor(name)), shapes)
+                state |= from_hf_tensor(
+                    mappings[name], require_floats(name, file.get_tensor(stored_names[name])), shapes
+                )
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
@@ -119,6 +125,12 @@ def _read_state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor
             if not torch.equal(require_floats(head, file.get_tensor(head)), state["head.weight"]):
                 raise UserError(f"tensor {head} differs from the embedding, but config.json ties them")
     return state
+
+
+def _name_of_today(name: str, config: ModelConfig, files: Collection[str]) -> str:
+    """Returns the name of a tensor, translated where an older version exported it; never to a name of another one."""
+    today = translate_own_name(name) if needs_own_class(config) else name
+    return name if today in files else today
 
 
 def _read_tokenizer(directory: Path) -> Tokenizer:

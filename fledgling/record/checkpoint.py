@@ -245,11 +245,11 @@ def _read_group(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read {path}: not a safetensors file ({reason[:120]})") from None
-    return {_translate_tensor_name(name): tensor for name, tensor in tensors.items()}
+    return {translate_tensor_name(name): tensor for name, tensor in tensors.items()}
 
 
-def _translate_tensor_name(name: str) -> str:
-    """Returns the name that a tensor of an older checkpoint has today."""
+def translate_tensor_name(name: str) -> str:
+    """Returns the name that a tensor of an older checkpoint or export has today."""
     for old, new in RENAMED_TENSORS.items():
         if name.startswith(old):
             name = new + name.removeprefix(old)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fledgling.config import UserError
 from fledgling.export import parity, write_hf
@@ -11,6 +12,7 @@ from fledgling.export.hf_mapping import from_hf_config, to_hf_config
 from fledgling.export.own_class import needs_own_class
 from fledgling.export.read_hf import read_hf
 from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import RENAMED_TENSORS
 
 STREAM = {"depth": 6, "residual_scalars": True, "skip_scalars": True, "back_out": True, "smear": True}
 HEADS = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
@@ -54,6 +56,22 @@ def test_transformers_computes_the_same_logits_from_the_directory(fields, make, 
     again = read_hf(out)
     assert again.config.to_dict() == {**model.config.to_dict(), "flash_norm": False}
     assert all(torch.equal(again.state[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_export_of_an_older_version_is_read_under_the_names_of_today(make, tokenizer, tmp_path):
+    model = make("fledgling", **STREAM)
+    out = export(model, tokenizer, tmp_path)
+    stored = load_file(out / "model.safetensors")
+    for old, new in RENAMED_TENSORS.items():
+        assert any(name.startswith(f"model.{new}") for name in stored)
+        older = {name.replace(f"model.{new}", f"model.{old}", 1): tensor for name, tensor in stored.items()}
+        save_file(older, out / "model.safetensors")
+        state = read_hf(out).state
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+        both = {**older, **stored}  # of which neither is chosen
+        save_file({name: tensor.clone() for name, tensor in both.items()}, out / "model.safetensors")
+        with pytest.raises(UserError, match=f"model.{old}.* is left over"):
+            read_hf(out)
 
 
 def test_its_cache_and_its_padding_give_the_same_tokens(make, tokenizer, tmp_path, monkeypatch):
