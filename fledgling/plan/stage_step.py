@@ -16,7 +16,7 @@ def one_row_step(
     """Returns one row of a training step with that optimizer, from which `plan` and `train` derive micro-batch sizes.
 
     Args:
-        recipe: its optimizer, adapter and settings of [run] count.
+        optimizer: whose matrix rule, ZeRO stage, state and determinism count.
         config: of the model.
         ranks: over which the step is divided.
         device_kind: the torch device type; every accelerator is counted as a GPU.

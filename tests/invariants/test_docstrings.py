@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.invariants.structure import read_sources
+from tests.invariants.structure import ROOT, read_sources
 
 SIZE = r"(?:\.\.\.|\d* ?[A-Za-z]\w*(?: ?[-+*/x] ?[\w ]+)?|\d+)"
 SHAPE = re.compile(
@@ -60,6 +60,36 @@ def without_args(source: str) -> list[str]:
     ]
 
 
+def foreign_args(source: str) -> list[str]:
+    """Returns "function: name" for every name under Args that the function, or for a class its `__init__`, lacks."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        functions = [node] if not isinstance(node, ast.ClassDef) else node.body
+        parameters = {
+            each.arg
+            for function in functions
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (function is node or function.name == "__init__")
+            for each in ast.walk(function.args)
+            if isinstance(each, ast.arg)
+        }
+        if isinstance(node, ast.ClassDef):  # a dataclass has fields
+            parameters |= {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}
+        named = described_args(ast.get_docstring(node) or "")
+        found += [f"{node.name}: {name}" for name in named if name not in parameters]
+    return found
+
+
+def described_args(text: str) -> list[str]:
+    """Returns the names that the Args of a docstring describe: `a: ...`, and `a, b: ...`."""
+    _, _, args = text.partition("Args:\n")
+    args = re.split(r"^\S", args, maxsplit=1, flags=re.MULTILINE)[0]
+    lines = re.findall(r"^ {4}([*\w]+(?:, ?[*\w]+)*):", args, flags=re.MULTILINE)
+    return [name.strip(" *") for line in lines for name in line.split(",")]
+
+
 MODULES = {name: source for name, source in read_sources().items() if name != EXPORTED}
 
 
@@ -67,6 +97,22 @@ MODULES = {name: source for name, source in read_sources().items() if name != EX
 def test_docstrings_describe_tensors_and_many_parameters(check):
     missing = {name: check(source) for name, source in MODULES.items() if name.split(".")[0] != COMMANDS}
     assert {name: functions for name, functions in missing.items() if functions} == {}
+
+
+def test_docstrings_describe_no_other_parameters():
+    paths = [path for folder in ("fledgling", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    found = {name: foreign_args(source) for name, source in sources.items() if "Args:\n" in source}
+    assert {name: functions for name, functions in found.items() if functions} == {}
+
+
+def test_the_check_sees_a_parameter_that_is_gone():
+    args = "Args:\n        a, b: x.\n        c: y: z.\n            d: more.\n\n    Raises:\n        E: w.\n    "
+    text = f'def f({{}}):\n    """F.\n\n    {args}"""'
+    assert foreign_args(text.format("a, *b, **c")) == [] and foreign_args(text.format("a, b")) == ["f: c"]
+    owner = 'class A:\n    """A.\n\n    Args:\n        a: b.\n    """\n    {}'
+    assert foreign_args(owner.format("def __init__(self, b): ...")) == ["A: a"]
+    assert foreign_args(owner.format("a: int")) == []
 
 
 def test_the_checks_see_a_missing_description():
