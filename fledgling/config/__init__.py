@@ -5,7 +5,8 @@ families of open models); `adapter.py` and `distill.py` have a table each. `load
 checks the whole before any work starts, and names the key of every mistake (`errors.py`); `toml.py` writes a recipe
 into the run directory, from which it loads again to an equal value. `fields.py` declares a default with its range;
 `scaling_rules.py` has the rules by which rates, weight decay, warm-up and horizon follow from the size of a model;
-`changes.py` says what a changed setting does to a run that is resumed.
+`changes.py` says what a changed setting does to a run that is resumed, `unused_settings.py` which ones another setting
+switches off.
 
 No module here imports torch or derives a value from the data or the machine.
 """

@@ -1,9 +1,9 @@
-"""What happens to every setting that is changed when a run is resumed: it takes effect, is refused, or is ignored.
+"""What happens to each setting that is changed when a run is resumed: it takes effect, is refused, ignored or not read.
 
 `compare_recipes` compares the recipe that is asked for with the one that a checkpoint was saved with, field by field.
 A change of what the weights, the optimizer's state or the order of the data follow from is refused; a change of what
-only concerns finished work is ignored. Every field of a recipe has a rule here, and tests/config/test_changes.py fails
-for one without.
+only concerns finished work is ignored, and one that another setting switches off is not read (`unused_settings.py`).
+Every field of a recipe has a rule here, and tests/config/test_changes.py fails for one without.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from fledgling.config.recipe import STAGES, Recipe
 from fledgling.config.toml import format_toml_value
+from fledgling.config.unused_settings import explain_unused
 
-Outcome = Literal["takes effect", "refused", "ignored"]
+Outcome = Literal["takes effect", "refused", "ignored", "not read"]
 MAX_SHOWN = 40  # characters of a value in the table
 SUPERVISED = ("pretrain", "midtrain", "sft")
 
@@ -295,6 +296,9 @@ def compare_recipes(
             (table, field) == ("rl", "kl_weight") and table == stage and is_resumed and wanted.rl.kl_target is not None
         ):
             outcome, reason = "ignored", "rl.kl_target has adapted it since"
+        unused = explain_unused(wanted, table, field)
+        if unused and explain_unused(saved, table, field) and outcome != "ignored":
+            outcome, reason = "not read", unused
         name = f"{table}.{field}" if table else field
         changed.append(ChangedSetting(name, *_show_difference(before, after), outcome, reason))
     return changed
