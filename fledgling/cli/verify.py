@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from fledgling.config import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+MAX_SHOWN = 10  # problems, or notes, of one check
 Root = Annotated[str | None, Parameter(show_default=False)]
 
 
@@ -60,16 +62,22 @@ def verify(
     return 0 if result["holds"] else 1
 
 
+def _shorten_list(lines: Sequence[str]) -> list[str]:
+    """Returns the first lines of a check, and how many more there are: those of other checks shall be seen too."""
+    more = len(lines) - MAX_SHOWN
+    return [*lines[:MAX_SHOWN], *([f"and {more} more, which --json lists"] if more > 0 else [])]
+
+
 def _print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(make_table(result))
     for check in result["checks"]:
-        for problem in check["problems"]:
+        for problem in _shorten_list(check["problems"]):
             console.print(f"FAILS  {check['name']}: {problem}", markup=False)
     for check in result["checks"]:
-        for note in check["notes"]:
+        for note in _shorten_list(check["notes"]):
             console.print(f"note   {check['name']}: {note}", markup=False)
     for key, (then, now) in result["machine"].items():
         console.print(f"note   another machine: {key} was {then}, is {now}", markup=False)

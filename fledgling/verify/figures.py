@@ -64,7 +64,10 @@ def check_recorded_settings(run_dir: Path) -> Check:
     check, stages = Check("settings", "settings"), list_stages(run_dir)
     outdated, newest = list_outdated(run_dir), find_last_trained(run_dir, stages)
     recipe = read_recipe_table(run_dir)
-    recipe = fill_defaults((run_dir / "recipe.toml").read_text("utf-8")) if recipe else {}
+    if not recipe:
+        check.problems.append("recipe.toml cannot be read or has no settings: each checkpoint has those of its stage")
+        return check
+    recipe = fill_defaults((run_dir / "recipe.toml").read_text("utf-8"))
     for stage in stages:
         for path in list_stage_checkpoints(run_dir, stage)[-1:]:
             try:
@@ -87,10 +90,13 @@ def check_recorded_settings(run_dir: Path) -> Check:
                 check.notes.append(f"{stage} had other settings than recipe.toml, since {why}: {changed}{more}")
                 continue
             check.checked += len(pairs)
+            place = path.relative_to(run_dir)
             check.problems += [
-                f"recipe.toml: {name} is {now}, {path.relative_to(run_dir)} was trained with {then}"
-                for name, then, now in different
+                f"recipe.toml: {name} is {now}, {place} was trained with {then}"
+                for name, then, now in different[:MAX_NAMED]
             ]
+            if len(different) > MAX_NAMED:
+                check.problems.append(f"recipe.toml: {len(different) - MAX_NAMED} more settings differ from {place}")
     check.total = check.checked
     return check
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -150,6 +150,7 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
     outdated: stages that an earlier one was trained after, with that one, whose tokenizer the run may have.
     """
     check = Check("record and manifests", "lines and files")
+    gone: dict[str, list[str]] = {}  # file -> the stages whose seals have it
     for stage in list_stages(run_dir):
         show(f"{stage}/{SEAL}")
         stage_dir, seal = run_dir / stage, read_seal(run_dir / stage)
@@ -175,7 +176,7 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
             if path not in now and "checkpoints" in path:
                 check.notes.append(f"{Path(path).parent} was deleted after the seal")
             elif path not in now:
-                (check.notes if path.startswith("data/") else check.problems).append(f"{path} is gone")
+                gone.setdefault(path, []).append(stage)
             elif now[path] != digest and path.startswith("tokenizer/") and stage in outdated:
                 note = f"the tokenizer was replaced after {stage}, when {outdated[stage]} was trained again"
                 check.notes += [note] if note not in check.notes else []
@@ -185,13 +186,19 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
         unsealed = {path for path in now if path.startswith(f"{stage}/checkpoints/")} - set(seal["files"])
         if unsealed and (stage_dir / DONE).exists():
             check.problems += [f"{Path(path).parent} is not in the seal of {stage}" for path in sorted(unsealed)]
-    _check_run_seal(run_dir, check)
+    for path, stages in gone.items():
+        shared = "" if path.startswith(f"{stages[0]}/") else f", which is in the seal of {', '.join(stages)}"
+        (check.notes if path.startswith("data/") else check.problems).append(f"{path} is gone{shared}")
+    _check_run_seal(run_dir, check, gone)
     check.total = check.checked
     return check
 
 
-def _check_run_seal(run_dir: Path, check: Check) -> None:
-    """Compares the files of the whole run with RUN/seal.json, which versions that seal predictions write."""
+def _check_run_seal(run_dir: Path, check: Check, named: Collection[str]) -> None:
+    """Compares the files of the whole run with RUN/seal.json, which versions that seal predictions write.
+
+    named: files that are gone, as the seals of stages have shown.
+    """
     seal, now = read_seal(run_dir), hash_run_files(run_dir)
     if seal is None:
         seals = [read_seal(run_dir / stage) for stage in list_stages(run_dir)]
@@ -205,7 +212,7 @@ def _check_run_seal(run_dir: Path, check: Check) -> None:
     check.problems += [
         f"{path} was changed: not what the seal of the run says" if (run_dir / path).exists() else f"{path} is gone"
         for path, digest in sorted(seal["files"].items())
-        if now.get(path) != digest
+        if now.get(path) != digest and path not in named
     ]
     if (run_dir / FORECAST).is_file() and SPENT not in seal["files"]:
         state = "is covered by no seal" if (run_dir / SPENT).exists() else "is missing"

@@ -31,6 +31,17 @@ def test_what_fails_is_named_and_the_status_is_1(result, capsys):
     assert "FAILS  steps made again: pretrain step 3: loss [a] differs" in capsys.readouterr().out
 
 
+def test_many_problems_of_one_check_do_not_hide_those_of_another(result, capsys):
+    many = Check("settings", "settings", 300, 300, problems=[f"setting {n}" for n in range(280)])
+    other = Check("stages", "stages", 1, 1, problems=["rl has no record"])
+    result |= {"checks": [many.to_json(), other.to_json()], "holds": False, "verdict": "FAILS"}
+    assert cli.main(["verify", "runs/a"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILS")]
+    assert len(lines) == 12 and lines[-1] == "FAILS  stages: rl has no record"
+    assert lines[0] == "FAILS  settings: setting 0"
+    assert lines[10] == "FAILS  settings: and 270 more, which --json lists"
+
+
 def test_another_root_than_the_stated_one_fails(result, capsys):
     assert cli.main(["verify", "runs/a", "--root", "ab12", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["holds"] is True

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fledgling.verify.figures import check_recorded_settings, check_sums
+from fledgling.verify.files import list_stages
 
 
 def test_an_honest_run_has_the_figures_of_its_record(run):
@@ -75,3 +76,17 @@ def test_a_setting_that_was_changed_is_named(copy):
     recipe = copy / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("seed = 1\n", "seed = 7\n"))
     assert {problem.split(",")[0] for problem in check_recorded_settings(copy).problems} == {"recipe.toml: seed is 7"}
+
+
+@pytest.mark.parametrize("text", ["", "[", "# nothing"])
+def test_a_recipe_without_settings_is_one_problem(copy, text):
+    (copy / "recipe.toml").write_text(text)
+    (problem,) = check_recorded_settings(copy).problems
+    assert problem.startswith("recipe.toml cannot be read or has no settings")
+
+
+def test_many_other_settings_are_counted(copy):
+    (copy / "recipe.toml").write_text("[run]\n")  # the defaults
+    problems = check_recorded_settings(copy).problems
+    counted = [problem for problem in problems if " more settings differ from " in problem]
+    assert counted and len(problems) <= 6 * len(list_stages(copy))

@@ -177,3 +177,14 @@ def test_the_seconds_of_a_run_with_a_budget_are_sealed_at_its_end_and_noted_befo
         assert find_problems(copy) == ["spent.json was changed: not what the seal of the run says"]
     spent.unlink()
     assert find_problems(copy) == ["spent.json is gone"]
+
+
+def test_a_file_that_several_stages_have_sealed_is_gone_once(copy):
+    shutil.rmtree(copy / "data")
+    check = check_seals(copy, show)
+    notes = [note for note in check.notes if note.startswith("data/")]
+    assert notes and len({note.split()[0] for note in notes}) == len(notes) and not check.problems
+    assert any("which is in the seal of pretrain, " in note for note in notes)
+    shutil.rmtree(copy / "tokenizer")
+    problems = check_seals(copy, show).problems
+    assert len(problems) == len({problem.split()[0] for problem in problems}) > 0
