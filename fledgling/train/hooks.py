@@ -18,7 +18,7 @@ class StageHooks:
         select_evals: returns the evaluations to run, of those that the stage has.
         adapt_stage: returns the stage that runs, given the one of the recipe.
         should_stop: is called after every step; True stops the stage as a signal does.
-        on_begin: is called once everything is built, before the first step.
+        on_begin: is called when the first step has ended.
         choose_steps: may change the number of steps while the stage runs (`fledgling.train.stage_horizon`).
         prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
             its texts are now. A stage that resumes has that of its checkpoint.

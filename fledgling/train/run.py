@@ -198,7 +198,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
     """Builds the stage's data and optimizer, restores the checkpoint `saved`, and runs the loop to the stage's end."""
     stage, context = build_stage(name, context, saved, hooks)
     state, start_step = start_state(stage, context, saved)
-    hooks.on_begin()
+    waiting = [hooks.on_begin]  # until the first step has ended: a reward that cannot be loaded fails within it
     saver = make_saver(state, context)
     with catch_stop_signals() as stop_requested, saver:
 
@@ -206,7 +206,13 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
             return require_lock(context.lock) or stop_requested() or saver.failed or hooks.should_stop()
 
         loop_context = make_loop_context(state, context, saver, should_stop, hooks)
-        reporting = replace(stage, extra_metrics=lambda: stage.extra_metrics() | saver.metrics())
+
+        def extra_metrics() -> dict[str, Any]:
+            while waiting:
+                waiting.pop()()
+            return stage.extra_metrics() | saver.metrics()
+
+        reporting = replace(stage, extra_metrics=extra_metrics)
         try:
             run_loop(reporting, context.model, state.optimizer, loop_context, start_step)
         finally:

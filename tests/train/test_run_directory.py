@@ -51,6 +51,18 @@ def test_a_restart_that_fails_before_its_first_step_leaves_the_stage_that_was_tr
         assert (stage / "done.json").is_file() and not (tmp_path / "run" / ".pretrain.replaced").exists()
 
 
+def test_a_restart_that_fails_within_its_first_step_leaves_the_stage_that_was_trained(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run_stages(load_recipe(recipe, ['stages=["pretrain", "rl"]']), quiet=True)
+    done = (tmp_path / "run" / "rl" / "done.json").read_bytes()
+    (tmp_path / "broken.py").write_text("def reward(question, answer):\n    return {}[answer]\n")
+    broken = load_recipe(tmp_path / "run", [f'rl.rewards={{"{tmp_path / "broken.py"}:reward" = 1.0}}'])
+    with pytest.raises(UserError, match="KeyError"):
+        run.run_stage(broken, "rl", resume="never", quiet=True)
+    assert (tmp_path / "run" / "rl" / "done.json").read_bytes() == done
+    assert list((tmp_path / "run" / "rl" / "checkpoints").glob("step-*/manifest.json"))
+
+
 def test_of_a_linked_stage_only_the_link_is_removed(runs, capsys):
     a, b = runs
     remove_stage(b / "sft")
