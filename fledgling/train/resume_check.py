@@ -21,6 +21,7 @@ from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import checkpoint
 from fledgling.record.durable import write_file
 from fledgling.record.parent import describe_parent
+from fledgling.record.seal import FORECAST
 from fledgling.record.state_shape import require_sound_state
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.derived_values import add_derived_values, open_unbegun, read_derived_values
@@ -91,9 +92,11 @@ def reconcile_settings(
     changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, is_resumed, state)
     _require_allowed(changed, stage, source, run_dir)
     chosen = {f"{stage}.steps", f"{stage}.warmup_steps"} if steps_are_chosen else set()
+    if (run_dir / FORECAST).is_file():  # a budget has set the steps of each stage when it began, and no user
+        chosen |= {f"{name}.{field}" for name in STAGES for field in ("steps", "warmup_steps")} - recipe.stated
     if shown := [change for change in changed if change.name not in chosen]:
         log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(shown)))
-    for change in (change for change in changed if change not in shown and change.name.endswith(".steps")):
+    for change in (change for change in changed if steps_are_chosen and change.name == f"{stage}.steps"):
         log(f"{stage}: {change.wanted} steps instead of the planned {change.saved}, for the time that is left")
     return keep_ignored(saved, recipe, changed)
 

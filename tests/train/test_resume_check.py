@@ -254,6 +254,24 @@ def test_a_start_that_fails_leaves_the_recipe_that_has_run(done, overrides):
     assert [(done / name).read_bytes() for name in names] == before and not (done / stage / "plan.json").exists()
 
 
+def test_steps_that_a_budget_has_set_since_are_no_changed_settings(done):
+    lines: list[str] = []
+    source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
+    path = done / "recipe.toml"
+    path.write_text(path.read_text().replace("[sft]\nsteps = 1\n", "[sft]\nsteps = 7\n"))
+    assert load_recipe(done).sft.steps == 7
+
+    def list_shown(*overrides):
+        lines.clear()
+        kept = resume_check.reconcile_settings(load_recipe(done, overrides), "sft", done, source, lines.append)
+        return kept.sft.steps, "\n".join(lines)
+
+    assert list_shown()[0] == 7 and "sft.steps" in list_shown()[1], "edited by hand"
+    (done / "forecast.json").write_text("{}")
+    assert list_shown() == (7, "")
+    assert list_shown("sft.steps=9")[0] == 9 and "sft.steps" in list_shown("sft.steps=9")[1], "a user has set it"
+
+
 def test_a_done_stage_says_which_settings_it_keeps(done):
     lines: list[str] = []
     overrides = ["optimizer.matrix_lr=9.0", "pretrain.learning_rate=0.5", "sft.learning_rate=0.5", "run.threads=1"]
