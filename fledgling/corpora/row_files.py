@@ -66,10 +66,13 @@ class SkippedDocuments:
 
 
 def decode_text(raw: bytes) -> str | None:
-    """Returns the text without byte-order mark, NULs and carriage returns, or None when it is not UTF-8."""
+    """Returns the text without byte-order mark, NULs and carriage returns, or None when it is not UTF-8.
+
+    Above 10 % NULs it is taken for UTF-16 or a binary file: None, too.
+    """
     nulls = raw.count(0)
     if nulls > 0.1 * len(raw):
-        return None  # UTF-16 or a binary file under a wrong name
+        return None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -102,12 +105,13 @@ def read_json_lines(
     skipped: SkippedDocuments,
     part: tuple[int, int] | None,
 ) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of each line.
+    """Yields (bytes of the text column, origin) of each line that holds an object.
 
     Args:
         handle: of the file, at its beginning.
         file: for error messages.
-        name: for the origin of a row.
+        name: for the origin of a line, NAME:NUMBER; in a part that does not begin the file, "NAME from byte N:NUMBER",
+            counted from the beginning of the part.
         requested: the column of the text; None: the one that has it.
         skipped: counts lines that are left out.
         part: [first, last) bytes, in which the lines that are read begin; None: all.
@@ -135,7 +139,7 @@ def read_json_lines(
 
 
 def _reason_of(value: Any, line: bytes | None = None) -> str:
-    """Returns as what a value that is no object is counted."""
+    """Returns the count, "broken" or "undecodable", that a value which is not an object adds to."""
     is_text = not isinstance(value, Unreadable) or (not value.undecodable and (line is None or decode_text(line)))
     return "broken" if is_text else "undecodable"
 

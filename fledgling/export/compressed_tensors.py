@@ -27,7 +27,7 @@ MODULES = ("self_attn", "mlp", "attention")  # of whose linear layers the weight
 
 
 def check_compression(config: ModelConfig, kind: str) -> None:
-    """Raises UserError for an unknown kind, or a model whose rows are no whole groups."""
+    """Raises UserError for an unknown kind, a model of our own class, GPT-2, or rows that are no whole groups."""
     if kind not in BITS:
         raise UserError(f"--quantize {kind}: expected {' or '.join(BITS)}")
     if needs_own_class(config):
@@ -47,7 +47,10 @@ def check_compression(config: ModelConfig, kind: str) -> None:
 
 
 def list_skipped(config: ModelConfig) -> tuple[str, ...]:
-    """Returns the layers of blocks that stay as they are: NanoChat's class initializes `o_proj.weight` as it loads."""
+    """Returns the layers of blocks that stay as they are: `o_proj` of our own family, none of the others.
+
+    NanoChat's class initializes `o_proj.weight` as it loads.
+    """
     return ("o_proj",) if config.family == "fledgling" else ()
 
 

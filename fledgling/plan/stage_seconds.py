@@ -23,7 +23,9 @@ QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a ques
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
 EXAMS_PER_SKILL = 2.3  # exams of a skill: train, practice, and dev or test wordings
 EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, which are asked between
-CORE_ITEM_TOKENS = 174.0  # of training, for an item of CORE: 521 tokens of a forward pass (docs/benchmarks.md)
+# Of training, for an item of CORE: a third of 521 tokens of a forward pass, that is of 71,835 tokens/s x 11 minutes /
+# 91,037 items (docs/benchmarks.md).
+CORE_ITEM_TOKENS = 174.0
 CORE_TASKS = 22
 REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
 REFERENCE_FLOPS_PER_TOKEN = 23_592_960  # of the model that reached them; smaller ones reach less
@@ -135,19 +137,21 @@ class CoreTime:
 
 
 def estimate_core_time(
-    kind: str, flops: float, flops_per_token: float, share: float | None = None, cores: int = PARALLEL_CORES
+    kind: str, flops_per_second: float, flops_per_token: float, share: float | None = None, cores: int = PARALLEL_CORES
 ) -> CoreTime:
-    """Returns the time of a processor's work.
+    """Returns how many times as long as on the reference machine work takes that is not training: two ratios.
+
+    On a CPU the ratio is clamped to `FASTEST` .. `SLOWEST`; on an accelerator it is always `ACCELERATOR_SHARE`.
 
     Args:
         kind: the torch device type.
-        flops: FLOP/s of training a model of `flops_per_token`, which are taken where nothing was measured. A smaller
-            model than the reference's is expected to make as many tokens, not as many FLOPs.
-        share: measured (`fledgling.plan.core_speed`); None: it was not.
+        flops_per_second: of training a model of `flops_per_token`, from which the ratio follows where nothing was
+            measured. A smaller model than the reference's is expected to make as many tokens, not as many FLOPs.
+        share: measured on a CPU (`fledgling.plan.core_speed`); None: it was not.
         cores: of the processor.
     """
     if share is None:
-        share = REFERENCE_FLOPS * min(1.0, flops_per_token / REFERENCE_FLOPS_PER_TOKEN) / flops
+        share = REFERENCE_FLOPS * min(1.0, flops_per_token / REFERENCE_FLOPS_PER_TOKEN) / flops_per_second
     share = min(SLOWEST, max(FASTEST, share)) if kind == "cpu" else ACCELERATOR_SHARE
     return CoreTime(share, share * PARALLEL_CORES / min(PARALLEL_CORES, cores))
 
@@ -156,20 +160,21 @@ def estimate_run(
     recipe: Recipe,
     planned: Mapping[str, Mapping[str, Any]],
     steps: Mapping[str, float],
-    flops: float,
+    flops_per_second: float,
     core: CoreTime,
     exams: Mapping[str, int],
     evaluations: EvaluationPlan,
 ) -> tuple[StageSeconds, ...]:
-    """Returns the time of what is before the stages, of each of them, and of what follows.
+    """Returns the time of what is before the stages (entry "start"), of each of them, and of what follows ("report").
 
     Args:
-        planned: the stages of a plan whose speed is `flops` FLOP/s, with the steps of the recipe.
+        planned: the stages of a plan of that speed, with the steps of the recipe.
         steps: by stage, that are made instead.
+        flops_per_second: the speed of training.
         core: the time of what is not training.
         exams: how many skills each stage is examined on.
     """
-    first, config = next(iter(steps)), recipe.resolve_model()
+    first_stage, config = next(iter(steps)), recipe.resolve_model()
     per_token = training_flops_per_token(config)
     text = sum(planned[name]["tokens"] / planned[name]["steps"] * count for name, count in steps.items())
     is_embedded = all(name == EMBEDDED for name in recipe.tokenizer.sources)
@@ -180,53 +185,58 @@ def estimate_run(
         table, stage = recipe.stage_config(name), planned[name]
         step = stage["hours"] * 3600 / stage["steps"] * STEP_RATIO.get(name, 1.0)
         is_last = name == list(steps)[-1]
-        measure = partial(evaluation_seconds, table, flops / per_token, config.context)
-        one = measure(exams.get(name, 0), evaluations, first=True)
-        whole = measure(exams.get(name, 0), evaluations, first=False)
+        measure = partial(evaluation_seconds, table, flops_per_second / per_token, config.context)
+        one = measure(exams.get(name, 0), evaluations, is_partial=True)
+        whole = measure(exams.get(name, 0), evaluations, is_partial=False)
         if not (evaluations.every_stage or is_last):
-            whole = measure(0, evaluations, first=False) if name == "pretrain" else 0.0
+            whole = measure(0, evaluations, is_partial=False) if name == "pretrain" else 0.0
         if name == "pretrain" and is_embedded and evaluations.compressors:
             whole += COMPRESSION_SECONDS * core.parallel
         count_between = stage["steps"] // table.eval_every if table.eval_every else 0
         between = one * max(0, count_between - 1)
         if isinstance(table, StageConfig) and table.core_every:
-            items = CORE_TASKS * table.core_max_per_task * CORE_ITEM_TOKENS * per_token / flops
+            items = CORE_TASKS * table.core_max_per_task * CORE_ITEM_TOKENS * per_token / flops_per_second
             whole += items if evaluations.every_stage or is_last else 0.0
             between += items * max(0, stage["steps"] // table.core_every - 1)
         between *= evaluations.between
-        start = opening + (data if name == first else 0.0) + (one if evaluations.between else 0.0)
+        start = opening + (data if name == first_stage else 0.0) + (one if evaluations.between else 0.0)
         entries.append(StageSeconds(name, count, step, start, whole, between))
     return (*entries, StageSeconds("report", 0, 0.0, end=FINISH_SECONDS * core.share))
 
 
 def evaluation_seconds(
-    table: LoopConfig, per_second: float, context: int, skills: int, evaluations: EvaluationPlan, first: bool
+    table: LoopConfig,
+    tokens_per_second: float,
+    context: int,
+    skills: int,
+    evaluations: EvaluationPlan,
+    is_partial: bool,
 ) -> float:
     """Returns the seconds of one evaluation of a stage.
 
     Args:
         table: of the stage.
-        per_second: tokens of training.
+        tokens_per_second: of training.
         context: tokens of a row.
         skills: number of skills that the stage is examined on.
         evaluations: which evaluations are made.
-        first: whether it is one of the smaller evaluations in between.
+        is_partial: whether it is one of the smaller evaluations in between.
     """
     questions = (
         skills
         * EXAMS_PER_SKILL
         * table.eval_questions
         * evaluations.questions
-        * (EARLY_EVAL_FRACTION if first else 1.0)
+        * (EARLY_EVAL_FRACTION if is_partial else 1.0)
     )
-    rows = FIRST_ROWS if first else LAST_ROWS
-    return (rows * context / 3 + questions * QUESTION_TOKENS) / per_second
+    rows = FIRST_ROWS if is_partial else LAST_ROWS
+    return (rows * context / 3 + questions * QUESTION_TOKENS) / tokens_per_second
 
 
 def least_seconds(
     recipe: Recipe,
     planned: Mapping[str, Mapping[str, Any]],
-    flops: float,
+    flops_per_second: float,
     core: CoreTime,
     exams: Mapping[str, int],
 ) -> float:
@@ -235,4 +245,4 @@ def least_seconds(
     It is pretraining alone, with the fewest evaluations.
     """
     steps = dict.fromkeys(["pretrain"], 0.0)
-    return total_seconds(estimate_run(recipe, planned, steps, flops, core, exams, EVALUATIONS[-1]))
+    return total_seconds(estimate_run(recipe, planned, steps, flops_per_second, core, exams, EVALUATIONS[-1]))

@@ -50,12 +50,15 @@ def read_seal(directory: Path) -> dict[str, Any] | None:
     if not is_seal or not all(isinstance(value, str) for value in seal["files"].values()):
         return None
     lines = seal["lines"].values()
-    right = all(isinstance(hashes, list) and all(isinstance(each, str) for each in hashes) for hashes in lines)
-    return seal if right else None
+    is_valid = all(isinstance(hashes, list) and all(isinstance(each, str) for each in hashes) for hashes in lines)
+    return seal if is_valid else None
 
 
 def hash_lines(path: Path) -> list[str]:
-    """Returns 16 hexadecimal digits of the SHA-256 of each complete line of a file; [] without the file."""
+    """Returns 16 hexadecimal digits of the SHA-256 of each complete line of a file that is not blank.
+
+    [] without the file.
+    """
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # what follows the last newline is unfinished
     return [hashlib.sha256(line).hexdigest()[:16] for line in lines if line.strip()]
 
@@ -74,7 +77,8 @@ def hash_sealed_files(stage_dir: Path) -> dict[str, str]:
 def hash_run_files(run_dir: Path) -> dict[str, str]:
     """Returns the SHA-256 of the files that say what the run is, by path in the run.
 
-    The seconds of a run with a budget are among them once it is finished: until then they change.
+    The weights and the adapter that it started from are among them; the seconds of a run with a budget once it is
+    finished: until then they change.
     """
     paths = [run_dir / name for name in RUN_FILES] + ([run_dir / SPENT] if has_run_ended(run_dir) else [])
     given = (f"init/step-*/{MANIFEST}", "init*/*.json", "init_adapter/*.safetensors")  # an adapter has no manifest

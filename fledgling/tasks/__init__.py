@@ -138,8 +138,8 @@ def make_mixture_example(weights: Mapping[str, float], index: int, seed: int) ->
         raise UserError("the mixture of tasks is empty; give at least one task a weight above 0")
     shares = [weights[name] for name in names]
     rng = make_rng("mixture", seed, index)
-    first = load_task(rng.choices(names, shares)[0]).get_train_example(index, seed)
+    first = load_task(rng.choices(names, shares)[0]).get_train_conversation(index, seed)
     if rng.random() >= JOIN_PROBABILITY:
         return first
-    second = load_task(rng.choices(names, shares)[0]).get_train_example(index, seed + 1_000_003)
+    second = load_task(rng.choices(names, shares)[0]).get_train_conversation(index, seed + 1_000_003)
     return {"messages": [*first["messages"], *second["messages"]]}

@@ -123,6 +123,6 @@ def _read_training_documents(source: str, root: Path) -> Iterable[Document]:
             yield Document(example.source_text, origin=f"{source} row {number}")
         return
     for number in range(len(conversations)):
-        messages = conversations.get_train_example(number, 0)["messages"]
+        messages = conversations.get_train_conversation(number, 0)["messages"]
         text = "\n".join(_iterate_strings([message["content"] for message in messages]))
         yield Document(text, origin=f"{source} {number}")

@@ -57,7 +57,7 @@ class ConversationDataset:
         """Returns the files. Raises UserError where there are none."""
         return list(self.list_files())
 
-    def get_train_example(self, index: int, seed: int) -> dict:
+    def get_train_conversation(self, index: int, seed: int) -> dict:
         """Returns conversation `index` of `seed`. Raises UserError with its location for a row that is none."""
         epoch, position = divmod(index, len(self))
         sequence, ends = _shuffle_blocks(self._stamps, self.name, seed, epoch)

@@ -69,6 +69,7 @@ class DatasetTask:
         parse_row: (task name, row, "FILE:LINE") -> Example; raises UserError for a row that it cannot parse.
         score: (question, answer) -> 1.0 or 0.0.
         batch_scorer: the same for many pairs at once, where that is faster.
+        max_new_tokens: of an answer.
     """
 
     name: str
@@ -79,7 +80,7 @@ class DatasetTask:
     max_new_tokens: int = 96
 
     def __len__(self) -> int:
-        """Returns the rows of the training split."""
+        """Returns the number of rows of the training split."""
         return len(self.examples(TRAIN))
 
     def files(self) -> list[Path]:
@@ -87,7 +88,10 @@ class DatasetTask:
         return self.split_files.find_files(TRAIN)
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """Returns all rows of a split, in file order. Raises UserError for a bad row, with its file and line."""
+        """Returns all rows of the training split, or for any other name of the test split, in file order.
+
+        Raises UserError for a bad row, with its file and line.
+        """
         return self._train_examples if split == TRAIN else self._test_examples
 
     @cached_property
@@ -98,7 +102,7 @@ class DatasetTask:
     def _test_examples(self) -> tuple[Example, ...]:
         return _read_examples(self.name, stat_files(self.split_files.find_files(TEST)), self.parse_row)
 
-    def get_train_example(self, index: int, seed: int) -> dict:
+    def get_train_conversation(self, index: int, seed: int) -> dict:
         """Returns conversation `index` of `seed`, from the training split."""
         example = self._get_shuffled_example(TRAIN, index, seed)
         return make_conversation(example.question.prompt, example.reply)

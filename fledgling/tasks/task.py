@@ -73,7 +73,7 @@ class ConversationSource(Protocol):
     def files(self) -> list[Path]:
         """Returns the files that training reads. Raises UserError where one is missing, with how to get it."""
 
-    def get_train_example(self, index: int, seed: int) -> dict:
+    def get_train_conversation(self, index: int, seed: int) -> dict:
         """Returns a conversation for supervised training; each row comes once an epoch."""
 
 
@@ -146,7 +146,7 @@ class GeneratedTask:
         """Returns no file."""
         return []
 
-    def get_train_example(self, index: int, seed: int) -> dict:
+    def get_train_conversation(self, index: int, seed: int) -> dict:
         """Returns conversation `index` of `seed`: train wordings, no held-out word or number."""
         return self.to_conversation(self.sample_question(make_rng(self.name, TRAIN, seed, index), TRAIN, False, None))
 

@@ -10,8 +10,7 @@ not. Tokens and mask are both computed from that list, so they cannot disagree. 
                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ supervised
 
 There is one layout, which `fledgling.export` writes as a chat template, and that of an open model's own template
-(template_layout.py). Messages that it cannot take are first joined or
-dropped by the rule of turns.py.
+(template_layout.py). Messages that it cannot take are first joined or dropped by the rule of turns.py.
 """
 
 from __future__ import annotations

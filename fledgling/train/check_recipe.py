@@ -313,7 +313,7 @@ def _check_conversations(
     count = min(len(conversations), SAMPLED_PROMPTS)
     lengths = []
     for index in range(count):
-        messages = conversations.get_train_example(index, preparer.seed)["messages"]
+        messages = conversations.get_train_conversation(index, preparer.seed)["messages"]
         end = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
         if tokenizer:
             lengths.append(float(len(render_prompt(tokenizer, {"messages": messages[:end]}))))

@@ -90,7 +90,7 @@ class EpochReader:
             if index in self.skipped:
                 continue
             try:
-                yield self.source.get_train_example(index, self.seed)
+                yield self.source.get_train_conversation(index, self.seed)
             except UserError as error:
                 self.left_out.append(index)
                 self.first_error = self.first_error or error

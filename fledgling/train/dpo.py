@@ -106,7 +106,7 @@ class PreferenceStream:
     def metrics(self) -> dict[str, float]:
         """Returns the fraction of the step's pairs on the right side of the margin, and the mean margin."""
         sums = self.step_metrics.pop_sums(self.world)
-        values = {"accuracy": sums["right"] / sums["pairs"], "margin": sums["margin"] / sums["pairs"]}
+        values = {"accuracy": sums["correct"] / sums["pairs"], "margin": sums["margin"] / sums["pairs"]}
         return values | ({"baseline": self.baseline} if self.config.objective == "kto" else {})
 
     def state_dict(self) -> dict:

@@ -25,11 +25,15 @@ def preference_batch_loss(
 ) -> Tensor:
     """Returns the recipe's objective summed over the pairs or answers of a batch, times their weight.
 
+    The objective reward scores answers with the model's value head, the others with log-probabilities.
+
     Args:
         batch: with document_ids and loss_weights; with reference_logprobs where the objective has a reference, and with
             rewards, 1 of a desirable answer and 0 of another, for kto.
         baseline: of kto, in nats.
-        metrics: receives the number of pairs or answers, of those that are right, and the sum of their margins.
+        metrics: receives `pairs`, the number of pairs or answers; `correct`, of those with a margin above 0; and
+            `margin`, the sum of margins: differences of scores for reward, of gains over the reference where the
+            objective has one, of mean log-probabilities else.
     """
     objective = OBJECTIVES[config.objective]
     beta = objective.beta if config.beta is None else config.beta
@@ -53,13 +57,13 @@ def preference_batch_loss(
         margin = chosen.gain - rejected.gain if config.uses_reference else chosen.mean - rejected.mean
     if metrics is not None:
         present = weight > 0
-        right, gained = (margin > 0) & present, torch.where(present, margin, 0.0)
-        metrics.add(pairs=present.sum(), right=right.sum(), margin=gained.sum())
+        correct, gained = (margin > 0) & present, torch.where(present, margin, 0.0)
+        metrics.add(pairs=present.sum(), correct=correct.sum(), margin=gained.sum())
     return (loss * weight).sum()
 
 
 def collect_answers(model: Transformer, hidden: Tensor, batch: Batch) -> Answers:
-    """Returns the answers of a batch, (B, N), from its hidden states (B, T, C)."""
+    """Returns the answers of a batch, (B, N), from its hidden states (B, T, C); a missing reference counts as 0."""
     mask = batch.targets != IGNORE_INDEX
     logprobs = logprobs_from_hidden(model, hidden, batch.targets)
     reference = torch.zeros_like(logprobs) if batch.reference_logprobs is None else batch.reference_logprobs
@@ -73,13 +77,13 @@ def collect_answers(model: Transformer, hidden: Tensor, batch: Batch) -> Answers
 
 def sum_per_answer(values: Tensor, batch: Batch) -> Tensor:
     """Returns the sums of (B, T) over each document, (B, N), N an even number that is large enough for any row."""
-    return _allocate_like(values).scatter_add(1, _answer_index(batch), values)
+    return _allocate_sums(values).scatter_add(1, _answer_index(batch), values)
 
 
 def per_answer_maximum(values: Tensor, batch: Batch) -> Tensor:
     """Returns the largest of (B, T) at the targets of each document, at least 0: (B, N)."""
     at_targets = torch.where(batch.targets != IGNORE_INDEX, values, 0.0)
-    return _allocate_like(at_targets).scatter_reduce(1, _answer_index(batch), at_targets, "amax")
+    return _allocate_sums(at_targets).scatter_reduce(1, _answer_index(batch), at_targets, "amax")
 
 
 def answer_weights(batch: Batch) -> Tensor:
@@ -89,7 +93,7 @@ def answer_weights(batch: Batch) -> Tensor:
 
 
 def last_target_values(values: Tensor, batch: Batch) -> Tensor:
-    """Returns the value at each document's last target, of values (B, T): (B, N)."""
+    """Returns the value at each document's last target, at position 0 without one, of values (B, T): (B, N)."""
     positions = torch.arange(values.shape[1], device=values.device).to(values.dtype).expand_as(values)
     return values.gather(1, per_answer_maximum(positions, batch).long())
 
@@ -99,6 +103,7 @@ def _answer_index(batch: Batch) -> Tensor:
     return batch.document_ids.long() - 1
 
 
-def _allocate_like(values: Tensor) -> Tensor:
+def _allocate_sums(values: Tensor) -> Tensor:
+    """Returns zeros (B, T), T rounded up to an even number: a row has at most T documents, and pairs are even."""
     rows, positions = values.shape
     return values.new_zeros(rows, positions + positions % 2)

@@ -46,7 +46,7 @@ def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
             source = load_task(name) if is_generated_source(name) else load_source(name, recipe.run.data_dir)
             count = len(source)
             sampled = min(count or SAMPLED_EXAMPLES, SAMPLED_EXAMPLES)
-            sample = [source.get_train_example(index, recipe.seed) for index in range(sampled)]
+            sample = [source.get_train_conversation(index, recipe.seed) for index in range(sampled)]
         except UserError:
             continue  # missing, or with a bad row: training says so
         rows = [min(1.0, _estimate_tokens(example) / context) for example in sample]

@@ -26,16 +26,16 @@ def test_own_conversations_come_once_an_epoch(tmp_path):
         line["messages"][0]["content"] = f"question {n}"
     path = write_lines(tmp_path / "own.jsonl", *lines, "", make_conversation("system", "user", "assistant"))
     dataset = load_source(f"chat:{path}")
-    epoch = [dataset.get_train_example(i, 1) for i in range(6)]
+    epoch = [dataset.get_train_conversation(i, 1) for i in range(6)]
     assert len({json.dumps(c) for c in epoch}) == 6
-    assert any(epoch != [dataset.get_train_example(i, 1) for i in range(6 * n, 6 * n + 6)] for n in (1, 2, 3))
+    assert any(epoch != [dataset.get_train_conversation(i, 1) for i in range(6 * n, 6 * n + 6)] for n in (1, 2, 3))
     for conversation in epoch:
         check_conversation(conversation)
 
 
 def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
     smoltalk = load_source("smoltalk", write_public_sets(tmp_path / "data"))
-    rows = [smoltalk.get_train_example(i, 3)["messages"][0]["content"] for i in range(100)]
+    rows = [smoltalk.get_train_conversation(i, 3)["messages"][0]["content"] for i in range(100)]
     assert (
         len(smoltalk) == 50
         and len(set(rows[:50])) == 50
@@ -48,9 +48,9 @@ def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
     ]
     lines = [line for row in many for line in (row, "\n")]  # empty lines are no rows
     dataset = load_source(f"chat:{write_rows(tmp_path / 'own.jsonl', lines)}")
-    texts = [dataset.get_train_example(i, 1)["messages"][0]["content"] for i in range(2500)]
+    texts = [dataset.get_train_conversation(i, 1)["messages"][0]["content"] for i in range(2500)]
     assert sorted(map(int, texts)) == list(range(2500)) and texts != sorted(texts, key=int)
-    assert dataset.get_train_example(1700, 1)["messages"][0]["content"] == texts[1700]
+    assert dataset.get_train_conversation(1700, 1)["messages"][0]["content"] == texts[1700]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_bad_line_among_many_is_an_error_of_its_own_row_alone(tmp_path):
     found = 0
     for index in range(len(dataset)):
         try:
-            check_conversation(dataset.get_train_example(index, 0))
+            check_conversation(dataset.get_train_conversation(index, 0))
         except UserError as error:
             found += str(error).startswith(f"{path}:1: not JSON")
     assert len(dataset) == 101 and found == 1
@@ -92,11 +92,11 @@ def test_a_file_of_any_form_is_read_and_what_is_changed_is_reported(tmp_path):
         tmp_path / "own.ndjson", sharegpt, [*make_conversation("user", "assistant")["messages"]], unanswered
     )
     dataset = load_source(f"chat:{path}")
-    assert {len(dataset.get_train_example(index, 0)["messages"]) for index in range(3)} == {2, 3}
+    assert {len(dataset.get_train_conversation(index, 0)["messages"]) for index in range(3)} == {2, 3}
     assert dataset.contents == "messages changed: 1 joined to the one before, 1 without an answer"
     (tmp_path / "fragen.csv").write_text("Frage,Antwort\nWer?,Ich.\n")
     dataset = load_source(f"chat:{tmp_path / 'fragen.csv'}?prompt=Frage&answer=Antwort")
-    assert [message["content"] for message in dataset.get_train_example(0, 0)["messages"]] == ["Wer?", "Ich."]
+    assert [message["content"] for message in dataset.get_train_conversation(0, 0)["messages"]] == ["Wer?", "Ich."]
 
 
 def test_a_file_that_is_missing_empty_or_not_utf8_is_named(tmp_path):
@@ -119,7 +119,7 @@ def test_a_folder_of_conversations_says_what_it_passes_over(tmp_path):
     (tmp_path / "d.txt").write_text("x")
     (tmp_path / ".old.jsonl").write_text("broken")
     source = load_source(f"chat:{tmp_path}")
-    assert len(source) == 7 and len({json.dumps(source.get_train_example(i, 0)) for i in range(7)}) == 1
+    assert len(source) == 7 and len({json.dumps(source.get_train_conversation(i, 0)) for i in range(7)}) == 1
     assert source.contents == (
         "3 files (1 .json, 1 .jsonl, 1 .jsonl.zst); passed over 2: 1 .txt (first: d.txt), 1 hidden (first: .old.jsonl)"
     )

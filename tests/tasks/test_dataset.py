@@ -24,11 +24,11 @@ def root(tmp_path_factory):
 def test_an_epoch_gives_every_row_once_in_an_order_of_its_own(root, name):
     task = load_task(name, root)
     count = len(task)
-    epochs = [[json.dumps(task.get_train_example(e * count + i, 5)) for i in range(count)] for e in range(3)]
+    epochs = [[json.dumps(task.get_train_conversation(e * count + i, 5)) for i in range(count)] for e in range(3)]
     assert [len(set(epoch)) for epoch in epochs] == [count] * 3 and len({tuple(sorted(e)) for e in epochs}) == 1
     assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs[0] == [json.dumps(load_task(name, root).get_train_example(i, 5)) for i in range(count)]
-    assert epochs[0] != [json.dumps(task.get_train_example(i, 6)) for i in range(count)]
+    assert epochs[0] == [json.dumps(load_task(name, root).get_train_conversation(i, 5)) for i in range(count)]
+    assert epochs[0] != [json.dumps(task.get_train_conversation(i, 6)) for i in range(count)]
     for conversation in epochs[0]:
         check_conversation(json.loads(conversation))
 
@@ -38,7 +38,7 @@ def test_training_and_practice_never_see_the_test_split(root, name):
     task = load_task(name, root)
     tested = {question.prompt for question in task.list_exams({TEST: 1000})[0][1]}
     assert len(tested) == len(task.examples("test"))
-    assert tested.isdisjoint(task.get_train_example(i, 0)["messages"][0]["content"] for i in range(2 * len(task)))
+    assert tested.isdisjoint(task.get_train_conversation(i, 0)["messages"][0]["content"] for i in range(2 * len(task)))
     assert tested.isdisjoint(task.get_practice_question(i, 0).prompt for i in range(2 * len(task)))
 
 
@@ -60,7 +60,7 @@ def test_the_published_splits_have_their_sizes():
 
 def test_humaneval_has_no_training_split(root):
     with pytest.raises(UserError, match="humaneval has no train split; it is for evaluation only"):
-        load_task("humaneval", root).get_train_example(0, 0)
+        load_task("humaneval", root).get_train_conversation(0, 0)
 
 
 @pytest.mark.parametrize("name", [*WITH_TRAINING_SPLIT, "smoltalk"])

@@ -18,6 +18,8 @@ def test_a_user_s_questions_are_evaluated_practised_and_learned(tmp_path):
     free_text = next(question for question in questions if not question.choices)
     assert task.score(free_text, "lima.") == 1.0 and task.score(free_text, "Rome") == 0.0
     assert {task.get_practice_question(i, 0).prompt for i in range(2)} == {question.prompt for question in questions}
-    check_conversation(task.get_train_example(0, 0))
+    check_conversation(task.get_train_conversation(0, 0))
     with pytest.raises(UserError, match=r'own.jsonl:1: column "answer" is missing'):
-        load_task(f"questions:{write_rows(tmp_path / 'own.jsonl', [{'question': 'Why?'}])}").get_train_example(0, 0)
+        load_task(f"questions:{write_rows(tmp_path / 'own.jsonl', [{'question': 'Why?'}])}").get_train_conversation(
+            0, 0
+        )

@@ -53,7 +53,7 @@ class EnvironmentTask:
         """Returns a new episode of the question's instance."""
         return Episode(self.make_environment(), question.facts["seed"])
 
-    def get_train_example(self, index: int, seed: int) -> dict:
+    def get_train_conversation(self, index: int, seed: int) -> dict:
         """Returns a demonstration as a conversation: the prompt, calls with their output, the final answer.
 
         Raises UserError for an environment without demonstrations.

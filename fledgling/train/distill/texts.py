@@ -114,7 +114,7 @@ def _hash_prompts(source: ConversationSource, settings: AnswerSettings) -> str:
     """Returns a digest of the conversations that are answered: a source that was edited is another one."""
     digest = hashlib.sha256()
     for index in range(settings.count):
-        messages = source.get_train_example(index, settings.seed)["messages"]
+        messages = source.get_train_conversation(index, settings.seed)["messages"]
         digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()[:32]
 
@@ -154,7 +154,7 @@ def _answer_prompts(
     """Returns the conversations of some prompts, and adds to the counts."""
     prompts, limit = [], engine.context - min(settings.max_new_tokens, engine.context // 2)
     for index in indices:
-        messages = source.get_train_example(index, settings.seed)["messages"]
+        messages = source.get_train_conversation(index, settings.seed)["messages"]
         last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
         prompt = render_prompt(engine.tokenizer, {"messages": messages[:last]})
         if len(prompt) > limit:

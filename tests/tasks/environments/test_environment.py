@@ -123,7 +123,7 @@ def test_no_instance_of_an_exam_is_demonstrated_or_practised(name):
     held_out = [{identity(question) for question in questions} for questions in exams.values()]
     practised = {identity(task.get_practice_question(i, 1)) for i in range(300)}
     assert not held_out[0] & held_out[1] and not (held_out[0] | held_out[1]) & practised
-    prompts = {task.get_train_example(i, 1)["messages"][0]["content"] for i in range(20)}
+    prompts = {task.get_train_conversation(i, 1)["messages"][0]["content"] for i in range(20)}
     assert len(prompts) > 1
 
 

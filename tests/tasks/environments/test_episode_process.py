@@ -125,7 +125,7 @@ def test_a_users_class_is_demonstrated_practised_and_scored(spec, tmp_path):
     assert episodes[0].call(f"add({number})") == question.answer
     transcript = write_transcript([call for call, _ in episodes[0].calls], question.answer)
     assert (task.score(question, transcript), task.score_turns(question, transcript)) == (1.0, [0.25] * 3)
-    parts = task.get_train_example(0, 1)["messages"][1]["content"]
+    parts = task.get_train_conversation(0, 1)["messages"][1]["content"]
     assert [part["type"] for part in parts] == ["python", "output", "python", "output", "text"]
     assert parts[-1]["text"] == parts[-2]["text"] == str(2 * int(parts[0]["text"][4:-1]))
     assert len(dict(task.list_exams({TEST: 5}))["env:Doubling_test"]) == 5
@@ -147,7 +147,7 @@ def test_a_class_that_fails_ends_the_round_with_its_name_and_works_afterwards(sp
 def test_a_class_without_demonstrations_says_where_it_can_be_used(spec):
     task = load_task(spec.replace("Doubling", "Bare"))
     with pytest.raises(UserError, match=r"can be in rl\.tasks, not in a mixture"):
-        task.get_train_example(0, 1)
+        task.get_train_conversation(0, 1)
 
 
 @pytest.mark.parametrize(

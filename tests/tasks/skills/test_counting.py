@@ -16,7 +16,7 @@ def test_counting_tallies_and_scores_the_last_number():
 
 def test_counting_is_balanced_in_training_and_evaluation():
     task = counting.make_task()
-    trained = [task.get_train_example(i, 0)["messages"][-1]["content"].split(":")[1] for i in range(4_000)]
+    trained = [task.get_train_conversation(i, 0)["messages"][-1]["content"].split(":")[1] for i in range(4_000)]
     evaluated = [q.answer for q in task.draw_exam(TEST, 200)]
     for answers in (trained, evaluated):
         share = {n: answers.count(n) / len(answers) for n in "0123"}

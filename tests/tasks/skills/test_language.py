@@ -32,7 +32,7 @@ def test_no_sentence_of_an_exam_is_trained_or_practised_and_all_words_are():
         questions = task.draw_exam(which, 200)
         assert len(questions) == 200 and all(is_held_out("language", q.facts["sentence"]) for q in questions)
         held_out |= {question.facts["sentence"] for question in questions}
-    prompts = [task.get_train_example(n, 3)["messages"] for n in range(3000)]
+    prompts = [task.get_train_conversation(n, 3)["messages"] for n in range(3000)]
     assert not any(sentence in messages[0]["content"] for messages in prompts[:300] for sentence in held_out)
     trained = {word for messages in prompts for word in messages[1]["content"].split()}
     assert trained == set(load_lexicon().values())

@@ -33,20 +33,24 @@ def name(request):
 def test_the_same_index_and_seed_give_the_same_example(name):
     task, again = load_task(name), MODULES[name].make_task()
     for i in range(200):
-        assert task.get_train_example(i, 3) == again.get_train_example(i, 3)
+        assert task.get_train_conversation(i, 3) == again.get_train_conversation(i, 3)
         assert task.get_practice_question(i, 3) == again.get_practice_question(i, 3)
     assert task.draw_exam(TEST, 80) == again.draw_exam(TEST, 80)
-    assert [task.get_train_example(i, 3) for i in range(50)] != [task.get_train_example(i, 4) for i in range(50)]
+    assert [task.get_train_conversation(i, 3) for i in range(50)] != [
+        task.get_train_conversation(i, 4) for i in range(50)
+    ]
 
 
 def test_no_held_out_word_or_pair_is_trained_or_practised():
     for i in range(20_000):
-        python = arithmetic.make_task().get_train_example(i, 0)["messages"][-1]["content"][0]["text"]
+        python = arithmetic.make_task().get_train_conversation(i, 0)["messages"][-1]["content"][0]["text"]
         sign = next(s for s in "+*-" if s in python)
         a, b = sorted(map(int, python.split(sign)))
         assert not is_held_out("pair", sign, a, b)
-        assert not is_held_out("word", visible_reply(spelling.make_task().get_train_example(i, 0)).replace(" ", ""))
-        letters = "".join(c for c in visible_reply(counting.make_task().get_train_example(i, 0)) if c.isalpha())
+        assert not is_held_out(
+            "word", visible_reply(spelling.make_task().get_train_conversation(i, 0)).replace(" ", "")
+        )
+        letters = "".join(c for c in visible_reply(counting.make_task().get_train_conversation(i, 0)) if c.isalpha())
         assert not is_held_out("word", letters)
         if i < 5_000:
             facts = arithmetic.make_task().get_practice_question(i, 0).facts
@@ -78,12 +82,12 @@ def test_the_reference_reply_scores_one_and_is_a_conversation(name):
             assert conversation["messages"][0]["content"] == question.prompt
             assert task.score(question, visible_reply(conversation)) == 1.0
             assert task.score(question, "") == 0.0
-        check_conversation(task.get_train_example(i, 0))
+        check_conversation(task.get_train_conversation(i, 0))
 
 
 def test_no_slot_is_left_open_and_no_prompt_is_long(name):
     task = load_task(name)
-    prompts = [task.get_train_example(i, 1)["messages"][0]["content"] for i in range(3_000)]
+    prompts = [task.get_train_conversation(i, 1)["messages"][0]["content"] for i in range(3_000)]
     prompts += [task.get_practice_question(i, 1).prompt for i in range(300)]
     prompts += [q.prompt for wordings in (DEV, TEST) for q in task.draw_exam(wordings, 300)]
     assert not [p for p in prompts if "{" in p or "}" in p or "[" in p or "  " in p]

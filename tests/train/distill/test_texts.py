@@ -46,11 +46,11 @@ def test_answers_are_conversations_and_an_interrupted_file_is_resumed(engine, tm
         file.write('{"messages": [{"role": "user", "content": "x"}]}\n{"messages": [')
     assert write_answers(engine, "id", source, SETTINGS, stopped) == counts
     assert stopped.read_bytes() == whole.read_bytes()
-    prompts = {source.get_train_example(n, 1)["messages"][0]["content"] for n in range(32)}
+    prompts = {source.get_train_conversation(n, 1)["messages"][0]["content"] for n in range(32)}
     learned = load_source(f"chat:{whole}")
     assert len(learned) == counts.written
     for index in range(len(learned)):
-        user, assistant = learned.get_train_example(index, 0)["messages"]
+        user, assistant = learned.get_train_conversation(index, 0)["messages"]
         assert user["content"] in prompts and assistant["role"] == "assistant" and assistant["content"]
 
 
