@@ -9,7 +9,7 @@ Half of the shots aim at a save: they wait for its temporary directory and for a
 processes are forked from this one, which has imported what the reference run imported, and computed nothing (a process
 whose libraries have started threads must not fork: the test suite starts this program in a process). Only bits per byte
 is evaluated, because the others take longer than training. With --folder the shots are stored, and the
-same command continues after the last one.
+same command resumes after the last one.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import pytest
 import fledgling
 from fledgling.cli import COMMANDS
 from tests.invariants.structure import LAYERS, PACKAGE, ROOT, read_sources, torch_at_import
+from tests.invariants.test_words import COMMENTED, comments_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES.remove(ROOT / "docs" / "decisions" / "names.md")  # shows old names next to new ones
@@ -55,6 +56,12 @@ def test_files_that_a_docstring_names_exist(module):
     assert [name for text in texts for name in file_names(text) if not exists(name, near, is_docstring=True)] == []
 
 
+@pytest.mark.parametrize("path", COMMENTED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_comment_of_another_language_names_exist(path):
+    names = [name for text in comments_of(path).values() for name in file_names(text)]
+    assert [name for name in names if not exists(name, path.parent)] == []
+
+
 def unnamed_modules(docstring: str, modules: list[str]) -> list[str]:
     """Returns the modules that a package's docstring does not name: as NAME.py, in a group like gguf_*.py, or `NAME`.
 
@@ -79,6 +86,18 @@ def test_a_package_names_all_its_modules(package):
 def test_the_package_states_its_layers():
     stated = re.findall(r"(\d) ((?:[a-z]+ ?)+)(?=,|\.)", fledgling.__doc__.split("Imports only go down:")[1])
     assert [tuple(names.split()) for _, names in stated] == list(LAYERS)
+
+
+def repeated_terms(page: str) -> list[str]:
+    """Returns the terms that a glossary has in more than one row; a row may have several, after commas."""
+    rows = re.findall(r"^\| (?!term|-)([^|]*) \|", page, flags=re.MULTILINE)
+    terms = [term.strip() for row in rows for term in row.split(",")]
+    return sorted({term for term in terms if terms.count(term) > 1})
+
+
+def test_the_glossary_has_each_term_once():
+    assert repeated_terms((ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")) == []
+    assert repeated_terms("| term | x |\n|---|---|\n| a, b | x |\n| c | x |\n| b | y |\n") == ["b"]
 
 
 def test_the_architecture_page_has_every_package():

@@ -37,7 +37,8 @@ NEEDED_IN_PROSE = frozenset(
 )
 # Phrases of prose that have one word: resume, restart, a parameter's name, wall-clock time, the optional features.
 PHRASES = re.compile(
-    r"\b(go(es|ing|ne)? on (with|from|where)|went on (with|to|from)|trained anew|so many (rows|tokens|steps|characters)"
+    r"\b(go(es|ing|ne)? on (with|from|where|after)|went on (with|to|from)|stop and go on|same command continues"
+    r"|trained anew|so many (rows|tokens|steps|characters)"
     r"|all that is waited for|later ideas?|practised wordings|development wordings|training wordings)\b"
 )
 FILES = sorted(
@@ -53,6 +54,19 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if path.name != "names.md" and "vendor" not in path.parts  # names.md shows old names next to new ones
 )
+
+COMMENTED = sorted(  # of which the comments are read: their other lines are data or another language
+    path
+    for pattern in ("fledgling/**/*.toml", "tests/invariants/*.toml", "pyproject.toml", "launch/*", ".*.yaml")
+    for path in ROOT.glob(pattern)
+) + sorted(path for pattern in ("*.cpp", "*.h") for path in (ROOT / "fledgling").rglob(pattern))
+
+
+def comments_of(path: Path) -> dict[int, str]:
+    """Returns the comments of a file by line: after `//` in C++, after `#` in others."""
+    mark = "//" if path.suffix in (".cpp", ".h") else "#"
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    return {number: found[1] for number, line in lines if (found := re.search(rf"(?:^|\s){mark} ?(.*)", line))}
 
 
 def words_of(identifier: str) -> set[str]:
@@ -128,6 +142,20 @@ def test_no_identifier_is_a_retired_word(path):
 def test_no_page_has_a_retired_word(path):
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
     assert {number: found for number, line in lines if (found := retired_prose(line))} == {}
+
+
+@pytest.mark.parametrize("path", COMMENTED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_comment_of_another_language_has_a_retired_word(path):
+    found = {number: words for number, text in comments_of(path).items() if (words := retired_prose(text))}
+    assert found == {}
+
+
+def test_comments_of_other_languages_are_read(tmp_path):
+    files = {"a.toml": 'x = "told"  # told\n# is said\n', "a.cpp": "int told;  // told\n\n// is said\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        assert list(comments_of(tmp_path / name).values()) == ["told", "is said"]
+    assert {path.suffix for path in COMMENTED} >= {".toml", ".cpp", ".h", ".yaml"}
 
 
 def test_the_check_sees_a_retired_word():

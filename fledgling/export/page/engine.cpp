@@ -1,8 +1,9 @@
 // Arithmetic of the chat page in one file, for WebAssembly with SIMD: products with packed weights, norms, rotation,
-// attention, activations. model.js has the order in which they run and all memory; no function here allocates.
+// attention, activations. network.js has the order in which they run and all memory; no function here allocates.
 //
 // All arithmetic is fp32. Weights are those of kernels/format.py: a level of 8 or 4 bits is a whole number, so level times
-// input is summed over a group, and the sum multiplied by the group's scale. `export_wasm.py` compiles this file.
+// input is summed over a group, and the sum multiplied by the group's scale. fledgling/export/wasm.py
+// compiles this file.
 //
 // T tokens, K columns of a matrix, H heads, G key/value heads, D head width, d values of it rotated. Addresses are bytes
 // of the memory; 0 is "none".

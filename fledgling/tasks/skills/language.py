@@ -1,7 +1,7 @@
 """A made-up language of 200 words: `the old dog sees the river` gives a sentence that no model has read before.
 
 Velari exists in no text, so what a model knows of it was taught by this task alone: it measures how well a skill is
-added to a model, by an adapter or by full fine-tuning (`python -m benchmarks adapter_skill`). Every English word of
+added to a model, by an adapter or by full fine-tuning (`python -m benchmarks adapter-skill`). Every English word of
 language.toml has one word in it, of two syllables; subject, object, verb is the order, an adjective follows its noun,
 an adverb comes last, and there is no article. All words are trained; one sentence in ten is held out.
 """
