@@ -2,7 +2,7 @@
 
 Every run is a process of its own, as a user starts it, and is forecast from the shipped runs and from those of this
 series that were finished before it. A finished run is skipped and an interrupted one is resumed, so that the same
-command continues the series.
+command resumes the series.
 """
 
 from __future__ import annotations

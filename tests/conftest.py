@@ -39,16 +39,16 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_any_ranks.py::test_any_number_of_ranks_gives_the_same_weights[4]",
     "test_features.py::test_a_run_resumes_as_if_it_had_not_stopped[options1]",
     "test_families_train.py::test_every_family_learns_in_pretraining_and_reinforcement[gpt2]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[grpo in passes]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[gspo]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[cispo]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[dr_grpo]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[ipo]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[simpo]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[orpo]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[kto]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[midtrain]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[ppo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[grpo in passes]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[gspo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[cispo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[dr_grpo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[ipo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[simpo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[orpo]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[kto]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[midtrain]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[ppo]",
     "test_campaigns.py::test_runs_killed_at_random_moments_resume_with_the_same_bits",
     "distill/test_build.py::test_two_ranks_learn_the_same_bits",
     "distill/test_build.py::test_a_stage_that_was_stopped_ends_with_the_same_bits[text]",
@@ -125,8 +125,8 @@ FULL_SIZE = (  # each has a smaller member that always runs
         f"test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again[tamper_{name}]"
         for name in ("moment", "token", "checkpoint")
     ),
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[ppo in passes]",
-    "test_resume.py::test_stop_and_go_on_equals_not_stopping[stale answers]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[ppo in passes]",
+    "test_resume.py::test_stopping_and_resuming_equals_not_stopping[stale answers]",
     *(
         f"test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-{mode}]"
         for mode in ("shared", "hardly cached", "drafts")

@@ -83,7 +83,7 @@ def budgets(
 ) -> dict:
     """Run the quickstart within several budgets, and count how often the 90 % intervals of its forecasts held.
 
-    Finished runs are skipped and an interrupted one is resumed: the same command continues.
+    Finished runs are skipped and an interrupted one is resumed: run it again.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def features(
     clock: Literal["wall", "cpu"] = "wall",
     overrides: Overrides = (),
 ) -> Any:
-    """Race every optional feature against the plain model for the same time; the same command continues.
+    """Race every optional feature against the plain model for the same time; run it again to resume.
 
     Parameters
     ----------
@@ -173,12 +173,12 @@ def distill(
     return measure_distillation(teacher, out, steps, seeds, top_k, overrides)
 
 
-@experiment(table_of("benchmarks.adapter_skill", "format_adapter_skill"), name="adapter_skill")
+@experiment(table_of("benchmarks.adapter_skill", "format_adapter_skill"), name="adapter-skill")
 def adapter_skill(
     run: Path,
     /,
     *,
-    out: Path = Path("runs/adapter_skill"),
+    out: Path = Path("runs/adapter-skill"),
     steps: int = 600,
     share: float = 0.5,
     questions: int = 200,

@@ -156,7 +156,7 @@ def prepare(
 ) -> None:
     """Train a recipe's tokenizer and write the token shards of its documents, so that training starts at once.
 
-    If it is stopped, the next call continues with the unfinished shards.
+    If it is stopped, run it again to resume with the unfinished shards.
 
     Parameters
     ----------

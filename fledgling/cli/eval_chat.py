@@ -1,7 +1,7 @@
 """`fledgling eval chat` and `fledgling eval passk`: exams of chat tasks on a checkpoint.
 
 Answers are saved in RUN/STAGE/exams/step-N/, a file for each exam with a line for each question; a stopped command
-continues from there when it is run again. The accuracies are appended to the stage's evals.jsonl, where the report
+resumes there when it is run again. The accuracies are appended to the stage's evals.jsonl, where the report
 reads them. With --out nothing is written into the run.
 """
 

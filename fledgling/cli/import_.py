@@ -9,7 +9,7 @@ from fledgling.cli.options import Json
 
 
 def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
-    """Make a checkpoint of a model that transformers can load, of a class in docs/families.md, from safetensors.
+    """Make a checkpoint of a model that transformers can load, of a class in docs/families.md: safetensors or GGUF.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ def learn(
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> int:
-    """Train recipes for the same time on the same text, and compare bits per byte; the same command continues.
+    """Train recipes for the same time on the same text, and compare bits per byte; run it again to resume.
 
     Parameters
     ----------

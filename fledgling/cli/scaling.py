@@ -51,7 +51,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 def report_stop(stopped: TrainingStopped) -> int:
     """Prints that the command stopped and saved its state; returns the exit code."""
-    log(f"{stopped}; run the same command again to continue")
+    log(f"{stopped}; run the same command again to resume")
     return STOPPED
 
 
@@ -67,7 +67,7 @@ def run(
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> int:
-    """Train every depth at every budget, as ordinary runs; the same command continues after an interruption.
+    """Train every depth at every budget, as ordinary runs; run it again to resume.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.model import LEGACY_FIELDS
 from fledgling.config.recipe import STAGES, Recipe
 
 RECIPES_DIR = Path(__file__).parent.parent / "recipes"
@@ -37,12 +38,7 @@ _STAGE_KEYS = {
 }
 RENAMED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> key
     "tokenizer": {"characters": "max_characters", "digits": "max_digits", "letters": "letter_tokens"},
-    "model": {
-        "hidden": "intermediate_size",
-        "softcap": "logit_softcap",
-        "tied": "tie_embeddings",
-        "window": "window_size",
-    },
+    "model": LEGACY_FIELDS,
     "optimizer": {
         "matrix_rate": "matrix_lr",
         "embedding_rate": "embedding_lr",

@@ -169,7 +169,7 @@ class PreparedData:
         if source in self.pinned:
             return f"; the tokens that this stage began with, {self.pinned[source].get('directories')}, are gone too"
         if len(found) > 1:
-            return f"{has} in {len(found)} versions, and a stage that starts knows not which: put the file back"
+            return f"{has} in {len(found)} versions, and which of them a new stage needs is unknown: put the file back"
         if not found:
             return ""
         if tokenizer not in (None, found[0].get("tokenizer")):

@@ -1,7 +1,7 @@
 """Tokenizes a corpus too large for memory: its files are cut into work units, and each unit becomes one shard.
 
 A unit is about 100 MB of files. Its shard is complete or absent (`fledgling.data.shards`), so a pool of processes can
-take units in any order, a killed process costs one unit, and a second run continues. A unit is identified by the
+take units in any order, a killed process costs one unit, and a second run resumes. A unit is identified by the
 names, sizes and times of its files and by the tokenizer. When all units are done, corpus.json lists their shards; from
 then on the files are not read again. Start with `tokenize_corpus`.
 

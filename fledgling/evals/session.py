@@ -1,7 +1,7 @@
 """Evaluation of a checkpoint so that a stopped evaluation resumes: exams, pass@k and CORE.
 
 Answers and finished tasks are saved as they come, by default in RUN/STAGE/exams/step-N/; a session with the same
-checkpoint and settings reads them and continues. `record` appends measurements to the stage's evals.jsonl, where the
+checkpoint and settings reads them and resumes. `record` appends measurements to the stage's evals.jsonl, where the
 report reads them. All ranks of a session answer, and the main rank writes.
 """
 

@@ -1,11 +1,16 @@
 """The run directory: the files that a run writes, and the progress line that it shows.
 
-    RUN/recipe.toml  RUN/environment.json  RUN/plan.json  RUN/seal.json  RUN/lock (while a process writes)
-    RUN/forecast.json  RUN/spent.json (of a run with a budget)
+    RUN/recipe.toml  RUN/derived.json (what rules have filled in it)  RUN/environment.json  RUN/plan.json
+    RUN/seal.json  RUN/lock (while a process writes)  RUN/forecast.json  RUN/spent.json (of a run with a budget)
+    RUN/tokenizer/  RUN/data/   what the stages read: the tokenizer, and token shards of each source
+    RUN/init/  RUN/init_adapter/   weights or an adapter that the run was started from
+    RUN/requests/  RUN/report.html   requests of a watcher to a run in training; the report
     RUN/<stage>/metrics.jsonl   {"step", "time", "elapsed", "loss", "tokens", "tokens_per_second", "mfu", ...}
     RUN/<stage>/evals.jsonl     {"stage", "step", "name", "value", "low", "high", "n", "baseline", "chance", ...}
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
     RUN/<stage>/notices.jsonl   {"step", "text"}
+    RUN/<stage>/plan.json       what the plan predicted; plan-STEP.json after a change of settings
+    RUN/<stage>/exams/          answers of `fledgling eval`, by checkpoint
     RUN/<stage>/done.json       written once, when the stage has finished
     RUN/<stage>/seal.json       hashes of the lines and checkpoints, for `fledgling verify`
     RUN/<stage>/checkpoints/    one directory a checkpoint, complete or absent

@@ -26,9 +26,9 @@ EVALUATION_FIELDS: dict[str, Any] = {
 class EvaluationLog:
     """The evals.jsonl of one stage, to which training and `fledgling eval` append.
 
-    An evaluation over fewer cases than the recorded one of the same name and step is not appended. Nor is one of a part
-    (NAME/PART, such as a subject): there may be dozens, and their mean has a name of its own. Nothing that the file
-    holds is changed.
+    An evaluation over fewer cases than the recorded one of the same name and step is not appended. An evaluation of a
+    part (NAME/PART, such as a subject) is not appended either: there may be dozens, and their mean has a name of its
+    own. Nothing that the file holds is changed.
 
     Args:
         writer: of the file; shared, if another process may be appending.

@@ -176,7 +176,7 @@ def run_ablation(
 
     A variant is the base recipe with a few more overrides; its steps are what the budget allows, so a variant that
     costs more per token sees fewer tokens. Seeds are the outermost loop: after an interruption the numbers of seeds of
-    the variants differ by at most one. A finished run is skipped, an interrupted one continues from its checkpoint.
+    the variants differ by at most one. A finished run is skipped, an interrupted one resumes from its checkpoint.
 
     Args:
         load_recipe: overrides -> the base recipe with them.

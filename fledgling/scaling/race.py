@@ -6,7 +6,7 @@
     OUT/race.html            table and curves
 
 Seeds are the outermost loop, and each seed begins with another contestant, so that a machine that slows down slows all.
-A finished run is skipped, an interrupted one continues. Start with `run_race`; `race_results.py` compares.
+A finished run is skipped, an interrupted one is resumed. Start with `run_race`; `race_results.py` compares.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def check_contestant(job: race_run.Job, contestant: Contestant, log: Log) -> Non
     """Writes what a run is of to RUN/contestant.json, or compares it with what that says, before any of its steps.
 
     Raises UserError for a run of another checkout, or of a recipe that was edited since. Other code is logged: a race
-    may go on while the package changes.
+    may be resumed after the package has changed.
     """
     package = (contestant.tree or Path(fledgling.__file__).parent.parent) / "fledgling"
     file, recipe, settings = Path(contestant.recipe), None, ""
@@ -204,10 +204,11 @@ def check_contestant(job: race_run.Job, contestant: Contestant, log: Log) -> Non
     there = json.loads(path.read_text(encoding="utf-8"))
     remedy = "put another NAME= before the contestant, or choose another --out"
     if there.get("tree") != tree:
-        raise UserError(f"{job.run_dir} is of the checkout {there.get('tree')}, asked for {tree}: {remedy}")
+        trained, asked = (name or "this package" for name in (there.get("tree"), tree))
+        raise UserError(f"{job.run_dir} was trained by {trained}; this race asks for {asked}: {remedy}")
     is_same = has_settings(str(there.get("settings")), recipe) if recipe else there.get("settings") == settings
     if not is_same:
-        raise UserError(f"{job.run_dir} is of another state of the recipe {contestant.recipe}: {remedy}")
+        raise UserError(f"{job.run_dir} was trained with another state of the recipe {contestant.recipe}: {remedy}")
     if there.get("code") != here["code"]:
         log(f"race: {job.run} began with other code than {package} has now")
 

@@ -208,7 +208,7 @@ class TimedStage:
 
 
 def run_contestant(job: Job, log: Callable[[str], None]) -> None:
-    """Trains and measures what a job says, and writes RUN/race.json; continues from the run's checkpoint.
+    """Trains and measures what a job says, and writes RUN/race.json; resumes from the run's checkpoint.
 
     Raises:
         TrainingStopped: after a signal, once everything is saved.

@@ -9,7 +9,7 @@ steps = budget / (FLOPs per token x batch), as `fledgling.plan.flops` counts the
     OUT/d4-2e13/             an ordinary run directory, and cell.json: its depth and budget
     OUT/check/               runs of `run_forecast_check`: a budget beyond the sweep's, predicted before it is trained
 
-A finished run is skipped, an interrupted one continues from its checkpoint. `analysis.py` interprets the losses.
+A finished run is skipped, an interrupted one resumes from its checkpoint. `analysis.py` interprets the losses.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from fledgling.train.stage import Eval
 
 BATCH_TOKENS = 4096  # if the recipe has none
 MIN_STEPS = 20  # of a run; fewer are mostly warm-up
-CHECKPOINTS_PER_RUN = 4  # so that an interrupted run can continue
+CHECKPOINTS_PER_RUN = 4  # so that an interrupted run can resume
 CHECK_DEPTHS = range(1, 33)  # candidates for the predicted optimum
 
 LogFunction = Callable[[str], None]

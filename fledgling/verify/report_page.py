@@ -158,7 +158,7 @@ def _compare(page: str, runs: Sequence[RunData], check: Check, same_version: boo
         wrong += provenance
     elif provenance:
         check.notes.append(
-            f"report.html: {len(provenance)} lines on recipe, environment, data and notices are not those of now"
+            f"report.html: {len(provenance)} lines on recipe, environment, data and notices differ from today's"
         )
     styles, made_styles = (cut_elements(text, "style")[1] for text in (page, expected[-1]))
     active = sorted({(match[1] or match[2]).lower() for match in _ACTIVE.finditer(page)})

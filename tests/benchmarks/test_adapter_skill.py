@@ -34,5 +34,5 @@ def test_the_skill_is_taught_both_ways_and_the_run_is_not_changed(tmp_path, monk
 
 
 def test_a_run_that_is_missing_is_one_line(tmp_path, capsys):
-    assert main(["adapter_skill", str(tmp_path / "nowhere")]) == 1
+    assert main(["adapter-skill", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err

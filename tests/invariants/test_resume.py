@@ -59,7 +59,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
+def test_stopping_and_resuming_equals_not_stopping(finished, case, monkeypatch):
     folder, _ = finished
     stage, settings = CASES[case]
     recipe, out = make_all_stages_recipe(folder, **settings), folder / "run"

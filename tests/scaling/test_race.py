@@ -178,9 +178,9 @@ def test_a_run_is_of_the_checkout_and_the_recipe_that_it_began_with(tmp_path):
     one, other = (race.Contestant("new", "quickstart", tree=tmp_path / name) for name in ("a", "b"))
     for _ in range(2):
         race.check_contestant(job, one, lines.append)
-    with pytest.raises(UserError, match=r"new-s0 is of the checkout .*a, asked for .*b: put another NAME="):
+    with pytest.raises(UserError, match=r"new-s0 was trained by .*a; this race asks for .*b: put another NAME="):
         race.check_contestant(job, other, lines.append)
-    with pytest.raises(UserError, match=r"asked for None"):
+    with pytest.raises(UserError, match=r"asks for this package"):
         race.check_contestant(job, race.Contestant("new", "quickstart"), lines.append)
     assert not lines
     (tmp_path / "a" / "fledgling" / "__init__.py").write_text("# edited")
@@ -191,7 +191,7 @@ def test_a_run_is_of_the_checkout_and_the_recipe_that_it_began_with(tmp_path):
     recipe.write_text((Path(fledgling.__file__).parent / "recipes" / "quickstart.toml").read_text())
     job = race_run.Job(str(recipe), (), 0, 1.0, str(tmp_path), "own-s0")
     race.check_contestant(job, race.Contestant("own", str(recipe)), lines.append)
-    with pytest.raises(UserError, match=r"own-s0 is of another state of the recipe .*own.toml"):
+    with pytest.raises(UserError, match=r"own-s0 was trained with another state of the recipe .*own.toml"):
         race.check_contestant(job, race.Contestant("own", str(recipe), ("seed=5",)), lines.append)
 
 

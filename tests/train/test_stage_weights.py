@@ -85,7 +85,7 @@ def test_all_stages_pass_one_adapter_on_and_its_base_stays(copied):
 
 
 @pytest.mark.parametrize(("stage", "method", "quantization"), [("sft", "dora", "nf4"), ("rl", "dora", "none")])
-def test_stop_and_go_on_equals_not_stopping(copied, stage, method, quantization, monkeypatch):
+def test_stopping_and_resuming_equals_not_stopping(copied, stage, method, quantization, monkeypatch):
     settings = {**LORA, "adapter.method": method, "adapter.quantization": quantization, "rl.algorithm": "ppo"}
     recipe, out = recipe_of(copied, "pretrain", stage, **settings), copied / "run"
     assert run.run_stage(recipe, stage, quiet=True)

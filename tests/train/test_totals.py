@@ -70,7 +70,7 @@ def test_the_tokens_of_rl_are_the_sum_of_its_steps(uneven_rl):
     assert all(later["tokens"] > earlier["tokens"] for earlier, later in pairwise(lines))
 
 
-def test_sums_go_on_after_a_stop(uneven_rl, monkeypatch):
+def test_sums_are_resumed_after_a_stop(uneven_rl, monkeypatch):
     recipe, rows = uneven_rl
     monkeypatch.setattr(CheckpointSaver, "failed", property(lambda saver: len(rows) == 2))
     with pytest.raises(TrainingStopped):

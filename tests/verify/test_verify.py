@@ -122,7 +122,7 @@ def test_a_run_without_its_text_is_verified_from_its_tokens(copy, run):
     assert without["verdict"] == "steps not checked" and not without["holds"]
 
 
-def go_on_with(copy, stage, overrides, late_report=True):
+def resume_with(copy, stage, overrides, late_report=True):
     """Resumes a stage from a checkpoint of its middle, with changed settings; the report comes after or before."""
     (copy / stage / "done.json").unlink()
     shutil.rmtree(copy / stage / "checkpoints" / f"step-{tampering.STEPS:08d}")
@@ -146,7 +146,7 @@ def go_on_with(copy, stage, overrides, late_report=True):
     ],
 )
 def test_a_run_that_was_resumed_with_other_settings_raises_no_alarm(copy, stage, override):
-    go_on_with(copy, stage, [override])
+    resume_with(copy, stage, [override])
     result = verify_run(copy, count=8, seconds=600, seed=1)
     assert list_problems(result) == [] and result["holds"]
     if stage != "rl":
@@ -155,7 +155,7 @@ def test_a_run_that_was_resumed_with_other_settings_raises_no_alarm(copy, stage,
 
 
 def test_a_report_that_was_made_before_the_run_was_resumed_is_set_aside_and_raises_no_alarm(copy):
-    go_on_with(copy, "pretrain", ["pretrain.steps=8"], late_report=False)
+    resume_with(copy, "pretrain", ["pretrain.steps=8"], late_report=False)
     assert (copy / "report.older.html").exists() and not (copy / "report.html").exists()
     result = verify_run(copy, count=2, seconds=600, seed=1)
     assert list_problems(result) == []
