@@ -53,7 +53,8 @@ def check_conversation(conversation: Mapping[str, Any]) -> None:
 
     Expected is {"messages": [{"role", "content"}, ...]}: at most one system message, which comes first, then user and
     assistant in turn, user first. Content is text, or a list of parts {"type": "text"|"python"|"output", "text"}; the
-    parts of user and system are text; outputs follow the python parts that they answer.
+    parts of user and system are text; outputs follow the python parts that they answer. No content is empty. The last
+    message may be the user's or the assistant's.
     """
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
