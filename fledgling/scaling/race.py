@@ -204,8 +204,8 @@ def check_contestant(job: race_run.Job, contestant: Contestant, log: Log) -> Non
     there = json.loads(path.read_text(encoding="utf-8"))
     remedy = "put another NAME= before the contestant, or choose another --out"
     if there.get("tree") != tree:
-        trained, asked = (name or "this package" for name in (there.get("tree"), tree))
-        raise UserError(f"{job.run_dir} was trained by {trained}; this race asks for {asked}: {remedy}")
+        trained, requested = (name or "this package" for name in (there.get("tree"), tree))
+        raise UserError(f"{job.run_dir} was trained by {trained}; this race asks for {requested}: {remedy}")
     is_same = has_settings(str(there.get("settings")), recipe) if recipe else there.get("settings") == settings
     if not is_same:
         raise UserError(f"{job.run_dir} was trained with another state of the recipe {contestant.recipe}: {remedy}")
