@@ -135,6 +135,14 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_export.py::test_other_formats_print_their_comparison[words3-onnxruntime-0.0001]",
     "benchmarks/test_tokenizer.py::test_every_library_encodes_to_the_same_ids[2]",
     "test_comm.py::test_predicted_bytes_are_counted_bytes[4-3]",
+    *(
+        f"test_device_step.py::test_a_step_on_cuda_is_queued_without_a_read_and_makes_no_mask[{case}]"
+        for case in ("windows", "adamw", "normuon", "zero 1")
+    ),
+    *(
+        f"test_device_step.py::test_a_step_on_an_apple_gpu_has_no_float64_and_waits_once[{case}]"
+        for case in ("ppo", "dpo")
+    ),
     "test_health.py::test_a_checkpoint_saved_between_bad_steps_is_gone_after_the_rollback[1]",
 )
 
@@ -146,6 +154,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.endswith(FULL_SIZE):
             item.add_marker(pytest.mark.skip(reason="at full size: make test-all"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns the workers of `-n auto`: one more than cores, since a worker often waits for other processes."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:

@@ -45,7 +45,9 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None)
                     require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         run = run or (lambda name, lock: run_stage(recipe, name, quiet=quiet, lock=lock))
-        return [name for name in recipe.stages if (name in left or _is_usable(recipe, name)) and run(name, lock)]
+        return [
+            name for name in recipe.stages if (name in left or _is_usable(recipe.run.out, name)) and run(name, lock)
+        ]
 
 
 def list_stages_left(recipe: Recipe) -> list[str]:
@@ -54,9 +56,13 @@ def list_stages_left(recipe: Recipe) -> list[str]:
     Of an earlier stage no weights are needed any more.
     """
     done = [name for name in recipe.stages if (Path(recipe.run.out) / name / "done.json").exists()]
-    return [name for name in recipe.stages if name not in done or (name == done[-1] and not _is_usable(recipe, name))]
+    return [
+        name
+        for name in recipe.stages
+        if name not in done or (name == done[-1] and not _is_usable(recipe.run.out, name))
+    ]
 
 
-def _is_usable(recipe: Recipe, name: str) -> bool:
+def _is_usable(run_dir: str, name: str) -> bool:
     """Returns whether a stage that is done has a usable checkpoint, or none at all."""
-    return has_usable_end(Path(recipe.run.out) / name, print_nothing)
+    return has_usable_end(Path(run_dir) / name, print_nothing)

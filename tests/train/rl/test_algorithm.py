@@ -24,7 +24,7 @@ from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.rollout import Rollout
 from tests.train.rl.small_problems import BANDIT, COPY, TWO_STEPS, Flipped, Problem, arms, learn, settings, tokenizer
 
-SEEDS = range(5 if os.environ.get("FLEDGLING_FULL") else 2)
+SEEDS = range(5 if os.environ.get("FLEDGLING_FULL") else 1)
 STEPS = {BANDIT: 30, TWO_STEPS: 50, COPY: 60}
 REACHED = 0.9  # probability of the optimum; a random policy has 1 / 320 a token
 
