@@ -161,6 +161,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names bytes by their number: what is packed at the time of collection differs between two workers."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > 20 else None
+
+
 def pytest_collection_finish() -> None:
     """Takes all objects that exist now out of garbage collection: a pass over all modules and tests takes .3 s."""
     gc.collect()
