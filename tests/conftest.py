@@ -135,6 +135,12 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_export.py::test_other_formats_print_their_comparison[words3-onnxruntime-0.0001]",
     "benchmarks/test_tokenizer.py::test_every_library_encodes_to_the_same_ids[2]",
     "test_comm.py::test_predicted_bytes_are_counted_bytes[4-3]",
+    "test_dry_run.py::test_a_shipped_recipe_passes_the_dry_run_of_every_stage_at_its_full_size[d20-8xh100]",
+    "test_health.py::test_the_streams_of_dpo_and_rl_skip_too[dpo]",
+    "test_planner.py::test_memory_of_state_in_eight_bits_is_planned_too[15]",
+    "test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again[tamper_metrics]",
+    "test_bpb.py::test_two_ranks_measure_what_one_does",  # train/test_evals_on_ranks.py compares their lines
+    "test_likelihood.py::test_two_ranks_share_the_work_and_both_get_all_scores",  # that one too
     *(
         f"test_device_step.py::test_a_step_on_cuda_is_queued_without_a_read_and_makes_no_mask[{case}]"
         for case in ("windows", "adamw", "normuon", "zero 1")
