@@ -207,14 +207,18 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
 
         loop_context = make_loop_context(state, context, saver, should_stop, hooks)
 
-        def extra_metrics() -> dict[str, Any]:
+        def begin_once() -> None:
             while waiting:
                 waiting.pop()()
+
+        def extra_metrics() -> dict[str, Any]:
+            begin_once()
             return stage.extra_metrics() | saver.metrics()
 
         reporting = replace(stage, extra_metrics=extra_metrics)
         try:
             run_loop(reporting, context.model, state.optimizer, loop_context, start_step)
+            begin_once()  # where no step was left to make
         finally:
             stage.batches.close()
     if not saved or "targets" in saved.state.get("totals", {}):  # an older checkpoint has not counted them

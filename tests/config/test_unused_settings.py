@@ -8,6 +8,9 @@ from fledgling.config.changes import compare_recipes
 EXAMPLES = [
     ("adapter.rank=4", (), "adapter.method=lora"),
     ("adapter.quantization=nf4", (), "adapter.method=lora"),
+    ("optimizer.adapter_lr=0.5", (), "adapter.method=lora"),
+    ("optimizer.equilibrate=true", ("optimizer.matrix_optimizer=adamw",), "optimizer.matrix_optimizer=normuon"),
+    ("sft.mtp_decay_steps=3", (), "sft.mtp_targets=1"),
     ("distill.top_k=4", (), "distill.teacher=elsewhere"),
     ("dpo.target_margin=3", ("dpo.objective=orpo",), "dpo.objective=simpo"),
     ("dpo.desirable_weight=3", ("dpo.objective=simpo",), "dpo.objective=kto"),
