@@ -152,7 +152,7 @@ class PromptLookup:
     The last two or three tokens have often occurred earlier in the text; what followed them there is the draft. The
     model reads the draft in one forward pass and samples at each of its positions; the draft is accepted as far as the
     samples agree. Samples are a function of (seed, request, position), so the answer is the same with drafts or
-    without, at any temperature. When it is faster: docs/benchmarks.md.
+    without, at any temperature. When it is faster: docs/engine.md, Measured.
 
     Source: prompt lookup decoding; speculative decoding with a deterministic draft, Leviathan et al. 2023,
     arXiv 2211.17192.

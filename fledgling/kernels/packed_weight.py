@@ -2,8 +2,7 @@
 
 A bf16 product on CPU runs in oneDNN, which wants the weight in blocks and, given plain rows, reorders it for every
 product. With many tokens this is negligible; with one token it is most of the time. Reordered once, one row reads its
-weight at 6 times the speed, and 8 to 1,024 rows are 1.1 to 2 times as fast (docs/benchmarks.md). The numbers are the
-same.
+weight at 6 times the speed, and 8 to 1,024 rows are 1.1 to 2 times as fast. The numbers are the same.
 """
 
 from __future__ import annotations

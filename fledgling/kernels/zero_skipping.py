@@ -31,7 +31,7 @@ from fledgling.model.transformer import Transformer
 MAX_ACTIVE_SHARE = {
     torch.float32: 0.4,
     torch.bfloat16: 0.2,
-}  # of the columns; above it all are used (docs/benchmarks.md)
+}  # of the columns; above it all are used (docs/decisions/measured-choices.md)
 MEASURED_ROWS = 8  # activations of a text that the speed is measured on
 MIN_WEIGHT_NUMEL = 1 << 19  # smaller matrices are read faster than their zeros are found
 

@@ -9,7 +9,7 @@
 
 Where queries and keys are normalized, |q k| / sqrt(D) <= sqrt(D) and the softmax needs no maximum. So for short rows
 `blockwise_attention` is two matrix products around one fused exponential, which on CPU is 3x faster than PyTorch's
-kernel (docs/benchmarks.md). Families that do not normalize subtract each row's maximum.
+kernel (docs/decisions/measured-choices.md). Families that do not normalize subtract each row's maximum.
 
 B batch, T queries, S keys, C width, H heads, G key/value heads, D head width, N blocks of a cache, M shared blocks with
 K rows each, R = H / G.

@@ -26,7 +26,8 @@ from torch import Tensor
 from fledgling.config import ModelConfig
 from fledgling.model.window import window_mask
 
-BLOCK_SIZE = 64  # tokens: as fast as contiguous rows; blocks of 16 take 1.5 times as long (docs/benchmarks.md)
+# Tokens: as fast as contiguous rows; blocks of 16 take 1.6 times as long (docs/decisions/measured-choices.md).
+BLOCK_SIZE = 64
 GROWTH_DIVISOR = 8  # storage grows by an eighth, layer by layer
 MIN_SLICE_DENSITY = 0.75  # share of a slice's blocks that are read; below it blocks are moved together, or gathered
 REMAINING_START = 1 << 40  # start position of a block that no row reads: beyond every query

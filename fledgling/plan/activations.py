@@ -127,7 +127,7 @@ def compiled_activation_bytes(
 ) -> dict[str, int]:
     """Returns the bytes that one layer keeps, by kind, where blocks are compiled: an estimate.
 
-    Measured on torch 2.13 (docs/benchmarks.md): everything is kept in the compute dtype, outputs of norms and
+    Measured on torch 2.13 (docs/math/memory.md): everything is kept in the compute dtype, outputs of norms and
     activations are recomputed, and blockwise attention keeps its weights twice (or once in fp32).
 
     Args:

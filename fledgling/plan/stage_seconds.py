@@ -24,7 +24,7 @@ FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fl
 EXAMS_PER_SKILL = 2.3  # exams of a skill: train, practice, and dev or test wordings
 EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, which are asked between
 # Of training, for an item of CORE: a third of 521 tokens of a forward pass, that is of 71,835 tokens/s x 11 minutes /
-# 91,037 items (docs/benchmarks.md).
+# 91,037 items (docs/evaluation.md, Measured).
 CORE_ITEM_TOKENS = 174.0
 CORE_TASKS = 22
 REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores

@@ -2,7 +2,7 @@
 
 Threads of a matrix product wait for each other. If one of two cores has to serve another process too, both threads are
 as slow as the one that shares its core, and slower: a thread that waits busily uses up the time that its core grants.
-One thread on a free core is faster than two of which one is interrupted (docs/benchmarks.md, a busy machine). So the
+One thread on a free core is faster than two of which one is interrupted (docs/engine.md, Measured). So the
 number of threads follows the number of free cores, which /proc gives: what other processes of normal priority use, and
 how long the threads of this one wait for a core. Where there is no /proc nothing changes.
 

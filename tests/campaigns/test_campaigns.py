@@ -1,4 +1,4 @@
-"""A few seconds of each campaign; the long ones are started by hand, see docs/benchmarks.md."""
+"""A few seconds of each campaign; the long ones are started by hand, docs/checkpoints.md has what they gave."""
 
 import json
 import os

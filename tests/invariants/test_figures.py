@@ -26,6 +26,7 @@ ROWS = [
 ]
 ROWS = [row for row in ROWS if row[0] != "figure" and not row[0].startswith("---")]
 NAMES = {name for row in ROWS for name in re.findall(r"`([^`]+)`", row[0])}
+EXAM_ROWS = r"^\| (arithmetic|spelling),|\| arithmetic \| spelling \|"  # of a table of scores, or its columns
 
 
 def is_described(name: str) -> bool:
@@ -118,9 +119,24 @@ def test_the_readme_shows_the_worst_exam_and_the_strongest_compressor():
     for name, score in (min(scores.items(), key=lambda pair: pair[1]), max(scores.items(), key=lambda pair: pair[1])):
         assert f"{score:.1f} %" in readme, f"README.md does not show {name}, {score} %"
     assert "with the calculator" in readme
-    for table in re.findall(r"(?:^\|.*\n)+", benchmarks, re.MULTILINE):
-        if re.search(r"arithmetic|spelling", table):
-            before = benchmarks.split(table)[0].split("\n## ")[-1]
-            assert "with the calculator" in before, f"the scores of this table do not say their tools:\n{table}"
     (ppmd,) = re.findall(r"PPMd order 16 (\d\.\d+)", benchmarks.split("## Quickstart")[1].split("\n## ")[0])
     assert f"PPMd order 16: {ppmd}" in readme
+
+
+def find_scores_without_tools(text: str) -> list[str]:
+    """Returns the first lines of the tables of exams before which their section does not say what tools there were."""
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    scores = [table for table in tables if re.search(EXAM_ROWS, table, re.MULTILINE)]
+    sections = [(table, re.split(r"\n##+ ", text.split(table)[0])[-1]) for table in scores]
+    return [table.splitlines()[0] for table, before in sections if "with the calculator" not in before]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_a_table_of_exams_says_its_tools(page):
+    assert find_scores_without_tools(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_table_without_its_tools_is_seen():
+    table = "| exam | score |\n|---|---|\n| arithmetic, test | 1 |\n"
+    assert find_scores_without_tools(f"## a\nwith the calculator\n## b\n{table}") == ["| exam | score |"]
+    assert find_scores_without_tools(f"## a\nwith the calculator\n{table}") == []
