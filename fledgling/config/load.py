@@ -16,6 +16,7 @@ from typing import Any, Literal, Union
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.model import LEGACY_FIELDS
 from fledgling.config.recipe import STAGES, Recipe
+from fledgling.config.recorded_recipe import explain_lost
 
 RECIPES_DIR = Path(__file__).parent.parent / "recipes"
 RECIPE_FILE = "recipe.toml"  # of a run directory
@@ -108,6 +109,8 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
     table.setdefault("name", path.stem)
     overrides, stated = list(overrides), table
     is_run = Path(name_or_path).is_dir() or _is_recorded(path)
+    if is_run and (reason := explain_lost(table, path.parent)):
+        raise UserError(f"{path} {reason}")
     if is_run or path.name == SWEEP_SETTINGS:
         _translate_old_names(table)
     if is_run:

@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+from fledgling.config.recorded_recipe import explain_lost
+
 RUN_FILES = (
     "recipe.toml",
     "environment.json",
@@ -58,6 +60,8 @@ def _find_problem(path: Path, max_bytes: int) -> str:
         content, is_toml = path.read_bytes(), path.suffix == ".toml"
         if not _is_table(content, tomllib.loads if is_toml else json.loads):
             return f"not a {'TOML document' if is_toml else 'JSON object'}"
+        if is_toml:
+            return explain_lost(tomllib.loads(content.decode()), path.parent)
         return _find_missing(path.name, json.loads(content)) if path.name in REQUIRED else ""
     except OSError as error:
         return error.strerror or str(error)
