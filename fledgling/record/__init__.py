@@ -14,6 +14,7 @@
     RUN/<stage>/done.json       written once, when the stage has finished
     RUN/<stage>/seal.json       hashes of the lines and checkpoints, for `fledgling verify`
     RUN/<stage>/checkpoints/    one directory a checkpoint, complete or absent
+    RUN/.<stage>.replaced/      a stage that is restarted, until the new one has a checkpoint
     RUN/bases/<stage>/          checkpoints of a stage restarted or trained further since, which adapters belong to
 
 JSONL files grow by complete lines only, so the report, a dashboard or `tail -f` can read them at any time. `step`

@@ -46,6 +46,11 @@ class RunLock:
     directory: Path
     lease: SoftFileLease
 
+    @property
+    def is_held(self) -> bool:
+        """Whether no other process has taken it over."""
+        return self.lease.compromise is None
+
     def require_held(self) -> None:
         """Raises UserError if another process has taken the lock over, as it may after LEASE_SECONDS of silence."""
         if self.lease.compromise is not None:

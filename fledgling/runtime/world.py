@@ -338,6 +338,11 @@ def get_restart_count() -> int:
     return _int_from_env("TORCHELASTIC_RESTART_COUNT", 0)
 
 
+def has_restart_left() -> bool:
+    """Returns whether the launcher starts the ranks again after a fault."""
+    return is_launched_rank() and get_restart_count() < _int_from_env("TORCHELASTIC_MAX_RESTARTS", 0)
+
+
 def leave_process_group() -> None:
     """Leaves the process group, where this process is in one."""
     import torch.distributed as dist

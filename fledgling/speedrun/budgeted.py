@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import STAGES, Recipe, RunConfig, UserError
-from fledgling.config.load import parse_recipe
+from fledgling.config import STAGES, Recipe, RunConfig, UserError, load_recipe
+from fledgling.config.load import RECIPE_FILE
 from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
@@ -181,8 +181,7 @@ def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget |
 
 def _read_adjusted_recipe(run: BudgetedRun, run_dir: Path) -> Recipe:
     """Returns the recipe of a run with the steps that its stages have been given since."""
-    path = run_dir / "recipe.toml"
-    return parse_recipe(path.read_text(encoding="utf-8")) if path.is_file() else run.recipe
+    return load_recipe(run_dir) if (run_dir / RECIPE_FILE).is_file() else run.recipe
 
 
 def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) -> float:

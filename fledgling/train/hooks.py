@@ -19,6 +19,7 @@ class StageHooks:
         adapt_stage: returns the stage that runs, given the one of the recipe.
         should_stop: is called after every step; True stops the stage as a signal does.
         on_begin: is called when the first step has ended.
+        on_saved: is called on the main rank once the first checkpoint with a finished step is complete.
         choose_steps: may change the number of steps while the stage runs (`fledgling.train.stage_horizon`).
         prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
             its texts are now. A stage that resumes has that of its checkpoint.
@@ -28,6 +29,7 @@ class StageHooks:
     adapt_stage: Callable[[Stage], Stage] = lambda stage: stage
     should_stop: Callable[[], bool] = lambda: False
     on_begin: Callable[[], None] = lambda: None
+    on_saved: Callable[[], None] = lambda: None
     choose_steps: ChooseSteps | None = None
     prepared: Mapping[str, Any] | None = None
 

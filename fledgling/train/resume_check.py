@@ -25,6 +25,7 @@ from fledgling.record.seal import FORECAST
 from fledgling.record.state_shape import require_sound_state
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.derived_values import add_derived_values, open_unbegun, read_derived_values
+from fledgling.train.stage_horizon import keep_made_steps
 
 Log = Callable[[str], None]
 
@@ -87,7 +88,7 @@ def reconcile_settings(
     recipe = open_unbegun(recipe, run_dir, begins)
     if source is None or saved is None:
         return recipe
-    recipe = keep_derived(saved, recipe)
+    saved, recipe = keep_made_steps(saved, state), keep_made_steps(keep_derived(saved, recipe), state)
     done = [name for name in list_done_stages(run_dir) if name != stage]  # one that is restarted is no longer done
     changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, is_resumed, state)
     _require_allowed(changed, stage, source, run_dir)
@@ -114,9 +115,10 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, newest: Path | 
     saved = _read_saved_recipe(newest, log)
     if newest is None or saved is None:
         return
-    recipe = keep_derived(saved, recipe)
+    state = checkpoint.read_checkpoint_state(newest)
+    saved, recipe = keep_made_steps(saved, state), keep_made_steps(keep_derived(saved, recipe), state)
     since = add_derived_values(saved, recipe, read_derived_values(run_dir))
-    changed = _compare(since, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
+    changed = _compare(since, recipe, stage, list_done_stages(run_dir), True, state)
     if saved.run.init_from is not None:  # the weights replaced [model] and the vocabulary, and still do
         changed = [c for c in changed if not c.name.startswith("model.") and c.name != "tokenizer.vocab_size"]
     if saved.adapter.init_from is not None:  # the given adapter replaced the shape in [adapter]

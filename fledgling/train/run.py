@@ -42,6 +42,7 @@ from fledgling.train.history import extend_history
 from fledgling.train.hooks import NO_HOOKS, StageHooks
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
+from fledgling.train.replaced_stage import is_being_replaced, remove_replaced_stage, set_stage_aside
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
@@ -50,18 +51,16 @@ from fledgling.train.run_directory import (
     parent_checkpoint,
     print_line,
     print_nothing,
-    remove_stage_aside,
     require_done,
     require_lock,
     restore_unless_begun,
-    set_stage_aside,
     write_run_files,
 )
 from fledgling.train.same_ranks import require_same_device
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.source_positions import describe_reading
 from fledgling.train.stage import Stage
-from fledgling.train.stage_horizon import StageHorizon
+from fledgling.train.stage_horizon import StageHorizon, keep_made_steps
 from fledgling.train.stage_origin import StageOrigin, describe_derived, find_stage_origin
 from fledgling.train.stage_rows import require_data
 from fledgling.train.stage_settings import require_valid_settings
@@ -100,7 +99,8 @@ def run_stage(
             writes the run, or if settings differ that the checkpoint has decided.
     """
     run_dir = Path(recipe.run.out)
-    resume = "auto" if get_restart_count() else resume
+    if get_restart_count():
+        resume = "never" if is_being_replaced(run_dir / name) else "auto"
     if resume == "auto" and (run_dir / name / "done.json").exists():
         log = print_nothing if quiet or not is_main_process() else print_line
         if has_usable_end(run_dir / name, log):
@@ -114,13 +114,11 @@ def run_stage(
             if world.is_main and lock is None:
                 lock = locks.enter_context(lock_stage(run_dir, name))
         origin = find_stage_origin(recipe, name, resume, world, parent, hooks.choose_steps is not None)
-        begun = locks.enter_context(restore_unless_begun(run_dir, name, world.is_main))
+        begun = locks.enter_context(restore_unless_begun(run_dir, name, lock))
         setup = start_run(origin, resume, world)
 
         def begin() -> None:
             begun.set()
-            if world.is_main:
-                remove_stage_aside(run_dir / name)
             hooks.on_begin()
 
         build_and_train(origin, setup, world, quiet, replace(hooks, on_begin=begin), lock)
@@ -151,10 +149,16 @@ def build_and_train(
         def begin() -> None:
             hooks.on_begin()
             if world.is_main:
-                set_aside_page(origin.run_dir, name, recorder.log_notice)
+                if not is_being_replaced(stage_dir):
+                    set_aside_page(origin.run_dir, name, recorder.log_notice)
                 seal_run(origin.run_dir)  # again: the tokenizer may have been trained since
 
-        train_stage(name, context, saved, replace(hooks, on_begin=begin))
+        def keep() -> None:
+            hooks.on_saved()
+            set_aside_page(origin.run_dir, name, recorder.log_notice)  # of a stage that is replaced only now
+            remove_replaced_stage(stage_dir)
+
+        train_stage(name, context, saved, replace(hooks, on_begin=begin, on_saved=keep))
 
 
 def require_inputs(recipe: Recipe, name: str, resume: str, prepared: Mapping[str, Any] | None) -> Path | None:
@@ -199,8 +203,16 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
     stage, context = build_stage(name, context, saved, hooks)
     state, start_step = start_state(stage, context, saved)
     waiting = [hooks.on_begin]  # until the first step has ended: a reward that cannot be loaded fails within it
+    unsaved = [hooks.on_saved]
     saver = make_saver(state, context)
-    with catch_stop_signals() as stop_requested, saver:
+
+    def report_saved() -> None:
+        while unsaved and saver.newest_step:
+            unsaved.pop()()
+
+    with catch_stop_signals() as stop_requested, ExitStack() as at_end:
+        at_end.callback(report_saved)  # after the last write, also where the stage is stopped
+        at_end.enter_context(saver)
 
         def should_stop() -> bool:
             return require_lock(context.lock) or stop_requested() or saver.failed or hooks.should_stop()
@@ -213,6 +225,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
 
         def extra_metrics() -> dict[str, Any]:
             begin_once()
+            report_saved()
             return stage.extra_metrics() | saver.metrics()
 
         reporting = replace(stage, extra_metrics=extra_metrics)
@@ -329,7 +342,10 @@ def require_targets(state: TrainState) -> None:
 
 
 def record_end(state: TrainState, context: StageContext, saver: CheckpointSaver) -> None:
-    """Records that a stage is done: what was read, the totals, the steps that were planned if others were made."""
+    """Records that a stage is done: what was read, the totals, the steps that were planned if others were made.
+
+    The run's recipe.toml has those that were made.
+    """
     stage, horizon = state.stage, state.horizon
     reading = stage.count_reading()
     if line := describe_reading(stage.name, reading):
@@ -337,4 +353,9 @@ def record_end(state: TrainState, context: StageContext, saver: CheckpointSaver)
     facts = ({"sources": reading} if reading else {}) | ({"planned_steps": horizon.planned} if horizon.changes else {})
     context.recorder.mark_done(**state.totals.state_dict(), **saver.metrics(), **facts)
     if context.world.is_main:
+        end = {"stage": stage.name, "step": horizon.steps, "horizon": horizon.state_dict()}
+        recipe = keep_made_steps(context.recipe, end)
+        if recipe != context.recipe:
+            write_text(context.run_dir / RECIPE_FILE, dump_toml(recipe))
+            seal_run(context.run_dir)
         seal_stage(context.run_dir / stage.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +13,20 @@ from threading import Event
 from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
-from fledgling.record import checkpoint, make_write_error, write_json, write_text
-from fledgling.record.checkpoint import BASES_DIR
-from fledgling.record.durable import move_directory, remove_directory, write_file
+from fledgling.record import checkpoint, write_json, write_text
+from fledgling.record.durable import write_file
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.record.run_requests import take_actions
 from fledgling.record.seal import RUN_FILES, SEAL, seal_run
 from fledgling.record.state_shape import require_sound_state
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.system_environment import collect_environment
-from fledgling.runtime.world import World
+from fledgling.runtime.world import World, get_restart_count, has_restart_left
 from fledgling.train.derived_values import write_derived_values
-from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of
+from fledgling.train.loop import TrainingStopped
 from fledgling.train.peak import name_device
 from fledgling.train.predictions import write_predictions
+from fledgling.train.replaced_stage import is_being_replaced, settle, settle_run
 from fledgling.train.resume_check import require_same_parent, require_unchanged
 from fledgling.train.stage_origin import StageOrigin
 
@@ -47,7 +47,8 @@ def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
     is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
     with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
         remove_dead_links(run_dir)
-        put_stage_back(run_dir / name)  # a start that replaces it was killed before its first step
+        if not get_restart_count():  # else this start continues the restart
+            settle_run(run_dir, print_line)
         take_actions(run_dir)  # what was asked of an earlier start
         yield lock
 
@@ -97,67 +98,26 @@ def read_run_files(run_dir: Path, name: str) -> dict[Path, bytes]:
 
 
 @contextmanager
-def restore_unless_begun(run_dir: Path, name: str, is_main: bool) -> Iterator[Event]:
-    """Yields an event that is set once the stage has begun; puts run and stage back as they were if it ends before.
+def restore_unless_begun(run_dir: Path, name: str, lock: RunLock | None) -> Iterator[Event]:
+    """Yields an event that is set once the first step has ended; puts run and stage back where the stage ends too soon.
 
-    A start that fails, for a package that is missing, data that do not fit or a signal, leaves the recipe that has run
-    and the stage that it would have replaced.
+    A start that fails before it, for a package that is missing, data that do not fit or a signal, leaves the recipe
+    that has run. A restart that ends before its first checkpoint leaves the stage that it would have replaced too; if
+    the launcher starts it again, it is continued there.
+
+    lock: of the run, which a rank that is not the main one does not have.
     """
-    before, begun = read_run_files(run_dir, name) if is_main else {}, Event()
-    kept_before = {path.name for path in (run_dir / BASES_DIR / name).glob("step-*")}
+    before, begun = read_run_files(run_dir, name) if lock else {}, Event()
     try:
         yield begun
-    except BaseException:
-        if is_main and not begun.is_set():
-            put_stage_back(run_dir / name, kept_before)
-            restore_run_files(run_dir, name, before)
+    except BaseException as error:
+        if lock and lock.is_held:
+            if not begun.is_set() and not is_being_replaced(run_dir / name):
+                restore_run_files(run_dir, name, before)
+            is_continued = has_restart_left() and not isinstance(error, UserError | TrainingStopped)
+            if not is_continued and settle(run_dir / name) is not None:
+                print_line(f"{name} ended before its first checkpoint: {run_dir / name} is what it was before")
         raise
-
-
-def set_stage_aside(stage_dir: Path) -> None:
-    """Renames a stage that is restarted, until the new one has begun; of a link only the link.
-
-    Checkpoints that adapters of other stages belong to are kept in RUN/bases.
-    """
-    try:
-        keep_bases_of(stage_dir)
-        if stage_dir.is_symlink():
-            print_line(f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept")
-        if stage_dir.is_symlink() or stage_dir.exists():
-            move_directory(stage_dir, _place_aside(stage_dir))
-    except OSError as error:
-        raise make_write_error(stage_dir, error) from None
-
-
-def put_stage_back(stage_dir: Path, kept_before: Collection[str] = ()) -> None:
-    """Puts a stage that was set aside in the place of the one that has not begun; does nothing without one.
-
-    kept_before: the names of the checkpoints of the stage that were in RUN/bases before; others return from there.
-    """
-    aside = _place_aside(stage_dir)
-    if not os.path.lexists(aside):
-        return
-    if stage_dir.exists():
-        remove_directory(stage_dir)
-    move_directory(aside, stage_dir)
-    for path in sorted((stage_dir.parent / BASES_DIR / stage_dir.name).glob("step-*")):
-        place = stage_dir / "checkpoints" / path.name
-        if path.name not in kept_before and not path.is_symlink() and not place.exists():
-            move_directory(path, place)
-
-
-def remove_stage_aside(stage_dir: Path) -> None:
-    """Deletes a stage that was set aside, once the new one has begun."""
-    aside = _place_aside(stage_dir)
-    if aside.is_symlink():
-        aside.unlink()
-    else:
-        remove_directory(aside)
-    drop_unneeded_bases(stage_dir.parent)
-
-
-def _place_aside(stage_dir: Path) -> Path:
-    return stage_dir.with_name(f".{stage_dir.name}.replaced")
 
 
 def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> None:
@@ -179,9 +139,10 @@ def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_has
         return None
     path = checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes)
     if path is None:
-        raise UserError(
-            f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
-        )
+        remedy = "train it first"
+        if is_being_replaced(run_dir / before[-1]):
+            remedy = f"its restart was killed, and `fledgling train {before[-1]} {run_dir}` puts back what it was"
+        raise UserError(f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: {remedy}")
     require_unquantized(require_sound_state(path), path, "trained on")
     return path
 

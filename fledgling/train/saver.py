@@ -68,6 +68,7 @@ class CheckpointSaver:
         self.writer = BackgroundWriter()
         self.host_copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> tensor, overwritten by each save
         self.unreported_seconds: dict[str, float] = {}
+        self.newest_step = 0  # of the last checkpoint that is complete, on the main rank
         if saves_during_training:
             self._copy()
 
@@ -128,6 +129,7 @@ class CheckpointSaver:
         checkpoint.save_checkpoint(self.directory, step, tensors, state, self.files)
         checkpoint.prune_checkpoints(self.directory, self.keep_checkpoints, remove_checkpoint)
         self.seal_record()
+        self.newest_step = step
 
     def __enter__(self) -> CheckpointSaver:
         return self

@@ -5,14 +5,17 @@ through faster instead of being cut off: after a change at step s from S to S' s
 what it was at s to 1 at S'. So the learning rate has no jump, and decays to its end whatever the schedule's form.
 
 Every change is in the checkpoints and is a function of the step alone, so that a resumed run continues with it and
-`fledgling verify` makes the same steps again.
+`fledgling verify` makes the same steps again. When the stage has ended, the run's recipe.toml has the steps that it
+made (`keep_made_steps`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from fledgling.config import STAGES, Recipe
 
 
 @dataclass
@@ -70,3 +73,25 @@ class StageHorizon:
 def read_changes(values: Iterable[Iterable[int]]) -> list[tuple[int, int]]:
     """Returns the changes that a checkpoint's state records."""
     return [(int(after), int(steps)) for after, steps in values]
+
+
+def count_made_steps(state: Mapping[str, Any], planned: int | None) -> int | None:
+    """Returns the steps of the stage whose checkpoint has this state, if it has ended and was changed; else `planned`.
+
+    planned: the steps that its recipe says.
+    """
+    try:
+        changes = read_changes(state["horizon"][str(planned)])
+    except (LookupError, TypeError, ValueError):
+        return planned
+    return changes[-1][1] if changes and changes[-1][1] == state.get("step") else planned
+
+
+def keep_made_steps(recipe: Recipe, state: Mapping[str, Any]) -> Recipe:
+    """Returns a recipe with the steps that the stage of a checkpoint has made, if a budget has ended it earlier."""
+    stage = state.get("stage")
+    if stage not in STAGES:
+        return recipe
+    table = recipe.stage_config(stage)
+    changed: dict[str, Any] = {stage: replace(table, steps=count_made_steps(state, table.steps))}
+    return replace(recipe, **changed)

@@ -8,9 +8,11 @@ from typing import Any
 
 from fledgling.config import UserError, dump_toml
 from fledgling.config.load import parse_recipe
+from fledgling.config.recorded_recipe import explain_lost
 from fledgling.record.checkpoint import read_checkpoint_state
 from fledgling.record.jsonl import read_jsonl
 from fledgling.report.run_data import finite_number, read_object
+from fledgling.train.stage_horizon import count_made_steps
 from fledgling.verify.check import Check
 from fledgling.verify.files import list_stage_checkpoints, list_stages, read_recipe_table
 from fledgling.verify.stage_order import find_last_trained, list_outdated
@@ -67,16 +69,23 @@ def check_recorded_settings(run_dir: Path) -> Check:
     if not recipe:
         check.problems.append("recipe.toml cannot be read or has no settings: each checkpoint has those of its stage")
         return check
+    if reason := explain_lost(recipe, run_dir):
+        check.problems.append(f"recipe.toml {reason}")
+        return check
     recipe = fill_defaults((run_dir / "recipe.toml").read_text("utf-8"))
     for stage in stages:
         for path in list_stage_checkpoints(run_dir, stage)[-1:]:
             try:
-                saved = fill_defaults(read_checkpoint_state(path)["recipe"])
+                state = read_checkpoint_state(path)
+                saved = fill_defaults(state["recipe"])
             except (UserError, KeyError, TypeError, tomllib.TOMLDecodeError):
                 check.notes.append(f"{path.relative_to(run_dir)} has no recipe")
                 continue
             names = ["model", "tokenizer", stage, *(LAST_TABLES if stage == newest else ())]
             tables = [(name, _flatten_table(saved, name), _flatten_table(recipe, name)) for name in names]
+            for _, *pair in (entry for entry in tables if entry[0] == stage):  # a budget may have ended it earlier
+                for table in pair:
+                    table["steps"] = count_made_steps(state, table.get("steps"))
             pairs = [("seed", saved.get("seed"), recipe.get("seed"))]
             pairs += [(f"{t}.{key}", a.get(key), b.get(key)) for t, a, b in tables for key in sorted({*a, *b})]
             if stage == newest:

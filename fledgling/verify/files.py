@@ -29,6 +29,7 @@ from fledgling.record.seal import (
 )
 from fledgling.record.state_shape import find_state_damage
 from fledgling.report.page_footer import SET_ASIDE
+from fledgling.train.replaced_stage import name_replaced
 from fledgling.verify.check import Check
 
 RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
@@ -59,7 +60,13 @@ def check_stages(run_dir: Path) -> Check:
         for path in list_stage_checkpoints(run_dir, stage)
         if path.is_symlink()
     ]
-    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SET_ASIDE, SEAL, SPENT, *RUN_FILES}
+    aside = {name_replaced(run_dir / name).name: name for name in STAGES}
+    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SET_ASIDE, SEAL, SPENT, *RUN_FILES, *aside}
+    check.notes += [
+        f"{aside[name]} is being restarted, or was killed meanwhile: {name} has what it was, until the new one is saved"
+        for name in aside
+        if (run_dir / name).is_dir()
+    ]
     check.notes += [
         f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
     ]

@@ -25,6 +25,8 @@ from fledgling.speedrun.stages import run_stages
 from fledgling.train import loop, queued_step, training_speed
 from fledgling.train import run as train_run
 from fledgling.train.loop import TrainingStopped
+from fledgling.train.run_directory import require_done
+from fledgling.verify.figures import check_recorded_settings
 from tests.fast_run import write_recipe
 from tests.ranks import one_thread
 from tests.stop_request import StopRequest
@@ -149,6 +151,20 @@ def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, cl
     notices = [line["text"] for line in read_jsonl(Path(recipe.run.out) / "sft" / "notices.jsonl")]
     assert any("steps instead of the planned" in text and text.startswith("sft: ") for text in notices)
     assert not any("settings differ" in text for text in notices), "no user has changed them"
+    recorded = load_recipe(recipe.run.out)
+    assert {name: recorded.stage_config(name).steps for name in made} == made, "recipe.toml says what ran"
+    assert check_recorded_settings(Path(recipe.run.out)).problems == []
+    lines: list[str] = []
+    for name in made:
+        done = json.loads((Path(recipe.run.out) / name / "done.json").read_text())
+        planned_steps = done.get("planned_steps", made[name])  # as an earlier version wrote it
+        table = replace(recorded.stage_config(name), steps=planned_steps)
+        for given in (recorded, replace(recorded, **{name: table})):
+            require_done(given, name, Path(recipe.run.out), lines.append)
+    assert lines == [] and go(recorded, clock, None) == []
+    changed = replace(recorded, pretrain=replace(recorded.pretrain, steps=made["pretrain"] - 1))
+    require_done(changed, "pretrain", Path(recipe.run.out), lines.append)
+    assert len(lines) == 1 and "pretrain.steps" in lines[0] and "ignored: pretrain is done" in lines[0]
 
 
 def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):

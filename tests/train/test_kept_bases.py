@@ -7,7 +7,7 @@ from fledgling.config import AdapterConfig
 from fledgling.export.checkpoint_weights import describe_adapter, find_base, read_adapter_state
 from fledgling.record import checkpoint
 from fledgling.train import kept_bases
-from fledgling.train.run_directory import remove_stage_aside, set_stage_aside
+from fledgling.train.replaced_stage import remove_replaced_stage, set_stage_aside
 from fledgling.verify.files import check_checkpoints
 from tests.record.power_loss import Recording
 from tests.record.test_power_loss import folder  # noqa: F401 - a fixture
@@ -16,7 +16,7 @@ from tests.record.test_power_loss import folder  # noqa: F401 - a fixture
 def remove_stage(stage_dir):
     """Deletes a stage as a restart does."""
     set_stage_aside(stage_dir)
-    remove_stage_aside(stage_dir)
+    remove_replaced_stage(stage_dir)
 
 
 def save(run_dir, stage, step, value, base=None, digests=True):

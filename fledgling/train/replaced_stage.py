@@ -1,0 +1,166 @@
+"""A stage that is restarted is kept until the new one has a checkpoint: as RUN/.STAGE.replaced, complete or not there.
+
+    .STAGE.replaced/stage        the stage, or the link that it was
+    .STAGE.replaced/run          recipe.toml, the tokenizer and the other files of the run, as they were
+    .STAGE.replaced/bases.json   the names of its checkpoints that were in RUN/bases
+
+The directory appears with `run` and `bases.json`; then the stage moves into it. It is deleted once the new stage has a
+checkpoint with a finished step, and everything is put back where the new stage ends before that; after a kill or a
+power cut the next start of the run does either (`settle`). Start with `set_stage_aside`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fledgling.config import STAGES, UserError
+from fledgling.config.load import RECIPE_FILE
+from fledgling.record import checkpoint, make_write_error, write_json
+from fledgling.record.atomic_directory import atomic_directory
+from fledgling.record.checkpoint import BASES_DIR
+from fledgling.record.durable import fsync_path, move_directory, remove_directory, write_file
+from fledgling.record.seal import RUN_FILES, SEAL
+from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of
+
+STAGE, RUN, BASES = "stage", "run", "bases.json"
+
+
+def name_replaced(stage_dir: Path) -> Path:
+    """Returns where a stage is kept while it is restarted."""
+    return stage_dir.with_name(f".{stage_dir.name}.replaced")
+
+
+def set_stage_aside(stage_dir: Path) -> None:
+    """Moves a stage that is restarted to its place aside, with the files of the run; of a link only the link.
+
+    Checkpoints that adapters of other stages belong to are kept in RUN/bases. Where an earlier start of the same
+    restart has moved it already, and the launcher starts it again, what that start has left of the new stage is
+    deleted. Raises UserError if the run cannot be written.
+    """
+    place = name_replaced(stage_dir)
+    try:
+        if os.path.lexists(place / STAGE):
+            _remove(stage_dir)
+        if not os.path.lexists(stage_dir):
+            return
+        if stage_dir.is_symlink():
+            line = f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept"
+            print(line, file=sys.stderr)
+        with atomic_directory(place) as temporary:
+            for name, content in _read_files(stage_dir.parent).items():
+                write_file(temporary / RUN / name, content)
+            write_json(temporary / BASES, _list_kept_names(stage_dir))
+        keep_bases_of(stage_dir)
+        move_directory(stage_dir, place / STAGE)
+    except OSError as error:
+        raise make_write_error(stage_dir, error) from None
+
+
+def is_being_replaced(stage_dir: Path) -> bool:
+    """Returns whether a stage is kept aside, and the new one has no checkpoint with a finished step yet."""
+    return os.path.lexists(name_replaced(stage_dir) / STAGE) and not has_new_checkpoint(stage_dir)
+
+
+def has_new_checkpoint(stage_dir: Path) -> bool:
+    """Returns whether a stage has a complete checkpoint with a finished step: the one of step 0 has learned nothing."""
+    return bool(
+        checkpoint.find_latest_checkpoint(
+            stage_dir / "checkpoints", False, lambda text: None, lambda state: int(state.get("step") or 0) > 0
+        )
+    )
+
+
+def remove_replaced_stage(stage_dir: Path) -> None:
+    """Deletes a stage that is kept aside, once the new one has a checkpoint."""
+    remove_directory(name_replaced(stage_dir))
+    drop_unneeded_bases(stage_dir.parent)
+
+
+def put_stage_back(stage_dir: Path) -> bool:
+    """Puts a stage that is kept aside, and the files of the run, in their places; returns whether recipe.toml changed.
+
+    Each of its parts may have been done before a kill. Does nothing without one.
+    """
+    place, run_dir = name_replaced(stage_dir), stage_dir.parent
+    if not place.is_dir():
+        return False
+    if os.path.lexists(place / STAGE):
+        _remove(stage_dir)
+        move_directory(place / STAGE, stage_dir)
+    kept_before = _read_names(place / BASES)
+    for path in sorted((run_dir / BASES_DIR / stage_dir.name).glob("step-*")):
+        target = stage_dir / "checkpoints" / path.name[: len("step-00000000")]  # a digest follows it in RUN/bases
+        if path.name not in kept_before and not path.is_symlink() and not target.exists():
+            move_directory(path, target)
+    files, now = _read_files(place / RUN), _read_files(run_dir)
+    for name, content in files.items():
+        if now.get(name) != content:
+            write_file(run_dir / name, content)
+    for name in now.keys() - files.keys():
+        (run_dir / name).unlink()
+        fsync_path((run_dir / name).parent)
+    remove_directory(place)
+    return files.get(RECIPE_FILE) != now.get(RECIPE_FILE)
+
+
+def settle(stage_dir: Path) -> bool | None:
+    """Deletes what the stage has replaced if it has a checkpoint, and puts it back if not.
+
+    Returns whether recipe.toml changed; None if nothing was put back.
+    """
+    place = name_replaced(stage_dir)
+    shutil.rmtree(place.with_name(f".tmp-removed-{place.name}"), ignore_errors=True)  # of a deletion that was killed
+    if not place.is_dir():
+        return None
+    if os.path.lexists(place / STAGE) and has_new_checkpoint(stage_dir):
+        remove_replaced_stage(stage_dir)
+        return None
+    had_stage = os.path.lexists(place / STAGE)
+    changed = put_stage_back(stage_dir)
+    return changed if had_stage or changed else None
+
+
+def settle_run(run_dir: Path, log: Callable[[str], None]) -> None:
+    """Settles the restarts of all stages that a kill or a power cut has ended.
+
+    Raises UserError if a recipe was put back: the one that this start has read was that of the restart.
+    """
+    lines = []
+    for name in STAGES:
+        changed = settle(run_dir / name)
+        if changed is None:
+            continue
+        line = f"{run_dir / name}: its restart ended before its first checkpoint, so the stage is as it was before"
+        if not changed:
+            log(line)
+        else:
+            lines.append(f"{line}, and so is {run_dir / RECIPE_FILE}: give the command again")
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def _remove(stage_dir: Path) -> None:
+    """Deletes what a restart has made of the new stage."""
+    if stage_dir.is_symlink():
+        stage_dir.unlink()
+    remove_directory(stage_dir)
+
+
+def _read_files(run_dir: Path) -> dict[str, bytes]:
+    """Returns the files of the run that a start may write, by their path in the run."""
+    names = (*RUN_FILES, SEAL, "tokenizer/tokenizer.json", "tokenizer/training.json")
+    return {name: path.read_bytes() for name in names if (path := run_dir / name).is_file()}
+
+
+def _list_kept_names(stage_dir: Path) -> list[str]:
+    return sorted(path.name for path in (stage_dir.parent / BASES_DIR / stage_dir.name).glob("step-*"))
+
+
+def _read_names(path: Path) -> list[str]:
+    names = json.loads(path.read_bytes())
+    return names if isinstance(names, list) else []
