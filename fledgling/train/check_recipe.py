@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
+from fledgling.config.unused_settings import describe_unused
 from fledgling.evals.chat import encode_question
 from fledgling.files import ROW_FILES, require_file, resolve_data_root, split_columns
 from fledgling.plan import memory
@@ -117,6 +118,8 @@ def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     config = find_model_config(recipe, run_dir)
     context = _CheckContext(recipe, preparer, count_source_sizes(recipe), tokenizer, setup, world)
     checks = [_check_stage(name, config, context) for name in stages]
+    if checks and checks[0].stage == recipe.stages[0]:
+        checks[0] = replace(checks[0], notices=(*describe_unused(recipe), *checks[0].notices))
     return _check_disk(checks, run_dir)
 
 

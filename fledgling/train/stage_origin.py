@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledgling.config import Recipe
+from fledgling.config.unused_settings import describe_unused
 from fledgling.plan.derive import derive_recipe, list_derived
 from fledgling.record import checkpoint
 from fledgling.record.parent import is_of_unfinished_stage
@@ -65,6 +66,7 @@ def find_stage_origin(
         given = reconcile(recipe, name, run_dir, saved, parent, notices.append, steps_are_chosen)
         derived = derive_recipe(given)
         notices += describe_unfinished_parent(name, parent) if saved is None else []
+        notices += describe_unused(derived) if saved is None and parent == init else []  # of a recipe that is new
         notices += describe_dependents(run_dir, name) + describe_derived(name, given, derived)
         if init is not None and parent == init:
             notices += describe_changed_source(run_dir / INIT_DIR, "run.init_from")

@@ -2,9 +2,11 @@
 
 import pytest
 
-from fledgling.config import load_recipe
+from fledgling.config import load_recipe, recipe_names
 from fledgling.config.changes import compare_recipes
+from fledgling.config.unused_settings import describe_unused
 
+ALL_STAGES = 'stages=["pretrain", "midtrain", "sft", "dpo", "rl"]'
 EXAMPLES = [
     ("adapter.rank=4", (), "adapter.method=lora"),
     ("adapter.quantization=nf4", (), "adapter.method=lora"),
@@ -17,6 +19,17 @@ EXAMPLES = [
     ("rl.gae_lambda=0.5", ("rl.algorithm=grpo",), "rl.algorithm=ppo"),
     ("rl.value_weight=9", ("rl.algorithm=cispo",), "rl.algorithm=ppo"),
     ("rl.length_penalty_free_tokens=3", (), "rl.length_penalty=0.1"),
+    ("rl.reward_timeout=3", (), 'rl.rewards={"a.py:f" = 1.0}'),
+    ("rl.drop_uniform_groups=false", ("rl.kl_weight=0.1",), "rl.kl_weight=0"),
+    ("sft.core_max_per_task=3", (), "sft.core_every=5"),
+    ("sft.num_epochs=3", (), "sft.steps=none"),
+    ("sft.final_lr_fraction=0.5", ("sft.decay_fraction=0",), "sft.decay_fraction=0.5"),
+    ("distill.weight=0.5", ("distill.teacher=elsewhere", "distill.stages=[]"), 'distill.stages=["sft"]'),
+    ("adapter.rank=8", ("adapter.method=lora", 'adapter.stages=["dpo"]', 'stages=["sft"]'), 'adapter.stages=["sft"]'),
+    ("midtrain.mixture_unit=examples", ('stages=["sft"]',), 'stages=["midtrain", "sft"]'),
+]
+ONLY_NEW = [  # no run that has begun reads them
+    ("run.init_context=64", (), "run.init_from=elsewhere"),
 ]
 
 
@@ -24,6 +37,7 @@ EXAMPLES = [
 @pytest.mark.parametrize("is_resumed", [True, False])
 def test_a_setting_that_nothing_reads_takes_no_effect(override, others, switch, is_resumed):
     def outcome(*settings: str) -> tuple[str, str]:
+        settings = (ALL_STAGES, *settings)
         before, after = load_recipe("quickstart", settings), load_recipe("quickstart", [*settings, override])
         stage = override.partition(".")[0] if override[:3] in ("dpo", "rl.") else "sft"
         (changed,) = compare_recipes(before, after, stage, (), is_resumed, 5, 1024)
@@ -32,3 +46,27 @@ def test_a_setting_that_nothing_reads_takes_no_effect(override, others, switch, 
     found, reason = outcome(*others)
     assert found == "not read" and switch.partition("=")[0] in reason
     assert outcome(*others, switch)[0] != "not read"
+
+
+@pytest.mark.parametrize(
+    ("override", "others", "switch"), [*EXAMPLES, *ONLY_NEW], ids=[example[0] for example in [*EXAMPLES, *ONLY_NEW]]
+)
+def test_a_new_recipe_that_states_what_nothing_reads_is_reported(override, others, switch):
+    name = override.partition("=")[0]
+
+    def lines(*settings: str) -> list[str]:
+        found = describe_unused(load_recipe("quickstart", [ALL_STAGES, *settings, override]))
+        return [line for line in found if line.startswith(f"{name} = ")]
+
+    (line,) = lines(*others)
+    assert " is not read: " in line and switch.partition("=")[0] in line
+    assert lines(*others, switch) == []
+
+
+def test_no_recipe_of_the_package_states_what_nothing_reads_and_no_default_is_reported(tmp_path):
+    assert [line for name in recipe_names() for line in describe_unused(load_recipe(name))] == []
+    (tmp_path / "own.toml").write_text("[adapter]\nrank = 16\n[rl]\ngamma = 1\n[model]\ndepth = 2\n")
+    assert [line.partition(" ")[0] for line in describe_unused(load_recipe(tmp_path / "own.toml"))] == [
+        "adapter.rank",
+        "rl.gamma",
+    ]

@@ -3,6 +3,7 @@
 from fledgling.config import load_recipe
 from fledgling.export.card_origin import describe_origin
 from fledgling.record import checkpoint, read_jsonl
+from fledgling.report.run_data import load_run_data
 from fledgling.train import run
 from tests.fast_run import write_recipe
 
@@ -10,7 +11,8 @@ from tests.fast_run import write_recipe
 def test_a_start_from_a_stage_that_has_not_finished_is_named_in_the_notices_and_on_the_card(
     tmp_path, one_thread_known_peak
 ):
-    recipe = load_recipe(str(write_recipe(tmp_path)))
+    """So is a setting that a new recipe states and nothing reads: before its first step, and never again."""
+    recipe = load_recipe(str(write_recipe(tmp_path)), ["adapter.rank=3", "rl.gamma=0.5"])
     run_dir = tmp_path / "run"
     run.run_stage(recipe, "pretrain", quiet=True)
     (run_dir / "pretrain/done.json").unlink()
@@ -24,6 +26,13 @@ def test_a_start_from_a_stage_that_has_not_finished_is_named_in_the_notices_and_
         "midtrain starts from step 1 of pretrain, which has not finished"
     ]
     assert lines["sft"] == []
+    not_read = [(name, line["text"]) for name in lines for line in read_jsonl(run_dir / name / "notices.jsonl")]
+    assert not any("is not read" in text for _, text in not_read)
+    not_read = [line for line in load_run_data(run_dir).stages[0].notices if "is not read" in line]
+    assert not_read == [
+        'adapter.rank = 3 is not read: adapter.method is "none"',
+        'rl.gamma = 0.5 is not read: rl.algorithm is "grpo"',
+    ]
     newest = checkpoint.find_latest_checkpoint(run_dir / "sft/checkpoints")
     rows = describe_origin(checkpoint.read_checkpoint_state(newest), run_dir)
     assert ("midtrain", "began from step 1 of pretrain, which had not finished") in rows
