@@ -1,8 +1,8 @@
 """Mutation testing of one package with cosmic-ray: how many small changes of the code its tests detect.
 
 `python -m tests.mutants PACKAGE --count 50 --seed 1` copies the tree, draws `count` of cosmic-ray's mutants of
-fledgling/PACKAGE, runs the tests below for each, and prints the survivors, which no test detected, and the share of the
-others. The test file of the mutated module runs first, in a fork of a process that has imported torch: most mutants end
+fledgling/PACKAGE, runs tests/PACKAGE and what `ALSO` names for each, and prints the survivors, which no test detected,
+and the share of the others. The test file of the mutated module runs first, in a fork of a process that has imported torch: most mutants end
 there, within seconds.
 """
 
@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TESTS = {  # what must detect a change of the package: its own tests, and those that compare it from outside
-    "optim": "tests/optim tests/plan/test_zero3.py tests/invariants/test_one_update.py",
-    "train": "tests/train tests/invariants/test_one_update.py tests/invariants/test_sampler_and_trainer.py",
-    "infer": "tests/infer tests/invariants/test_decode.py",
-    "record": "tests/record",
+ALSO = {  # what must detect a change of a package besides its own tests: those that compare it from outside
+    "data": "tests/invariants/test_packing.py tests/invariants/test_every_row_before_any_twice.py",
+    "infer": "tests/invariants/test_decode.py",
+    "model": "tests/invariants/test_decode.py tests/invariants/test_one_update.py",
+    "optim": "tests/plan/test_zero3.py tests/invariants/test_one_update.py",
+    "train": "tests/invariants/test_one_update.py tests/invariants/test_sampler_and_trainer.py",
 }
 OPERATORS_LEFT_OUT = ("core/NumberReplacer",)  # constants of tuning: most of their mutants change speed only
 SOURCE_ORDER = "module_path, start_pos_row, start_pos_col, operator_name, occurrence, operator_args"
@@ -53,6 +54,12 @@ class Mutant:
     arguments: dict[str, Any]
     occurrence: int
     line: int
+
+
+def list_packages() -> list[str]:
+    """Returns the packages of fledgling that have tests of their own, by name."""
+    folders = (path.parent.name for path in (ROOT / "fledgling").glob("*/__init__.py"))
+    return sorted(name for name in folders if (ROOT / "tests" / name).is_dir())
 
 
 def copy_tree(folder: Path) -> Path:
@@ -96,7 +103,7 @@ def list_test_files(package: str, module: Path, ranks: bool = True) -> list[str]
 
     ranks: False leaves out the files that start ranks, but for the module's own.
     """
-    named = [ROOT / name for name in TESTS[package].split()]
+    named = [ROOT / "tests" / package, *(ROOT / name for name in ALSO.get(package, "").split())]
     files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
     own = ROOT.joinpath("tests", *module.parts[1:-1], f"test_{module.name}")
     starts_ranks = {file: "on_ranks" in file.read_text(encoding="utf-8") for file in files}
@@ -149,7 +156,7 @@ def try_mutant(tree: Path, mutant: Mutant, files: list[str], timeout: float) -> 
 def main() -> int:
     """Runs the campaign; returns 0 when every mutant was tried."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("package", choices=sorted(TESTS))
+    parser.add_argument("package", choices=list_packages())
     parser.add_argument("--count", type=int, default=50, help="mutants drawn")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0, help="mutants left out at the start, to resume after a stop")

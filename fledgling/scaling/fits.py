@@ -1,8 +1,8 @@
 """Fits loss surfaces and isoFLOP curves to runs: robust least squares on log losses, with bootstrap intervals.
 
 Runs are few and their sizes are chosen, so the bootstrap resamples their noise, not the runs: residuals, each corrected
-for the leverage of its run, are shuffled onto the fitted values and everything is fitted again; all those fits are one
-batch of the same Levenberg-Marquardt iteration in numpy, so hundreds take a second.
+for the leverage of its run, are drawn with replacement, added to the fitted values, and everything is fitted again; all
+those fits are one batch of the same Levenberg-Marquardt iteration in numpy, so hundreds take a second.
 
 The loss is Huber's on log L, as in approach 3 of Hoffmann et al. 2022. Theirs becomes linear at 1e-3 for any noise;
 here it does so at 1.345 robust standard deviations, where it keeps 95 % of the efficiency of least squares.
@@ -321,7 +321,7 @@ def fit_isoflop(
     only an approximation of the loss near the minimum.
 
     The noise of all curves is pooled: one curve of four sizes has a single degree of freedom, three have three. As for
-    the surface, the pooled residuals are shuffled and everything is fitted again for the intervals.
+    the surface, the pooled residuals are drawn with replacement and everything is fitted again for the intervals.
 
     Power laws need two curves, intervals a spare run.
 
