@@ -2,8 +2,8 @@
 
 `python -m tests.mutants PACKAGE --count 50 --seed 1` copies the tree, draws `count` of cosmic-ray's mutants of
 fledgling/PACKAGE, runs tests/PACKAGE and what `ALSO` names for each, and prints the survivors, which no test detected,
-and the share of the others. The test file of the mutated module runs first, in a fork of a process that has imported torch: most mutants end
-there, within seconds.
+and the share of the others. The test file of the mutated module runs first, in a fork of a process that has imported
+torch: most mutants end there, within seconds.
 """
 
 from __future__ import annotations

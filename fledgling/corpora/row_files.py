@@ -1,6 +1,7 @@
 """Readers of rows: JSON lines, JSON, CSV and parquet, each row as the bytes of its text and the place it was read from.
 
-`readers.py` opens the files and decodes the text. Rows that cannot be used are counted in `SkippedDocuments`.
+`readers.py` opens the files and decodes the text. Rows that cannot be used are counted in `SkippedDocuments`;
+a row that a table cannot be read beyond raises UserError.
 """
 
 from __future__ import annotations

@@ -150,9 +150,10 @@ def schedule_groups(
     device: str,
     world_size: int,
 ) -> Iterator[tuple[int, list[list[int]]]]:
-    """Yields what is answered at a time: (tokens of an answer, 0 for letters; groups of indices, at most one a rank).
+    """Yields what is answered at a time: (tokens of an answer, 0 for letters; groups of indices).
 
-    Generated answers are grouped by their limit of tokens, then by the length of their prompts.
+    Generated answers are grouped by their limit of tokens, then by the length of their prompts, at most one group a
+    rank. Questions with choices, whose letters are compared, come one group at a time for all ranks together.
 
     Args:
         questions: with their tasks.
@@ -255,6 +256,7 @@ def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
 
 
 def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
+    """Returns the mean score with its interval over independent groups; in an environment, its name is the tools'."""
     questions = [answer.question for answer in answers]
     scores = [answer.score for answer in answers]
     low, high = share_interval(scores, number_clusters([question.cluster for question in questions]))
@@ -271,7 +273,10 @@ def _describe_clusters(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
 
 
 def count_clusters(questions: Sequence[Question]) -> dict[str, Any]:
-    """Returns {"clusters", "cluster_unit"} of questions: how many of them are independent, and of what they are."""
+    """Returns {"clusters", "cluster_unit"}: how many independent groups the questions form, and what a group shares.
+
+    Where they share nothing, the groups are the questions themselves.
+    """
     return {
         "clusters": len({question.cluster for question in questions}),
         "cluster_unit": next((question.cluster_unit for question in questions if question.cluster_unit), "questions"),

@@ -32,7 +32,7 @@ COLUMNS = (0, 1, 2)  # of E, A and B
 
 
 class LossLaw(Protocol):
-    """What sizes are compared by."""
+    """A law of the loss, by which model sizes are compared."""
 
     def loss(self, N: float, D: float) -> float:
         """Returns the loss of N parameters after D tokens."""
@@ -56,10 +56,10 @@ class ShiftedLoss:
 def fit_laws(
     sizes: Sequence[tuple[float, float]], losses: Sequence[float], near: float | None = None
 ) -> list[ShiftedLoss]:
-    """Returns the law of least relative error, and then those of other shifts that fit as well, but for `MISFIT`.
+    """Returns the law of least relative error, and then those of other shifts that fit as well, except for `MISFIT`.
 
-    Among the runs they say the same; where they differ, the runs do not tell. The error is that of L^4, as a share of
-    it, which for small ones is four times that of L.
+    Within the range of the runs they agree; beyond it the runs do not decide between them. The error is that of L^4, as
+    a share of it, which for small ones is four times that of L.
 
     Args:
         sizes: parameters and effective tokens of each run.
@@ -88,7 +88,7 @@ def fit_laws(
 
 
 def fit_columns(columns: Sequence[Sequence[float]], target: Sequence[float]) -> tuple[float, list[float]]:
-    """Returns least |columns x - target|^2 and its x, of which none is below 0."""
+    """Returns min |columns x - target|^2 and its x >= 0: non-negative least squares (NNLS) for three columns."""
     products = [[math.fsum(map(mul, a, b)) for b in columns] for a in columns]
     sums, square = [math.fsum(map(mul, column, target)) for column in columns], math.fsum(map(mul, target, target))
     best, least = [0.0] * len(columns), math.inf

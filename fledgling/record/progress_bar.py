@@ -48,7 +48,7 @@ def format_metric(name: str, value: Any) -> str:
 
 
 class ProgressBar:
-    """Shows the step of a stage, and the time left: of as many steps as are left, each as long as the median of late.
+    """Shows the step of a stage, and the time left: the steps that are left, each as long as the median of the last 50.
 
     The first step of a session, which compiles, is left out, and so is what was before it: a resumed stage shows the
     time of this machine as it is now. Evaluations and pauses are longer than the median, and change it little.

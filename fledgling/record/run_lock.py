@@ -185,7 +185,10 @@ def _is_of_this_machine(holder: dict[str, Any]) -> bool:
 
 
 def _read_holder(directory: Path, lease: SoftFileLease) -> dict[str, Any] | None:
-    """Returns what is known of the process that holds the claim; None if there is none."""
+    """Returns what is known of the process that holds the claim; None if there is none, {} if it cannot be read.
+
+    Waits up to a second for a holder that has just claimed and not described itself yet.
+    """
     deadline = time.monotonic() + HOLDER_SECONDS
     while True:
         owner = lease.owner

@@ -83,7 +83,7 @@ def bootstrap_interval(value: float, samples: Values, widening: float = 1.0) -> 
 
 
 def minimize_huber(
-    model: ResidualModel, targets: np.ndarray, start: np.ndarray, turn: float, low: np.ndarray, high: np.ndarray
+    model: ResidualModel, targets: np.ndarray, start: np.ndarray, delta: float, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns coefficients (B, P) of least Huber loss and their losses (B,), by Levenberg-Marquardt.
 
@@ -91,16 +91,16 @@ def minimize_huber(
         model: maps coefficients (B, P) to values (B, n) and derivatives (B, n, P).
         targets: (B, n) or (1, n).
         start: (B, P).
-        turn: the residual at which the loss becomes linear.
+        delta: the residual at which the loss becomes linear.
         low, high: (P,), the bounds of the coefficients.
     """
     coefficients = np.clip(start, low, high)
     damping = np.full(len(coefficients), 1e-2)
     values, slopes = model(coefficients)
-    cost = huber_loss(targets - values, turn)
+    cost = huber_loss(targets - values, delta)
     for _ in range(ITERATIONS):
         residuals = targets - values
-        weights = np.minimum(1.0, turn / np.maximum(np.abs(residuals), 1e-300))  # (B, n)
+        weights = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))  # (B, n)
         weighted = slopes * weights[:, :, None]
         transposed = weighted.transpose(0, 2, 1)  # (B, P, n)
         normal, gradient = transposed @ slopes, transposed @ residuals[:, :, None]
@@ -109,7 +109,7 @@ def minimize_huber(
         step = np.linalg.solve(normal + ridge[:, :, None] * np.eye(coefficients.shape[1]), gradient)[:, :, 0]
         trial = np.clip(coefficients + step, low, high)
         trial_values, trial_slopes = model(trial)
-        trial_cost = huber_loss(targets - trial_values, turn)
+        trial_cost = huber_loss(targets - trial_values, delta)
         better = trial_cost < cost
         converged = np.abs(trial - coefficients).max(1) < 1e-9
         coefficients = np.where(better[:, None], trial, coefficients)
@@ -122,10 +122,10 @@ def minimize_huber(
     return coefficients, cost
 
 
-def huber_loss(residuals: np.ndarray, turn: float) -> np.ndarray:
-    """Returns the summed Huber loss (B,) of residuals (B, n): r^2 / 2 up to `turn`, linear beyond."""
+def huber_loss(residuals: np.ndarray, delta: float) -> np.ndarray:
+    """Returns the summed Huber loss (B,) of residuals (B, n): r^2 / 2 up to `delta`, linear beyond."""
     size = np.abs(residuals)
-    return np.where(size <= turn, size**2 / 2, turn * (size - turn / 2)).sum(1)
+    return np.where(size <= delta, size**2 / 2, delta * (size - delta / 2)).sum(1)
 
 
 # ---- the surface ----
@@ -153,17 +153,17 @@ def fit_surface(N: Values, D: Values, loss: Values, resamples: int = RESAMPLES, 
     candidates, cost = minimize_huber(model, y[None], starts, math.inf, low, high)
     best = candidates[[int(cost.argmin())]]
     degrees = len(y) - len(COEFFICIENTS)
-    turn = TUNING * _estimate_deviation(y - model(best)[0][0], degrees)
+    delta = TUNING * _estimate_deviation(y - model(best)[0][0], degrees)
     restarts = np.concatenate([best, candidates[np.argsort(cost)[:8]]])
-    candidates, cost = minimize_huber(model, y[None], restarts, turn, low, high)
+    candidates, cost = minimize_huber(model, y[None], restarts, delta, low, high)
     best = candidates[[int(cost.argmin())]]
     fitted, slopes = (part[0] for part in model(best))
-    residuals = leverage_adjusted(y - fitted, slopes)
+    residuals = adjust_for_leverage(y - fitted, slopes)
     widening = student_to_normal_ratio(degrees)
     samples = np.empty((0, len(COEFFICIENTS)))
     if resamples and degrees > 0:
         indices = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
-        samples, _ = minimize_huber(model, fitted + residuals[indices], np.repeat(best, resamples, 0), turn, low, high)
+        samples, _ = minimize_huber(model, fitted + residuals[indices], np.repeat(best, resamples, 0), delta, low, high)
     law, *bootstrap = (_make_law(row, center) for row in np.concatenate([best, samples]))
     noise = float(np.sqrt((residuals**2).mean()))
     return SurfaceFit(law, _compute_joint_intervals(law, bootstrap, widening), tuple(bootstrap), noise, widening)
@@ -225,8 +225,11 @@ def _estimate_deviation(residuals: np.ndarray, degrees: int) -> float:
     return max(deviation, 1e-9)
 
 
-def leverage_adjusted(residuals: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Returns residuals (n,) at the scale of the noise: a run of leverage h shows only sqrt(1 - h) of it."""
+def adjust_for_leverage(residuals: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """Returns residuals (n,) at the scale of the noise, with mean 0: a run of leverage h shows only sqrt(1 - h) of it.
+
+    slopes: derivatives of the fitted values by the coefficients (n, P).
+    """
     q = np.linalg.svd(slopes, full_matrices=False)[0]
     leverage = np.minimum((q**2).sum(1), 0.99)
     adjusted = residuals / np.sqrt(1 - leverage)
@@ -335,7 +338,7 @@ def fit_isoflop(
     """
     groups = _group_by_budget(N, D, budgets, loss)
     coefficients = [np.linalg.lstsq(group.basis(), group.y, rcond=None)[0] for group in groups]
-    residuals = [leverage_adjusted(g.y - g.basis() @ c, g.basis()) for g, c in zip(groups, coefficients, strict=True)]
+    residuals = [adjust_for_leverage(g.y - g.basis() @ c, g.basis()) for g, c in zip(groups, coefficients, strict=True)]
     spare = sum(len(group.y) - 3 for group in groups)
     samples: list[list[tuple[float, float, float, bool]]] = []
     if resamples and spare > 0:
@@ -382,7 +385,18 @@ def _fit_trend(
     index: int,
     widening: float,
 ) -> PowerLawFit | None:
-    """Returns the power law of one quantity through the minima; None for fewer than two curves."""
+    """Returns the power law of one quantity through the minima of all curves; None for fewer than two.
+
+    Curves whose minimum lies outside the trained sizes count too.
+
+    Args:
+        x: log FLOPs of each curve.
+        curves: with their minima.
+        samples: the minima of each bootstrap fit.
+        name: of the quantity in `IsoFlopCurve`.
+        index: of the quantity in a minimum of `samples`.
+        widening: of the interval.
+    """
     if len(curves) < 2:
         return None
 

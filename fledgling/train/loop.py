@@ -284,9 +284,10 @@ def record_steps(stage: Stage, context: LoopContext, record: StepRecord, finishe
 
 
 def agree_on_actions(context: LoopContext) -> frozenset[str]:
-    """Returns the actions that any rank is asked for, a stop by a signal among them; the same on all. One collective.
+    """Takes and returns the actions requested of any rank, a stop by a signal among them; the same on all ranks.
 
-    The sum over the ranks has a digit for each action, in base ranks + 1.
+    The requests are deleted and a notice names them. One collective: the sum over the ranks has a digit for each
+    action, in base ranks + 1.
     """
     world = context.world
     taken = take_actions(context.recorder.stage_dir.parent) if world.is_main else frozenset()
@@ -326,7 +327,7 @@ def write_rows(batch: Batch, step: int, path: Path) -> None:
 
 
 def is_due(entry: Eval, step: int, last: bool) -> bool:
-    """Returns whether an evaluation is made after `step` steps, asked for or not."""
+    """Returns whether its schedule has an evaluation after `step` steps: at the start, every so often, at the end."""
     return step == 0 or last or (bool(entry.every) and step % entry.every == 0)
 
 

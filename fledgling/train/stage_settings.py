@@ -8,7 +8,7 @@ from fledgling.config import Recipe, StageConfig, UserError
 
 
 def require_valid_settings(recipe: Recipe, name: str) -> None:
-    """Raises UserError where settings of stage `name` exclude one another, or a table is given that no stage follows.
+    """Raises UserError where settings of stage `name` exclude one another, or a stated table affects no stage.
 
     A stage that has begun keeps a table without effect: its checkpoints name it.
     """
@@ -40,7 +40,7 @@ def require_whole_weights(recipe: Recipe, name: str) -> None:
 
 
 def require_two_matrices(recipe: Recipe, name: str) -> None:
-    """Raises UserError for a pretraining that unties embedding and head, and has not the two from the seed."""
+    """Raises UserError for optimizer.tied_updates with model.tie_embeddings or with weights that are given."""
     updates = recipe.optimizer.tied_updates
     if not updates or name != "pretrain":
         return
@@ -57,7 +57,7 @@ def require_two_matrices(recipe: Recipe, name: str) -> None:
 
 
 def require_mtp_targets(recipe: Recipe, name: str) -> None:
-    """Raises UserError for settings of multi-token prediction that have no effect in a stage."""
+    """Raises UserError for settings of multi-token prediction without effect, and for mtp_targets with a teacher."""
     table = recipe.stage_config(name)
     if not isinstance(table, StageConfig):
         return
@@ -71,10 +71,7 @@ def require_mtp_targets(recipe: Recipe, name: str) -> None:
 
 
 def require_effect(recipe: Recipe) -> None:
-    """Raises UserError for a teacher, or an adapter, from which no stage of the recipe learns.
-
-    So is an adapter that a user gives where adapter.method is none.
-    """
+    """Raises UserError for a teacher or an adapter that no stage uses, and for adapter.init_from without a method."""
     stages = ", ".join(recipe.stages)
     if recipe.adapter.method == "none" and "adapter.init_from" in recipe.stated:
         raise UserError(

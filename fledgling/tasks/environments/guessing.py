@@ -20,7 +20,7 @@ class Guessing(Environment):
     max_new_tokens = 64
 
     def reset(self, seed: int) -> str:
-        """Draws a range that begins at a multiple of ten, and a number of it."""
+        """Draws a range that begins at a multiple of ten and a number of it; returns the prompt."""
         rng = random.Random(seed)
         self.low = 100 * rng.randint(1, 9) + 10 * rng.randint(0, 8)
         self.high = self.low + SIZE - 1
@@ -34,7 +34,7 @@ class Guessing(Environment):
         return {"guess": self.compare}
 
     def compare(self, number: int) -> str:
-        """Returns whether the number is higher or lower, or yes."""
+        """Narrows the range that is left and returns "higher" or "lower", what the secret number is, or "yes"."""
         low, high = self.left
         if number == self.number:
             self.left, reply = (number, number), "yes"
@@ -55,7 +55,7 @@ class Guessing(Environment):
         return f"{self.low} {self.high} {self.number}"
 
     def turn_reward(self) -> float:
-        """Returns the share of the range that the last call excluded: at most 1 over an episode."""
+        """Returns the share of the range that the calls since the last reward excluded: at most 1 over an episode."""
         low, high = self.left
         excluded, self.rewarded = self.rewarded - (high - low), high - low
         return excluded / (SIZE - 1)
