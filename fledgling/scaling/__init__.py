@@ -2,7 +2,8 @@
 
     sweep              a grid of depths and budgets as resumable training runs; a check of a budget beyond it
     results            their directories as numbers
-    fits               laws with intervals: a loss surface, isoFLOP curves
+    fits               a loss surface with intervals
+    isoflop            isoFLOP curves and the power laws of their minima, with intervals
     analysis           all fits for every way of counting parameters, the held-out budget, predictions
     sweep_page         the HTML page of a sweep
     ablation           variants of one recipe instead of sizes

@@ -22,7 +22,8 @@ from fledgling.plan.critical_batch import optimal_run
 from fledgling.plan.scaling_laws import BYTES_PER_TOKEN, LAWS, WITH_HEAD, ChinchillaLoss, ScalingLaw, check_budget
 from fledgling.record.progress_bar import format_count
 from fledgling.scaling import fits
-from fledgling.scaling.fits import Estimate, IsoFlopFit, SurfaceFit
+from fledgling.scaling.fits import Estimate, SurfaceFit
+from fledgling.scaling.isoflop import IsoFlopFit, fit_isoflop
 from fledgling.scaling.results import Sweep, SweepRun, finite_or_none, format_flops, load_sweep
 
 PRIMARY_COUNT = WITH_HEAD  # the count that FLOPs follow most closely: shown first and used for predictions
@@ -149,7 +150,7 @@ def _fit_sweep(keys: tuple[str, ...], runs: Sequence[SweepRun], resamples: int) 
     per_token = [math.log(run.flops_per_token) for run in runs]
     second, first = np.polyfit(np.log(N), per_token, 1)
     surface = fits.fit_surface(N, D, loss, resamples)
-    isoflop = fits.fit_isoflop(N, D, C, loss, resamples)
+    isoflop = fit_isoflop(N, D, C, loss, resamples)
     return SweepFit(keys, surface, isoflop, _held_out(runs, keys[0], isoflop, resamples), (float(first), float(second)))
 
 
@@ -168,7 +169,7 @@ def _held_out(runs: Sequence[SweepRun], key: str, isoflop: IsoFlopFit, resamples
     smaller = [run for run in runs if run.budget < largest]
     N, D, C, loss = _select_columns(smaller, key)
     surface = fits.fit_surface(N, D, loss, resamples)
-    size_trend = fits.fit_isoflop(N, D, C, loss, resamples).N
+    size_trend = fit_isoflop(N, D, C, loss, resamples).N
     left_out = [run for run in runs if run.budget == largest]
     predicted = tuple((run, predict_loss(surface, run.parameters[key], run.tokens)) for run in left_out)
     measured = next((curve for curve in isoflop.curves if curve.budget == largest), None)

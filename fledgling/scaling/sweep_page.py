@@ -17,7 +17,8 @@ from fledgling.record.progress_bar import format_count
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
 from fledgling.scaling.analysis import PRIMARY_COUNT, SweepAnalysis, SweepFit
-from fledgling.scaling.fits import COEFFICIENTS, Estimate, IsoFlopCurve
+from fledgling.scaling.fits import COEFFICIENTS, Estimate
+from fledgling.scaling.isoflop import IsoFlopCurve
 from fledgling.scaling.results import CheckResult, SweepRun, format_flops, load_checks
 
 COLOR_COUNT = 4  # in style.css; more budgets reuse them

@@ -22,6 +22,7 @@ TORCH_FREE = (
     "report",
     "scaling.results",
     "scaling.fits",
+    "scaling.isoflop",
     "scaling.analysis",
     "scaling.sweep_page",
     "scaling.inference_scaling",
