@@ -19,7 +19,6 @@ settings.register_profile("fledgling", deadline=None, derandomize=not os.environ
 settings.load_profile("fledgling")
 
 FULL_SIZE = (  # each has a smaller member that always runs
-    "test_walk.py::test_the_page_has_the_stops_that_the_command_counts",
     "test_unicode_classes.py::test_every_character_has_the_same_ids_in_a_batch_and_alone[all-1]",
     "test_unicode_classes.py::test_every_character_has_the_same_ids_in_a_batch_and_alone[all-2]",
     "test_unicode_classes.py::test_every_character_has_the_same_ids_in_a_batch_and_alone[all-3]",

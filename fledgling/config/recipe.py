@@ -14,6 +14,7 @@ from fledgling.config.distill import DistillConfig
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.fields import WEIGHTS, choice, count, number, optional_choice
 from fledgling.config.model import ROPE_TYPES, ModelConfig
+from fledgling.config.variants import ALGORITHM_TRAITS, OBJECTIVE_TRAITS
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 DEFAULT_STAGES = ("pretrain", "midtrain", "sft", "rl")  # of a recipe that names none
@@ -103,7 +104,7 @@ class StageConfig(LoopConfig):
 class DPOConfig(LoopConfig):
     """[dpo]: preference tuning on pairs of a chosen and a rejected answer, or on answers that were judged (kto)."""
 
-    objective: str = choice("dpo", "ipo", "simpo", "orpo", "kto", "reward")  # what is minimized; reward: a reward model
+    objective: str = choice(*OBJECTIVE_TRAITS)  # what is minimized; reward: a reward model
     pairs: str | None = None  # a file of prompt, chosen and rejected; kto: or of a label; None: no such stage
     beta: float | None = number(None, above=True)  # strength of the objective; None: 0.1, of simpo 2
     target_margin: float = number(1.0)  # simpo: of beta x log p of a token, between the two answers
@@ -116,14 +117,19 @@ class DPOConfig(LoopConfig):
     @property
     def uses_reference(self) -> bool:
         """Whether the objective compares the weights with those that the stage begins with."""
-        return self.objective in ("dpo", "ipo", "kto")
+        return OBJECTIVE_TRAITS[self.objective].uses_reference
+
+    @property
+    def labels_answers(self) -> bool:
+        """Whether each answer has a label of its own; otherwise answers come in pairs."""
+        return OBJECTIVE_TRAITS[self.objective].labels_answers
 
 
 @dataclass(frozen=True)
 class RLConfig(LoopConfig):
     """[rl]: rollouts of the current weights, scored by tasks and rewards."""
 
-    algorithm: str = choice("grpo", "dr_grpo", "cispo", "gspo", "ppo", "distill")
+    algorithm: str = choice(*ALGORITHM_TRAITS)
     warmup_steps: int | None = count(0, 0)
     decay_fraction: float = number(1.0, 0.0, 1.0)
     tasks: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # task -> weight among the prompts
@@ -156,6 +162,16 @@ class RLConfig(LoopConfig):
     gae_lambda: float = number(0.95, 0.0, 1.0)  # PPO
     value_weight: float = number(0.5)  # PPO: of the critic's loss
     value_clip: float = number(0.2, above=True)  # PPO: largest difference from the old value
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether the stage trains a critic next to the policy."""
+        return ALGORITHM_TRAITS[self.algorithm].uses_critic
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the policy learns from `distill.teacher`, on its own answers."""
+        return ALGORITHM_TRAITS[self.algorithm].uses_teacher
 
 
 @dataclass(frozen=True)
@@ -211,7 +227,7 @@ class Recipe:
     def has_teacher(self, stage: str) -> bool:
         """Returns whether a stage learns from `distill.teacher`."""
         if stage == "rl":
-            return self.rl.algorithm == "distill"
+            return self.rl.uses_teacher
         return self.distill.teacher is not None and stage in self.distill.stages
 
     def resolve_model(self) -> ModelConfig:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from fledgling.config.recipe import STAGES, Recipe
 from fledgling.config.toml import format_toml_value
+from fledgling.config.variants import CRITIC_SETTINGS, OBJECTIVE_SETTINGS, OBJECTIVE_TRAITS
 
 MUON_FIELDS = ("momentum", "newton_schulz", "newton_schulz_steps", "equilibrate", "normalize_update")
-PPO_FIELDS = ("gamma", "gae_lambda", "value_weight", "value_clip")
 INIT_FIELDS = ("init_context", "init_rope")
-FIELDS_OF_OBJECTIVES = {
-    "target_margin": "simpo",
-    "desirable_weight": "kto",
-    "undesirable_weight": "kto",
-}
 # Of stages that a recipe leaves out: by the rules of rates; by exams and the tokenizer's text.
 READ_OF_STAGES_LEFT_OUT = frozenset({"pretrain", "sft.mixture"})
 
@@ -39,7 +34,7 @@ def explain_unused(recipe: Recipe, table: str, field: str) -> str:
             return "no stage is in adapter.stages"
     if table == "optimizer" and field in MUON_FIELDS and recipe.optimizer.matrix_optimizer == "adamw":
         return 'optimizer.matrix_optimizer is "adamw"'
-    if table == "distill" and recipe.rl.algorithm != "distill":
+    if table == "distill" and not recipe.rl.uses_teacher:
         if field != "teacher" and not recipe.distill.teacher:
             return "there is no distill.teacher"
         if field != "stages" and not any(recipe.has_teacher(stage) for stage in recipe.stages):
@@ -60,7 +55,7 @@ def _explain_stage(recipe: Recipe, stage: str, field: str) -> str:
         return f"{stage}.steps is {table.steps}"
     if field == "final_lr_fraction" and not table.decay_fraction:
         return f"{stage}.decay_fraction is 0"
-    if stage == "dpo" and recipe.dpo.objective != FIELDS_OF_OBJECTIVES.get(field, recipe.dpo.objective):
+    if stage == "dpo" and field in OBJECTIVE_SETTINGS - OBJECTIVE_TRAITS[recipe.dpo.objective].settings:
         return f'dpo.objective is "{recipe.dpo.objective}"'
     if stage == "rl" and (reason := _explain_rl(recipe, field)):
         return reason
@@ -71,7 +66,7 @@ def _explain_stage(recipe: Recipe, stage: str, field: str) -> str:
 def _explain_rl(recipe: Recipe, field: str) -> str:
     """Returns why nothing reads a setting of [rl], "" where it is read."""
     rl = recipe.rl
-    if field in PPO_FIELDS and rl.algorithm != "ppo":
+    if field in CRITIC_SETTINGS and not rl.uses_critic:
         return f'rl.algorithm is "{rl.algorithm}"'
     if field == "length_penalty_free_tokens" and not rl.length_penalty:
         return "rl.length_penalty is 0"

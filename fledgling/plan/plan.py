@@ -267,7 +267,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         tokens //= stage.minibatches  # which share the answers of a round
         per_token += flops.forward_flops_per_token(config) // stage.epochs
     elif isinstance(stage, DPOConfig):
-        answers, reads = (1, 3) if stage.objective == "kto" else (2, int(stage.uses_reference))
+        answers, reads = (1, 3) if stage.labels_answers else (2, int(stage.uses_reference))
         tokens = steps * stage.batch_size * answers * config.context
         per_token += reads * flops.forward_flops_per_token(config)
     else:

@@ -369,8 +369,7 @@ def _check_pairs(table: DPOConfig, config: ModelConfig, tokenizer: Tokenizer | N
         found.notices.append("its pairs are measured once the tokenizer exists")
         return table.steps
     try:
-        judged = table.objective == "kto"
-        pairs = load_preferences(table.pairs, judged, tokenizer, config.context + 1, found.notices.append)
+        pairs = load_preferences(table.pairs, table.labels_answers, tokenizer, config.context + 1, found.notices.append)
     except UserError as error:
         found.problems.append(str(error))
         return table.steps

@@ -73,7 +73,7 @@ class PreferenceStream:
         weight = sum(int(rollout.sampled.sum()) for rollout in rollouts) / len(rollouts)
         weighted = [replace(rollout, loss_weight=weight) for rollout in rollouts]
         batches = pack_rollouts(weighted, self.policy.config.context, self.micro_batch_size, self.bos)
-        if self.config.objective == "kto":
+        if self.config.labels_answers:
             self.baseline = self._measure_baseline(rollouts)
         self.step += 1
         return [add_reference_logprobs(batch, self.reference) for batch in batches[self.world.rank :: self.world.size]]
@@ -107,7 +107,7 @@ class PreferenceStream:
         """Returns the fraction of the step's pairs on the right side of the margin, and the mean margin."""
         sums = self.step_metrics.pop_sums(self.world)
         values = {"accuracy": sums["correct"] / sums["pairs"], "margin": sums["margin"] / sums["pairs"]}
-        return values | ({"baseline": self.baseline} if self.config.objective == "kto" else {})
+        return values | ({"baseline": self.baseline} if self.config.labels_answers else {})
 
     def state_dict(self) -> dict:
         """Returns the step."""
@@ -128,11 +128,11 @@ class PreferenceStream:
 def build_dpo_stage(name: str, context: StageContext) -> Stage:
     """Returns the dpo stage as the recipe's [dpo] table describes it."""
     config, recipe = context.recipe.dpo, context.recipe
-    objective, judged = OBJECTIVES[config.objective], config.objective == "kto"
+    objective, labelled = OBJECTIVES[config.objective], config.labels_answers
     if config.pairs is None:
-        expected = EXPECTED_JUDGED if judged else EXPECTED_PAIR
+        expected = EXPECTED_JUDGED if labelled else EXPECTED_PAIR
         raise UserError(f"dpo.pairs is not set: expected a file of rows like {expected}")
-    if judged and config.batch_size < 2:
+    if labelled and config.batch_size < 2:
         raise UserError('dpo.batch_size is 1: with dpo.objective="kto" an answer is compared with others; expected 2')
     if objective.trains_head and recipe.stages[-1] != name:
         raise UserError(
@@ -141,7 +141,7 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
         )
     micro_batch_size, bos = resolve_micro_batch_size(config, context), context.tokenizer.bos
     row_tokens, log = context.model.config.context + 1, context.recorder.log_notice
-    rollouts = load_preferences(config.pairs, judged, context.tokenizer, row_tokens, log)
+    rollouts = load_preferences(config.pairs, labelled, context.tokenizer, row_tokens, log)
     for source, files in list_read_files(recipe, name).items():
         context.preparer.documents.prepared.record_files(source, files)
     reference = context.load_initial_model() if config.uses_reference else None
@@ -150,7 +150,7 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
     )
     steps = derive_dpo_steps(config, len(rollouts))
     if (passes := steps * config.batch_size / len(rollouts)) > 1:
-        log(f"dpo: each of {len(rollouts):,} {'answers' if judged else 'pairs'} is read {passes:.1f} times")
+        log(f"dpo: each of {len(rollouts):,} {'answers' if labelled else 'pairs'} is read {passes:.1f} times")
     evals = () if objective.trains_head else build_evals(config, context, held_out_shards(context), micro_batch_size)
     return Stage(
         name=name,

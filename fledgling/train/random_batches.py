@@ -8,7 +8,6 @@ import torch
 
 from fledgling.config import DistillConfig, DPOConfig, LoopConfig, RLConfig
 from fledgling.data.batch import Batch
-from fledgling.train.rl.algorithm import ALGORITHMS
 
 DOCUMENTS_PER_ROW = 3
 
@@ -63,7 +62,7 @@ def add_stage_fields(batch: Batch, table: LoopConfig) -> Batch:
     fields = {"loss_weights": zeros + 1, "rewards": zeros, "advantages": zeros + 1, "old_logprobs": zeros}
     if table.kl_weight > 0:
         fields["reference_logprobs"] = zeros
-    if ALGORITHMS[table.algorithm].uses_critic:
+    if table.uses_critic:
         fields |= {"returns": zeros, "old_values": zeros}
     return replace(batch, document_ids=numbered, **fields)
 

@@ -15,7 +15,6 @@ from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.train.critic import attach_critic
-from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.rollout_stream import RolloutStream
 from tests.ranks import one_thread
 from tests.train.rl.small_problems import BANDIT, Problem, settings, tokenizer
@@ -41,7 +40,7 @@ def make_stream(problem: Problem, algorithm: str = "grpo", **others: object) -> 
     base = {"entropy_weight": 0.0, "prompts_per_round": 2, "group_size": 4, "advantage_normalization": "centered"}
     config = settings(problem, algorithm, **{**base, **others})
     model, reference = policy(1), policy(2).requires_grad_(False)
-    if ALGORITHMS[algorithm].uses_critic:
+    if config.uses_critic:
         attach_critic(model)
     return RolloutStream(
         Engine(model, tokenizer()),

@@ -215,29 +215,19 @@ class OnPolicyDistillation:
         return policy_gradient_loss(model, batch, self.config, 0.0, metrics)
 
 
-@dataclass(frozen=True)
-class AlgorithmKind:
-    """How an algorithm is made, and whether its stage trains a critic."""
-
-    make: Callable[[RLConfig], Algorithm]
-    uses_critic: bool = False
-
-
-ALGORITHMS = {
-    "grpo": AlgorithmKind(GRPO),
-    "dr_grpo": AlgorithmKind(partial(GRPO, default_weights="constant")),
-    "cispo": AlgorithmKind(partial(GRPO, surrogate=CLIPPED_WEIGHTS, default_advantages="zscore")),
-    "gspo": AlgorithmKind(
-        partial(GRPO, surrogate=CLIPPED_ANSWERS, default_advantages="zscore", default_weights="sequence")
-    ),
-    "ppo": AlgorithmKind(PPO, uses_critic=True),
-    "distill": AlgorithmKind(OnPolicyDistillation),
+ALGORITHMS: dict[str, Callable[[RLConfig], Algorithm]] = {
+    "grpo": GRPO,
+    "dr_grpo": partial(GRPO, default_weights="constant"),
+    "cispo": partial(GRPO, surrogate=CLIPPED_WEIGHTS, default_advantages="zscore"),
+    "gspo": partial(GRPO, surrogate=CLIPPED_ANSWERS, default_advantages="zscore", default_weights="sequence"),
+    "ppo": PPO,
+    "distill": OnPolicyDistillation,
 }
 
 
 def make_algorithm(config: RLConfig) -> Algorithm:
     """Returns the algorithm that the recipe names. Raises UserError for settings that it does not have."""
-    return ALGORITHMS[config.algorithm].make(config)
+    return ALGORITHMS[config.algorithm](config)
 
 
 def sum_over_ranks(rows: Sequence[tuple[float, ...]], columns: int, world: World) -> tuple[float, ...]:

@@ -12,7 +12,6 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.critic import attach_critic
-from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.reward import RewardScorer
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
@@ -62,7 +61,7 @@ def rl_outcome(**table: Any) -> dict[str, Any]:
     for seed, one in enumerate((model, reference)):
         one.initialize(seed)
         torch.nn.init.normal_(one.head.weight, std=0.3, generator=torch.Generator().manual_seed(seed))
-    if ALGORITHMS[config.algorithm].uses_critic:
+    if config.uses_critic:
         attach_critic(model)
     first = reference.requires_grad_(False) if config.kl_weight else None
     stream = RolloutStream(Engine(model, words), config, tasks, 0, 4, world, reference=first)

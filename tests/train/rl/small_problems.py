@@ -23,7 +23,6 @@ from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import loop
 from fledgling.train.critic import attach_critic
-from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
 
@@ -123,7 +122,7 @@ def learn(
     words, world = tokenizer(), World.start("cpu")
     model = Transformer(ModelConfig(words.vocab_size, 2, 32, 2, 2, 32))
     model.initialize(seed)
-    if ALGORITHMS[config.algorithm].uses_critic:
+    if config.uses_critic:
         attach_critic(model)
     stream = stream_type(engine_type(model, words), config, {problem.name: problem}, seed, 16, world)
     stage = Stage(
