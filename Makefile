@@ -4,6 +4,7 @@ PYTHON ?= python3
 RECIPE ?= quickstart
 MINUTES ?= 12
 BIN    := .venv/bin
+export PYTHONDONTWRITEBYTECODE :=  # unset: the tests start hundreds of processes, each of which would compile the package
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .PHONY: quickstart test test-all lint types structure wheel mutants wasm format clean

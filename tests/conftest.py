@@ -4,8 +4,12 @@ A busy machine would exceed hypothesis' time limit. Speeds that were measured on
 are neither read nor written. The slowest tests of a kind whose smaller members always run are left to `make test-all`.
 """
 
+import contextlib
 import gc
+import importlib
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -172,8 +176,27 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > 20 else None
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """Imports this worker's share of the test modules before the others, so that each is compiled by one worker.
+
+    Pytest compiles a module together with the texts of its asserts, which takes 5 s for all of them; other workers load
+    the result. A module whose import fails here is imported again, and reported, when it is collected.
+    """
+    gc.disable()  # until all is imported: nothing of it is garbage
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or sys.dont_write_bytecode:
+        return
+    folders = [Path(argument) for argument in session.config.args if "::" not in argument]
+    modules = sorted({path for folder in folders for path in folder.rglob("test_*.py")})
+    for path in modules[int(worker.removeprefix("gw")) :: workers]:
+        name = ".".join(path.absolute().relative_to(session.config.rootpath).with_suffix("").parts)
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(name)
+
+
 def pytest_collection_finish() -> None:
     """Takes all objects that exist now out of garbage collection: a pass over all modules and tests takes .3 s."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
