@@ -1,5 +1,7 @@
 """An ONNX graph computes the model's logits in onnxruntime, for any batch and length."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,16 @@ from fledgling.config import UserError
 from fledgling.export.onnx import write_onnx
 from fledgling.export.parity import compare_onnx
 
-pytest.importorskip("onnxscript", reason='onnxscript is not installed: pip install "fledgling[onnx]"')
-onnxruntime = pytest.importorskip("onnxruntime")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, NEEDED)), reason='a package is not installed: pip install "fledgling[onnx]"'
+)
 
 
 @pytest.mark.parametrize("family", ["fledgling", "gpt2"])
 def test_onnxruntime_writes_the_same_tokens(family, make, tmp_path):
+    import onnxruntime
+
     model = make(family, depth=1, **({"kv_heads": 2} if family == "fledgling" else {}))
     path = write_onnx(tmp_path / "m.onnx", model)
     (found,) = compare_onnx(model, path, 1)

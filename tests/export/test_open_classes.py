@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 
 from fledgling.config import UserError
 from fledgling.export import parity
@@ -72,6 +71,8 @@ CASES = {  # name: class of the configuration, its keys
 
 def random_class(name: str):
     """A random model of transformers; no weight is at its initial value."""
+    import transformers
+
     kind, keys = CASES[name]
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**keys)
@@ -84,6 +85,8 @@ def random_class(name: str):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_class_computes_what_transformers_computes_and_leaves_again(name, tokenizer, tmp_path):
+    import transformers
+
     other = random_class(name)
     other.save_pretrained(tmp_path / "in", max_shard_size="60KB" if name == "qwen3" else "5GB")
     tokenizer.save(tmp_path / "in" / "tokenizer.json")
@@ -114,6 +117,8 @@ def test_a_class_computes_what_transformers_computes_and_leaves_again(name, toke
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_configuration_of_a_class_survives_both_ways(name):
+    import transformers
+
     kind, keys = CASES[name]
     config = from_hf_config(getattr(transformers, kind)(**keys).to_dict())
     assert from_hf_config(to_hf_config(config)) == config
@@ -141,6 +146,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("name", "keys", "word"), HOSTILE)
 def test_what_a_class_cannot_be_here_is_named_in_one_line(name, keys, word):
+    import transformers
+
     kind, given = CASES[name]
     contents = {**getattr(transformers, kind)(**given).to_dict(), **keys}
     with pytest.raises(UserError, match=word) as error:
@@ -150,6 +157,8 @@ def test_what_a_class_cannot_be_here_is_named_in_one_line(name, keys, word):
 
 def test_ntk_is_the_dynamic_type_of_transformers_at_one_length(tokenizer, tmp_path):
     """Theirs depends on the text's length, so it is not read; at the longest length both are the same."""
+    import transformers
+
     kind, keys = CASES["llama"]
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0}
     torch.manual_seed(0)
@@ -171,6 +180,8 @@ def test_ntk_is_the_dynamic_type_of_transformers_at_one_length(tokenizer, tmp_pa
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox", "olmo3"])
 def test_a_directory_in_shards_tied_in_bfloat16_with_byte_order_marks_is_the_same_model(name, tokenizer, tmp_path):
+    import transformers
+
     kind, keys = CASES[name]
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**{**keys, "tie_word_embeddings": name != "olmo3"})

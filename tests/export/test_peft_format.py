@@ -4,9 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
 from fledgling.config import AdapterConfig, UserError
 from fledgling.export import write_hf
@@ -47,6 +45,9 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "adapter"), CASES, ids=str)
 def test_peft_computes_what_we_do_and_the_tensors_come_back(make, tokenizer, tmp_path, family, adapter):
+    from peft import PeftModel  # imports of a second, which other workers do not need
+    from transformers import AutoModelForCausalLM
+
     model = make(family, depth=2)
     write_hf.write_hf(tmp_path / "base", model.config, model.state_dict(), tokenizer, "card")
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -71,6 +72,9 @@ def test_peft_computes_what_we_do_and_the_tensors_come_back(make, tokenizer, tmp
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_adapter_that_peft_made_computes_the_same_here(make, tokenizer, tmp_path, family):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
     model = make(family, depth=2)
     write_hf.write_hf(tmp_path / "base", model.config, model.state_dict(), tokenizer, "card")
     names = ["c_attn", "c_fc"] if family == "gpt2" else ["q_proj", "gate_proj"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fledgling.config import UserError
 from fledgling.infer.mcp_tools import MAX_RESULT_CHARACTERS, REFUSED, McpTools, clean_text
 from fledgling.infer.tools import CALCULATOR
 
-pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
+pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the extra `mcp` is not installed")
 SERVER = f"{sys.executable} {Path(__file__).parent / 'mcp_server.py'}"
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from fledgling.config import ModelConfig
 from fledgling.infer import device_decoder
@@ -155,6 +154,8 @@ def test_rows_are_padded_to_a_bucket(rows, bucket):
 
 
 def test_the_block_that_is_compiled_is_one_graph_for_all_layers_and_buckets(tokenizer):
+    from torch._dynamo.testing import CompileCounter
+
     torch._dynamo.reset()
     counter = CompileCounter()
     _, engine = make_engines("fledgling", tokenizer)

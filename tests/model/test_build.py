@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from fledgling.config import ModelConfig
 from fledgling.model import build
@@ -15,6 +14,8 @@ FEATURES = {"window_pattern": "SSSL", "window_size": 8, "value_embeddings": 2, "
 
 def build_on_cpu(monkeypatch, backend, depth=1, **options):
     """Returns a model whose blocks are compiled by `backend`, and what counts their graphs."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     counter, compile_module = CompileCounterWithBackend(backend), torch.nn.Module.compile
     torch._dynamo.reset()
     monkeypatch.setattr(build, "compile_logprob_kernels", lambda: None)

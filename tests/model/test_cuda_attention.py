@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 
 from fledgling.config import ModelConfig
@@ -52,6 +51,8 @@ def test_a_row_that_is_one_document_has_no_mask():
 
 @torch.no_grad()
 def test_a_compiled_block_is_compiled_once_for_all_batches_and_layers():
+    from torch._dynamo.testing import CompileCounter
+
     config = ModelConfig(family="fledgling", vocab_size=64, depth=3, width=64, heads=2, kv_heads=2, context=256)
     model = Transformer(config)
     model.initialize(0)

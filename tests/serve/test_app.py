@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from fledgling.serve.worker import Worker
 from fledgling.text.conversation import render_prompt
 from tests.serve.conftest import CONTEXT, serving
 
-openai = pytest.importorskip("openai")
+pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="openai is not installed")
 
 ASK = [{"role": "user", "content": "the quick fox"}]
 
@@ -238,6 +239,8 @@ def test_a_body_that_does_not_arrive_times_out(server, monkeypatch):
 
 
 def test_an_api_key_is_required_except_for_health(random_engine, client):
+    import openai
+
     with serving(random_engine, api_key="a-long-key") as (address, _):
         with pytest.raises(openai.AuthenticationError):
             client(address, "a-long-kez").models.list()
@@ -297,6 +300,8 @@ def test_control_tokens_in_text_stay_text(server, random_engine):
 
 
 def test_a_failing_step_is_reported_and_the_server_continues(random_engine, client, monkeypatch):
+    import openai
+
     with serving(random_engine) as (address, worker):
         extend_cache, calls = random_engine.runner.extend_cache, []
 
@@ -362,6 +367,8 @@ def test_a_prompt_that_cannot_fit_is_an_error_before_it_is_tokenized(server, ran
 
 
 def test_two_checkpoints_answer_under_their_names(random_engine, adder, client):
+    import openai
+
     worker = Worker(adder, 2, 4)
     second = Service(worker, adder.tokenizer, "second", 1)
     with serving(random_engine, others=[second]) as (address, _):

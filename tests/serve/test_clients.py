@@ -7,6 +7,7 @@ Bodies of programs without a Python package are written from memory, not recorde
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import Literal
 
 import pytest
@@ -15,7 +16,7 @@ from tests.serve.conftest import serving
 from tests.serve.request_bodies import BODIES
 from tests.serve.test_app import ASK, call
 
-openai = pytest.importorskip("openai")
+pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="openai is not installed")
 pydantic = pytest.importorskip("pydantic")
 
 
@@ -88,6 +89,8 @@ def test_the_parse_helper_returns_the_class(api):
 
 
 def test_a_loop_over_tools_runs_to_an_answer(api):
+    import openai
+
     tools = [openai.pydantic_function_tool(Add)]
     messages: list = [*ASK]
     first = api.chat.completions.parse(model="", messages=messages, tools=tools, tool_choice="required", seed=2)
@@ -128,6 +131,8 @@ def test_responses_are_the_chats_answers(api):
 
 
 def test_the_responses_helpers_work(api):
+    import openai
+
     parsed = api.responses.parse(model="", input="fox", text_format=Size, extra_body={"seed": 1})
     assert isinstance(parsed.output_parsed, Size)
     tools = [

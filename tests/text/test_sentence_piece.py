@@ -5,7 +5,6 @@ import json
 import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from fledgling.config import UserError
 from fledgling.text.tokenizer import Tokenizer
@@ -42,6 +41,8 @@ def build(kind: str) -> dict:
 
 @pytest.mark.parametrize("kind", ["llama2", "gemma", "unigram"])
 def test_ids_and_texts_are_those_of_the_library(kind):
+    from transformers import PreTrainedTokenizerFast
+
     document = build(kind)
     tokenizer = Tokenizer(document)
     other = PreTrainedTokenizerFast(tokenizer_object=Library.from_str(json.dumps(document)), unk_token="<unk>")

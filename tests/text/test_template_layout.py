@@ -6,7 +6,6 @@ import tracemalloc
 
 import pytest
 from tokenizers import Tokenizer as Library
-from transformers import PreTrainedTokenizerFast
 
 from fledgling.config import UserError
 from fledgling.text.conversation import render_conversation, render_conversations, render_prompt
@@ -58,6 +57,8 @@ TALK = [
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_tokens_are_those_of_transformers_and_answers_are_learned(name, plain):
+    from transformers import PreTrainedTokenizerFast
+
     template, end = FORMATS[name]
     tokenizer = plain.with_layout(layout(template, end))
     document = tokenizer.without_layout().tokenizer_json

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from fledgling.config import load_recipe
 from fledgling.export.write_hf import write_hf
@@ -21,6 +19,9 @@ ROW = torch.arange(1, 40)[None]
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft(name, tmp_path):
+    from peft import PeftModel  # imports of a second, which other workers do not need
+    from transformers import AutoModelForCausalLM
+
     random_class(name).save_pretrained(tmp_path / "source")
     Tokenizer.train(["the quick brown fox jumps over 12 lazy dogs " * 9], 330).save(tmp_path / "source/tokenizer.json")
     settings = {
