@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._dynamo.utils import counters
 
 import fledgling
 from fledgling.config import Recipe, UserError, load_recipe
@@ -132,7 +131,8 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": proc
 
 def count_compiled_graphs() -> int:
     """Returns how many graphs torch.compile has compiled in this process."""
-    return int(counters["stats"]["unique_graphs"])
+    dynamo = sys.modules.get("torch._dynamo.utils")  # importing it takes a second: not in a step that compiles nothing
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
 class TimedStage:
