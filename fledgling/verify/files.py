@@ -6,6 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -96,7 +97,19 @@ def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
 
 
 def is_usable(path: Path) -> bool:
-    """Returns whether a stage's checkpoint has the files of its manifest, and a state that can be relied on."""
+    """Returns whether a stage's checkpoint has the files of its manifest, and a state that can be relied on.
+
+    Its files are hashed once, and again where one of them has changed since: each start of a run asks several times.
+    """
+    try:
+        facts = [(file.name, file.lstat()) for file in sorted(path.iterdir())]
+    except OSError:
+        return False
+    return _is_usable(path, tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in facts))
+
+
+@lru_cache(maxsize=1024)
+def _is_usable(path: Path, state_of_files: tuple[tuple[str, int, int, int, int], ...]) -> bool:
     report = inspect_checkpoint(path)
     if not report["valid"] or _list_state_damage(path, report):
         return False

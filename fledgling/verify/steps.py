@@ -166,7 +166,6 @@ def find_segment(run_dir: Path, stage: str, step: int) -> Segment:
 
 def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
     """Returns the recipe that the step of a stage after `step` ran with."""
-    recipe = load_recipe(str(run_dir))
     for path in list_stage_checkpoints(run_dir, stage)[::-1]:
         if is_usable(path):
             state = checkpoint.read_checkpoint_state(path)
@@ -175,8 +174,8 @@ def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
             if table.micro_batch_size is None and state.get("micro_batch"):
                 changed: dict[str, Any] = {stage: replace(table, micro_batch_size=state["micro_batch"])}
                 recipe = replace(recipe, **changed)
-            break
-    return recipe
+            return recipe
+    return load_recipe(str(run_dir))
 
 
 def read_horizon_changes(run_dir: Path, stage: str, planned: int) -> list[tuple[int, int]]:

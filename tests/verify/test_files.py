@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from fledgling.record import atomic_directory
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.record.seal import SEAL, seal_run
 from fledgling.verify.files import (
@@ -13,7 +14,9 @@ from fledgling.verify.files import (
     check_seals,
     check_stages,
     compute_root,
+    is_usable,
     list_deleted,
+    list_stage_checkpoints,
 )
 
 
@@ -25,6 +28,19 @@ def find_problems(run):
     return [
         text for check in (check_checkpoints, check_prepared_data, check_seals) for text in check(run, show).problems
     ]
+
+
+def test_a_checkpoint_is_hashed_once_and_again_after_a_file_of_it_changed(copy, monkeypatch):
+    hashed, hash_file = [], atomic_directory.hash_file
+    monkeypatch.setattr(atomic_directory, "hash_file", lambda path: hashed.append(path.name) or hash_file(path))
+    path = list_stage_checkpoints(copy, "sft")[-1]
+    assert is_usable(path) and is_usable(path) and hashed.count("model.safetensors") == 1
+    weights = path / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not is_usable(path) and hashed.count("model.safetensors") == 2
+    weights.write_bytes(content)
+    assert is_usable(path)
 
 
 def change_line(path, number, change):
