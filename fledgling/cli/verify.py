@@ -26,6 +26,7 @@ def verify(
     *,
     steps: int = 20,
     seconds: float = 60.0,
+    evals: int = 4,
     seed: int | None = None,
     root: Root = None,
     as_json: Json = False,
@@ -42,7 +43,9 @@ def verify(
     steps
         Steps that are drawn at random.
     seconds
-        How long steps are made again.
+        How long steps and scores are made again.
+    evals
+        Scores of exams that are drawn at random and made again, those that no seal has first.
     seed
         Of the draw; printed, so that it can be repeated.
     root
@@ -50,9 +53,12 @@ def verify(
     """
     from fledgling.verify import verify_run
 
-    if not (steps >= 1 and 0 < seconds < math.inf):
-        raise UserError(f"got --steps {steps} --seconds {seconds:g}: expected at least 1 step and more than 0 seconds")
-    result = verify_run(run, steps, seconds, seed, show_progress=True)
+    if not (steps >= 1 and 0 < seconds < math.inf and evals >= 0):
+        raise UserError(
+            f"got --steps {steps} --seconds {seconds:g} --evals {evals}: expected at least 1 step, more than 0 "
+            "seconds, and 0 or more scores"
+        )
+    result = verify_run(run, steps, seconds, seed, show_progress=True, evals=evals)
     if root is not None and root != result["root"]:
         result |= {"holds": False, "verdict": "FAILS", "stated_root": root}
     if as_json:

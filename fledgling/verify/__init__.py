@@ -4,6 +4,7 @@
     stage_order.py  which stages still follow from one another, where an earlier one was trained again
     figures.py      the report (`report_page.py`), the sums and the learning rates, computed again from the record
     steps.py        the data that every step has read, and steps made again from a checkpoint in a scratch copy
+    scores.py       scores of exams, made again from the weights
     check.py        the result of one check
     verify.py       all of it, within a time
 

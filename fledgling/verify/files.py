@@ -34,6 +34,7 @@ from fledgling.train.replaced_stage import name_replaced
 from fledgling.verify.check import Check
 
 RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
+NEWER_THAN_HISTORY = frozenset({"horizon", "row_weights"})  # keys of a checkpoint's state that came after "history"
 Step = Callable[[str], None]  # is called with what is checked next
 
 
@@ -128,7 +129,12 @@ def check_checkpoints(run_dir: Path, show: Step) -> Check:
             check.problems += [f"{place}/{name} {damage}" for name, damage in report["files"].items() if damage]
             unknown = {file.name for file in path.iterdir()} - {*report["files"], MANIFEST}
             check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
-            check.problems += [f"{place}/state.json: {damage}" for damage in _list_state_damage(path, report)]
+            damages = _list_state_damage(path, report)
+            if report["valid"] and not damages and stage in STAGES:
+                state = checkpoint.read_checkpoint_state(path)
+                if "history" not in state and not NEWER_THAN_HISTORY.isdisjoint(state):  # an older version has neither
+                    damages = ["history was removed"]
+            check.problems += [f"{place}/state.json: {damage}" for damage in damages]
     check.total = check.checked
     return check
 

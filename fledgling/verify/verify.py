@@ -22,16 +22,23 @@ from fledgling.train.stage_rows import require_data
 from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
 from fledgling.verify.report_page import check_report
+from fledgling.verify.scores import check_scores
 from fledgling.verify.stage_order import list_outdated
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
 REPEATED_STEPS = "steps made again"
 MAX_NAMED = 3  # tensors of a checkpoint, or steps of a stage, that are named
+EVALS, EVALS_SHARE = 4, 0.2  # scores of exams that are made again, and of the time
 REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to loading and to the data of all steps
 
 
 def verify_run(
-    run_dir: Path | str, count: int = 20, seconds: float = 60.0, seed: int | None = None, show_progress: bool = False
+    run_dir: Path | str,
+    count: int = 20,
+    seconds: float = 60.0,
+    seed: int | None = None,
+    show_progress: bool = False,
+    evals: int | None = None,
 ) -> dict[str, Any]:
     """Checks a run and returns {"run", "root", "seed", "machine", "tolerance", "checks": [...], "verdict", "holds"}.
 
@@ -42,6 +49,7 @@ def verify_run(
         seconds: steps are made again for so long; files are read whole in any case.
         seed: of the draw; None draws one.
         show_progress: whether a progress line is written to stderr.
+        evals: scores of exams that are drawn and made again; None: EVALS.
 
     Raises UserError if it is no run.
     """
@@ -74,8 +82,10 @@ def verify_run(
             figures.check_sums(run_dir),
             check_report(run_dir, "fledgling" not in other),
         ]
-        tolerance = find_tolerance(run_dir, other)
-        checks += check_steps(run_dir, count, began + seconds, random.Random(seed), tolerance, show)
+        tolerance, chance = find_tolerance(run_dir, other), random.Random(seed)
+        count_scores, until = EVALS if evals is None else evals, began + EVALS_SHARE * seconds
+        scores = check_scores(run_dir, count_scores, until, random.Random(seed), tolerance > 0, show)
+        checks += [*check_steps(run_dir, count, began + seconds, chance, tolerance, show), scores]
     finally:
         if bar:
             bar.close()

@@ -50,11 +50,19 @@ def test_another_root_than_the_stated_one_fails(result, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--steps", "0"], ["--steps", "-1"], ["--seconds", "0"], ["--seconds", "nan"], ["--seconds", "inf"]]
+    "options",
+    [
+        ["--steps", "0"],
+        ["--steps", "-1"],
+        ["--seconds", "0"],
+        ["--seconds", "nan"],
+        ["--seconds", "inf"],
+        ["--evals=-1"],
+    ],
 )
 def test_nothing_to_make_again_is_refused(result, capsys, options):
     assert cli.main(["verify", "runs/a", *options]) == 1
-    assert "expected at least 1 step and more than 0 seconds" in capsys.readouterr().err
+    assert "expected at least 1 step, more than 0 seconds, and 0 or more scores" in capsys.readouterr().err
 
 
 def test_a_run_whose_steps_could_not_be_made_again_is_not_reported_to_hold(result, capsys):

@@ -32,7 +32,7 @@ def hash_tree(folder):
 
 def test_an_honest_run_holds_and_is_not_changed(run):
     before = hash_tree(run)
-    result = verify_run(run, count=30, seconds=600, seed=1)
+    result = verify_run(run, count=30, seconds=600, seed=1, evals=9)
     assert list_problems(result) == [] and result["holds"] and result["tolerance"] == 0.0
     checked = {check["name"]: (check["checked"], check["total"]) for check in result["checks"]}
     steps = 3 * tampering.STEPS
