@@ -1,6 +1,7 @@
 """The command: results on stdout, one line on stderr for a mistake, and the exit codes."""
 
 import json
+import runpy
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,13 @@ from tests.command_tree import iterate_commands
 def run(*words: str) -> subprocess.CompletedProcess:
     """Run the command in a process of its own."""
     return subprocess.run([sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=60)
+
+
+def test_the_cli_is_run_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fledgling", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("fledgling.cli", run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

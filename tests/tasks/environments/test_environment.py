@@ -6,6 +6,7 @@ import random
 import pytest
 
 from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
+from fledgling.tasks.environments.database import Database
 from fledgling.tasks.environments.environment import (
     MAX_OBSERVATION_CHARACTERS,
     Episode,
@@ -15,6 +16,9 @@ from fledgling.tasks.environments.environment import (
     run_call,
     write_transcript,
 )
+from fledgling.tasks.environments.file_tree import FileTree
+from fledgling.tasks.environments.guessing import Guessing
+from fledgling.tasks.environments.web_shop import WebShop
 from fledgling.tasks.task import DEV, TEST
 
 HOSTILE = [
@@ -72,6 +76,7 @@ def play_web_shop(episode):
             return offer
 
 
+CLASSES = {"guessing": Guessing, "file_tree": FileTree, "database": Database, "web_shop": WebShop}
 PLAYERS = {
     "guessing": play_guessing,
     "file_tree": play_file_tree,
@@ -104,7 +109,7 @@ def test_an_episode_played_again_from_its_transcript_is_the_same(name):
     question = task.get_practice_question(3, 1)
     episode = task.start(question)
     answer = PLAYERS[name](episode)
-    again, text = play_transcript(task.make_environment(), question.facts["seed"], transcribe(episode, answer))
+    again, text = play_transcript(CLASSES[name](), question.facts["seed"], transcribe(episode, answer))
     assert (again.calls, again.turn_rewards, text) == (episode.calls, episode.turn_rewards, answer)
 
 

@@ -1,0 +1,39 @@
+"""Timings of single kernels: the median of a call, and a candidate that fails is a result."""
+
+import json
+import time
+
+import pytest
+
+from fledgling.bench.gpu import RESULT_MARK
+from fledgling.bench.gpu_kernels import measure_card, measure_head, measure_ms, report_candidate
+
+
+def read_results(capsys):
+    return [
+        json.loads(line[len(RESULT_MARK) :]) for line in capsys.readouterr().out.splitlines() if RESULT_MARK in line
+    ]
+
+
+def test_the_median_call_is_reported_in_milliseconds(monkeypatch):
+    times = iter([0.0, 0.005, 1.0, 1.002, 2.0, 2.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    calls = []
+    assert measure_ms(lambda: calls.append(0), repeats=3, warmup=2) == pytest.approx(5.0)
+    assert len(calls) == 5
+
+
+def test_a_candidate_that_fails_is_a_result_with_its_error(capsys):
+    report_candidate("good", lambda: {"ms": 1.5})
+    report_candidate("bad", lambda: 1 / 0)
+    assert read_results(capsys) == [
+        {"what": "good", "ms": 1.5},
+        {"what": "bad", "error": "ZeroDivisionError: division by zero"},
+    ]
+
+
+@pytest.mark.parametrize("measure", [measure_card, measure_head])
+def test_a_part_reports_rates_of_small_shapes(measure, capsys):
+    measure(tiny=True)
+    rows = [row for row in read_results(capsys) if "what" in row]
+    assert len(rows) >= 3 and rows[0]["tflops"] > 0
