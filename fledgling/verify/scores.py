@@ -91,8 +91,8 @@ def list_score_lines(run_dir: Path) -> list[ScoreLine]:
         for number, values in enumerate(read_jsonl(run_dir / stage / "evals.jsonl"), start=1):
             name, step = str(values.get("name")), values.get("step")
             if not name.startswith(MADE_ELSEWHERE):
-                path = weights.get(step) if type(step) is int else None
-                found.append(ScoreLine(stage, number, values, number <= sealed, path))
+                examined = weights.get(step) if type(step) is int else None
+                found.append(ScoreLine(stage, number, values, number <= sealed, examined))
     return found
 
 
