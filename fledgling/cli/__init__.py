@@ -2,8 +2,8 @@
 
 Start at `COMMANDS`, then open the file of a verb. A verb parses its arguments, calls functions of other packages and
 prints: results on stdout, progress on stderr. Commands in files of their own: eval_*.py, inspect.py and overlap.py (of
-`data`), inference.py (of `scaling`), learn.py (of `bench`). What several verbs share: options.py, listen.py (the
-address of a server), mcp.py, training_exit.py, terminal_input.py and escape.py (text for a terminal).
+`data`), inference.py (of `scaling`), learn.py (of `bench`). What several verbs share: options.py, lists.py, listen.py
+(the address of a server), mcp.py, training_exit.py, terminal_input.py and escape.py (text for a terminal).
 
 `--help` imports no torch. Exit codes are those of `runtime/exit_codes.py` (0 done, 1 failed, 2 usage, 75 stopped and
 saved, ...). A user's mistake is one line on stderr, never a traceback.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from fledgling.cli.learn import learn
-from fledgling.cli.options import Depth, Gpus, Json, Overrides, VocabSize
+from fledgling.cli.lists import NameList, SpacedCountList
+from fledgling.cli.options import Depth, Gpus, Json, Overrides, VocabSize, print_to_stderr
 from fledgling.config import load_recipe
 from fledgling.runtime.launch import launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process, leave_process_group
@@ -98,11 +97,11 @@ def infer(
     *,
     depth: Depth = 12,
     vocab_size: VocabSize = 32768,
-    batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8, 32),
-    context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
+    batch: SpacedCountList = (1, 8, 32),
+    context: SpacedCountList = (256, 1024),
     tokens: int = 32,
     repeats: int = 3,
-    bits: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (16, 8, 4),
+    bits: SpacedCountList = (16, 8, 4),
     peers: bool = True,
     overrides: Overrides = (),
     as_json: Json = False,
@@ -134,7 +133,7 @@ def infer(
 
 
 @app.command
-def gpu(*, out: Path, minutes: float = 8, parts: str = "", tiny: bool = False, as_json: Json = False) -> int:
+def gpu(*, out: Path, minutes: float = 8, parts: NameList = (), tiny: bool = False, as_json: Json = False) -> int:
     """Check one GPU: tests, kernels, training, memory, decoding and a small run, each part in a separate process.
 
     Parameters
@@ -150,7 +149,6 @@ def gpu(*, out: Path, minutes: float = 8, parts: str = "", tiny: bool = False, a
     """
     from fledgling.bench.gpu import DEFAULT_PARTS, format_check_table, run_gpu_check
 
-    chosen = tuple(parts.split(",")) if parts else DEFAULT_PARTS
-    results = run_gpu_check(out, minutes, chosen, tiny, lambda text: print(text, file=sys.stderr, flush=True))
+    results = run_gpu_check(out, minutes, parts or DEFAULT_PARTS, tiny, print_to_stderr)
     print(json.dumps(results, indent=2) if as_json else format_check_table(results))
     return 0 if all(one["state"] == "ok" for one in results.values()) else 1

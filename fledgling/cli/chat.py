@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from fledgling.cli.escape import escape_control_characters
 from fledgling.cli.mcp import ask_in_terminal, start_mcp_tools
-from fledgling.cli.options import ChatCheckpoint, Device, RunPython
+from fledgling.cli.options import ChatCheckpoint, Device, Repeated, RunPython
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import UserError
 
@@ -52,8 +52,8 @@ def chat(
     max_new_tokens: int = 256,
     device: Device = "auto",
     python: RunPython = False,
-    mcp: tuple[str, ...] = (),
-    allow_tool: tuple[str, ...] = (),
+    mcp: Repeated = (),
+    allow_tool: Repeated = (),
 ) -> int:
     """Chat with a checkpoint in the terminal.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fledgling.cli.inspect import inspect
-from fledgling.cli.options import DataDir, Json, Overrides
+from fledgling.cli.options import DataDir, Json, Overrides, print_to_stderr
 from fledgling.cli.overlap import overlap
 from fledgling.config import UserError, load_recipe
 
@@ -132,12 +132,8 @@ def _measure_source(source: str, column: str | None, compress: bool, data_dir: P
     stats = {**summarize_split(documents, training, validation), "skipped": skipped.total}
     if compress:
         texts, held_out = ([document.text for document in part] for part in (training, validation))
-        stats["bits_per_byte"] = measure_compressed_bpb(texts, held_out, _log)
+        stats["bits_per_byte"] = measure_compressed_bpb(texts, held_out, print_to_stderr)
     return stats
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _format_value(value: Any) -> str:
@@ -171,10 +167,10 @@ def prepare(
     from fledgling.record.run_lock import hold_lock
     from fledgling.train.data_preparer import DataPreparer, list_document_sources
 
-    preparer = DataPreparer(chosen, Path(chosen.run.out), _log, workers, show_progress=True)
+    preparer = DataPreparer(chosen, Path(chosen.run.out), print_to_stderr, workers, show_progress=True)
     sources = list_document_sources(chosen)
     preparer.require_sources(sources, ())
-    with hold_lock(chosen.run.out, "data prepare", _log):
+    with hold_lock(chosen.run.out, "data prepare", print_to_stderr):
         tokenizer = preparer.load_or_train_tokenizer()
         corpora = {source: preparer.documents.prepare_shards(source, tokenizer) for source in sources}
     for source, corpus in corpora.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,21 +16,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Checkpoint, DataDir, Device, Gpus, Json, run_on_ranks
+from fledgling.cli.lists import CountList, NameList
+from fledgling.cli.options import Checkpoint, DataDir, Device, Gpus, Json, print_to_stderr, run_on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.evals.measurement import Measurement
-
-CommaSeparated = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
 def chat(
     checkpoint: Checkpoint,
     /,
     *,
-    tasks: CommaSeparated = (),
-    wordings: CommaSeparated = (),
+    tasks: NameList = (),
+    wordings: NameList = (),
     questions: int = 200,
     data_dir: DataDir = None,
     log: Path | None = None,
@@ -71,12 +69,12 @@ def chat(
     from fledgling.evals.exams import run_exams, select_exams
     from fledgling.evals.session import EvalSession, answer_to_json
 
-    exams = select_exams(_split_names(tasks), _split_names(wordings), questions, data_dir)
+    exams = select_exams(tasks, wordings, questions, data_dir)
     session = EvalSession.open(checkpoint, device)
-    results = run_exams(session, exams, out, fresh, _print_to_stderr)
+    results = run_exams(session, exams, out, fresh, print_to_stderr)
     if session.world.is_main:
         for note in results.notes:
-            _print_to_stderr(note)
+            print_to_stderr(note)
         if log:
             lines = (json.dumps(answer_to_json(answer)) + "\n" for answer in results.answers)
             log.write_text("".join(lines), encoding="utf-8")
@@ -91,7 +89,7 @@ def passk(
     *,
     task: str = "humaneval",
     samples: int = 10,
-    k: CommaSeparated = ("1", "10"),
+    k: CountList = (1, 10),
     questions: int = 164,
     temperature: float = 0.8,
     seed: int = 0,
@@ -121,9 +119,9 @@ def passk(
     out
         A folder for the saved answers instead of RUN/STAGE/exams; nothing is written into the run.
     """
-    ks = _parse_ks(_split_names(k))
-    if questions < 1 or samples < max(ks):
-        raise UserError(f"--samples {samples}, --k {max(ks)}, --questions {questions}; expected samples >= k >= 1")
+    if questions < 1 or samples < max(k) or min(k) < 1:
+        shown = ",".join(map(str, k))
+        raise UserError(f"--samples {samples}, --k {shown}, --questions {questions}; expected samples >= k >= 1")
     if not 0 < temperature < math.inf:
         raise UserError(f"--temperature is {temperature}; expected a finite number above 0: 0 makes all samples equal")
     options = {"task": task, "samples": samples, "k": k, "questions": questions, "temperature": temperature}
@@ -137,25 +135,11 @@ def passk(
 
     exam = build_exams([task], questions, data_dir=data_dir)[0]
     session = EvalSession.open(checkpoint, device)
-    measurements = run_pass_at_k(session, exam, samples, ks, temperature, seed, out)
+    measurements = run_pass_at_k(session, exam, samples, k, temperature, seed, out)
     if session.world.is_main:
         print_measurements(measurements, as_json)
     session.world.close()
     return 0
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _split_names(values: Sequence[str]) -> list[str]:
-    return [name for value in values for name in value.split(",") if name]
-
-
-def _parse_ks(words: Sequence[str]) -> list[int]:
-    if not words or not all(word.isdecimal() and int(word) for word in words):
-        raise UserError(f"--k {','.join(words)}: expected whole numbers from 1, such as 1,5,10")
-    return [int(word) for word in words]
 
 
 def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> None:

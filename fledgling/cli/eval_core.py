@@ -6,17 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import Parameter
-
+from fledgling.cli.lists import NameList
 from fledgling.cli.options import ComputeDtype, Device, Gpus, Json, run_on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.evals.core_results import CoreTaskResult
-
-NameList = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
 
 def core(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from fledgling.cli.eval_chat import print_measurements
+from fledgling.cli.lists import CountList
 from fledgling.cli.options import Device, Json
 from fledgling.config import UserError
-
-Lengths = Annotated[tuple[int, ...], Parameter(negative=(), show_default=False)]
 
 
 def needle(
     checkpoint: str,
     /,
     *,
-    lengths: Lengths = (),
+    lengths: CountList = (),
     questions: int = 20,
     text: str | None = None,
     context: int | None = None,

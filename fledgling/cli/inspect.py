@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import DataDir, Json, Names
+from fledgling.cli.lists import NameList
+from fledgling.cli.options import DataDir, Json
 from fledgling.config import UserError, load_recipe
 
 
@@ -18,7 +19,7 @@ def inspect(
     /,
     *,
     run: Annotated[str | None, Parameter(help="A run, whose tokenizer and context count tokens and cuts.")] = None,
-    exams: Names = (),
+    exams: NameList = (),
     rows: int = 100_000,
     page: Path | None = None,
     data_dir: DataDir = None,
@@ -47,8 +48,7 @@ def inspect(
         recipe = load_recipe(run)
         tokenizer = Tokenizer.load(Path(recipe.run.out) / "tokenizer")
         context = recipe.model.context
-    names = [name for value in exams for name in value.split(",") if name]
-    found = inspect_data(source, tokenizer, context, names, data_dir, rows)
+    found = inspect_data(source, tokenizer, context, exams, data_dir, rows)
     if page is not None:
         from fledgling.report.data_page import build_data_page
 

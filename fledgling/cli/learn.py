@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from fledgling.cli.options import Json, Overrides
-from fledgling.cli.scaling import log, print_table, report_stop
+from fledgling.cli.options import Json, Overrides, print_to_stderr
+from fledgling.cli.scaling import print_table, report_stop
 from fledgling.runtime.exit_codes import STOPPED
 
 
@@ -60,7 +60,7 @@ def learn(
         return results
 
     try:
-        race.run_race(chosen, seeds, minutes, out, log, text, points, 1000 * held_out_kb, clock, rank)
+        race.run_race(chosen, seeds, minutes, out, print_to_stderr, text, points, 1000 * held_out_kb, clock, rank)
     except TrainingStopped as stopped:
         report_stop(stopped)
         return STOPPED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,7 +69,7 @@ Json = Annotated[
 DataDir = Annotated[
     Path | None, Parameter(name="--data-dir", help="The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.")
 ]
-Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
+Repeated = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run directory.")]
 ChatCheckpoint = Annotated[
     Path,
@@ -118,6 +119,11 @@ def run_on_ranks(gpus: int | None, device: str, *arguments: object, **options: o
         for item in value if isinstance(value, tuple) else [] if value is None or value is False else [value]:
             command += [option] if item is True else [option, str(item)]
     return launch_ranks(gpus, device, command)
+
+
+def print_to_stderr(text: str) -> None:
+    """Prints one line about the work, so that what a command returns stays alone on stdout."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def set_arguments(overrides: tuple[str, ...]) -> list[str]:

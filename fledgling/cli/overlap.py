@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fledgling.cli.options import DataDir, Json, Names
+from fledgling.cli.lists import NameList
+from fledgling.cli.options import DataDir, Json
 from fledgling.config import UserError
 
 MAX_SHOWN = 3  # matches printed for each set; --json has all
@@ -15,8 +16,8 @@ MAX_SHOWN = 3  # matches printed for each set; --json has all
 
 def overlap(
     *sources: str,
-    tasks: Names = (),
-    items: Names = (),
+    tasks: NameList = (),
+    items: NameList = (),
     words: int = 13,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -44,7 +45,7 @@ def overlap(
     def show_progress(documents: int, size: int, seconds: float) -> None:
         print(f"{documents:,} documents, {size / 1e6:,.0f} MB, {size / 1e6 / seconds:.0f} MB/s", file=sys.stderr)
 
-    report = measure_contamination(sources, _split_names(tasks), _split_names(items), words, data_dir, show_progress)
+    report = measure_contamination(sources, tasks, items, words, data_dir, show_progress)
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -60,7 +61,3 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"{Path(name).stem:<20} {item_set['overlapping']:>6,} of {item_set['searchable']:,} items{unknown}")
         for match in item_set["matches"][:MAX_SHOWN]:
             print(f"  item {match['item']}, {match['origin']}: {match['words']}")
-
-
-def _split_names(values: tuple[str, ...]) -> list[str]:
-    return [name for value in values for name in value.split(",") if name]

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from fledgling.cli.lists import SpacedCountList, SpacedNameList
 from fledgling.cli.options import Hours, Json, Minutes, Overrides, Usd, VocabSize
 from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.plan.amount import read_budget
@@ -146,7 +147,7 @@ def _find_teacher(recipe: Recipe, folder: Path) -> ModelConfig | None:
 @app.command
 def devices(
     *,
-    gpu: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    gpu: SpacedNameList = (),
     vocab_size: VocabSize = 65_536,
     context: int = 2_048,
     hours: float = 24.0,
@@ -154,7 +155,7 @@ def devices(
     bandwidth: Bandwidth = None,
     memory: Memory = None,
     mfu: Mfu = None,
-    price: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    price: SpacedNameList = (),
     as_json: Json = False,
 ) -> None:
     """Print for each device the largest depth that trains on one of it, its dtype, hours, energy and cost.
@@ -197,7 +198,7 @@ def devices(
 @app.command
 def compare(
     *,
-    depth: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (12,),
+    depth: SpacedCountList = (12,),
     vocab_size: VocabSize = 65_536,
     context: int = 2_048,
     as_json: Json = False,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from fledgling.cli.inference import inference
-from fledgling.cli.options import Json, Overrides
+from fledgling.cli.lists import CountList, NumberList
+from fledgling.cli.options import Json, Overrides, print_to_stderr
 from fledgling.config import UserError, load_recipe, require_number
 from fledgling.runtime.exit_codes import STOPPED
 
@@ -23,19 +23,6 @@ app = App(name="scaling", help="How loss falls with size, data and compute, and 
 app.command(inference)
 
 OUT = Path("runs/scaling")
-
-
-def log(text: str) -> None:
-    """Prints one line of progress."""
-    print(text, file=sys.stderr)
-
-
-def parse_numbers(option: str, text: str) -> list[float]:
-    """Returns the numbers of a comma-separated list; raises UserError for anything else."""
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UserError(f'{option}: got "{text}", expected comma-separated numbers, such as 1e13,2e13') from None
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str, wrap: bool = True) -> None:
@@ -51,15 +38,15 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 def report_stop(stopped: TrainingStopped) -> int:
     """Prints that the command stopped and saved its state; returns the exit code."""
-    log(f"{stopped}; run the same command again to resume")
+    print_to_stderr(f"{stopped}; run the same command again to resume")
     return STOPPED
 
 
 @app.command
 def run(
     *,
-    depths: str | None = None,
-    budgets: str | None = None,
+    depths: CountList = (),
+    budgets: NumberList = (),
     recipe: str = "scaling",
     out: Path | None = None,
     ablate: str | None = None,
@@ -80,36 +67,36 @@ def run(
     out
         Directory of the runs. Default: runs/scaling, or runs/ablation.
     ablate
-        Compare variants with the unchanged recipe at equal FLOPs, instead of sizes: comma-separated names (gelu,
-            swiglu,
-        adamw, tied, ...; all), or table.key=value, several joined by +.
+        Compare variants with the unchanged recipe at equal FLOPs, instead of sizes: comma-separated names
+        (gelu, swiglu, adamw, tied, ...; all), or table.key=value, several joined by +.
     seeds
         For an ablation: runs of each variant, with different initial weights and order of the text.
     """
     if ablate is not None:
         return compare(ablate, depths, budgets, seeds, recipe, overrides, out or Path("runs/ablation"), as_json)
-    depths, budgets, out = depths or "1,2,3,4", budgets or "1e13,2e13,4e13", out or OUT
+    depths, budgets, out = depths or (1, 2, 3, 4), budgets or (1e13, 2e13, 4e13), out or OUT
     chosen = load_recipe(recipe, overrides)
-    layers = parse_numbers("depths", depths)
-    if any(depth != int(depth) for depth in layers):
-        raise UserError(f'depths: got "{depths}", expected whole numbers, such as 1,2,3,4')
     from fledgling.scaling.results import describe_run
     from fledgling.scaling.sweep import make_grid, run_sweep
     from fledgling.train.loop import TrainingStopped
 
-    cells = make_grid(chosen, [int(depth) for depth in layers], parse_numbers("budgets", budgets), out)
+    print_line = print_to_stderr if as_json else print
+    cells = make_grid(chosen, depths, budgets, out)
     try:
-        trained = run_sweep(chosen, cells, out, log, lambda finished: print(describe_run(finished), flush=True))
+        trained = run_sweep(chosen, cells, out, print_to_stderr, lambda run: print_line(describe_run(run)))
     except TrainingStopped as stopped:
         return report_stop(stopped)
-    print(f"{len(cells)} runs in {out}, {trained} of them trained now; next: fledgling scaling fit {out}")
+    if as_json:
+        print(json.dumps({"out": str(out), "runs": len(cells), "trained": trained}, indent=2))
+    else:
+        print(f"{len(cells)} runs in {out}, {trained} of them trained now; next: fledgling scaling fit {out}")
     return 0
 
 
 def compare(
     names: str,
-    depths: str | None,
-    budgets: str | None,
+    depths: Sequence[int],
+    budgets: Sequence[float],
     seeds: int,
     recipe: str,
     overrides: Overrides,
@@ -120,11 +107,13 @@ def compare(
     from fledgling.plan.scaling_laws import check_budget
     from fledgling.scaling import ablation
 
-    variants, flops = ablation.parse_variants(names), parse_numbers("budgets", budgets or "1e13")
-    if depths is not None:
-        raise UserError(f"depths: got {depths} with --ablate, which has the recipe's size: use --set model.depth=N")
+    variants, flops = ablation.parse_variants(names), budgets or (1e13,)
+    if depths:
+        shown = ",".join(map(str, depths))
+        raise UserError(f"--depths {shown} with --ablate, which has the recipe's size: use --set model.depth=N")
     if len(flops) != 1 or seeds < 1:
-        raise UserError(f"budgets {budgets}, seeds {seeds}: expected one budget and at least 1 seed")
+        shown = ",".join(f"{each:g}" for each in flops)
+        raise UserError(f"--budgets {shown}, --seeds {seeds}: expected one budget and at least 1 seed")
     from fledgling.train.loop import TrainingStopped
 
     try:
@@ -132,10 +121,10 @@ def compare(
             lambda more: load_recipe(recipe, (*overrides, *more)),
             variants,
             seeds,
-            check_budget(flops[0]),
+            check_budget(flops[0], "budgets"),
             out,
-            log,
-            lambda name, seed, run: log(f"{name}, seed {seed}: {run.bits_per_byte:.4f} bits per byte"),
+            print_to_stderr,
+            lambda name, seed, run: print_to_stderr(f"{name}, seed {seed}: {run.bits_per_byte:.4f} bits per byte"),
         )
     except TrainingStopped as stopped:
         return report_stop(stopped)
@@ -213,7 +202,7 @@ def check(
     from fledgling.train.loop import TrainingStopped
 
     try:
-        result = run_forecast_check(chosen, analysis, times, depth, log)
+        result = run_forecast_check(chosen, analysis, times, depth, print_to_stderr)
     except TrainingStopped as stopped:
         return report_stop(stopped)
     print(json.dumps(check_to_json(result), indent=2) if as_json else describe_check(result))
@@ -273,7 +262,7 @@ def recover(*, seeds: int = 100, noise: float = 0.003, as_json: Json = False) ->
 
     def log_seed(done: int, inside: int) -> None:
         if done % 10 == 0:
-            log(f"{done}/{seeds} sweeps, {inside} with all coefficients inside")
+            print_to_stderr(f"{done}/{seeds} sweeps, {inside} with all coefficients inside")
 
     result = run_recovery(seeds, noise, log_seed)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from cyclopts import Parameter
 
 from fledgling.cli.listen import check_port, check_sites, choose_api_key, is_loopback, listen
 from fledgling.cli.mcp import start_mcp_tools
-from fledgling.cli.options import ChatCheckpoint, Device, Host, Port, RunPython
+from fledgling.cli.options import ChatCheckpoint, Device, Host, Port, Repeated, RunPython, print_to_stderr
 from fledgling.config import UserError
 
 BatchSize = Annotated[int, Parameter(help="Answers decoded at once, in one batch.")]
@@ -43,19 +42,19 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: str | None = None,
-    allow_host: tuple[str, ...] = (),
-    allow_origin: tuple[str, ...] = (),
+    allow_host: Repeated = (),
+    allow_origin: Repeated = (),
     model_name: str | None = None,
-    compare: tuple[Path, ...] = (),
+    compare: Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)] = (),
     max_batch_size: BatchSize = 32,
     max_queue_size: QueueSize = 64,
     prefill_chunk: PrefillChunk = None,
     prefix_cache_tokens: PrefixCacheTokens = None,
     num_speculative_tokens: NumSpeculativeTokens = 0,
     python: RunPython = False,
-    adapter: tuple[str, ...] = (),
-    mcp: tuple[str, ...] = (),
-    allow_tool: tuple[str, ...] = (),
+    adapter: Repeated = (),
+    mcp: Repeated = (),
+    allow_tool: Repeated = (),
     device: Device = "auto",
 ) -> int:
     """Serve a checkpoint: a page at http://127.0.0.1:8000, and an OpenAI-compatible API under /v1.
@@ -97,12 +96,12 @@ def serve(
     )
     access = AccessOptions(api_key, allow_host, allow_origin, is_loopback(host))
     models = ([checkpoint, *compare], parse_adapters(adapter))
-    services = load_services(*models, settings, access, model_name, device, select_tool(python), _print_to_stderr)
+    services = load_services(*models, settings, access, model_name, device, select_tool(python), print_to_stderr)
     tools = start_mcp_tools(mcp, allow_tool)
     listener, url = listen(host, port)
     print(url, flush=True)
     names = ", ".join(service.model_name for service in services)
-    _print_to_stderr(f"serving {names}, batch size {max_batch_size}; Ctrl-C stops the server")
+    print_to_stderr(f"serving {names}, batch size {max_batch_size}; Ctrl-C stops the server")
     Server(make_app(services[0], services[1:], tools), limits).run(sockets=[listener])
     if tools:
         tools.close()
@@ -116,7 +115,3 @@ def _require_at_least(low: int, **options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < low:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected {low} or more")
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)

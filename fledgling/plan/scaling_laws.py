@@ -154,9 +154,9 @@ class ScalingLaw:
         }
 
 
-def check_budget(C: float) -> float:
-    """Returns C; raises UserError if it is no number of FLOPs."""
-    return require_number("budget", C, MOST_FLOPS, "1e18")
+def check_budget(C: float, name: str = "budget") -> float:
+    """Returns C; raises UserError, which calls it `name`, if it is not a number of FLOPs."""
+    return require_number(name, C, MOST_FLOPS, "1e18")
 
 
 def power_law_through(first: tuple[float, float], last: tuple[float, float]) -> PowerLaw:

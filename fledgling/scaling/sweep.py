@@ -75,7 +75,7 @@ def make_grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], o
         raise UserError("a sweep needs at least one depth and one budget, such as --depths 1,2,3,4 --budgets 1e13,2e13")
     out, batch = Path(out), recipe.pretrain.batch_tokens or BATCH_TOKENS
     cells = []
-    for budget in sorted({check_budget(budget) for budget in budgets}):
+    for budget in sorted({check_budget(budget, "budgets") for budget in budgets}):
         for depth in sorted(set(depths)):
             config = model_for_depth(recipe, depth)
             flops = training_flops_per_token(config) * batch

@@ -51,7 +51,7 @@ def test_the_command_scores_resumes_records_and_replays(saved, tmp_path, capsys)
     ]
     assert main(["eval", "compare", str(log), str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "core"
-    assert main([*command, "--tasks", "schema", "letters", "--max-per-task", "2"]) == 0
+    assert main([*command, "--tasks", "schema,letters", "--max-per-task", "2"]) == 0
     out = capsys.readouterr().out
     assert "schema" in out and "mean of 2" in out and "CORE" not in out
 

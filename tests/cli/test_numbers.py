@@ -30,6 +30,7 @@ CASES = {
     "bench learn --minutes": "quickstart d12-1gpu --out {folder}/race",
     "verify --seconds": "{folder}",
     "scaling predict --budget": "",
+    "scaling run --budgets": "--out {folder}/sweep",
     "scaling predict --bytes-per-token": "1e20",
     "scaling recover --noise": "",
     "distill --temperature": "no-run identity {folder}/answers.jsonl",

@@ -80,7 +80,7 @@ def test_cells_differ_in_depth_and_length_alone(tmp_path):
 @pytest.mark.parametrize(
     ("depths", "budgets", "words"),
     [
-        ([1], [0.0], "budget 0: expected a number above 0"),
+        ([1], [0.0], "budgets 0: expected a number above 0"),
         ([7], [1e13], r"try heads = 2\); valid depths: 1, 2, 3, 4, 5, 6, 8"),
         ([0], [1e13], "depths: got 0"),
         ([6], [1e12], "gets 3 steps of 4,096 tokens, expected at least 20; give"),
