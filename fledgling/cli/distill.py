@@ -37,7 +37,7 @@ def distill(
     out
         The JSONL file; what it was made from is written next to it, as .json.
     count
-        Prompts to answer.
+        Answers to generate; a source with fewer rows is read again and again, at temperature 0 once.
     temperature
         Sampling temperature; 0 for the most probable answer.
     max_new_tokens

@@ -149,11 +149,11 @@ def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> No
         return
     from fledgling.record.evaluation_names import format_cases
 
-    width = max(20, *(len(m.name) for m in measurements))
+    width = max(20, *(len(m.label) for m in measurements))
     for m in measurements:
         chance = f"   chance {m.chance:.3f}" if m.chance else ""
         baseline = "" if m.baseline is None else f"   best constant answer {m.baseline:.3f}"
         cases = format_cases(m.n, m.clusters, m.cluster_unit)
         interval = "[no interval]" if m.low is None else f"[{m.low:.4f}, {m.high:.4f}]"
         tools = "" if m.tools is None else f"   tools {m.tools}"
-        print(f"{m.name:{width}} {m.value:.4f}  {interval}  n {cases}{chance}{baseline}{tools}")
+        print(f"{m.label:{width}} {m.value:.4f}  {interval}  n {cases}{chance}{baseline}{tools}")

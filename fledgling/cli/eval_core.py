@@ -82,7 +82,7 @@ def core(
     results = session.run_core(core_tasks, settings, out, log)
     if session.world.is_main:
         if not untrained:
-            session.record(list_core_measurements(results, is_complete))
+            session.record(list_core_measurements(results, is_complete, convention))
         facts = {"checkpoint": str(session.checkpoint), "untrained": untrained, "settings": asdict(settings)}
         _print_core(results, as_json, is_complete, {**facts, "dtype": str(session.engine.dtype)})
     session.world.close()

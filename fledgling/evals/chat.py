@@ -24,6 +24,7 @@ from fledgling.evals.likelihood import ContinuationRow, Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
+from fledgling.record.evaluation_names import split_evaluation_name
 from fledgling.runtime.world import World
 from fledgling.tasks import ENVIRONMENT_PREFIX, PUBLIC_TASKS, load_task
 from fledgling.tasks.task import PRACTICE, TEST, TRAIN, Question, Task, find_constant_baseline, score_answers
@@ -238,7 +239,7 @@ def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
     """Returns the exam's accuracy with its interval over what its questions share, the best constant answer and chance.
 
     Questions of several subjects, at least `MIN_SUBJECT_QUESTIONS` of each, also give the accuracy of each subject,
-    NAME/SUBJECT, and their mean, NAME_subjects, with an interval from theirs.
+    and their mean, NAME_subjects, with an interval from theirs.
     """
     measurements = [_measure_accuracy(name, answers)]
     subjects: dict[str, list[ExamAnswer]] = {}
@@ -246,7 +247,7 @@ def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
         if "subject" in answer.question.facts:
             subjects.setdefault(answer.question.facts["subject"], []).append(answer)
     if len(subjects) > 1 and min(map(len, subjects.values())) >= MIN_SUBJECT_QUESTIONS:
-        parts = [_measure_accuracy(f"{name}/{subject}", subjects[subject]) for subject in sorted(subjects)]
+        parts = [_measure_accuracy(name, subjects[subject], subject) for subject in sorted(subjects)]
         mean, low, high = combine_intervals([(m.value, m.low or 0.0, m.high or 0.0) for m in parts])
         measurements += [
             Measurement(f"{name}_subjects", mean, low, high, len(answers), **_describe_clusters(answers)),
@@ -255,7 +256,7 @@ def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
     return measurements
 
 
-def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
+def _measure_accuracy(name: str, answers: Sequence[ExamAnswer], subject: str = "") -> Measurement:
     """Returns the mean score with its interval over independent groups; in an environment, its name is the tools'."""
     questions = [answer.question for answer in answers]
     scores = [answer.score for answer in answers]
@@ -263,8 +264,9 @@ def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
     chance = sum(question.chance for question in questions) / len(questions)
     baseline = find_constant_baseline(questions)[1]
     mean = sum(scores) / len(scores)
-    tools = questions[0].task if questions[0].task.startswith(ENVIRONMENT_PREFIX) else None
-    return Measurement(name, mean, low, high, len(answers), baseline, chance, tools, **_describe_clusters(answers))
+    tools = split_evaluation_name(name)[0] if questions[0].task.startswith(ENVIRONMENT_PREFIX) else None
+    facts = {**_describe_clusters(answers), "subject": subject}
+    return Measurement(name, mean, low, high, len(answers), baseline, chance, tools, **facts)
 
 
 def _describe_clusters(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
@@ -289,7 +291,7 @@ def compute_chatcore(measurements: Sequence[Measurement]) -> Measurement | None:
     Chance is 1 / choices for letters and 0 for free text. n is the number of questions; the 95 % interval is made of
     those of the tasks, which are independent.
     """
-    by_name = {m.name: m for m in measurements}
+    by_name = {m.name: m for m in measurements if not m.subject}
     if not set(PUBLIC_TASKS) <= set(by_name):
         return None
     tasks = [by_name[name] for name in PUBLIC_TASKS]

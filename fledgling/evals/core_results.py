@@ -7,7 +7,7 @@ continuation is the most likely one at its position. Each accuracy is centered o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ from fledgling.evals.intervals import combine_intervals, number_clusters, share_
 from fledgling.evals.measurement import Measurement
 from fledgling.tasks.core import CoreTask
 
+DEFAULT_CONVENTION = "nanochat"
+
 
 @dataclass(frozen=True)
 class CoreSettings:
     """What a score depends on besides model and files. max_per_task: items of a task, None for all."""
 
     max_per_task: int | None = None
-    convention: str = "nanochat"
+    convention: str = DEFAULT_CONVENTION
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,17 @@ def compute_core(results: Sequence[CoreTaskResult]) -> Measurement:
     return Measurement("core", mean, low, high, n, clusters=clusters, cluster_unit="passages")
 
 
-def list_core_measurements(results: Sequence[CoreTaskResult], include_mean: bool) -> list[Measurement]:
-    """Returns CORE (when all tasks were run) and the accuracy of each task, named core_LABEL."""
+def list_core_measurements(
+    results: Sequence[CoreTaskResult], include_mean: bool, convention: str = DEFAULT_CONVENTION
+) -> list[Measurement]:
+    """Returns CORE (when all tasks were run) and the accuracy of each task, named core_LABEL.
+
+    Those of another convention are other figures, named core_CONVENTION and core_CONVENTION_LABEL.
+    """
+    name = "core" if convention == DEFAULT_CONVENTION else f"core_{convention}"
     parts = [
         Measurement(
-            f"core_{r.label}",
+            f"{name}_{r.label}",
             r.accuracy,
             r.low,
             r.high,
@@ -166,4 +174,4 @@ def list_core_measurements(results: Sequence[CoreTaskResult], include_mean: bool
         )
         for r in results
     ]
-    return [compute_core(results), *parts] if include_mean else parts
+    return [replace(compute_core(results), name=name), *parts] if include_mean else parts

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fledgling.config import UserError
@@ -18,6 +18,7 @@ from fledgling.tasks import PUBLIC_TASKS, SKILLS
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN
 
 SETS = (TEST, TRAIN, PRACTICE, DEV)  # of wordings
+TEMPERATURE = 0.8  # of pass@k; the name of a value at another one says which
 RENAMED_SETS = {"training": TRAIN, "practised": PRACTICE, "development": DEV}
 
 
@@ -114,7 +115,8 @@ def run_pass_at_k(
     """
     correct = session.count_correct_samples(exam, samples, temperature, seed, out or session.exams_dir)
     passed = measure_pass_at_k(exam.name, exam.questions, correct, samples, ks)
-    measurements = [m.with_tools(session.engine.tool_name) for m in passed]
+    at = "" if temperature == TEMPERATURE else f" at temperature {temperature:g}"
+    measurements = [replace(m, name=m.name + at).with_tools(session.engine.tool_name) for m in passed]
     if not out:
         session.record(measurements)
     return measurements

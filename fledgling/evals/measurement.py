@@ -14,7 +14,8 @@ class Measurement:
 
     baseline: the score of the best constant answer; chance: the expected score of a random answer; tools: what answers
     could call, "none" for nothing; None where nothing is generated. clusters: how many of the cases are independent of
-    each other, where several share a `cluster_unit` (wordings, passages, documents).
+    each other, where several share a `cluster_unit` (wordings, passages, documents). subject: the part of an exam that
+    the value is of; "" for all of it. Measurements of two sources of questions never share a name.
     """
 
     name: str
@@ -27,6 +28,12 @@ class Measurement:
     tools: str | None = None
     clusters: int | None = None
     cluster_unit: str = ""
+    subject: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, with the subject behind a slash."""
+        return f"{self.name}/{self.subject}" if self.subject else self.name
 
     def with_tools(self, tools: str) -> Measurement:
         """Returns an exam's measurement with the tools of its engine, unless it had its own.

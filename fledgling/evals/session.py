@@ -218,7 +218,7 @@ class EvalSession:
             samples: answers to each question; temperature, seed: of their sampling.
         """
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
-        writer = JsonlWriter(folder / f"draws-{exam.name}-{_short_hash(key)}.jsonl")
+        writer = JsonlWriter(folder / f"draws-{_safe_file_name(exam.name)}-{_short_hash(key)}.jsonl")
         lines = read_jsonl(writer.path)
         if not lines:
             writer.append({"name": name, "flops_per_token": forward_flops_per_token(self.engine.source.config), **key})

@@ -8,7 +8,7 @@ from typing import Any
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 
 # The values of a line after stage and step, with what replaces one that is not known. Lines of older versions lack
-# some. They are those of `fledgling.evals.measurement.Measurement`.
+# some. They are those of `fledgling.evals.measurement.Measurement` but its subject, which no line has.
 EVALUATION_FIELDS: dict[str, Any] = {
     "name": None,
     "value": None,
@@ -21,14 +21,15 @@ EVALUATION_FIELDS: dict[str, Any] = {
     "clusters": None,
     "cluster_unit": "",
 }
+SUBJECT = "subject"
 
 
 class EvaluationLog:
     """The evals.jsonl of one stage, to which training and `fledgling eval` append.
 
     An evaluation over fewer cases than the recorded one of the same name and step is not appended. An evaluation of a
-    part (NAME/PART, such as a subject) is not appended either: there may be dozens, and their mean has a name of its
-    own. Nothing that the file holds is changed.
+    part, which has a `subject`, is not appended either: there may be dozens, and their mean has a name of its own.
+    Nothing that the file holds is changed.
 
     Args:
         writer: of the file; shared, if another process may be appending.
@@ -43,15 +44,16 @@ class EvaluationLog:
     def append(self, step: int, evaluation: Mapping[str, Any]) -> bool:
         """Appends a line with `evaluation` after `step` steps, unless the rule leaves it out; returns whether it did.
 
-        evaluation: values of EVALUATION_FIELDS, by name.
+        evaluation: values of EVALUATION_FIELDS, by name, and perhaps the `subject`.
         """
-        assert evaluation.keys() <= EVALUATION_FIELDS.keys(), f"not of an evaluation: {sorted(evaluation)}"
+        fields = {key: value for key, value in evaluation.items() if key != SUBJECT}
+        assert fields.keys() <= EVALUATION_FIELDS.keys(), f"not of an evaluation: {sorted(evaluation)}"
         name, cases = evaluation["name"], evaluation.get("n") or 0
         if step != self._step:
             self._read_cases(step)
-        if "/" in name or cases < self._cases.get(name, 0):
+        if evaluation.get(SUBJECT) or cases < self._cases.get(name, 0):
             return False
-        self.writer.append({"stage": self.stage, "step": step, **EVALUATION_FIELDS, **evaluation})
+        self.writer.append({"stage": self.stage, "step": step, **EVALUATION_FIELDS, **fields})
         self._cases[name] = cases
         return True
 

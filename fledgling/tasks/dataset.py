@@ -17,7 +17,7 @@ from typing import Any
 
 from fledgling.config import UserError
 from fledgling.files import FileStamps, read_rows, stat_files
-from fledgling.tasks.task import PRACTICE, TEST, TRAIN, Question, make_conversation, shuffle_indices
+from fledgling.tasks.task import PRACTICE, TEST, TRAIN, Question, label_source, make_conversation, shuffle_indices
 
 RawRow = dict[str, Any]
 
@@ -70,6 +70,7 @@ class DatasetTask:
         score: (question, answer) -> 1.0 or 0.0.
         batch_scorer: the same for many pairs at once, where that is faster.
         max_new_tokens: of an answer.
+        is_users: whether the files are a user's own, whose scores are labelled with a digest of them.
     """
 
     name: str
@@ -78,6 +79,7 @@ class DatasetTask:
     score: Callable[[Question, str], float]
     batch_scorer: Callable[[Sequence[tuple[Question, str]]], list[float]] | None = None
     max_new_tokens: int = 96
+    is_users: bool = False
 
     def __len__(self) -> int:
         """Returns the number of rows of the training split."""
@@ -123,7 +125,8 @@ class DatasetTask:
         """
         count = max((count for wordings, count in counts.items() if wordings != PRACTICE), default=0)
         count = min(count, len(self.examples(TEST))) if count else 0
-        return [(self.name, tuple(self.get_test_question(index) for index in range(count)))] if count else []
+        label = label_source(self.name, self.split_files.find_files(TEST)) if self.is_users else self.name
+        return [(label, tuple(self.get_test_question(index) for index in range(count)))] if count else []
 
     def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
         """Returns the score of each (question, answer)."""

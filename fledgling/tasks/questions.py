@@ -36,6 +36,6 @@ def load_questions(path: Path, name: str) -> DatasetTask:
     """Returns the task in a file, whose rows are both of its splits. Raises UserError for no file or a bad row."""
     require_file(path, f"{ROW_FILES} of questions with answers")
     split_files = SplitFiles(name, path.parent, {TRAIN: (path.name,), TEST: (path.name,)})
-    task = DatasetTask(name, split_files, parse_row, score_answer)
+    task = DatasetTask(name, split_files, parse_row, score_answer, is_users=True)
     task.examples(TEST)
     return task

@@ -16,6 +16,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
+from fledgling.corpora.prepared_data import digest_read_files
+from fledgling.files import FileStamps, stat_files
+
 # Four disjoint sets of wordings: for demonstrations, for reinforcement learning, for tuning recipes and train
 # wordings by their scores, and for the scores that are quoted, which nothing is tuned by.
 TRAIN, PRACTICE, DEV, TEST = "train", "practice", "dev", "test"
@@ -113,6 +116,26 @@ def score_answers(questions: Sequence[tuple[Task, Question]], answers: Sequence[
         for i, score in zip(indices, task_scores, strict=True):
             scores[i] = float(score)
     return scores
+
+
+def label_source(name: str, files: Sequence[Path]) -> str:
+    """Returns how scores of a user's source are labelled: `questions:quiz.jsonl#0123456789ab`, without directories.
+
+    Files of one name with other contents have other labels, so that their scores are never taken for each other.
+
+    Args:
+        name: of the source, PREFIX:PATH.
+        files: what it is read from; none leaves the name as it is.
+    """
+    if not files:
+        return name
+    prefix, _, spec = name.partition(":")
+    return f"{prefix}:{Path(spec).name}#{_digest_stamped(stat_files(files))}"
+
+
+@lru_cache(maxsize=16)
+def _digest_stamped(files: FileStamps) -> str:
+    return digest_read_files([path for path, *_ in files])
 
 
 @dataclass(frozen=True)

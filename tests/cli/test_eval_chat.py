@@ -11,6 +11,7 @@ from fledgling.record import read_jsonl
 from fledgling.report.summary import summarize_run
 from fledgling.tasks import ENVIRONMENT_PREFIX, GENERATED_TASKS, PUBLIC_TASKS
 from fledgling.tasks.environments import ENVIRONMENTS
+from tests.made_up_sets import make_choice_rows, write_rows
 
 
 def test_chatcore_is_answered_saved_recorded_and_not_answered_again(trained_run, run_command, tmp_path):
@@ -132,3 +133,16 @@ def test_sets_of_wordings_are_named_and_an_unknown_one_is_one_line(capsys):
     ):
         assert main(["eval", "chat", "nowhere", "--tasks", "identity", "--wordings", wordings]) != 0
         assert expected in capsys.readouterr().err
+
+
+def test_questions_of_two_files_of_one_name_are_recorded_in_two_lines(trained_run, run_command, tmp_path):
+    out = trained_run[0]
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "quiz.jsonl", make_choice_rows(folder, 4))
+        code, text, _ = run_command("eval", "chat", out, "--tasks", f"questions:{tmp_path / folder / 'quiz.jsonl'}")
+        assert code == 0 and text.startswith("questions:quiz.jsonl#")
+    lines = [line for line in read_jsonl(out / "pretrain/evals.jsonl") if line["name"].startswith("questions:")]
+    assert len({line["name"] for line in lines}) == len(lines) == 2
+    assert len([one for one in summarize_run(out)["evals"] if one["name"].startswith("questions:")]) == 2
+    assert len(list((out / "pretrain" / "exams").rglob("questions-*.jsonl"))) == 2, "nor do they share answers"

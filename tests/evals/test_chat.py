@@ -73,7 +73,7 @@ def make_answers(right, wrong, subject=None, choices=("A", "B", "C", "D")):
 
 
 def test_subjects_have_their_own_accuracy_and_a_mean():
-    measurements = {m.name: m for m in measure_exam("mmlu", make_answers(9, 1, "law") + make_answers(10, 30, "music"))}
+    measurements = {m.label: m for m in measure_exam("mmlu", make_answers(9, 1, "law") + make_answers(10, 30, "music"))}
     assert set(measurements) == {"mmlu", "mmlu_subjects", "mmlu/law", "mmlu/music"}
     assert measurements["mmlu"].value == 19 / 50 and (
         measurements["mmlu"].low,

@@ -112,3 +112,12 @@ def test_foundry_averages_over_categories_and_draws_examples_within(core_tasks):
     )
     for item, prompt in zip_prompts(task, read_core_items(task), "foundry"):
         assert prompt.examples == "", f"no other item is of category {item.category}"
+
+
+def test_the_values_of_another_convention_have_other_names():
+    result = CoreTaskResult("squad", "language_modeling", 10, 4, 2, 0.5, 0.1, 0.9, 0.0, 0, 0, 0, 0.0)
+    names = {
+        convention: {m.name for m in list_core_measurements([result], True, convention)}
+        for convention in ("nanochat", "foundry")
+    }
+    assert names == {"nanochat": {"core", "core_squad"}, "foundry": {"core_foundry", "core_foundry_squad"}}

@@ -1,12 +1,14 @@
 """pass@k against enumeration, its interval, and samples that depend on question and index alone."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fledgling.evals import passk
 from fledgling.evals.chat import Exam, build_exams
+from fledgling.evals.exams import TEMPERATURE, run_pass_at_k
 from fledgling.tasks.task import Question
 
 
@@ -53,3 +55,17 @@ def test_samples_depend_on_question_and_index_alone(engine, root):
     assert [[answer.text for answer in answers[:2]] for answers in more] == texts
     assert [[answer.text for answer in answers] for answers in rest] == texts[2:]
     assert len({text for row in texts for text in row}) > 4
+
+
+def test_pass_at_k_at_another_temperature_is_another_figure():
+    recorded = []
+    session = SimpleNamespace(
+        count_correct_samples=lambda *given: [1, 0],
+        exams_dir=None,
+        engine=SimpleNamespace(tool_name="none"),
+        record=recorded.extend,
+    )
+    [exam] = build_exams(["identity"], 2)
+    for temperature in (TEMPERATURE, 0.2):
+        run_pass_at_k(session, exam, 1, [1], temperature)
+    assert [m.name for m in recorded] == ["identity_test_pass@1", "identity_test_pass@1 at temperature 0.2"]

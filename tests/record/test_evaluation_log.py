@@ -23,7 +23,7 @@ WRITERS = [record_in_training, record_measurements]
 @pytest.mark.parametrize("record", WRITERS)
 def test_a_measurement_over_fewer_cases_or_of_a_part_is_not_appended(record, tmp_path):
     stage_dir = tmp_path / "sft"
-    record(stage_dir, 3, [Measurement("core", 0.2, n=100), Measurement("mmlu/law", 0.5, n=100)])
+    record(stage_dir, 3, [Measurement("core", 0.2, n=100), Measurement("mmlu", 0.5, n=100, subject="law")])
     record(stage_dir, 3, [Measurement("core", 0.9, n=99), Measurement("arc_easy", 0.3, n=5)])
     record(stage_dir, 3, [Measurement("core", 0.4, n=100), Measurement("core", 0.5, n=99)])
     record(stage_dir, 4, [Measurement("core", 0.1, n=1)])
@@ -39,7 +39,14 @@ def test_both_writers_write_the_same_line_with_every_field(tmp_path):
     assert first == second
     [line] = read_jsonl(tmp_path / "0/sft/evals.jsonl")
     assert list(line) == ["stage", "step", *EVALUATION_FIELDS]
-    assert EVALUATION_FIELDS.keys() == {field.name for field in fields(Measurement)}
+    assert EVALUATION_FIELDS.keys() == {field.name for field in fields(Measurement)} - {"subject"}
+
+
+@pytest.mark.parametrize("record", WRITERS)
+def test_a_name_with_a_slash_is_no_part_and_is_appended(record, tmp_path):
+    stage_dir = tmp_path / "sft"
+    record(stage_dir, 3, [Measurement("questions:/home/quiz.jsonl", 0.5, n=12)])
+    assert [line["name"] for line in read_jsonl(stage_dir / "evals.jsonl")] == ["questions:/home/quiz.jsonl"]
 
 
 @pytest.mark.parametrize("record", WRITERS)

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from fledgling.config import UserError
 from fledgling.tasks.environments.environment import Environment, Episode, play_transcript
-from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question, is_held_out, make_conversation, make_rng
+from fledgling.tasks.task import (
+    DEV,
+    PRACTICE,
+    TEST,
+    TRAIN,
+    Question,
+    is_held_out,
+    label_source,
+    make_conversation,
+    make_rng,
+)
 
 MAX_DRAWS = 200  # of an instance, until one belongs to the requested set
 MAX_SEED = 2**31
@@ -37,12 +47,6 @@ class EnvironmentTask:
     def files(self) -> list[Path]:
         """Returns the files that hold the class."""
         return list(self.paths)
-
-    @property
-    def short_name(self) -> str:
-        """The name without the file or module of a user's class, as scores are labelled."""
-        prefix, _, spec = self.name.partition(":")
-        return f"{prefix}:{spec.rpartition(':')[2]}"
 
     @property
     def max_new_tokens(self) -> int:
@@ -77,7 +81,7 @@ class EnvironmentTask:
 
     def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
         """Returns NAME_test and NAME_dev, as far as `counts` asks for them: held-out instances, each once."""
-        exams = []
+        exams, label = [], label_source(self.name, self.paths)
         for wordings, suffix in ((TEST, "_test"), (DEV, "_dev")):
             if counts.get(wordings):
                 rng, drawn = make_rng(self.name, "exam", wordings), dict[str, Question]()
@@ -87,7 +91,7 @@ class EnvironmentTask:
                     episode = Episode(self.make_environment(), rng.randrange(MAX_SEED))
                     if self._set_of(episode) == wordings:
                         drawn.setdefault(episode.environment.identity, self._to_question(episode))
-                exams.append((f"{self.short_name}{suffix}", tuple(drawn.values())))
+                exams.append((f"{label}{suffix}", tuple(drawn.values())))
         return exams
 
     def score(self, question: Question, answer: str) -> float:

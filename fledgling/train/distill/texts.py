@@ -2,7 +2,8 @@
 
 Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is resumed, and is
 the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher, dtype, source or setting
-is refused. Answers that did not end are left out and counted.
+is refused. Answers that did not end are left out and counted. A prompt that comes again has another answer by other
+random numbers; at temperature 0 it would have the same, so that no row of a source is read twice there.
 
 Source: sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947.
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ GROUP_SIZE = {"cpu": 64, "cuda": 512}  # prompts that are answered together, and
 class AnswerSettings:
     """What the answers are a function of, besides teacher and source.
 
-    count: prompts; the rows of the source in its order, again and again.
+    count: answers; the rows of the source in its order, again and again, at temperature 0 once.
     """
 
     count: int
@@ -45,17 +46,26 @@ class AnswerSettings:
 
 @dataclass
 class AnswerCounts:
-    """The prompts that were read, and what became of them."""
+    """The prompts that were read, and what became of them.
+
+    prompts: different ones among those that are read in all; rows: of the source, 0 for an endless one.
+    """
 
     read: int = 0
     written: int = 0
     unfinished: int = 0  # answers longer than max_new_tokens, or than the context has place for
     too_long: int = 0  # prompts that leave no place for an answer
+    prompts: int = 0
+    rows: int = 0
 
     def describe(self) -> str:
         """Returns the counts as one line."""
         left_out = f"{self.unfinished:,} answers did not end, {self.too_long:,} prompts were too long"
-        return f"{self.written:,} conversations of {self.read:,} prompts; left out: {left_out}"
+        prompts = f"{self.prompts:,} prompt{'s' * (self.prompts != 1)}"
+        if self.read > self.prompts:
+            passes = f" ({self.read / self.rows:,.4g} passes)" if self.rows else ""
+            prompts = f"{self.read:,} answers to {prompts}{passes}"
+        return f"{self.written:,} conversations of {prompts}; left out: {left_out}"
 
 
 def write_answers(
@@ -71,15 +81,27 @@ def write_answers(
     Args:
         engine: of the teacher.
         identity: of the teacher, as `hash_model` gives it.
-        progress: called with (prompts read, settings.count).
+        progress: called with (prompts read, all).
 
     Raises:
-        UserError: the file was made from something else, or cannot be written.
+        UserError: the file was made from something else, cannot be written, or no answer can be learned from.
     """
+    rows = len(source)
+    read = replace(settings, count=min(settings.count, rows)) if rows and settings.temperature == 0 else settings
+    digest, prompts = _hash_prompts(source, read)
     made_by = {"teacher": identity, "dtype": name_dtype(engine.dtype)}
-    facts = {**made_by, "source": source.name, **asdict(settings), "prompts": _hash_prompts(source, settings)}
+    facts = {**made_by, "source": source.name, **asdict(settings), "prompts": digest}
     with hold_lock(out.parent, f"{out.name}", remedy="choose a file in another directory"):
-        return _write_answers(engine, source, settings, out, facts, progress)
+        counts = replace(_read_counts(out, out.with_suffix(".json"), facts), prompts=prompts, rows=rows)
+        _write_answers(engine, source, read, out, facts, counts, progress)
+        if not counts.written:
+            for file in (out, out.with_suffix(".json")):
+                file.unlink(missing_ok=True)
+            raise UserError(
+                f"{out} is not written, nothing can be learned from it: {counts.describe()}; expected a teacher that "
+                "ends its answers, or a larger --max-new-tokens"
+            )
+    return counts
 
 
 def _write_answers(
@@ -88,11 +110,14 @@ def _write_answers(
     settings: AnswerSettings,
     out: Path,
     facts: dict[str, Any],
+    counts: AnswerCounts,
     progress: Callable[[int, int], None],
-) -> AnswerCounts:
-    """Does what `write_answers` says, while no other process writes in the directory. facts: what the file is of."""
+) -> None:
+    """Writes what is missing, while no other process writes in the directory, and adds to `counts`.
+
+    facts: what the file is of.
+    """
     facts_file = out.with_suffix(".json")
-    counts = _read_counts(out, facts_file, facts)
     group_size = GROUP_SIZE.get(engine.device.type, GROUP_SIZE["cuda"])
     writer = JsonlWriter(out)
     try:
@@ -107,16 +132,28 @@ def _write_answers(
     finally:
         writer.close()
     progress(counts.read, settings.count)
-    return counts
 
 
-def _hash_prompts(source: ConversationSource, settings: AnswerSettings) -> str:
-    """Returns a digest of the conversations that are answered: a source that was edited is another one."""
-    digest = hashlib.sha256()
+def _hash_prompts(source: ConversationSource, settings: AnswerSettings) -> tuple[str, int]:
+    """Returns a digest of the conversations that are answered, and how many prompts differ.
+
+    A source that was edited has another digest.
+    """
+    digest, prompts = hashlib.sha256(), set[bytes]()
     for index in range(settings.count):
         messages = source.get_train_conversation(index, settings.seed)["messages"]
-        digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()[:32]
+        digest.update(_to_bytes(messages) + b"\n")
+        prompts.add(hashlib.sha256(_to_bytes(_cut_prompt(messages))).digest()[:16])
+    return digest.hexdigest()[:32], len(prompts)
+
+
+def _to_bytes(messages: Sequence[Mapping[str, Any]]) -> bytes:
+    return json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _cut_prompt(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the messages before the assistant's last one, which the teacher answers."""
+    return messages[: max(n for n, message in enumerate(messages) if message["role"] == "assistant")]
 
 
 def _read_counts(out: Path, facts_file: Path, facts: dict[str, Any]) -> AnswerCounts:
@@ -154,13 +191,12 @@ def _answer_prompts(
     """Returns the conversations of some prompts, and adds to the counts."""
     prompts, limit = [], engine.context - min(settings.max_new_tokens, engine.context // 2)
     for index in indices:
-        messages = source.get_train_conversation(index, settings.seed)["messages"]
-        last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
-        prompt = render_prompt(engine.tokenizer, {"messages": messages[:last]})
+        messages = _cut_prompt(source.get_train_conversation(index, settings.seed)["messages"])
+        prompt = render_prompt(engine.tokenizer, {"messages": messages})
         if len(prompt) > limit:
             counts.too_long += 1
         else:
-            prompts.append((index, messages[:last], prompt))
+            prompts.append((index, messages, prompt))
     sampling = SamplingParams(
         temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
     )

@@ -1,5 +1,7 @@
 """A user's environment runs in a process of its own: its errors name the instance, and it cannot hang a run."""
 
+import re
+
 import pytest
 
 from fledgling.config import UserError
@@ -128,7 +130,8 @@ def test_a_users_class_is_demonstrated_practised_and_scored(spec, tmp_path):
     parts = task.get_train_conversation(0, 1)["messages"][1]["content"]
     assert [part["type"] for part in parts] == ["python", "output", "python", "output", "text"]
     assert parts[-1]["text"] == parts[-2]["text"] == str(2 * int(parts[0]["text"][4:-1]))
-    assert len(dict(task.list_exams({TEST: 5}))["env:Doubling_test"]) == 5
+    [(name, questions)] = task.list_exams({TEST: 5})
+    assert re.fullmatch(r"env:[\w.]+:Doubling#[0-9a-f]{12}_test", name) and len(questions) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A teacher's answers are a file of conversations that is the same however often it was interrupted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.tasks import load_source, load_task
 from fledgling.train.distill import texts
-from fledgling.train.distill.texts import AnswerSettings, write_answers
+from fledgling.train.distill.texts import AnswerCounts, AnswerSettings, write_answers
 from tests.train.rl.small_problems import tokenizer
 
 SETTINGS = AnswerSettings(count=32, seed=1, temperature=1.0, max_new_tokens=32)
@@ -56,12 +57,12 @@ def test_answers_are_conversations_and_an_interrupted_file_is_resumed(engine, tm
 
 def test_a_file_of_something_else_is_not_resumed(engine, tmp_path):
     out, source = tmp_path / "answers.jsonl", load_task("language")
-    small = AnswerSettings(count=8, max_new_tokens=8)
+    small = AnswerSettings(count=8, seed=1, temperature=1.0, max_new_tokens=32)
     write_answers(engine, "id", source, small, out)
     with pytest.raises(UserError, match="was made with teacher id, now it is other: choose another file"):
         write_answers(engine, "other", source, small, out)
-    with pytest.raises(UserError, match=r"was made with temperature 0.7, now it is 0.1"):
-        write_answers(engine, "id", source, AnswerSettings(count=8, max_new_tokens=8, temperature=0.1), out)
+    with pytest.raises(UserError, match=r"was made with temperature 1.0, now it is 0.1"):
+        write_answers(engine, "id", source, replace(small, temperature=0.1), out)
     rounded = Engine(engine.source, engine.tokenizer, dtype=torch.bfloat16)
     with pytest.raises(UserError, match="was made with dtype float32, now it is bfloat16"):
         write_answers(rounded, "id", source, small, out)
@@ -81,3 +82,30 @@ def test_a_file_of_something_else_is_not_resumed(engine, tmp_path):
     out.touch()
     with pytest.raises(UserError, match=r"exists, and no answers.json next to it"):
         write_answers(engine, "id", source, small, out)
+
+
+def write_one_prompt(folder):
+    rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
+    (folder / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_source(f"chat:{folder / 'one.jsonl'}")
+
+
+def test_a_prompt_that_is_read_again_is_no_other_prompt(engine, tmp_path):
+    counts = write_answers(engine, "id", write_one_prompt(tmp_path), SETTINGS, tmp_path / "out.jsonl")
+    assert (counts.read, counts.prompts, counts.rows) == (32, 1, 1)
+    assert f"{counts.written} conversations of 32 answers to 1 prompt (32 passes); left out" in counts.describe()
+    assert "of 5 prompts; left out" in AnswerCounts(read=5, written=2, prompts=5).describe()
+
+
+def test_at_temperature_zero_a_source_is_read_once(engine, tmp_path):
+    settings = AnswerSettings(count=40, temperature=0.0, max_new_tokens=1)
+    with pytest.raises(UserError, match="0 conversations of 1 prompt; left out: 1 answers did not end"):
+        write_answers(engine, "id", write_one_prompt(tmp_path), settings, tmp_path / "out.jsonl")
+
+
+def test_answers_that_cannot_be_learned_from_are_an_error_and_no_file(engine, tmp_path):
+    out, settings = tmp_path / "out.jsonl", AnswerSettings(count=4, temperature=1.0, max_new_tokens=1)
+    for _ in range(2):
+        with pytest.raises(UserError, match="is not written, nothing can be learned from it: 0 conversations of 4"):
+            write_answers(engine, "id", write_one_prompt(tmp_path), settings, out)
+        assert not out.exists() and not out.with_suffix(".json").exists(), "another setting may be tried"
