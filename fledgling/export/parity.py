@@ -60,7 +60,35 @@ def generate_greedy(model: Transformer, prompt: list[int], steps: int) -> list[i
     return generated
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What our model computes of two texts: random tokens, and a prompt with its greedy continuation."""
+
+    texts: tuple[list[int], list[int]]
+    prompt_length: int  # tokens of the second text that are not generated
+    logits: tuple[Tensor, Tensor]  # (T, V) of each text
+
+
 @torch.inference_mode()
+def make_reference(model: Transformer, start: int | None = None, seed: int = 0) -> Reference:
+    """Returns what all readers of an export are compared with.
+
+    Args:
+        model: ours.
+        start: the first token of a text; None: any.
+        seed: of the random tokens.
+    """
+    context, vocabulary = model.config.context, model.config.vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.randint(vocabulary, (min(context, 128),), generator=generator).tolist()
+    prompt = row[: min(PROMPT_TOKENS, context // 2)]
+    if start is not None:
+        prompt[0] = start
+    continuation = prompt + generate_greedy(model, prompt, min(GREEDY_TOKENS, context - len(prompt)))
+    of_row, of_continuation = (model.compute_logits(model(torch.tensor([text])))[0] for text in (row, continuation))
+    return Reference((row, continuation), len(prompt), (of_row, of_continuation))
+
+
 def compare_logits(
     model: Transformer, other: LogitsFunction, name: str, start: int | None = None, seed: int = 0
 ) -> Parity:
@@ -73,27 +101,25 @@ def compare_logits(
         start: the first token of a text; None: any.
         seed: of the random tokens.
     """
-    context, vocabulary = model.config.context, model.config.vocab_size
-    generator = torch.Generator().manual_seed(seed)
-    row = torch.randint(vocabulary, (min(context, 128),), generator=generator).tolist()
-    prompt = row[: min(PROMPT_TOKENS, context // 2)]
-    if start is not None:
-        prompt[0] = start
-    steps = min(GREEDY_TOKENS, context - len(prompt))
-    continuation = prompt + generate_greedy(model, prompt, steps)
+    return compare_reader(make_reference(model, start, seed), other, name)
+
+
+@torch.inference_mode()
+def compare_reader(reference: Reference, other: LogitsFunction, name: str) -> Parity:
+    """Compares the logits of another program with our model's; see `compare_logits`."""
     differences = []
-    for tokens in (row, continuation):
+    for tokens, our_logits in zip(reference.texts, reference.logits, strict=True):
         other_logits = other(tokens)
-        our_logits = model.compute_logits(model(torch.tensor([tokens])))[0]
         differences.append((our_logits - other_logits).abs().max())
     max_difference = float(torch.stack(differences).max())  # NaN stays NaN, as Python's max would not have it
-    other_choices = other_logits[len(prompt) - 1 : -1].argmax(-1)
-    choices = torch.tensor(continuation[len(prompt) :])
+    generated = slice(reference.prompt_length - 1, -1)
+    other_choices = other_logits[generated].argmax(-1)
+    choices = torch.tensor(reference.texts[1][reference.prompt_length :])
     agrees = other_choices == choices
-    logits = our_logits[len(prompt) - 1 : -1]
+    logits = reference.logits[1][generated]
     margins = (logits.gather(1, choices[:, None]) - logits.gather(1, other_choices[:, None]))[:, 0]
     ties = int((~agrees & (margins.abs() <= 2 * max_difference)).sum())
-    return Parity(name, max_difference, int(agrees.sum()), steps, ties)
+    return Parity(name, max_difference, int(agrees.sum()), len(choices), ties)
 
 
 def compare_hf(model: Transformer, directory: Path, start: int | None, quantized: bool = False) -> Iterator[Parity]:
@@ -101,10 +127,11 @@ def compare_hf(model: Transformer, directory: Path, start: int | None, quantized
 
     quantized: its matrices are those of compressed_tensors.py, which are read by transformers only.
     """
+    reference = make_reference(model, start)
     if not quantized:
         imported = read_hf(directory)
         logits = make_logits_function(imported.config, imported.state)
-        yield compare_logits(model, logits, "read back by fledgling", start)
+        yield compare_reader(reference, logits, "read back by fledgling")
     if find_spec("transformers") and (not quantized or find_spec("compressed_tensors")):
         import transformers
 
@@ -116,20 +143,19 @@ def compare_hf(model: Transformer, directory: Path, start: int | None, quantized
             loader = modeling_fledgling.FledglingForCausalLM
         other = loader.from_pretrained(directory, dtype=torch.float32).eval()
         name = f"transformers {transformers.__version__}, {type(other).__name__}"
-        yield compare_logits(model, lambda tokens: other(torch.tensor([tokens])).logits[0].float(), name, start)
+        yield compare_reader(reference, lambda tokens: other(torch.tensor([tokens])).logits[0].float(), name)
 
 
 def compare_gguf(model: Transformer, path: Path, start: int | None) -> Iterator[Parity]:
     """Yields comparisons of a GGUF file with its original model (float32, on the CPU)."""
-    state = gguf.read_gguf_state(path, model.config)
-    yield compare_logits(
-        model, make_logits_function(model.config, state), "dequantized by gguf, run by fledgling", start
-    )
+    state, reference = gguf.read_gguf_state(path, model.config), make_reference(model, start)
+    logits = make_logits_function(model.config, state)
+    yield compare_reader(reference, logits, "dequantized by gguf, run by fledgling")
     if load_llama_library() is not None:
         with LlamaCpp(path) as other:
             size = model.config.vocab_size
             name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
-            yield compare_logits(model, lambda tokens: other.compute_logits(tokens, size), name, start)
+            yield compare_reader(reference, lambda tokens: other.compute_logits(tokens, size), name)
 
 
 def compare_mlx(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:

@@ -7,12 +7,15 @@ import torch
 from fledgling.export import parity, write_hf
 
 
-def test_parity_detects_a_changed_weight(make, tokenizer, tmp_path):
+def test_parity_detects_a_changed_weight(make, tokenizer, tmp_path, monkeypatch):
+    continuations, generate_greedy = [], parity.generate_greedy
+    monkeypatch.setattr(parity, "generate_greedy", lambda *args: continuations.append(args) or generate_greedy(*args))
     model = make("fledgling")
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     rows = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
     assert rows[0].max_difference == 0 and rows[0].greedy_matches == rows[0].greedy_tokens == 120
     assert all(row.max_difference < 1e-5 and row.greedy_matches == row.greedy_tokens for row in rows)
+    assert len(continuations) == 1, "all readers read the same continuation"
     with torch.no_grad():
         model.head.weight.copy_(model.head.weight.roll(1, 0))
     changed = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
