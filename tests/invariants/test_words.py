@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -74,10 +75,16 @@ def words_of(identifier: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)}
 
 
+@functools.lru_cache(maxsize=1)  # of one file at a time: its identifiers, then its prose
+def nodes_of(source: str) -> list[ast.AST]:
+    """Returns all nodes of a source's tree."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def identifiers(source: str) -> dict[str, int]:
     """Returns every name that a source defines or assigns, with the line of its first appearance."""
     found: dict[str, int] = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         names: list[str] = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names = [] if node.name.startswith("test_") else [node.name]  # a sentence: see `texts_of`
@@ -96,29 +103,35 @@ def retired(source: str) -> list[str]:
     return [f"{found[name]}: {name}" for name in found if words_of(name) & RETIRED or has_retired_name(name)]
 
 
+RETIRED_NAME = re.compile(
+    "|".join(
+        rf"(?:^|_){part}(?:_|$)" if part.islower() else rf"(?<![a-z]){part}(?![a-z]|Out)" for part in RETIRED_NAMES
+    )
+)
+
+
 def has_retired_name(name: str) -> bool:
     """Returns whether a name of several parts, or of a class, is in an identifier."""
-    return any(
-        re.search(rf"(^|_){part}(_|$)" if part.islower() else rf"(?<![a-z]){part}(?![a-z]|Out)", name)
-        for part in RETIRED_NAMES
-    )
+    return bool(RETIRED_NAME.search(name))
 
 
 def texts_of(source: str, is_test: bool = False) -> dict[int, str]:
-    """Returns the prose of a Python source by line: strings with spaces, comments, and the names of tests.
+    """Returns the prose of a Python source by line: strings with spaces, the names of tests, and comments.
 
+    Comments are left out where none has a retired word.
     is_test: of its strings the docstrings alone; others are data.
     """
     texts: dict[int, str] = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         text = node if not is_test else node.value if isinstance(node, ast.Expr) else None
         if isinstance(text, ast.Constant) and isinstance(text.value, str) and " " in text.value:
             texts[text.lineno] = texts.get(text.lineno, "") + " " + text.value
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             texts[node.lineno] = node.name.replace("_", " ")
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            texts[token.start[0]] = texts.get(token.start[0], "") + " " + token.string
+    if any("#" in line and retired_prose(line) for line in source.splitlines()):  # else no comment can have one
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                texts[token.start[0]] = texts.get(token.start[0], "") + " " + token.string
     return texts
 
 
