@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.copied_runs import find_copies
 from fledgling.config import UserError
 from fledgling.record import read_jsonl
 from fledgling.report.chart import Chart, Line, render_chart
@@ -44,10 +45,16 @@ def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], 
 
 
 def collect_agents(folder: Path) -> list[dict[str, Any]]:
-    """Returns what each run in `folder` has so far: curve, scores of held-out instances, calls, seconds."""
+    """Returns what each run in `folder` has so far: curve, scores of held-out instances, calls, seconds.
+
+    A copy of a run is no run of another seed, and is passed over, as is a directory without a seed in its name.
+    """
     runs = []
     for name in ENVIRONMENTS:
-        for run in sorted(folder.glob(f"{name}-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        seeded = [path for path in folder.glob(f"{name}-*") if path.name.rpartition("-")[2].isdecimal()]
+        seeded.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+        copies = find_copies(seeded)
+        for run in (path for path in seeded if path not in copies):
             curve = [line for line in _read_lines(run / "rl" / "evals.jsonl") if line["name"] == f"env:{name}_dev"]
             metrics = _read_lines(run / "rl" / "metrics.jsonl")
             runs.append(

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.copied_runs import find_copies
 from fledgling.config import UserError
 from fledgling.record.seal import FORECAST, SPENT
 from fledgling.report.forecasts import is_exam, pair_forecasts
@@ -51,11 +52,15 @@ def run_budgets(out: Path, minutes: Sequence[float], seeds: int, overrides: Sequ
 
 
 def tabulate_budgets(runs: Sequence[Path]) -> dict[str, Any]:
-    """Returns {"runs", "quantities"}: of each run its figures, and of each quantity how often its interval held."""
+    """Returns {"runs", "quantities", "copies"}: each run's figures, how often each quantity's interval held.
+
+    copies: runs that are left out, each with the run that it is a copy of.
+    """
     rows, quantities = [], {}  # type: ignore[var-annotated]
-    for path in runs:
-        run = load_run_data(path)
-        if run.spent.get("finished") is not True:
+    finished = {path: run for path in runs if (run := load_run_data(path)).spent.get("finished") is True}
+    copies = find_copies(finished)
+    for path, run in finished.items():
+        if path in copies:
             continue
         pairs = [pair for pair in pair_forecasts(run) if pair.measured is not None]
         seconds = finite_number(run.forecast.get("budget", {}).get("seconds"))
@@ -76,7 +81,7 @@ def tabulate_budgets(runs: Sequence[Path]) -> dict[str, Any]:
             entry["errors"].append(abs(pair.value / pair.measured - 1) if pair.measured else abs(pair.value))
     for entry in quantities.values():
         entry["median_error"] = median(entry.pop("errors"))
-    return {"runs": rows, "quantities": quantities}
+    return {"runs": rows, "quantities": quantities, "copies": {path.name: of.name for path, of in copies.items()}}
 
 
 def format_budgets(values: dict[str, Any]) -> str:
@@ -94,4 +99,7 @@ def format_budgets(values: dict[str, Any]) -> str:
     lines += ["", "| quantity | 90 % intervals that held | median error |", "|---|---|---|"]
     for name, entry in values["quantities"].items():
         lines.append(f"| {name} | {entry['held']} of {entry['of']} | {100 * entry['median_error']:.1f} % |")
+    lines += [
+        f"\n{copy} is left out: it is the same run as {first}" for copy, first in values.get("copies", {}).items()
+    ]
     return "\n".join(lines)

@@ -11,7 +11,6 @@ runs of the directory that were made with the same settings, those of earlier ca
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -28,8 +27,9 @@ from fledgling.plan.parameters import count_parameters
 from fledgling.record import write_text
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
-from fledgling.scaling.results import CELL, read_sweep_run
-from fledgling.scaling.sweep import pin_settings, prepare_sweep_data, train_run
+from fledgling.scaling.results import read_sweep_run, select_cells
+from fledgling.scaling.settings import dump_settings, pin_settings, read_cell, require_same_cell
+from fledgling.scaling.sweep import prepare_sweep_data, train_run
 
 ALL = "all"
 ROLES = ("matrix", "embedding", "head", "scalar")
@@ -157,36 +157,49 @@ def measure_rates(
             out / SWEEP_SETTINGS, f"# width {width_per_layer} a layer\n{dump_toml(shared)}", "a sweep of rates"
         )
         prepare_sweep_data(recipe, out, print)
+        cells = {run.name: make_run_recipe(recipe, run, width_per_layer, out) for run in runs}
+        for run in runs:
+            require_same_cell(out / run.name, describe_rate_run(run, cells[run.name]))
         for run in runs:
             if read_sweep_run(out / run.name) is not None:
                 continue
             if seconds is not None and time.monotonic() - begun > seconds:
                 break
             print(run.name, flush=True)
-            facts = {"depth": run.depth, "budget": 0.0, "rates": vars(run)}
-            train_run(make_run_recipe(recipe, run, width_per_layer, out), out, facts)
-    rows = read_rates(out)
+            train_run(cells[run.name], out, describe_rate_run(run, cells[run.name]))
+    rows, copies = read_rates(out)
     missing = [run.name for run in runs if read_sweep_run(out / run.name) is None]
     summaries = {"summary": summarize(rows), "decays": summarize_decays(rows)}
-    result = {"width_per_layer": width_per_layer, "runs": rows, **summaries, "missing": missing}
+    result = {"width_per_layer": width_per_layer, "runs": rows, **summaries, "missing": missing, "left_out": copies}
     if plot is not None:
         write_text(plot, draw_rates(rows))
     return result
 
 
-def read_rates(out: Path) -> list[dict[str, Any]]:
-    """Returns the finished runs under `out` as JSON values, ordered by depth, batch, role and multiple."""
-    rows = []
-    for path in out.glob(f"*/{CELL}"):
-        values = json.loads(path.read_text(encoding="utf-8")).get("rates")
-        done = read_sweep_run(path.parent) if values else None
-        if done is not None:
-            run = RateRun(**{field.name: values[field.name] for field in fields(RateRun)})
+def describe_rate_run(run: RateRun, recipe: Recipe) -> dict[str, Any]:
+    """Returns what the cell.json of a run says."""
+    return {"depth": run.depth, "budget": 0.0, "rates": vars(run), "settings": dump_settings(recipe)}
+
+
+def read_rates(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the finished runs under `out` as JSON values, and a line for each copy that is left out.
+
+    They are ordered by depth, batch, role and multiple.
+    """
+
+    def identify(cell: dict[str, Any]) -> tuple[RateRun, str]:
+        run = RateRun(**{field.name: cell["rates"][field.name] for field in fields(RateRun)})
+        return run, run.name
+
+    rows, (paths, copies) = [], select_cells(out, identify)
+    for path in paths:
+        if done := read_sweep_run(path):
+            run, _ = identify(read_cell(path))
             figures = {"bits_per_byte": done.bits_per_byte, "low": done.low, "high": done.high}
             rows.append(
                 {**vars(run), **figures, "parameters": done.parameters["all parameters"], "seconds": done.seconds}
             )
-    return sorted(rows, key=lambda row: tuple(row[field.name] for field in fields(RateRun)))
+    return sorted(rows, key=lambda row: tuple(row[field.name] for field in fields(RateRun))), copies
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

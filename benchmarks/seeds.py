@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.copied_runs import find_copies
 from fledgling.config import UserError
 from fledgling.plan.budgeted_run import read_budgeted_run
 from fledgling.record.evaluation_names import format_cases
@@ -23,13 +24,17 @@ def collect_seeds(runs: list[Path]) -> dict[str, Any]:
 
     Runs with a budget are of one recipe where they were given the same, even if they made different numbers of steps.
 
-    Raises UserError where the runs are not of one recipe, share a seed, or lack an evaluation that another has.
+    Raises UserError where the runs are not of one recipe, share a seed, or lack an evaluation that another has, and for
+    a copy of a run, whatever seed its recipe.toml states.
     """
     recipes = [_read_given_recipe(run) for run in runs]
     seeds = [recipe.pop("seed", None) for recipe in recipes]
     settings = [{**recipe, "run": None} for recipe in recipes]
     if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
         raise UserError(f"{len(runs)} runs with seeds {seeds}; expected one recipe with different seeds")
+    if copies := find_copies(runs):
+        copy, first = next(iter(copies.items()))
+        raise UserError(f"{copy} and {first} have the same first step, so they are one run; expected different seeds")
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
         for one in final_evaluations(load_run_data(run)):

@@ -54,19 +54,23 @@ def learn(
 
     chosen = race.parse_contestants(contestants, recipe, overrides)
 
-    def rank() -> list[race_results.ContestantResult]:
-        results = race_results.rank_runs(race.load_race(out, chosen, seeds), 60 * minutes)
-        race_results.build_race_page(out / "race.html", results, 60 * minutes)
-        return results
+    def rank() -> tuple[list[race_results.ContestantResult], list[str]]:
+        runs, notes = race.load_race(out, chosen, seeds)
+        results = race_results.rank_runs(runs, 60 * minutes)
+        race_results.build_race_page(out / "race.html", results, 60 * minutes, notes)
+        return results, notes
 
     try:
         race.run_race(chosen, seeds, minutes, out, print_to_stderr, text, points, 1000 * held_out_kb, clock, rank)
     except TrainingStopped as stopped:
         report_stop(stopped)
         return STOPPED
-    results, page = rank(), out / "race.html"
+    (results, notes), page = rank(), out / "race.html"
+    for line in notes:
+        print_to_stderr(line)
     if as_json:
-        print(json.dumps({"race": race_results.results_to_json(results), "page": str(page)}, indent=2))
+        values = {"race": race_results.results_to_json(results), "left_out": notes, "page": str(page)}
+        print(json.dumps(values, indent=2))
         return 0
     title = f"bits per byte after {minutes:g} minutes of steps"
     print_table(race_results.HEADER, race_results.result_rows(results, 60 * minutes), title, wrap=False)

@@ -128,11 +128,14 @@ def compare(
         )
     except TrainingStopped as stopped:
         return report_stop(stopped)
-    trials = ablation.load_trials(out)
+    trials, notes = ablation.load_trials(out)
     effects = ablation.compute_effects(trials)
-    page = ablation.build_ablation_page(out, trials, effects)
+    page = ablation.build_ablation_page(out, trials, effects, notes)
+    for line in notes:
+        print_to_stderr(line)
     if as_json:
-        print(json.dumps({"effects": ablation.effects_to_json(effects), "page": str(page)}, indent=2))
+        values = {"effects": ablation.effects_to_json(effects), "left_out": notes, "page": str(page)}
+        print(json.dumps(values, indent=2))
         return 0
     title = f"variant minus base, {flops[0]:.4g} FLOPs per run, paired by seed"
     print_table(ablation.EFFECT_HEADER, ablation.effect_rows(effects), title, wrap=False)
@@ -156,6 +159,8 @@ def fit(out: Path = OUT, /, *, as_json: Json = False) -> None:
     analysis = analyze_sweep(load_sweep(out))
     page = build_sweep_page(analysis)
     checks = load_checks(out)
+    for line in analysis.sweep.notes:
+        print_to_stderr(line)
     if as_json:
         values = {**analysis_to_json(analysis), "checks": [check_to_json(check) for check in checks], "page": str(page)}
         print(json.dumps(values, indent=2))
@@ -197,6 +202,8 @@ def check(
     from fledgling.scaling.results import check_to_json, describe_check, load_sweep
 
     analysis = analyze_sweep(load_sweep(out))
+    for line in analysis.sweep.notes:
+        print_to_stderr(line)
     chosen = load_recipe(out / SWEEP_SETTINGS, overrides)
     from fledgling.scaling.sweep import run_forecast_check
     from fledgling.train.loop import TrainingStopped
@@ -232,6 +239,8 @@ def predict(
     from fledgling.scaling.analysis import PREDICTION_HEADER, predict_budget, prediction_row
 
     found = predict_budget(budget, bytes_per_token, runs)
+    for line in found["left_out"]:
+        print_to_stderr(line)
     if as_json:
         print(json.dumps(found, indent=2))
         return

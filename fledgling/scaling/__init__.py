@@ -1,7 +1,8 @@
 """Scaling experiments: ordinary training runs, compared. How loss falls with size, data and compute.
 
     sweep              a grid of depths and budgets as resumable training runs; a check of a budget beyond it
-    results            their directories as numbers
+    results            their directories as numbers; copies of a run count once
+    settings           the settings of a folder of runs and of each run, compared by table and key
     fits               a loss surface with intervals
     isoflop            isoFLOP curves and the power laws of their minima, with intervals
     analysis           all fits for every way of counting parameters, the held-out budget, predictions

@@ -10,7 +10,6 @@ is imported only to train.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,8 @@ from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
-from fledgling.scaling.results import CELL, SweepRun, dump_settings, format_flops, has_settings, read_sweep_run
+from fledgling.scaling.results import SweepRun, format_flops, read_sweep_run, select_cells
+from fledgling.scaling.settings import dump_settings, pin_settings, read_cell, require_same_cell
 
 BASE = "base"
 ABLATION_SETTINGS = "ablation.toml"
@@ -189,17 +189,18 @@ def run_ablation(
 
     Raises UserError for settings other than those already in `out`, TrainingStopped after a signal.
     """
-    from fledgling.scaling.sweep import pin_settings, prepare_sweep_data, train_run
+    from fledgling.scaling.sweep import prepare_sweep_data, train_run
 
     runs = plan_ablation(load_recipe, variants, seeds, budget, out)
     base = replace(runs[0][2], run=replace(runs[0][2].run, out="run"))
     with hold_lock(out, "this ablation", log, remedy="choose another --out"):
         pin_settings(out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
+        for name, seed, recipe in runs:
+            require_same_cell(Path(recipe.run.out), describe_trial(name, seed, recipe, budget))
         prepare_sweep_data(load_recipe(()), out, log)
         trained, seconds = 0, list[float]()
         for index, (name, seed, recipe) in enumerate(runs):
             run_dir = Path(recipe.run.out)
-            check_trial(run_dir, name, recipe)
             if (run := read_sweep_run(run_dir)) is None:
                 time_left = (
                     f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - index))} left"
@@ -207,8 +208,7 @@ def run_ablation(
                     else ""
                 )
                 log(f"ablation: run {index + 1} of {len(runs)}, {name} with seed {seed}{time_left}")
-                facts = {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed}
-                train_run(recipe, out, {**facts, "settings": dump_settings(recipe)})
+                train_run(recipe, out, describe_trial(name, seed, recipe, budget))
                 trained += 1
                 if (run := read_sweep_run(run_dir)) is None:
                     raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
@@ -217,27 +217,29 @@ def run_ablation(
     return trained
 
 
-def check_trial(run_dir: Path, variant: str, recipe: Recipe) -> None:
-    """Raises UserError where a run of that name has begun with other settings: the variant is another one now."""
-    try:
-        there = json.loads((run_dir / CELL).read_text(encoding="utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError):
-        return
-    if there is not None and not has_settings(str(there), recipe):
-        raise UserError(f"{run_dir} has begun with other settings than {variant} has now; choose another --out")
+def describe_trial(variant: str, seed: int, recipe: Recipe, budget: float) -> dict[str, Any]:
+    """Returns what the cell.json of a run says, which no other run shares."""
+    facts = {"depth": recipe.model.depth, "budget": budget, "variant": variant, "seed": seed}
+    return {**facts, "settings": dump_settings(recipe)}
 
 
 # ---- comparing ----
 
 
-def load_trials(out: Path) -> list[Trial]:
-    """Returns the finished runs under `out`, the base's first."""
+def load_trials(out: Path) -> tuple[list[Trial], list[str]]:
+    """Returns the finished runs under `out`, the base's first, and a line for each copy that is left out."""
+
+    def identify(cell: dict[str, Any]) -> tuple[tuple[str, int], str]:
+        key = str(cell["variant"]), int(cell["seed"])
+        return key, trial_name(*key)
+
+    paths, notes = select_cells(out, identify)
     trials = []
-    for path in out.glob(f"*/{CELL}"):
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        if "variant" in cell and (run := read_sweep_run(path.parent)):
-            trials.append(Trial(cell["variant"], int(cell["seed"]), run))
-    return sorted(trials, key=lambda trial: (trial.variant != BASE, trial.variant, trial.seed))
+    for path in paths:
+        (variant, seed), _ = identify(read_cell(path))
+        if run := read_sweep_run(path):
+            trials.append(Trial(variant, seed, run))
+    return sorted(trials, key=lambda trial: (trial.variant != BASE, trial.variant, trial.seed)), notes
 
 
 def compute_effects(trials: Sequence[Trial]) -> list[Effect]:
@@ -295,8 +297,8 @@ def effect_rows(effects: Sequence[Effect]) -> list[tuple[str, ...]]:
 # ---- page ----
 
 
-def build_ablation_page(out: Path, trials: Sequence[Trial], effects: Sequence[Effect]) -> Path:
-    """Writes OUT/ablation.html and returns its path."""
+def build_ablation_page(out: Path, trials: Sequence[Trial], effects: Sequence[Effect], notes: Sequence[str]) -> Path:
+    """Writes OUT/ablation.html and returns its path. notes: lines about runs that are left out."""
     path = out / "ablation.html"
     run_rows = [
         (trial.variant, str(trial.seed), f"{trial.run.bits_per_byte:.4f}", f"{trial.run.seconds:.0f} s")
@@ -308,6 +310,7 @@ def build_ablation_page(out: Path, trials: Sequence[Trial], effects: Sequence[Ef
         "head": EFFECT_HEADER,
         "rows": effect_rows(effects),
         "runs": run_rows,
+        "notes": notes,
     }
     write_text(path, render_page("scaling", "ablation.html", **values))
     return path

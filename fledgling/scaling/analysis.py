@@ -260,16 +260,19 @@ def predict_budget(budget: float, bytes_per_token: float | None = None, runs: Pa
     UserError for an invalid budget or number of bytes.
     """
     C, laws, size = check_budget(budget), list(LAWS.values()), BYTES_PER_TOKEN
+    notes: tuple[str, ...] = ()
     if bytes_per_token is not None:
         size = require_number("--bytes-per-token", bytes_per_token, 1_000, "4.8")
     if runs:
         sweep = load_sweep(runs)
+        notes = sweep.notes
         size = sweep.bytes_per_token if bytes_per_token is None else bytes_per_token
         laws.append(analyze_sweep(sweep).fit_for(PRIMARY_COUNT).law(runs.name))
     run = optimal_run(C)
     kaplan = {"parameters": run.N, "batch_tokens": run.B, "steps": run.S, "nats_per_token": run.loss}
     predictions = [law.predict(C, size) for law in laws]
-    return {"budget": C, "bytes_per_token": size, "laws": predictions, "kaplan_at_critical_batch": kaplan}
+    values = {"budget": C, "bytes_per_token": size, "laws": predictions, "kaplan_at_critical_batch": kaplan}
+    return {**values, "left_out": list(notes)}
 
 
 def prediction_row(prediction: dict[str, Any]) -> tuple[str, ...]:

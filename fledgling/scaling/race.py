@@ -31,9 +31,8 @@ from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race_run
 from fledgling.scaling.ablation import VARIANTS
-from fledgling.scaling.race_results import RaceRun, read_points, read_race_run, read_results
-from fledgling.scaling.results import dump_settings, has_settings
-from fledgling.scaling.sweep import pin_settings
+from fledgling.scaling.race_results import RaceRun, drop_copies, read_points, read_race_run, read_results
+from fledgling.scaling.settings import describe_differences, dump_settings, find_changed_settings, pin_settings
 from fledgling.train.data_preparer import split_mixture
 from fledgling.train.loop import TrainingStopped
 
@@ -206,9 +205,11 @@ def check_contestant(job: race_run.Job, contestant: Contestant, log: Log) -> Non
     if there.get("tree") != tree:
         trained, requested = (name or "this package" for name in (there.get("tree"), tree))
         raise UserError(f"{job.run_dir} was trained by {trained}; this race asks for {requested}: {remedy}")
-    is_same = has_settings(str(there.get("settings")), recipe) if recipe else there.get("settings") == settings
-    if not is_same:
-        raise UserError(f"{job.run_dir} was trained with another state of the recipe {contestant.recipe}: {remedy}")
+    settings_there = str(there.get("settings"))
+    differing = find_changed_settings(settings_there, settings)
+    if differing:
+        what = f"another state of the recipe {contestant.recipe} ({describe_differences(differing)})"
+        raise UserError(f"{job.run_dir} was trained with {what}: {remedy}")
     if there.get("code") != here["code"]:
         log(f"race: {job.run} began with other code than {package} has now")
 
@@ -234,8 +235,8 @@ def run_job(job: race_run.Job, tree: Path | None, log: Log) -> None:
         )
 
 
-def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> list[RaceRun]:
-    """Returns the finished runs of the contestants, in their order."""
+def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> tuple[list[RaceRun], list[str]]:
+    """Returns the finished runs of the contestants, in their order, and a line for each copy that is left out."""
     runs = list[RaceRun]()
     for contestant in contestants:
         if contestant.results:
@@ -243,7 +244,7 @@ def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> list[
         else:
             own = (read_race_run(out / f"{contestant.name}-s{seed}", contestant.name, seed) for seed in range(seeds))
             runs += [run for run in own if run]
-    return runs
+    return drop_copies(runs)
 
 
 def list_text_sources(pretrain: StageConfig) -> tuple[str, ...]:

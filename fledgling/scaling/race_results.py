@@ -135,6 +135,22 @@ def read_results(path: Path, name: str) -> list[RaceRun]:
     return [RaceRun(name, seed, tuple(points)) for seed, points in sorted(read_points(path).items())]
 
 
+def drop_copies(runs: Sequence[RaceRun]) -> tuple[list[RaceRun], list[str]]:
+    """Returns the runs that differ, and a line for each one whose points are those of another, to the last digit.
+
+    Seconds are measured, so that two runs never have the same ones: such a run is a copy, and no other seed.
+    """
+    kept, notes = dict[tuple[Point, ...], RaceRun](), list[str]()
+    for run in runs:
+        first = kept.setdefault(run.points, run)
+        if first is not run:
+            notes.append(
+                f"{run.name}, seed {run.seed} is left out: it has the points of {first.name}, seed {first.seed}, so it "
+                "is the same run"
+            )
+    return list(kept.values()), notes
+
+
 def rank_runs(runs: Sequence[RaceRun], seconds: float) -> list[ContestantResult]:
     """Returns the contestants at the end of the time, the first one first, then the best.
 
@@ -221,8 +237,8 @@ def results_to_json(results: Sequence[ContestantResult]) -> list[dict[str, Any]]
     ]
 
 
-def build_race_page(path: Path, results: Sequence[ContestantResult], seconds: float) -> None:
-    """Writes the table and the curves of a race as one HTML page."""
+def build_race_page(path: Path, results: Sequence[ContestantResult], seconds: float, notes: Sequence[str]) -> None:
+    """Writes the table and the curves of a race as one HTML page. notes: lines about runs that are left out."""
     values = {
         "title": path.parent.name,
         "minutes": f"{seconds / 60:g}",
@@ -231,6 +247,7 @@ def build_race_page(path: Path, results: Sequence[ContestantResult], seconds: fl
         "names": [(result.name, index % COLORS + 1) for index, result in enumerate(results)],
         "by_time": curve_chart(results, "minutes"),
         "by_flops": curve_chart(results, "FLOPs"),
+        "notes": notes,
     }
     write_text(path, render_page("scaling", "race.html", **values))
 

@@ -5,33 +5,19 @@ Everything comes from the runs' own files, so a sweep copied from another machin
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import Recipe, UserError, dump_toml
-from fledgling.config.load import parse_recipe
+from fledgling.config import UserError
 from fledgling.plan.scaling_laws import parameter_counts
 from fledgling.record import read_jsonl
 from fledgling.record.progress_bar import format_count, format_duration
+from fledgling.scaling.settings import CELL, load_json_object, name_mixed_settings, read_cell
 
-CELL = "cell.json"  # of a run: its depth and budget
 CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, compared with predictions
-
-
-def dump_settings(recipe: Recipe) -> str:
-    """Returns the settings of a recipe as TOML, wherever its run is."""
-    return dump_toml(replace(recipe, run=replace(recipe.run, out="")))
-
-
-def has_settings(text: str, recipe: Recipe) -> bool:
-    """Returns whether a text that `dump_settings` wrote is of a recipe; fields that came since have their defaults."""
-    try:
-        return dump_settings(parse_recipe(text)) == dump_settings(recipe)
-    except UserError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -60,12 +46,16 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs under a directory, bytes per token of the held-out text, and the number of training tokens."""
+    """The runs under a directory, bytes per token of the held-out text, and the number of training tokens.
+
+    notes: lines about runs that are left out, and about those that have other settings.
+    """
 
     path: Path
     runs: tuple[SweepRun, ...]
     bytes_per_token: float
     train_tokens: int
+    notes: tuple[str, ...] = ()
 
     @property
     def epochs(self) -> float | None:
@@ -75,7 +65,11 @@ class Sweep:
 
 def read_sweep_run(run_dir: Path) -> SweepRun | None:
     """Returns a run of the sweep, or None if it is not finished. Raises UserError if its files lack a value."""
-    done, plan, cell = (_load_json(run_dir / name) for name in ("pretrain/done.json", "plan.json", CELL))
+    done, plan, cell = (
+        load_json_object(run_dir / "pretrain/done.json"),
+        load_json_object(run_dir / "plan.json"),
+        read_cell(run_dir),
+    )
     evals = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
     if not (done and plan and cell and evals):
         return None
@@ -97,14 +91,51 @@ def read_sweep_run(run_dir: Path) -> SweepRun | None:
         raise UserError(f"{run_dir} is not a run of a sweep ({error} in its files); remove it and run again") from None
 
 
+def select_cells(
+    folder: Path, identify: Callable[[dict[str, Any]], tuple[Hashable, str]]
+) -> tuple[list[Path], list[str]]:
+    """Returns one run directory under `folder` for each thing that was run, and a line for each copy.
+
+    Of the copies of a run the one counts that has the name which the run was given, else the first by name.
+
+    Args:
+        folder: of the runs.
+        identify: returns of a cell.json what was run, and the name of its directory. A run without one of the values
+            that it reads is passed over: it is of another kind.
+    """
+    found: dict[Hashable, tuple[str, list[Path]]] = {}
+    for path in sorted(folder.glob(f"*/{CELL}")):
+        try:
+            key, name = identify(read_cell(path.parent))
+        except (KeyError, TypeError, ValueError):
+            continue
+        found.setdefault(key, (name, []))[1].append(path.parent)
+    selected, notes = [], []
+    for name, paths in found.values():
+        first, *copies = sorted(paths, key=lambda path: (path.name != name, path.name))
+        selected.append(first)
+        notes += [f"{copy.name} is left out: it is the same run as {first.name}" for copy in copies]
+    return selected, notes
+
+
+def identify_cell(cell: dict[str, Any]) -> tuple[tuple[int, float], str]:
+    """Returns which cell of a sweep a run is, and the name of its directory. Raises ValueError for no cell of one."""
+    if "variant" in cell or "rates" in cell:
+        raise ValueError("a run of an ablation, or of a sweep of rates")
+    depth, budget = int(cell["depth"]), float(cell["budget"])
+    return (depth, budget), cell_name(depth, budget)
+
+
 def load_sweep(out: str | Path) -> Sweep:
     """Returns the finished runs under `out`, ordered by budget, then depth, without the variants of ablations.
+
+    A copy of a run does not count a second time. Notes name copies, and runs with other settings than the first one's.
 
     Raises UserError if no run is finished, or if the data does not describe the held-out text.
     """
     out = Path(out)
-    cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _load_json(path)]
-    runs = [run for path in cells if (run := read_sweep_run(path.parent))]
+    paths, notes = select_cells(out, identify_cell)
+    runs = [run for path in paths if (run := read_sweep_run(path))]
     if not runs:
         reason = "has no finished run" if out.is_dir() else "does not exist"
         raise UserError(f"{out} {reason}: expected the directory of a sweep; start one with fledgling scaling run")
@@ -119,6 +150,7 @@ def load_sweep(out: str | Path) -> Sweep:
         tuple(sorted(runs, key=lambda run: (run.budget, run.depth))),
         bytes_per_token,
         int(train_manifest.get("tokens", 0)),
+        (*notes, *name_mixed_settings([out / run.name for run in runs])),
     )
 
 
@@ -142,10 +174,10 @@ class CheckResult:
 
 
 def load_checks(out: str | Path) -> list[CheckResult]:
-    """Returns the finished runs under OUT/check with their predictions."""
+    """Returns the finished runs under OUT/check with their predictions; of copies of a run one."""
     checks = []
-    for path in sorted((Path(out) / CHECK_DIR).glob(f"*/{CELL}")):
-        run, prediction = read_sweep_run(path.parent), _load_json(path.parent / "prediction.json")
+    for path in sorted(select_cells(Path(out) / CHECK_DIR, identify_cell)[0]):
+        run, prediction = read_sweep_run(path), load_json_object(path / "prediction.json")
         if run and prediction:
             checks.append(CheckResult(run, prediction))
     return checks
@@ -187,21 +219,17 @@ def _load_manifests(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return sorted((out / "shared" / "data").glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
 
     for path in newest_first("*/corpus.json"):
-        corpus = _load_json(path)
+        corpus = load_json_object(path)
         held_out = corpus.get("held_out", {})
         return corpus.get("train", {}), {**held_out, "metadata": held_out}
-    manifests = [_load_json(path) for path in newest_first("*/manifest.json")]
+    manifests = [load_json_object(path) for path in newest_first("*/manifest.json")]
     by_split = {manifest.get("metadata", {}).get("split"): manifest for manifest in reversed(manifests)}
     return by_split.get("train", {}), by_split.get("validation", {})
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file, {} if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def cell_name(depth: int, budget: float) -> str:
+    """Returns the directory name of a run of a sweep: d4-2e13."""
+    return f"d{depth}-{format_flops(budget)}"
 
 
 def format_flops(C: float) -> str:

@@ -6,7 +6,7 @@ steps = budget / (FLOPs per token x batch), as `fledgling.plan.flops` counts the
 
     OUT/sweep.toml           the settings that all runs share; another sweep needs another directory
     OUT/shared/              tokenizer and token shards; every run's `tokenizer` and `data` are links to them
-    OUT/d4-2e13/             an ordinary run directory, and cell.json: its depth and budget
+    OUT/d4-2e13/             an ordinary run directory, and cell.json: depth, budget, settings
     OUT/check/               runs of `run_forecast_check`: a budget beyond the sweep's, predicted before it is trained
 
 A finished run is skipped, an interrupted one resumes from its checkpoint. `analysis.py` interprets the losses.
@@ -29,19 +29,20 @@ from fledgling.config.load import SWEEP_SETTINGS
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.scaling_laws import check_budget, parameter_counts
-from fledgling.record import write_json, write_text
+from fledgling.record import write_json
 from fledgling.record.progress_bar import format_duration
 from fledgling.record.run_lock import hold_lock
 from fledgling.scaling.analysis import PRIMARY_COUNT, SweepAnalysis, SweepFit, estimate_to_json, predict_loss
 from fledgling.scaling.results import (
-    CELL,
     CHECK_DIR,
     CheckResult,
     SweepRun,
+    cell_name,
     format_flops,
     load_checks,
     read_sweep_run,
 )
+from fledgling.scaling.settings import CELL, dump_settings, pin_settings, require_same_cell
 from fledgling.train.data_preparer import DataPreparer, split_mixture
 from fledgling.train.hooks import StageHooks
 from fledgling.train.run import run_stage
@@ -64,6 +65,11 @@ class SweepCell:
     depth: int
     budget: float
     flops: float
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the run's cell.json says."""
+        return {"depth": self.depth, "budget": self.budget, "settings": dump_settings(self.recipe)}
 
 
 def make_grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], out: str | Path) -> list[SweepCell]:
@@ -91,11 +97,6 @@ def make_grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], o
                 SweepCell(name, cell_recipe(recipe, depth, steps, batch, out / name), depth, budget, steps * flops)
             )
     return cells
-
-
-def cell_name(depth: int, budget: float) -> str:
-    """Returns the directory name of a run: d4-2e13."""
-    return f"d{depth}-{format_flops(budget)}"
 
 
 def model_for_depth(recipe: Recipe, depth: int) -> ModelConfig:
@@ -176,6 +177,8 @@ def run_sweep(
     with hold_lock(out, "this sweep", log, remedy="choose another --out"):
         claim_directory(recipe, out)
         prepare_sweep_data(recipe, out, log)
+        for cell in cells:
+            require_same_cell(Path(cell.recipe.run.out), cell.facts)
         for index, cell in enumerate(cells):
             run = read_sweep_run(Path(cell.recipe.run.out))
             if run is None:
@@ -191,7 +194,7 @@ def run_sweep(
 
 def run_cell(cell: SweepCell, out: Path) -> None:
     """Trains one run on the tokens that `prepare_sweep_data` left in `out`; a finished run is not changed."""
-    train_run(cell.recipe, out, {"depth": cell.depth, "budget": cell.budget})
+    train_run(cell.recipe, out, cell.facts)
 
 
 def train_run(recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
@@ -217,19 +220,6 @@ def claim_directory(recipe: Recipe, out: Path) -> None:
     shared = cell_recipe(recipe, 1, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run"))
     text = dump_toml(replace(shared, pretrain=replace(shared.pretrain, warmup_steps=recipe.pretrain.warmup_steps)))
     pin_settings(out / SWEEP_SETTINGS, text, "a sweep")
-
-
-def pin_settings(path: Path, text: str, kind: str) -> None:
-    """Writes settings to a new file, or raises UserError if an existing file has other settings."""
-    if not path.exists():
-        write_text(path, text)
-        return
-    wanted_lines, existing_lines = (set(message.splitlines()) for message in (text, path.read_text(encoding="utf-8")))
-    differing = [line for line in sorted(wanted_lines ^ existing_lines) if not line.startswith("threads")]
-    if differing:
-        source = "now" if differing[0] in wanted_lines else "there"
-        message = f"{path.parent} holds {kind} with other settings ({differing[0]} {source})"
-        raise UserError(f"{message}; choose another --out")
 
 
 def prepare_sweep_data(recipe: Recipe, out: Path, log: LogFunction) -> None:
@@ -308,6 +298,7 @@ def run_forecast_check(
     run_dir = Path(cell.recipe.run.out)
     with hold_lock(sweep.path, "this check", log, remedy="start it later"):
         prepare_sweep_data(recipe, sweep.path, log)
+        require_same_cell(run_dir, cell.facts)
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / "prediction.json").exists():
             write_json(run_dir / "prediction.json", predict_run(analysis.fit_for(PRIMARY_COUNT), cell))

@@ -55,6 +55,7 @@ def sweep_page_contents(analysis: SweepAnalysis) -> dict[str, Any]:
         "fits": fit_rows(analysis.fits),
         "isoflop_rows": [isoflop_row(curve) for curve in fit.isoflop.curves],
         "runs": [run_row(run) for run in sweep.runs],
+        "notes": sweep.notes,
         "checks": [check_row(check) for check in checks],
         "epochs": "an unknown number of" if sweep.epochs is None else f"{sweep.epochs:.1f}",
         "laws": law_rows(

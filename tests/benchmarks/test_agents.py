@@ -1,6 +1,7 @@
 """The learning curves of environments are read from the runs' records, finished or not."""
 
 import json
+import shutil
 import subprocess
 import xml.etree.ElementTree
 
@@ -30,6 +31,14 @@ def write_run(folder, seed, finished):
     write_lines(run / "rl" / "evals.jsonl", evaluations[: 3 if finished else 1])
     if finished:
         write_lines(run / "rl" / "done.json", [{}])
+
+
+def test_a_copied_run_is_no_other_seed(tmp_path):
+    write_run(tmp_path, 1, True)
+    write_lines(tmp_path / "guessing-1/sft/metrics.jsonl", [{"step": 1, "seconds": 3.0, "loss": 2.5, "time": 17.25}])
+    for name in ("guessing-2", "guessing-1 (copy)"):
+        shutil.copytree(tmp_path / "guessing-1", tmp_path / name)
+    assert [run["seed"] for run in collect_agents(tmp_path)] == [1]
 
 
 def test_a_finished_and_an_interrupted_run_are_rows_and_lines(tmp_path, capsys):

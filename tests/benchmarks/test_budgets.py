@@ -1,6 +1,7 @@
 """A series of budgets is made run by run, is resumed after an interruption, and counts the intervals that held."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,4 +57,13 @@ def test_a_series_resumes_where_it_was_and_counts_what_held(tmp_path, monkeypatc
 @pytest.mark.parametrize("finished", [False, None])
 def test_a_run_that_is_not_finished_counts_in_nothing(tmp_path, finished):
     write_run(tmp_path / "run", 60.0, finished)
-    assert budgets.tabulate_budgets([tmp_path / "run"]) == {"runs": [], "quantities": {}}
+    assert budgets.tabulate_budgets([tmp_path / "run"]) == {"runs": [], "quantities": {}, "copies": {}}
+
+
+def test_a_copied_run_counts_once(tmp_path):
+    write_run(tmp_path / "1min-seed1", 60.0)
+    (tmp_path / "1min-seed1/pretrain/metrics.jsonl").write_text('{"step": 1, "loss": 5.25, "time": 17.5}\n')
+    shutil.copytree(tmp_path / "1min-seed1", tmp_path / "2min-seed1")
+    found = budgets.tabulate_budgets([tmp_path / "1min-seed1", tmp_path / "2min-seed1"])
+    assert [row["run"] for row in found["runs"]] == ["1min-seed1"] and found["quantities"]["time"]["of"] == 1
+    assert "2min-seed1 is left out: it is the same run as 1min-seed1" in budgets.format_budgets(found)

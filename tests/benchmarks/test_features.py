@@ -16,7 +16,7 @@ def test_the_table_is_collected_after_every_run_and_says_what_is_open(tmp_path, 
                 on_finished()
 
     monkeypatch.setattr(features, "run_race", run_race)
-    monkeypatch.setattr(features, "load_race", lambda out, *_: [run for where, run in finished if where == out])
+    monkeypatch.setattr(features, "load_race", lambda out, *_: ([run for where, run in finished if where == out], []))
     values = features.measure_features(
         ("smear", "normuon"), list(features.SIZES), 1.0, 2, tmp_path, None, "cpu", (), lambda table: written.append(1)
     )

@@ -46,6 +46,16 @@ def test_runs_that_cannot_be_compared_are_one_line(second, expected, tmp_path, c
     assert expected in error and error.count("\n") == 1
 
 
+def test_a_copied_run_is_no_second_seed(tmp_path, capsys):
+    """The copy's recipe.toml was edited, so that its seed seems to be another one."""
+    for seed in (1, 2):
+        path = write_run(tmp_path / f"{seed}", seed, 0.5)
+        (path / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.75, "time": 1700000000.5}\n')
+    assert main(["seeds", str(tmp_path / "1"), str(tmp_path / "2"), "--results", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / '2'} and {tmp_path / '1'} have the same first step" in error and error.count("\n") == 1
+
+
 def test_a_run_that_has_not_finished_is_refused(tmp_path, capsys):
     runs = [write_run(tmp_path / f"{seed}", seed, score) for seed, score in SCORES.items()]
     (runs[2] / "sft" / "evals.jsonl").write_text((runs[2] / "sft" / "evals.jsonl").read_text().split("\n")[0] + "\n")

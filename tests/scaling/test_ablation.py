@@ -1,6 +1,7 @@
 """Tests ablations: equal FLOPs, differences paired by seed, resumable."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from fledgling.scaling.ablation import (
     parse_variants,
     plan_ablation,
 )
-from fledgling.scaling.results import SweepRun, dump_settings, load_sweep
+from fledgling.scaling.results import SweepRun, load_sweep
 from tests.all_stages import text_file
+from tests.scaling.synthetic_sweep import make_run
 
 
 def trial(variant: str, seed: int, bits: float) -> Trial:
@@ -91,7 +93,7 @@ def test_an_ablation_runs_resumes_and_prints_its_effects(tmp_path, capsys):
     output = capsys.readouterr()
     assert "variant minus base" in output.out and "model.qk_norm=false" in output.out
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items()), "a finished run was retrained"
-    by_name = {effect.variant: effect for effect in compute_effects(ablation.load_trials(out))}
+    by_name = {effect.variant: effect for effect in compute_effects(ablation.load_trials(out)[0])}
     assert {name: effect.seeds for name, effect in by_name.items()} == {"base": 2, "tied": 2, "model.qk_norm=false": 2}
     assert (
         by_name["tied"].parameters == by_name["base"].parameters - 330 * 16
@@ -105,16 +107,19 @@ def test_an_ablation_runs_resumes_and_prints_its_effects(tmp_path, capsys):
         load_sweep(out)
 
 
-def test_a_run_of_a_variant_that_is_another_one_now_is_not_taken(tmp_path):
-    recipe = load_recipe("scaling")
-    (tmp_path / "tied-s0").mkdir()
-    cell = tmp_path / "tied-s0" / "cell.json"
-    text = dump_settings(recipe)
-    older = "\n".join(line for line in text.splitlines() if not line.startswith("recompute = "))
-    assert older != text.strip()
-    for settings in ({"settings": text}, {"settings": older}, {}):  # without a field, or all, of an earlier version
-        cell.write_text(json.dumps({"variant": "tied"} | settings))
-        ablation.check_trial(cell.parent, "tied", recipe)
-    cell.write_text(json.dumps({"variant": "tied", "settings": text}))
-    with pytest.raises(UserError, match="tied-s0 has begun with other settings than tied has now; choose another"):
-        ablation.check_trial(cell.parent, "tied", replace(recipe, seed=5))
+def test_a_copied_run_counts_once_and_is_named(tmp_path):
+    for name, seed, noise in (("base", 0, 0.0), ("base", 1, 0.01), ("gelu", 0, -0.02), ("gelu", 1, -0.001)):
+        run = make_run(tmp_path / f"{name}-s{seed}", 1, 1e13, noise)
+        facts = {"variant": name, "seed": seed}
+        (run / "cell.json").write_text(json.dumps(json.loads((run / "cell.json").read_text()) | facts))
+    (honest,) = compute_effects(ablation.load_trials(tmp_path)[0])[1:]
+    for name in ("gelu-s1 (copy)", "gelu-s1.bak", "a"):  # before and after the run's own name
+        shutil.copytree(tmp_path / "gelu-s1", tmp_path / name)
+    trials, notes = ablation.load_trials(tmp_path)
+    (effect,) = compute_effects(trials)[1:]
+    assert effect == honest and effect.seeds == 2 and effect.verdict == "not significant"
+    assert notes == [
+        f"{name} is left out: it is the same run as gelu-s1" for name in ("a", "gelu-s1 (copy)", "gelu-s1.bak")
+    ]
+    page = ablation.build_ablation_page(tmp_path, trials, [honest], notes).read_text()
+    assert all(note in page for note in notes)

@@ -11,7 +11,7 @@ from fledgling.config import UserError
 from fledgling.record import read_jsonl
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race, race_run
-from fledgling.scaling.race_results import Point, RaceRun, rank_runs, read_points, result_rows
+from fledgling.scaling.race_results import Point, RaceRun, drop_copies, rank_runs, read_points, result_rows
 
 SETTINGS = [
     *("tokenizer.vocab_size=330", "model.depth=1", "model.width=16", "model.heads=2", "model.context=32"),
@@ -122,6 +122,15 @@ def test_differences_are_paired_by_seed_and_a_short_result_is_reported():
     assert results["theirs"].bits == 3.0 and results["theirs"].verdict == "not significant"
     rows = {row[0]: row for row in result_rows(list(results.values()), 60.0)}
     assert rows["theirs"][-1] == "not significant; only 20 s" and rows["better"][2] == "-0.1000 ± 0.0248"
+
+
+def test_a_copied_run_of_a_race_is_no_other_seed_or_contestant():
+    points = (Point(1, 30.5, 9.0), Point(2, 61.25, 2.5))
+    runs = [RaceRun("base", 0, points, 7), RaceRun("base", 1, points, 7), RaceRun("theirs", 0, tuple(points))]
+    other = RaceRun("theirs", 1, (points[0], Point(2, 61.5, 2.5)))
+    kept, notes = drop_copies([*runs, other])
+    assert kept == [runs[0], other]
+    assert [note.split(":")[0] for note in notes] == ["base, seed 1 is left out", "theirs, seed 0 is left out"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tests that a sweep is ordinary runs on shared tokens: resumable, validated, and checked beyond its budgets."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def test_a_sweep_trains_and_skips_finished_runs(tmp_path):
     assert 1 < sweep.bytes_per_token < 8
     with pytest.raises(UserError, match="other settings"):
         claim_directory(replace(chosen, seed=7), out)
+    for changes in ({"decay_fraction": 1.0}, {"train_on": "assistant"}):  # other tables have these very lines
+        with pytest.raises(UserError, match=rf"other settings \(pretrain.{next(iter(changes))} is .* there, .* now\)"):
+            claim_directory(replace(chosen, pretrain=replace(chosen.pretrain, **changes)), out)
+    (copied,) = make_grid(chosen, [1], [4e9], out)
+    shutil.copytree(out / "d1-5e09", out / copied.name, symlinks=True)
+    with pytest.raises(UserError, match=r"d1-4e09 has begun with other settings \(budget is 5.* there, 4.* now"):
+        run_sweep(chosen, [*cells, copied], out, messages.append, finished.append)
+    assert "d1-4e09 is left out: it is the same run as d1-5e09" in load_sweep(out).notes
+    shutil.rmtree(out / copied.name)
     claim_directory(replace(chosen, run=replace(chosen.run, threads=2)), out)
     edited = next((tmp_path / "text").iterdir())
     edited.write_text(edited.read_text().replace("e", "E"))
