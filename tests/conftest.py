@@ -134,7 +134,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
         f"test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-{mode}]"
         for mode in ("shared", "hardly cached", "drafts")
     ),
-    "test_campaigns.py::test_a_disk_that_is_full_at_any_page_damages_nothing",
+    "test_campaigns.py::test_a_disk_that_is_full_at_any_page_corrupts_nothing",
     "test_export.py::test_other_formats_print_their_comparison[words3-onnxruntime-0.0001]",
     "benchmarks/test_tokenizer.py::test_every_library_encodes_to_the_same_ids[2]",
     "test_comm.py::test_predicted_bytes_are_counted_bytes[4-3]",

@@ -1,4 +1,4 @@
-"""`fledgling checkpoint`: checks saved checkpoints for damage."""
+"""`fledgling checkpoint`: checks saved checkpoints for corruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = App(name="checkpoint", help="Check the checkpoints of a run, file by file.
 def verify(path: str, /, *, as_json: Json = False) -> int:
     """Read every file of every checkpoint and compare it with the size and SHA-256 of the manifest.
 
-    Exits with 1 when a file is damaged or missing, and names each one.
+    Exits with 1 when a file is corrupt or missing, and names each one.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def verify(path: str, /, *, as_json: Json = False) -> int:
         reports.append(report)
         if as_json:
             continue
-        state = "valid" if report["valid"] else "DAMAGED"
+        state = "valid" if report["valid"] else "CORRUPT"
         print(f"{report['path']}  {state}, {len(report['files'])} files, {format_bytes(report['bytes'])}")
-        for name, damage in report["files"].items():
-            if damage:
-                print(f"  {name}: {damage}")
-    damaged = sum(not report["valid"] for report in reports)
+        for name, corruption in report["files"].items():
+            if corruption:
+                print(f"  {name}: {corruption}")
+    corrupt = sum(not report["valid"] for report in reports)
     if as_json:
-        print(json.dumps({"checkpoints": reports, "damaged": damaged}, indent=2))
+        print(json.dumps({"checkpoints": reports, "corrupt": corrupt}, indent=2))
     else:
-        print(f"{len(reports)} checkpoints, {f'{damaged} damaged' if damaged else 'all valid'}")
-    return 1 if damaged else 0
+        print(f"{len(reports)} checkpoints, {f'{corrupt} corrupt' if corrupt else 'all valid'}")
+    return 1 if corrupt else 0

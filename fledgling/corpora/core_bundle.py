@@ -93,7 +93,7 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
     """Unpacks the bundle's entries of a zip archive to `folder`, which appears complete, in one rename.
 
     The archive's top directory is dropped, and files that are not in `BUNDLE_ENTRIES` are ignored. Raises UserError for
-    an archive that is damaged or has no core.yaml, and if `folder` cannot be written.
+    an archive that is corrupt or has no core.yaml, and if `folder` cannot be written.
     """
     try:
         with atomic_directory(folder, replace=False) as temporary, zipfile.ZipFile(archive) as zipped:
@@ -108,7 +108,7 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
             if not (temporary / "core.yaml").is_file():
                 raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
     except zipfile.BadZipFile:
-        raise UserError(f"{archive}: is damaged, or no archive; delete it and fetch again") from None
+        raise UserError(f"{archive}: is corrupt, or no archive; delete it and fetch again") from None
     except OSError as problem:
         raise UserError(f"{folder}: cannot be written ({problem.strerror}); free space or use --data-dir") from None
 

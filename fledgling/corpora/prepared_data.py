@@ -21,7 +21,7 @@ from typing import Any
 
 from fledgling.config import UserError
 from fledgling.corpora.embedded import PACKAGES, list_python_files
-from fledgling.record.atomic_directory import MANIFEST, find_damage
+from fledgling.record.atomic_directory import MANIFEST, find_corruption
 from fledgling.record.jsonl import format_bytes
 
 CHANGES = {
@@ -226,9 +226,9 @@ class PreparedData:
             return
         for manifest, entries in files.items():
             for name, entry in entries.items():
-                if damage := find_damage(manifest.parent / name, entry, check_hashes=True):
+                if corruption := find_corruption(manifest.parent / name, entry, check_hashes=True):
                     raise UserError(
-                        f"{manifest.parent / name} {damage}: delete {manifest.parent}, and it is prepared again"
+                        f"{manifest.parent / name} {corruption}: delete {manifest.parent}, and it is prepared again"
                     )
 
     def record_used(self, source: str, inputs: Mapping[str, Any], directories: Iterable[Path]) -> None:

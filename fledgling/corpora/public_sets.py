@@ -149,7 +149,7 @@ def read_lock_file(root: Path) -> dict[str, Any]:
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; delete it: the next fetch checks the files again") from None
+        raise UserError(f"{path}: corrupt; delete it: the next fetch checks the files again") from None
     return lock
 
 

@@ -67,7 +67,7 @@ def read_documents(
 
     Raises:
         UserError: at once for a path that is missing or of an unknown kind; while reading for a missing column, a
-            damaged file, or a source without any document.
+            corrupt file, or a source without any document.
     """
     root = Path(path)
     files = list_source_files(root)
@@ -176,7 +176,7 @@ def read_part_in_folder(
 def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
     """Returns parts of about `size` bytes that `read_file_part` reads, or [None] when the file is one part.
 
-    Raises UserError for a damaged parquet file.
+    Raises UserError for a corrupt parquet file.
     """
     file_bytes = file.stat().st_size
     count = round(file_bytes / size)
@@ -192,7 +192,7 @@ def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
 def _read_raw(
     file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None
 ) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of each document of a file. Raises UserError for a damaged file."""
+    """Yields (bytes, origin) of each document of a file. Raises UserError for a corrupt file."""
     kind, packed = split_suffixes(file)
     try:
         if kind == ".parquet":
@@ -208,10 +208,10 @@ def _read_raw(
                 else:
                     yield from read_csv_rows(handle, file, name, column)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{file}: damaged or cut short ({error}); expected {packed}, fetch or pack it again") from None
+        raise UserError(f"{file}: corrupt or cut short ({error}); expected {packed}, fetch or pack it again") from None
     except OSError as error:
         if packed and error.errno is None:  # of the decompressor
-            what = f"damaged or cut short ({error}); expected {packed}, fetch or pack it again"
+            what = f"corrupt or cut short ({error}); expected {packed}, fetch or pack it again"
         else:
             what = f"cannot be read ({error.strerror or error}); check the file and its rights"
         raise UserError(f"{file}: {what}") from None

@@ -189,7 +189,7 @@ def read_csv_rows(handle: BinaryIO, file: Path, name: str, requested: str | None
 
 @contextmanager
 def _open_parquet(file: Path) -> Iterator[Any]:
-    """Opens a parquet file. Raises UserError for a damaged one."""
+    """Opens a parquet file. Raises UserError for a corrupt one."""
     import pyarrow
     import pyarrow.parquet
 
@@ -198,11 +198,11 @@ def _open_parquet(file: Path) -> Iterator[Any]:
             yield table
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: damaged or no parquet file ({reason}); fetch or write it again") from None
+        raise UserError(f"{file}: corrupt or no parquet file ({reason}); fetch or write it again") from None
 
 
 def count_row_groups(file: Path) -> int:
-    """Returns the number of row groups of a parquet file. Raises UserError for a damaged one."""
+    """Returns the number of row groups of a parquet file. Raises UserError for a corrupt one."""
     with _open_parquet(file) as table:
         return table.num_row_groups
 

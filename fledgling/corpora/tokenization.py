@@ -84,7 +84,7 @@ class TokenizedCorpus:
 
     @classmethod
     def open(cls, directory: Path, tokenizer: str, digest: str | None = None) -> TokenizedCorpus | None:
-        """Returns the corpus of a directory, or None if it is not finished. Raises UserError for a damaged one.
+        """Returns the corpus of a directory, or None if it is not finished. Raises UserError for a corrupt one.
 
         digest: of what it must be made from; None accepts the newest.
         """
@@ -106,7 +106,7 @@ class TokenizedCorpus:
 
 
 def _listed_digest(listing: Path) -> str:
-    """Returns the digest of what a listing's corpus is made from; "" if it is missing, damaged or says nothing."""
+    """Returns the digest of what a listing's corpus is made from; "" if it is missing, corrupt or says nothing."""
     try:
         return str(json.loads(listing.read_text(encoding="utf-8"))["inputs"]["digest"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +121,7 @@ def _older_listing(directory: Path, digest: str) -> Path:
 def split_into_units(source: Path, fingerprint: str, unit_bytes: int = UNIT_BYTES) -> list[WorkUnit]:
     """Returns the units of a file or folder, in order of paths: large files in parts, small files together.
 
-    Raises UserError if there is nothing to read, or if a parquet file that has to be cut is damaged.
+    Raises UserError if there is nothing to read, or if a parquet file that has to be cut is corrupt.
     """
     units: list[WorkUnit] = []
     pending: list[FilePart] = []

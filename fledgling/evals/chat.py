@@ -76,7 +76,7 @@ def build_exams(
         practice_tasks: have an exam in practice wordings too, if `counts` has a number for it.
 
     Raises:
-        UserError: for a task with missing or damaged files.
+        UserError: for a task with missing or corrupt files.
     """
     by_wordings = {TRAIN: counts, TEST: counts} if isinstance(counts, int) else counts
     without_practice = {wordings: count for wordings, count in by_wordings.items() if wordings != PRACTICE}

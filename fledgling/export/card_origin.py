@@ -75,7 +75,7 @@ def trace_stages(state: Mapping[str, Any], run: Path) -> tuple[dict[str, Mapping
 
 
 def _read_state(path: Path | None) -> dict[str, Any] | None:
-    """Returns the state of a checkpoint; None where it is gone or damaged."""
+    """Returns the state of a checkpoint; None where it is gone or corrupt."""
     try:
         return checkpoint.read_checkpoint_state(path) if path else None
     except UserError:

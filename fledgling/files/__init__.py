@@ -16,7 +16,7 @@ from fledgling.files.folder import (
     split_suffixes,
     stat_files,
 )
-from fledgling.files.opening import DAMAGED, open_file, open_parquet_bytes
+from fledgling.files.opening import CORRUPT_FILE_ERRORS, open_file, open_parquet_bytes
 from fledgling.files.rows import (
     ROW_FILES,
     BadRows,
@@ -31,7 +31,7 @@ from fledgling.files.values import LINE_SUFFIXES, MAX_ROW_BYTES, TABLE_SUFFIXES
 
 __all__ = [
     "COMPRESSED_SUFFIXES",
-    "DAMAGED",
+    "CORRUPT_FILE_ERRORS",
     "LINE_SUFFIXES",
     "MAX_ROW_BYTES",
     "ROW_FILES",

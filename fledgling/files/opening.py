@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from fledgling.config import UserError
 from fledgling.files.folder import split_suffixes
 
-DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)  # raised by reading a damaged compressed file
+CORRUPT_FILE_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)  # raised by reading a corrupt compressed file
 MAX_EXPANSION = 1000  # bytes of contents per byte of a compressed file: text expands 3 to 30 times
 MIN_EXPANSION_LIMIT = 1 << 28  # bytes that any compressed file may hold
 COPY_BYTES = 1 << 20
@@ -52,8 +52,8 @@ class _LimitedReader(io.RawIOBase):
 def open_file(path: Path) -> BinaryIO:
     """Opens a file for reading, decompressed as its name says.
 
-    Raises OSError. Reading raises one of `DAMAGED`, and UserError for a file that expands more than `MAX_EXPANSION`
-    times.
+    Raises OSError. Reading raises one of `CORRUPT_FILE_ERRORS`, and UserError for a file that expands more than
+    `MAX_EXPANSION` times.
     """
     packed = split_suffixes(path)[1]
     if not packed:

@@ -1,7 +1,7 @@
 """Rows of JSONL, JSON, CSV and parquet files, each with its "FILE:LINE".
 
 A row that cannot be read is an error of one line. `RowBlock.iterate_rows` yields it in its place, for a caller that
-leaves such rows out and counts them; `read_rows` raises it. A damaged file always raises.
+leaves such rows out and counts them; `read_rows` raises it. A corrupt file always raises.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from fledgling.config import UserError
 from fledgling.files.folder import split_suffixes
-from fledgling.files.opening import DAMAGED, open_file, open_parquet_bytes
+from fledgling.files.opening import CORRUPT_FILE_ERRORS, open_file, open_parquet_bytes
 from fledgling.files.values import (
     LINE_SUFFIXES,
     TABLE_SUFFIXES,
@@ -121,7 +121,7 @@ class RowBlock:
 def list_row_blocks(path: Path) -> list[RowBlock]:
     """Returns the blocks of a file of rows (`ROW_FILES`) in order, without keeping its rows.
 
-    Empty lines are skipped. Raises UserError for a file that is missing, damaged or of another kind.
+    Empty lines are skipped. Raises UserError for a file that is missing, corrupt or of another kind.
     """
     kind, packed = split_suffixes(path)
     if not is_row_file(path):
@@ -155,7 +155,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file. Raises UserError if that fails, or if reading finds it damaged."""
+    """Opens a file. Raises UserError if that fails, or if reading finds it corrupt."""
     try:
         with open_file(path) as handle:
             yield handle
@@ -163,13 +163,13 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         if error.errno is not None:
             reason = error.strerror or str(error)
             raise UserError(f"cannot read {path}: {reason}; check the path and --data-dir") from None
-        raise _damaged_error(path, error) from None
-    except DAMAGED as error:
-        raise _damaged_error(path, error) from None
+        raise _make_corrupt_error(path, error) from None
+    except CORRUPT_FILE_ERRORS as error:
+        raise _make_corrupt_error(path, error) from None
 
 
-def _damaged_error(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged or cut off ({' '.join(str(error).split())}); fetch or copy it again")
+def _make_corrupt_error(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: corrupt or cut off ({' '.join(str(error).split())}); fetch or copy it again")
 
 
 def _read_json_lines(block: RowBlock) -> Iterator[tuple[int, Any]]:
@@ -207,9 +207,9 @@ def _open_parquet(path: Path) -> Iterator[Any]:
             yield table
     except FileNotFoundError:
         raise UserError(f"cannot read {path}: no such file; check the path and --data-dir") from None
-    except (*DAMAGED, pyarrow.ArrowException) as error:
+    except (*CORRUPT_FILE_ERRORS, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged or not a parquet file ({reason}); fetch or copy it again") from None
+        raise UserError(f"{path}: corrupt or not a parquet file ({reason}); fetch or copy it again") from None
 
 
 def _list_row_groups(path: Path, as_one: bool) -> list[RowBlock]:

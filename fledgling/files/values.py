@@ -140,7 +140,7 @@ def _decode(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any | Unread
 
 
 def read_table(handle: BinaryIO, is_tabbed: bool) -> Iterator[dict[str, str] | Unreadable]:
-    """Yields the rows of a .csv or .tsv file, whose first line names its columns; of a damaged one, the reason last.
+    """Yields the rows of a .csv or .tsv file, whose first line names its columns; of a corrupt one, the reason last.
 
     A cell is "" where a row is too short. Bytes that are not UTF-8 become lone surrogates. What follows a cell or a
     line of more than `MAX_ROW_BYTES` is not read. A last row that ends inside quotes is no row: the file was cut off.

@@ -45,7 +45,7 @@ class BudgetedRun:
 def read_budgeted_run(run_dir: Path) -> BudgetedRun | None:
     """Returns what a run directory says of its budget; None for a run without one.
 
-    Raises UserError for a damaged file.
+    Raises UserError for a corrupt file.
     """
     path = run_dir / FORECAST
     if not path.is_file():
@@ -66,7 +66,7 @@ def read_budgeted_run(run_dir: Path) -> BudgetedRun | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is damaged ({reason}): delete the run, or choose another directory with --set run.out=DIR"
+            f"{path} is corrupt ({reason}): delete the run, or choose another directory with --set run.out=DIR"
         ) from None
 
 

@@ -45,9 +45,9 @@ def speed_file() -> Path:
 
 
 def list_speeds(device: str) -> list[MeasuredSpeed]:
-    """Returns the speeds measured on this machine for a device name, without damaged entries.
+    """Returns the speeds measured on this machine for a device name, without corrupt entries.
 
-    An entry of more than its own peak, or without its shape, is of an earlier version and counts as damaged.
+    An entry of more than its own peak, or without its shape, is of an earlier version and counts as corrupt.
     """
     found = []
     for entry in _read_saved().values():

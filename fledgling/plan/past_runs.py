@@ -86,7 +86,7 @@ def user_file() -> Path:
 
 
 def load_past_runs(paths: tuple[Path, ...] | None = None) -> list[PastRun]:
-    """Returns the shipped runs and the user's; damaged lines are left out, and copies of a run count once."""
+    """Returns the shipped runs and the user's; corrupt lines are left out, and copies of a run count once."""
     runs = [run for path in paths or (SHIPPED, user_file()) for run in _read_runs(path)]
     return list({_identify(run): run for run in runs}.values())[-MAX_RUNS:]
 

@@ -80,7 +80,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_damage(file: Path, expected: dict, check_hashes: bool) -> str:
+def find_corruption(file: Path, expected: dict, check_hashes: bool) -> str:
     """Returns how a file differs from its manifest entry, "" where it does not."""
     if file.is_symlink() or not file.is_file():
         return f"of {MANIFEST} is missing or not a plain file"

@@ -33,7 +33,7 @@ from fledgling.record.atomic_directory import (
     MANIFEST,
     atomic_directory,
     describe_files,
-    find_damage,
+    find_corruption,
     write_manifest,
 )
 from fledgling.record.durable import remove_directory
@@ -133,21 +133,21 @@ def _write_group(path: Path, group: Mapping[str, Tensor]) -> None:
 def verify_checkpoint(path: Path | str, check_hashes: bool = True) -> dict[str, dict]:
     """Compares a checkpoint with its manifest and returns {file name: {"bytes", "sha256"}}.
 
-    check_hashes=False compares sizes only. Raises UserError that names the first damaged file.
+    check_hashes=False compares sizes only. Raises UserError that names the first corrupt file.
     """
     path = Path(path)
     files = _read_manifest(path)
     for name, expected in files.items():
-        damage = find_damage(path / name, expected, check_hashes)
-        if damage:
-            raise UserError(f"checkpoint {path} is damaged: {name} {damage}; use another one")
+        corruption = find_corruption(path / name, expected, check_hashes)
+        if corruption:
+            raise UserError(f"checkpoint {path} is corrupt: {name} {corruption}; use another one")
     return files
 
 
 def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Returns {"path", "step", "bytes", "files": {file name: its damage, or ""}, "valid"} of a checkpoint.
+    """Returns {"path", "step", "bytes", "files": {file name: its corruption, or ""}, "valid"} of a checkpoint.
 
-    Where the manifest is missing or damaged, it is the only file listed.
+    Where the manifest is missing or corrupt, it is the only file listed.
     """
     path = Path(path)
     match = _STEP.fullmatch(path.name)
@@ -156,13 +156,13 @@ def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
         files = _read_manifest(path)
     except UserError as error:
         return report | {"valid": False, "files": {MANIFEST: str(error)}}
-    report["files"] = {name: find_damage(path / name, expected, True) for name, expected in files.items()}
+    report["files"] = {name: find_corruption(path / name, expected, True) for name, expected in files.items()}
     report["bytes"] = sum(expected["bytes"] for expected in files.values())
     return report | {"valid": not any(report["files"].values())}
 
 
 def list_checkpoints(path: Path | str) -> list[Path]:
-    """Returns all checkpoints of a checkpoint, stage or run directory, damaged ones too: by stage, oldest first.
+    """Returns all checkpoints of a checkpoint, stage or run directory, corrupt ones too: by stage, oldest first.
 
     Raises UserError when there is none.
     """
@@ -190,7 +190,7 @@ def _read_manifest(path: Path) -> dict[str, dict]:
         or "state.json" not in files
         or not all(_is_manifest_entry(name, entry) for name, entry in files.items())
     ):
-        raise UserError(f"checkpoint {path}: {MANIFEST} is damaged or of another format than {CHECKPOINT_FORMAT!r}")
+        raise UserError(f"checkpoint {path}: {MANIFEST} is corrupt or of another format than {CHECKPOINT_FORMAT!r}")
     return files
 
 
@@ -212,7 +212,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         reason = type(error).__name__
-        raise UserError(f"cannot read {path} ({reason}): it is damaged or not a checkpoint's file") from None
+        raise UserError(f"cannot read {path} ({reason}): it is corrupt or not a checkpoint's file") from None
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: expected a JSON object, got a {type(value).__name__}")
     return value
@@ -280,7 +280,7 @@ def find_latest_checkpoint(
     """Returns the newest valid checkpoint of RUN/<stage>/checkpoints, or None.
 
     Args:
-        warn: receives one line for each newer checkpoint that is skipped because it is torn or damaged.
+        warn: receives one line for each newer checkpoint that is skipped because it is torn or corrupt.
         accept: decides by its state whether a valid checkpoint is considered.
     """
     for path in _step_directories(Path(directory)):
@@ -313,7 +313,7 @@ def prune_checkpoints(
     """Keeps the newest `keep` valid checkpoints (at least one) and returns them, newest first.
 
     Deletes by `remove` everything older, and what killed saves left. The newest is verified by its hashes, so that a
-    damaged one never costs the last valid one. When none is valid, nothing is deleted.
+    corrupt one never costs the last valid one. When none is valid, nothing is deleted.
     """
     directory = Path(directory)
     kept: list[Path] = []

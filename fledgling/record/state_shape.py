@@ -1,6 +1,6 @@
 """What the values of a checkpoint's state are, before anything relies on them: a manifest can be made to fit any file.
 
-Keys that a version does not write are not missed. Start with `find_state_damage`.
+Keys that a version does not write are not missed. Start with `find_state_corruption`.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ ENTRY: dict[str, tuple[type, str]] = {
 }
 
 
-def find_state_damage(state: Mapping[str, Any]) -> str:
+def find_state_corruption(state: Mapping[str, Any]) -> str:
     """Returns which value of a checkpoint's state is of another kind than this program writes; "" if none is."""
-    if damage := _find_other_kind(state, KINDS, ""):
-        return damage
+    if corruption := _find_other_kind(state, KINDS, ""):
+        return corruption
     for number, entry in enumerate(state.get("history") or ()):
         place = f"history[{number}]"
         if not isinstance(entry, dict) or any(entry.get(key) is None for key in ("after_step", "recipe", "machine")):
             return f"{place} is {_shorten_repr(entry)}, expected after_step, recipe, machine"
-        if damage := _find_other_kind(entry, ENTRY, f"{place}."):
-            return damage
+        if corruption := _find_other_kind(entry, ENTRY, f"{place}."):
+            return corruption
         if other := next((value for value in (entry.get("files") or {}).values() if not isinstance(value, str)), None):
             return f"{place}.files has {_shorten_repr(other)}, expected digests"
     for source, facts in (state.get("data") or {}).items():
         kinds: dict[str, tuple[type, str]] = {"digest": (str, "a digest"), "directories": (list, "a list")}
         if not isinstance(facts, dict):
             return f'data["{source[:40]}"] is {_shorten_repr(facts)}, expected a table'
-        if damage := _find_other_kind(facts, kinds, f'data["{source[:40]}"].'):
-            return damage
+        if corruption := _find_other_kind(facts, kinds, f'data["{source[:40]}"].'):
+            return corruption
     return ""
 
 
 def require_sound_state(path: Path) -> dict[str, Any]:
     """Returns the state of a checkpoint. Raises UserError that names a value of another kind than it can have."""
     state = read_checkpoint_state(path)
-    if damage := find_state_damage(state):
-        raise UserError(f"checkpoint {path} is damaged: in state.json {damage}; use another one")
+    if corruption := find_state_corruption(state):
+        raise UserError(f"checkpoint {path} is corrupt: in state.json {corruption}; use another one")
     return state
 
 

@@ -108,7 +108,7 @@ class RunData:
     forecast: dict[str, Any] = field(default_factory=dict)  # of a run with a budget
     spent: dict[str, Any] = field(default_factory=dict)  # seconds of it
     stages: list[StageData] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)  # damaged files, one line each
+    unreadable: list[str] = field(default_factory=list)  # corrupt files, one line each
 
     @property
     def has_steps_after_end(self) -> bool:

@@ -33,7 +33,7 @@ def summarize_run(run_dir: Path | str) -> dict[str, Any]:
     Its keys: run, name, stages, evals, history, predicted, measured, error, differs, unreadable. evals: the last value
     of every evaluation in each stage, {stage, step, name, value, low, high, n, baseline}; history: all of them.
     predicted and measured have the same keys (RUN/plan.json against the files); error is predicted / measured - 1 where
-    the two are of the same thing, and differs says of the others what is not alike. unreadable: damaged files, one line
+    the two are of the same thing, and differs says of the others what is not alike. unreadable: corrupt files, one line
     each. Raises UserError if there is nothing to report.
     """
     run = load_run_data(run_dir)

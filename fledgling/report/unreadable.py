@@ -32,7 +32,7 @@ ERRORS = (
 
 
 def find_unreadable(run_dir: Path, stages: list[str], max_bytes: int) -> list[str]:
-    """Returns one line for each damaged file of a run: its path in the run, and what is wrong.
+    """Returns one line for each corrupt file of a run: its path in the run, and what is wrong.
 
     A file that does not exist does not count, and the last line of a JSONL file does not while no newline ends it: a
     run that is still written, or was killed, has such a line.

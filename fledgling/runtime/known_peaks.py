@@ -62,7 +62,7 @@ def compare_with_known_peak(key: str, peak: float, measure_again: Callable[[], f
 
 
 def _read_peaks() -> dict[str, dict[str, Any]]:
-    """Returns the entries of the file that can be peaks; none of a file that is damaged or gone."""
+    """Returns the entries of the file that can be peaks; none of a file that is corrupt or gone."""
     try:
         saved = json.loads(find_peak_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

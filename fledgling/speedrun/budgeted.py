@@ -187,7 +187,7 @@ def _read_adjusted_recipe(run: BudgetedRun, run_dir: Path) -> Recipe:
 def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) -> float:
     """Returns the seconds of work of earlier sessions: before the stage that was running, and those it recorded.
 
-    They are what the stages recorded of their steps where spent.json is damaged or gone, which is logged.
+    They are what the stages recorded of their steps where spent.json is corrupt or gone, which is logged.
     """
     spent, path = read_object(run_dir / SPENT), run_dir / SPENT
     done = {stage: read_object(run_dir / stage / "done.json") for stage in STAGES}

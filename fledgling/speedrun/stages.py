@@ -51,7 +51,7 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None)
 
 
 def list_stages_left(recipe: Recipe) -> list[str]:
-    """Returns the stages of a recipe that are not done, and the last that is, if its checkpoints are all damaged.
+    """Returns the stages of a recipe that are not done, and the last that is, if its checkpoints are all corrupt.
 
     Of an earlier stage no weights are needed any more.
     """

@@ -96,7 +96,7 @@ def load_conversations(path: str | Path, name: str, columns: Mapping[str, str] |
 
     Every row is parsed, so that bad ones are reported before training starts. They are left out and counted; more than
     one in a hundred, and the first is raised, with file and line. Raises UserError also for a file that is missing,
-    damaged or empty.
+    corrupt or empty.
 
     columns: the name of a form's column -> the file's, where they differ.
     """

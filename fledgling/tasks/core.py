@@ -151,7 +151,7 @@ def _parse_item(task: CoreTask, line: str, location: str) -> CoreItem:
     try:
         row = json.loads(line)
     except ValueError:
-        raise UserError(f"{location}: not whole JSON; the file is cut short or damaged, unpack it again") from None
+        raise UserError(f"{location}: not whole JSON; the file is cut short or corrupt, unpack it again") from None
     for column, kind in COLUMNS[task.kind].items():
         value = row.get(column) if isinstance(row, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):

@@ -20,7 +20,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_gpt2_tokenizer(directory: Path) -> Tokenizer | None:
-    """Returns the tokenizer in `directory`, or None if it is not there. Raises UserError for damaged files."""
+    """Returns the tokenizer in `directory`, or None if it is not there. Raises UserError for corrupt files."""
     file_names = next(
         (names for names in VOCABULARY_FILES if all((directory / name).is_file() for name in names)), None
     )

@@ -137,7 +137,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Loads a tokenizer.json, or the one in a directory. Raises UserError if it is missing or damaged."""
+        """Loads a tokenizer.json, or the one in a directory. Raises UserError if it is missing or corrupt."""
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
         try:

@@ -91,7 +91,7 @@ def list_needed_bases(run_dir: Path, without: Path | None = None) -> dict[Path, 
             state = checkpoint.read_checkpoint_state(path)
             described = read_adapter_state(state, path)
         except UserError:
-            continue  # a damaged checkpoint says nothing
+            continue  # a corrupt checkpoint says nothing
         if described is not None and (base := find_base(state, described[1])) is not None:
             needed[base.resolve()] = tuple(dict.fromkeys((*needed.get(base.resolve(), ()), stage)))
     return needed

@@ -60,14 +60,14 @@ def load_preferences(
 ) -> list[Rollout]:
     """Returns the pairs of a file, or its judged answers.
 
-    Left out, and counted, are rows that are damaged, whose prompt leaves no room for an answer, or whose answers are
+    Left out, and counted, are rows that are malformed, whose prompt leaves no room for an answer, or whose answers are
     the same.
 
     Args:
         source: a path, which may be followed by the names of its columns.
 
     Raises:
-        UserError: that names file and line: more than one row in a hundred is damaged, or nothing is left.
+        UserError: that names file and line: more than one row in a hundred is malformed, or nothing is left.
     """
     name, columns = split_columns(source)
     path, what, expected = Path(name), *(("answer", EXPECTED_JUDGED) if judged else ("pair", EXPECTED_PAIR))

@@ -85,7 +85,7 @@ def run_stage(
     hooks: StageHooks = NO_HOOKS,
     lock: RunLock | None = None,
 ) -> bool:
-    """Runs stage `name`; returns False if it was already done. One whose checkpoints are all damaged begins again.
+    """Runs stage `name`; returns False if it was already done. One whose checkpoints are all corrupt begins again.
 
     Args:
         resume: "auto" resumes from the newest checkpoint, "never" restarts the stage.

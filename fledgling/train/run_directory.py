@@ -148,7 +148,7 @@ def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_has
 
 
 def has_usable_end(stage_dir: Path, log: Callable[[str], None]) -> bool:
-    """Returns False, and logs why, for a finished stage whose checkpoints are all damaged: it has to begin again.
+    """Returns False, and logs why, for a finished stage whose checkpoints are all corrupt: it has to begin again.
 
     True without any checkpoint: they were deleted to make room.
     """

@@ -111,7 +111,7 @@ def check_recorded_settings(run_dir: Path) -> Check:
 
 
 def fill_defaults(text: str) -> dict[str, Any]:
-    """Returns the tables of a recipe's text with today's defaults of keys that it lacks, as they are in a damaged one.
+    """Returns the tables of a recipe's text with today's defaults of keys that it lacks, as they are in a corrupt one.
 
     So a key that came with a later version is no difference between a checkpoint and recipe.toml.
     """

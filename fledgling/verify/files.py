@@ -13,7 +13,7 @@ from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
-from fledgling.record.atomic_directory import MANIFEST, find_damage
+from fledgling.record.atomic_directory import MANIFEST, find_corruption
 from fledgling.record.checkpoint import BASES_DIR, inspect_checkpoint
 from fledgling.record.recorder import JSONL_NAMES
 from fledgling.record.seal import (
@@ -28,7 +28,7 @@ from fledgling.record.seal import (
     hash_sealed_files,
     read_seal,
 )
-from fledgling.record.state_shape import find_state_damage
+from fledgling.record.state_shape import find_state_corruption
 from fledgling.report.page_footer import SET_ASIDE
 from fledgling.train.replaced_stage import name_replaced
 from fledgling.verify.check import Check
@@ -85,7 +85,7 @@ def read_recipe_table(run_dir: Path) -> dict[str, Any]:
 
 
 def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
-    """Returns the checkpoints of a stage, damaged ones too, oldest first.
+    """Returns the checkpoints of a stage, corrupt ones too, oldest first.
 
     Of "init" those that the run was given, of "bases" those that adapters belong to.
     """
@@ -112,7 +112,7 @@ def is_usable(path: Path) -> bool:
 @lru_cache(maxsize=1024)
 def _is_usable(path: Path, state_of_files: tuple[tuple[str, int, int, int, int], ...]) -> bool:
     report = inspect_checkpoint(path)
-    if not report["valid"] or _list_state_damage(path, report):
+    if not report["valid"] or _list_state_corruption(path, report):
         return False
     return {"step", "recipe"} <= checkpoint.read_checkpoint_state(path).keys()
 
@@ -126,28 +126,30 @@ def check_checkpoints(run_dir: Path, show: Step) -> Check:
             report = inspect_checkpoint(path)
             check.checked += len(report["files"])
             place = path.relative_to(run_dir)
-            check.problems += [f"{place}/{name} {damage}" for name, damage in report["files"].items() if damage]
+            check.problems += [
+                f"{place}/{name} {corruption}" for name, corruption in report["files"].items() if corruption
+            ]
             unknown = {file.name for file in path.iterdir()} - {*report["files"], MANIFEST}
             check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
-            damages = _list_state_damage(path, report)
-            if report["valid"] and not damages and stage in STAGES:
+            corruptions = _list_state_corruption(path, report)
+            if report["valid"] and not corruptions and stage in STAGES:
                 state = checkpoint.read_checkpoint_state(path)
                 if "history" not in state and not NEWER_THAN_HISTORY.isdisjoint(state):  # an older version has neither
-                    damages = ["history was removed"]
-            check.problems += [f"{place}/state.json: {damage}" for damage in damages]
+                    corruptions = ["history was removed"]
+            check.problems += [f"{place}/state.json: {corruption}" for corruption in corruptions]
     check.total = check.checked
     return check
 
 
-def _list_state_damage(path: Path, report: Mapping[str, Any]) -> list[str]:
+def _list_state_corruption(path: Path, report: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the state of a checkpoint whose files are those of its manifest."""
     if not report["valid"]:
         return []
     try:
-        damage = find_state_damage(checkpoint.read_checkpoint_state(path))
+        corruption = find_state_corruption(checkpoint.read_checkpoint_state(path))
     except UserError as error:  # no JSON
-        damage = str(error)
-    return [damage] if damage else []
+        corruption = str(error)
+    return [corruption] if corruption else []
 
 
 def check_prepared_data(run_dir: Path, show: Step) -> Check:
@@ -158,13 +160,13 @@ def check_prepared_data(run_dir: Path, show: Step) -> Check:
         show(str(place))
         try:
             files = json.loads(manifest.read_bytes())["files"]
-            damages = {name: find_damage(manifest.parent / name, entry, True) for name, entry in files.items()}
+            corruptions = {name: find_corruption(manifest.parent / name, entry, True) for name, entry in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             check.problems.append(f"{place}/{MANIFEST} cannot be read")
             continue
-        check.checked += len(damages)
-        check.problems += [f"{place}/{name} {damage}" for name, damage in damages.items() if damage]
-        unknown = {file.name for file in manifest.parent.iterdir() if file.is_file()} - {*damages, MANIFEST}
+        check.checked += len(corruptions)
+        check.problems += [f"{place}/{name} {corruption}" for name, corruption in corruptions.items() if corruption]
+        unknown = {file.name for file in manifest.parent.iterdir() if file.is_file()} - {*corruptions, MANIFEST}
         check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
     check.total = check.checked
     return check
@@ -182,7 +184,7 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
         stage_dir, seal = run_dir / stage, read_seal(run_dir / stage)
         if seal is None:
             exists = (stage_dir / SEAL).exists()
-            text = f"{stage}/{SEAL} " + ("is damaged" if exists else "is missing")
+            text = f"{stage}/{SEAL} " + ("is corrupt" if exists else "is missing")
             (check.problems if exists or _has_data_digests(stage_dir) else check.notes).append(text)
             continue
         for name in JSONL_NAMES:
@@ -231,7 +233,7 @@ def _check_run_seal(run_dir: Path, check: Check, named: Collection[str]) -> None
         expected = (run_dir / SEAL).exists() or any(
             "/plan.json" in path for each in seals if each for path in each["files"]
         )
-        text = f"{SEAL} of the run is " + ("damaged" if (run_dir / SEAL).exists() else "missing")
+        text = f"{SEAL} of the run is " + ("corrupt" if (run_dir / SEAL).exists() else "missing")
         (check.problems if expected else check.notes).append(text)
         return
     check.checked += len(seal["files"])

@@ -344,7 +344,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         hooks = StageHooks(select_evals=measure, adapt_stage=adapt, should_stop=should_stop, prepared=prepared)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of damaged checkpoints, which another check names
+                warnings.simplefilter("ignore")  # of corrupt checkpoints, which another check names
                 run_stage(recipe, start.stage, quiet=True, hooks=hooks)
         except TrainingStopped:
             stopped = True

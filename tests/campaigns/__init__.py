@@ -1,4 +1,4 @@
-"""Stress tests: programs that damage and kill real runs so often that the results do not depend on luck.
+"""Stress tests: programs that corrupt and kill real runs so often that the results do not depend on luck.
 
     python -m tests.campaigns.kill --count 200 --seed 1       kill -9 at random moments of all stages
     python -m tests.campaigns.flips --count 500 --seed 1      single flipped bits over all files of a checkpoint

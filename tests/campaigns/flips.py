@@ -43,7 +43,7 @@ def make_stage(folder: Path) -> Path:
 
 
 def run_verify_command(directory: Path) -> tuple[int, list[str]]:
-    """Returns the exit code of `fledgling checkpoint verify`, and the damaged files that it names."""
+    """Returns the exit code of `fledgling checkpoint verify`, and the corrupt files that it names."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = command(["checkpoint", "verify", str(directory), "--json"])
     return code, [
@@ -93,7 +93,7 @@ def run_campaign(folder: Path, count: int, seed: int) -> tuple[Counter, list[str
             last_log = time.monotonic()
             print(f"flip {number + 1}/{count}, {len(problems)} failed checks", file=sys.stderr)
     if run_verify_command(directory) != (0, []):
-        problems.append("with every bit restored something is damaged")
+        problems.append("with every bit restored something is corrupt")
     return hit, problems
 
 

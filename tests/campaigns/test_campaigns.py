@@ -50,7 +50,7 @@ def test_flipped_bits_are_found(tmp_path):
     assert problems == [] and len(hit) == 6 and min(hit.values()) == 4
 
 
-def test_a_disk_that_is_full_at_any_page_damages_nothing(capfd):
+def test_a_disk_that_is_full_at_any_page_corrupts_nothing(capfd):
     if not full_disk.is_possible():
         pytest.skip("no namespaces to mount a file system in")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""`fledgling checkpoint verify`: checks every file of every checkpoint, names damaged ones and then exits with 1."""
+"""`fledgling checkpoint verify`: checks every file of every checkpoint, names corrupt ones and then exits with 1."""
 
 import json
 
@@ -28,12 +28,12 @@ def test_a_valid_run_has_only_valid_checkpoints(run_dir, capsys):
     assert code == 0 and out.count("valid, 3 files") == 3 and out.endswith("3 checkpoints, all valid\n")
     report = json.loads(run_verify(capsys, run_dir, "--json")[1])
     assert [(one["step"], one["valid"]) for one in report["checkpoints"]] == [(2, True), (4, True), (4, True)]
-    assert report["damaged"] == 0 and all(one["bytes"] > 100 for one in report["checkpoints"])
+    assert report["corrupt"] == 0 and all(one["bytes"] > 100 for one in report["checkpoints"])
     for part, count in (("sft", 1), ("pretrain/checkpoints", 2), ("pretrain/checkpoints/step-00000004", 1)):
         assert len(json.loads(run_verify(capsys, run_dir / part, "--json")[1])["checkpoints"]) == count
 
 
-def test_every_damaged_file_is_named(run_dir, capsys):
+def test_every_corrupt_file_is_named(run_dir, capsys):
     directory = run_dir / "pretrain/checkpoints/step-00000004"
     content = bytearray((directory / "optimizer.safetensors").read_bytes())
     content[-1] ^= 4
@@ -41,12 +41,12 @@ def test_every_damaged_file_is_named(run_dir, capsys):
     (directory / "model.safetensors").write_bytes(b"short")
     (run_dir / "sft/checkpoints/step-00000004/manifest.json").unlink()
     code, out = run_verify(capsys, run_dir)
-    assert code == 1 and "2 damaged" in out
+    assert code == 1 and "2 corrupt" in out
     assert "  optimizer.safetensors: does not match its SHA-256 in manifest.json" in out
     assert "  model.safetensors: has 5 bytes, manifest.json says " in out
     assert "  manifest.json: " in out and "sft/checkpoints/step-00000004 has no manifest.json" in out
     report = json.loads(run_verify(capsys, directory, "--json")[1])
-    assert {name for name, damage in report["checkpoints"][0]["files"].items() if damage} == {
+    assert {name for name, corruption in report["checkpoints"][0]["files"].items() if corruption} == {
         "model.safetensors",
         "optimizer.safetensors",
     }

@@ -92,7 +92,7 @@ def make_run(kind: str, original: Path, folder: Path) -> Path:
         (run / "pretrain" / "done.json").unlink()
     if kind == "with half a checkpoint":
         (run / "pretrain" / "checkpoints" / "step-00000001" / "manifest.json").unlink()
-    if kind == "done, with a damaged checkpoint":
+    if kind == "done, with a corrupt checkpoint":
         os.truncate(run / "pretrain" / "checkpoints" / "step-00000001" / "model.safetensors", 1000)
     if kind == "with a torn line":
         with open(run / "pretrain" / "metrics.jsonl", "a") as file:
@@ -114,7 +114,7 @@ def no_waiting_server(monkeypatch):
 def test_the_cell_of_the_table_is_what_happens(kind, verb, original, tmp_path, capsys):
     run, before = make_run(kind, original, tmp_path), digests(original)
     text = COMMANDS[verb] + (f" {OUT_OPTIONS.get(verb, '')}" if kind.endswith("--out") else "")
-    if verb == "train" and kind not in ("without a checkpoint", "done, with a damaged checkpoint"):
+    if verb == "train" and kind not in ("without a checkpoint", "done, with a corrupt checkpoint"):
         text += " --resume never"
     with without_root_powers():
         code = main(text.replace("RUN", str(run)).replace("NEW", str(tmp_path / "new")).split())
@@ -190,22 +190,22 @@ def test_a_run_is_found_from_within_it(place, original, tmp_path, monkeypatch, c
     assert "Measured during training" in (tmp_path / "exported" / "README.md").read_text()
 
 
-def test_a_done_stage_with_damaged_checkpoints_is_trained_where_it_is_named_or_needed(original, tmp_path, capsys):
+def test_a_done_stage_with_corrupt_checkpoints_is_trained_where_it_is_named_or_needed(original, tmp_path, capsys):
     run = shutil.copytree(original, tmp_path / "run")
     path = run / "pretrain" / "checkpoints" / "step-00000001" / "model.safetensors"
     whole = path.read_bytes()
-    damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    corrupt = whole[:-1] + bytes([whole[-1] ^ 1])
     for command in ("train pretrain", "speedrun"):
-        path.write_bytes(damaged)
+        path.write_bytes(corrupt)
         assert main([*command.split(), str(run)]) == 0
         assert path.read_bytes() == whole and "was done already" not in capsys.readouterr().out
-    path.write_bytes(damaged)
+    path.write_bytes(corrupt)
     recipe = load_recipe(run, ['stages=["pretrain", "midtrain"]'])
     assert list_stages_left(recipe) == ["pretrain", "midtrain"]
     (run / "midtrain").mkdir()
     (run / "midtrain" / "done.json").write_text("{}")
     assert list_stages_left(recipe) == run_stages(recipe, quiet=True) == [], "a later stage is done: not needed"
-    assert path.read_bytes() == damaged
+    assert path.read_bytes() == corrupt
     capsys.readouterr()
     shutil.rmtree(run / "pretrain" / "checkpoints")  # to make room
     assert main(["train", "pretrain", str(run)]) == 0 and "was done already" in capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_an_archive_other_than_the_pinned_one_is_refused(server, tmp_path):
 
 def test_an_archive_without_a_bundle_is_refused(server, tmp_path):
     server.body = b"<html>moved</html>"
-    with pytest.raises(UserError, match="damaged, or no archive"):
+    with pytest.raises(UserError, match="corrupt, or no archive"):
         core_bundle.fetch_core_bundle(tmp_path, server.url)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:

@@ -198,7 +198,7 @@ def test_mistakes_of_the_user_are_one_line(tmp_path):
     with pytest.raises(UserError, match="expected at least 1"):
         fetch_public_set(NAME, tmp_path, max_files=0)
     (tmp_path / LOCK_FILE).write_text("{")
-    with pytest.raises(UserError, match="damaged; delete it"):
+    with pytest.raises(UserError, match="corrupt; delete it"):
         count_downloaded(NAME, tmp_path)
 
 

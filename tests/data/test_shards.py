@@ -1,4 +1,4 @@
-"""Shards: documents are read back, a shard is complete or absent, and every damage is named."""
+"""Shards: documents are read back, a shard is complete or absent, and every corruption is named."""
 
 import errno
 import json
@@ -89,7 +89,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path, tokens):
     assert not list(tmp_path.iterdir())
 
 
-# ---- damage --------------------------------------------------------------------------------------
+# ---- corruption ----------------------------------------------------------------------------------
 
 
 def test_a_missing_or_unfinished_directory_is_named(tmp_path):

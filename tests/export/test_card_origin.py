@@ -85,7 +85,7 @@ def test_without_a_run_the_state_alone_says_it_and_a_plain_run_says_nothing():
     assert describe_origin(state_of("sft"), None) == [] == describe_origin({"name": "imported"}, None)
 
 
-def test_what_a_damaged_run_says_stays_in_its_cell(tmp_path):
+def test_what_a_corrupt_run_says_stays_in_its_cell(tmp_path):
     for text in ("[1]", '{"budget": 3}', '{"budget": {"text": 3}}', "[" * 3000):
         (tmp_path / "forecast.json").write_text(text)
         assert describe_origin(state_of("sft"), tmp_path) == []

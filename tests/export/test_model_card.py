@@ -140,7 +140,7 @@ def test_a_card_has_the_figures_of_the_checkpoint(adder):
     assert "NanoChatForCausalLM" in card and "Measured during training" not in card
 
 
-def test_a_damaged_recipe_leaves_the_name_out(adder):
+def test_a_corrupt_recipe_leaves_the_name_out(adder):
     card = render_model_card(CONFIG, 9, adder.tokenizer, {"recipe": "name = [", "name": "imported"}, None)
     assert "\n# imported\n" in card and "| seed |" not in card
 

@@ -1,4 +1,4 @@
-"""Adapters leave as peft's own files, with the same function there, and come back bit for bit; damaged ones do not."""
+"""Adapters leave as peft's own files, with the same function there, and come back bit for bit; corrupt ones do not."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""GGUF files come in: the function of the model that was written, its tokenizer, and one line for what is damaged."""
+"""GGUF files come in: the function of the model that was written, its tokenizer, and one line for what is corrupt."""
 
 import struct
 import tracemalloc
@@ -113,14 +113,14 @@ def test_a_torn_file_and_another_architecture_are_one_line(make, tokenizer, tmp_
     model = make("llama", depth=1)
     path = write(tmp_path / "m.gguf", "llama", model.config, tensors_of(model, "llama"), tokenizer)
     whole = path.read_bytes()
-    for damaged in (
+    for corrupt in (
         whole[: len(whole) // 2],
         whole[:20],
         b"GGUF" + b"\xff" * 60,
         b"",
         whole[:8] + b"\xff" * 16 + whole[24:],
     ):
-        path.write_bytes(damaged)
+        path.write_bytes(corrupt)
         with pytest.raises(UserError) as error:
             read_model(path)
         assert "\n" not in str(error.value)

@@ -87,10 +87,10 @@ def test_a_row_that_cannot_be_read_is_one_line_and_the_next_is_read(tmp_path):
         ("rows.json", b'[{"a": 1}', "the array has no end"),
         ("rows.json", b'[{"a": "\xff"}]', "not UTF-8"),
         ("rows.jsonl", b'{"a": 1}\n{"a"', "the file ends there"),
-        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9000, mtime=0)[:-20], "damaged or cut off"),
-        ("rows.jsonl.zst", b"no zstd", "damaged or cut off"),
-        ("rows.parquet", b"PAR1", "damaged or not a parquet file"),
-        ("rows.parquet.gz", b"PAR1", "damaged or not a parquet file"),
+        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9000, mtime=0)[:-20], "corrupt or cut off"),
+        ("rows.jsonl.zst", b"no zstd", "corrupt or cut off"),
+        ("rows.parquet", b"PAR1", "corrupt or not a parquet file"),
+        ("rows.parquet.gz", b"PAR1", "corrupt or not a parquet file"),
         ("rows.csv", b'a,b\n1,2\n3,"the fox\n', "line 3 is not CSV (a quoted cell has no end"),
         ("rows.csv", b'a,"b', "line 1 is not CSV (a quoted cell has no end"),
         ("rows.tsv", b'a\tb\n1\t"2\n\n3\t4\n', "line 2 is not CSV (a quoted cell has no end"),
@@ -98,7 +98,7 @@ def test_a_row_that_cannot_be_read_is_one_line_and_the_next_is_read(tmp_path):
         ("rows.txt", b"", "cannot read rows from this kind of file"),
     ],
 )
-def test_a_damaged_file_is_one_line(tmp_path, name, content, problem):
+def test_a_corrupt_file_is_one_line(tmp_path, name, content, problem):
     with pytest.raises(UserError) as error:
         list(read_rows(write(tmp_path, name, content)))
     assert problem in str(error.value) and name in str(error.value) and "\n" not in str(error.value)

@@ -21,6 +21,7 @@ RETIRED = frozenset(
     guess guesses guessed generalized preferred refuse velocity holders mine theirs ours newcomer newcomers
     seat seats untold unread speak speaks spoken spoke noted meet hear went came twin twins neighbour
     neighbours neighbor neighbors house room rooms beat beats pulse lookahead judge exponentials anew
+    damage damaged damages undamaged
     """.split()  # noqa: SIM905 - a list of words, one a line, is four times as long
 )
 # Names of several parts; each part alone is in use with a good meaning. A name in capitals is of a class.

@@ -1,4 +1,4 @@
-"""The file of past runs: shipped ones can be read, the user's are added, damaged lines are left out."""
+"""The file of past runs: shipped ones can be read, the user's are added, corrupt lines are left out."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ RUN = PastRun(
 
 def test_the_shipped_runs_are_of_the_quickstart():
     runs = load_past_runs((SHIPPED,))
-    assert len(runs) == len(SHIPPED.read_text(encoding="utf-8").splitlines()), "none is damaged"
+    assert len(runs) == len(SHIPPED.read_text(encoding="utf-8").splitlines()), "none is corrupt"
     assert {run.data for run in runs} <= {describe_data(load_recipe("quickstart"))}
 
 
@@ -55,7 +55,7 @@ def test_a_users_run_is_added_once(tmp_path, monkeypatch):
     ],
     ids=lambda line: line[:20],
 )
-def test_a_damaged_line_is_left_out(line, tmp_path):
+def test_a_corrupt_line_is_left_out(line, tmp_path):
     file = tmp_path / "past_runs.jsonl"
     file.write_text(line + "\n" + json.dumps(vars(RUN)) + "\n", encoding="utf-8")
     assert load_past_runs((file,)) == [RUN]

@@ -227,7 +227,7 @@ def test_pruning_never_deletes_the_last_valid_checkpoint(tmp_path):
     flipped = bytearray(weights.read_bytes())
     flipped[-1] ^= 1
     weights.write_bytes(flipped)
-    assert [p.name for p in checkpoint.prune_checkpoints(c, 1)] == ["step-00000003"], "the damaged one does not count"
+    assert [p.name for p in checkpoint.prune_checkpoints(c, 1)] == ["step-00000003"], "the corrupt one does not count"
     assert [p.name for p in checkpoint.prune_checkpoints(c, 0)] == ["step-00000003"], "one always remains"
     (c / "step-00000003/state.json").unlink()
     assert checkpoint.prune_checkpoints(c, 1) == [] and (c / "step-00000003").is_dir(), (
@@ -235,7 +235,7 @@ def test_pruning_never_deletes_the_last_valid_checkpoint(tmp_path):
     )
 
 
-# ---- damaged and hostile -------------------------------------------------------------------------
+# ---- corrupt and hostile -------------------------------------------------------------------------
 
 
 class Bomb:
@@ -288,7 +288,7 @@ def test_a_manifest_cannot_point_outside(tmp_path, name):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert_refused(path, "manifest.json is damaged")
+    assert_refused(path, "manifest.json is corrupt")
 
 
 def test_a_link_to_elsewhere_is_refused(tmp_path):
@@ -425,7 +425,7 @@ def test_a_run_a_stage_and_a_checkpoint_are_resolved(tmp_path):
         checkpoint.resolve_checkpoint(tmp_path)
 
 
-def test_an_older_checkpoint_that_replaces_a_damaged_one_is_named(tmp_path):
+def test_an_older_checkpoint_that_replaces_a_corrupt_one_is_named(tmp_path):
     older, newest = (write_checkpoint(tmp_path / "sft/checkpoints", step) for step in (1, 2))
     (newest / "manifest.json").unlink()
     with pytest.warns(UserWarning, match=r"skipped: .*step-00000002.*; .*step-00000001 is used"):

@@ -50,7 +50,7 @@ def test_a_name_with_a_slash_is_no_part_and_is_appended(record, tmp_path):
 
 
 @pytest.mark.parametrize("record", WRITERS)
-def test_lines_of_older_versions_and_damaged_ones_count_as_far_as_they_say(record, tmp_path):
+def test_lines_of_older_versions_and_corrupt_ones_count_as_far_as_they_say(record, tmp_path):
     stage_dir = tmp_path / "sft"
     writer = JsonlWriter(stage_dir / "evals.jsonl")
     for line in ({"name": "core", "n": 100}, {"name": "bits_per_byte", "value": 1.5}, {"name": ["core"], "n": 10**9}):

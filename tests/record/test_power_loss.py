@@ -54,8 +54,8 @@ def load_newest(run: Path) -> tuple[int, int] | None:
     return step, version
 
 
-def damage(run: Path) -> None:
-    """Leaves what a cut during a second save of step 2 may leave: the backup, and a damaged checkpoint."""
+def corrupt(run: Path) -> None:
+    """Leaves what a cut during a second save of step 2 may leave: the backup, and a corrupt checkpoint."""
     final = checkpoints_of(run) / "step-00000002"
     shutil.copytree(final, final.with_name("step-00000002.old"))
     (final / "model.safetensors").write_bytes(b"")
@@ -85,7 +85,7 @@ SCENARIOS = {
     "retention of several": Scenario(save_all((1,), (2,), (3,), (4,)), (4, 1), ((prune(2), (4, 1)),)),
     "a step saved again": Scenario(save_all((1,), (2,)), (2, 1), ((save_all((2, 2)), (2, 2)),)),
     "a step saved again after a cut": Scenario(
-        lambda run: [save_all((1,), (2,))(run), damage(run)], (2, 1), ((save_all((2, 3)), (2, 3)),)
+        lambda run: [save_all((1,), (2,))(run), corrupt(run)], (2, 1), ((save_all((2, 3)), (2, 3)),)
     ),
     "rollback, save, retention": Scenario(
         save_all((10,), (12,), (13,)),

@@ -5,7 +5,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.record import checkpoint
-from fledgling.record.state_shape import find_state_damage, require_sound_state
+from fledgling.record.state_shape import find_state_corruption, require_sound_state
 
 ENTRY = {"after_step": 0, "recipe": "", "machine": {}, "files": {"rl.rewards": "ab"}}
 SOUND = {
@@ -20,10 +20,10 @@ SOUND = {
 
 @pytest.mark.parametrize("state", [{}, SOUND, {**SOUND, "history": []}, {"name": "imported", "positions": {}}])
 def test_what_a_version_does_not_write_is_not_missed(state):
-    assert find_state_damage(state) == ""
+    assert find_state_corruption(state) == ""
 
 
-DAMAGED = [
+CORRUPT = [
     ({"history": "x"}, "history is 'x', expected a list"),
     ({"history": [{"after_step": "a"}]}, "history[0] is {'after_step': 'a'}, expected after_step, recipe, machine"),
     ({"history": [ENTRY, {**ENTRY, "after_step": "a"}]}, "history[1].after_step is 'a', expected a number of steps"),
@@ -39,9 +39,9 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("values", "expected"), DAMAGED)
+@pytest.mark.parametrize(("values", "expected"), CORRUPT)
 def test_a_value_of_another_kind_is_named(values, expected, tmp_path):
-    assert find_state_damage(SOUND | values) == expected
+    assert find_state_corruption(SOUND | values) == expected
     path = checkpoint.save_checkpoint(tmp_path, 4, {"model": {"w": torch.zeros(1)}}, SOUND | values)
     with pytest.raises(UserError, match=r"in state\.json"):
         require_sound_state(path)

@@ -1,4 +1,4 @@
-"""Damaged files of a run are named by its report, each in one line, and the others are reported."""
+"""Corrupt files of a run are named by its report, each in one line, and the others are reported."""
 
 import json
 
@@ -16,7 +16,7 @@ def run(tmp_path):
     return make_run(tmp_path / "run", stages=("pretrain", "sft"), scale=0.05)
 
 
-def test_an_undamaged_run_has_no_damaged_file(run):
+def test_an_intact_run_has_no_corrupt_file(run):
     assert summarize_run(run)["unreadable"] == []
 
 
@@ -24,7 +24,7 @@ def test_an_undamaged_run_has_no_damaged_file(run):
     "name", ["recipe.toml", "environment.json", "plan.json", "pretrain/plan.json", "sft/done.json"]
 )
 @pytest.mark.parametrize("content", [b'{"a": ', b"[1, 2]", b"\xff\xfe", b"[" * 100_000], ids=repr)
-def test_a_damaged_file_is_named(run, name, content):
+def test_a_corrupt_file_is_named(run, name, content):
     if name == "recipe.toml" and content == b"[1, 2]":
         content = b"a = ["
     (run / name).write_bytes(content)
@@ -33,7 +33,7 @@ def test_a_damaged_file_is_named(run, name, content):
 
 
 @pytest.mark.parametrize("name", [name for name in STAGE_FILES if name.endswith(".jsonl")])
-def test_damaged_lines_are_counted_but_not_the_line_that_is_being_written(run, name):
+def test_corrupt_lines_are_counted_but_not_the_line_that_is_being_written(run, name):
     path = run / "sft" / name
     before = path.read_bytes() if path.exists() else b""
     path.write_bytes(before + b'{"step": 1\n[3]\n{"step": ')

@@ -39,7 +39,7 @@ def test_a_peak_far_below_the_known_one_is_measured_again_and_the_higher_one_cou
     "text",
     ["", "[1]", '{"a": 1}', '{"a": {"peak_flops": 1e30, "date": "x"}}', '{"a": {"peak_flops": NaN, "date": ""}}'],
 )
-def test_a_damaged_file_says_nothing(text):
+def test_a_corrupt_file_says_nothing(text):
     find_peak_file().parent.mkdir()
     find_peak_file().write_text(text)
     assert compare_with_known_peak("a", 2e9, never) == (2e9, "")

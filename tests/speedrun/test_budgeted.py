@@ -118,7 +118,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
         go(recipe, clock, Budget(300.0, "--minutes 5"))
     for text, reason in (("[]", "not a JSON object"), ("{}", "it has no 'recipe'"), ('{"recipe": 1}', "")):
         (run_dir / "forecast.json").write_text(text)
-        with pytest.raises(UserError, match=rf"forecast.json is damaged \({reason}.*\): delete the run, or choose"):
+        with pytest.raises(UserError, match=rf"forecast.json is corrupt \({reason}.*\): delete the run, or choose"):
             go(recipe, clock)
 
 

@@ -1,4 +1,4 @@
-"""CORE's prompts as text, worked out by hand for each kind of task and convention; files that are damaged.
+"""CORE's prompts as text, worked out by hand for each kind of task and convention; files that are corrupt.
 
 Random(1234 + i).sample(range(3), 2) is [1, 0], [2, 1], [2, 1], [0, 1] for i = 0 to 3: places among the other items.
 """

@@ -1,4 +1,4 @@
-"""Public sets as tasks: which split is read when, and errors for missing or damaged files."""
+"""Public sets as tasks: which split is read when, and errors for missing or corrupt files."""
 
 import gzip
 import json
@@ -97,7 +97,7 @@ def test_a_truncated_archive_an_empty_file_and_a_torn_table_raise_errors(root, t
     path = tmp_path / "evals" / "humaneval" / "HumanEval.jsonl.gz"
     path.parent.mkdir(parents=True)
     path.write_bytes(archive[: len(archive) // 2])
-    with pytest.raises(UserError, match="damaged or cut off"):
+    with pytest.raises(UserError, match="corrupt or cut off"):
         load_task("humaneval", tmp_path).list_exams({TEST: 1})
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match="holds no row"):
@@ -105,5 +105,5 @@ def test_a_truncated_archive_an_empty_file_and_a_torn_table_raise_errors(root, t
     table = tmp_path / "smoltalk" / "data" / "train-0.parquet"
     shutil.copytree(root / "smoltalk", tmp_path / "smoltalk")
     table.write_bytes((root / "smoltalk/data/all/train-00000-of-00001.parquet").read_bytes()[:-40])
-    with pytest.raises(UserError, match="damaged or not a parquet file"):
+    with pytest.raises(UserError, match="corrupt or not a parquet file"):
         len(load_source("smoltalk", tmp_path))

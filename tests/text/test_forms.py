@@ -122,7 +122,7 @@ def test_a_form_is_named(form):
     assert name == form or name in ("messages", "ShareGPT", "prompt, completion")
 
 
-DAMAGED = {
+MALFORMED = {
     "no form of a conversation has the columns text": {"text": "A document."},
     "expected a list of messages, got str 'Hi'": {"messages": "Hi"},
     "expected a list of messages, got list '[]'": {"messages": []},
@@ -151,10 +151,10 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("problem", DAMAGED)
+@pytest.mark.parametrize("problem", MALFORMED)
 def test_a_row_that_is_no_conversation_is_one_line(problem):
     with pytest.raises(UserError) as error:
-        parse_conversation(DAMAGED[problem], "data.jsonl:7")
+        parse_conversation(MALFORMED[problem], "data.jsonl:7")
     line = str(error.value)
     assert line.startswith("data.jsonl:7: ") and problem in line and "\n" not in line
     assert "; expected {" in line or "nothing to learn" in line

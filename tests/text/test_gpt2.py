@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer is read from its two files, and damaged files are refused."""
+"""GPT-2's tokenizer is read from its two files, and corrupt files are refused."""
 
 import json
 import os

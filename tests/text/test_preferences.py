@@ -1,4 +1,4 @@
-"""Pairs in every common shape are the same two conversations; a damaged one is one line."""
+"""Pairs in every common shape are the same two conversations; a malformed one is one line."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_a_judged_answer_has_a_label(label):
     assert parse_judged(row, "here") == [(EXPECTED[1], False)]
 
 
-DAMAGED = {
+MALFORMED = {
     'no "rejected" in the columns': {"prompt": "Hi", "chosen": "Hello."},
     'no "chosen" in the columns none': {},
     "no message of the user": {"chosen": "Hello.", "rejected": "No."},
@@ -65,10 +65,10 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("problem", DAMAGED)
-def test_a_damaged_pair_is_one_line(problem):
+@pytest.mark.parametrize("problem", MALFORMED)
+def test_a_malformed_pair_is_one_line(problem):
     with pytest.raises(UserError) as error:
-        parse_pair(DAMAGED[problem], "pairs.jsonl:3")
+        parse_pair(MALFORMED[problem], "pairs.jsonl:3")
     line = str(error.value)
     assert line.startswith("pairs.jsonl:3: ") and problem in line and "expected {" in line and "\n" not in line
 

@@ -103,19 +103,19 @@ def test_copies_are_overwritten_and_never_shared():
     assert second["a"] is first["a"] and second["a"].eq(0).all() and second["b"].eq(1).all()
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_named_and_written_again(tmp_path):
+def test_a_corrupt_newest_checkpoint_is_skipped_named_and_written_again(tmp_path):
     recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
-    damaged = checkpoints / "step-00000006" / "optimizer.safetensors"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-5] + bytes([content[-5] ^ 16]) + content[-4:])
+    corrupt = checkpoints / "step-00000006" / "optimizer.safetensors"
+    content = corrupt.read_bytes()
+    corrupt.write_bytes(content[:-5] + bytes([content[-5] ^ 16]) + content[-4:])
     (checkpoints.parent / "done.json").unlink()
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     notices = [line["text"] for line in read_lines(recipe, "notices")]
     assert any("skipped" in text and "step-00000006" in text and "optimizer.safetensors" in text for text in notices)
     assert "pretrain: resuming after step 4 of 6" in notices
-    assert damaged.read_bytes() == content
+    assert corrupt.read_bytes() == content
 
 
 # ---- a write that fails --------------------------------------------------------------------------

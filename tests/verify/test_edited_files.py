@@ -105,7 +105,7 @@ def stop(run: Path, stage: str) -> None:
     shutil.rmtree(run / stage / "checkpoints/step-00000002")
 
 
-@pytest.mark.parametrize("how", ["gone", "damaged"])
+@pytest.mark.parametrize("how", ["gone", "corrupt"])
 def test_a_resumed_stage_keeps_the_tokens_of_conversations_that_are_gone(how, folder, tmp_path):
     run, chat = shutil.copytree(folder / "run", tmp_path / "run"), folder / "chat.jsonl"
     before = chat.read_text()

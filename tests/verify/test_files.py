@@ -71,12 +71,12 @@ def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, expe
         ("plan.json", "plan.json was changed: not what the seal of the run says"),
         ("environment.json", "environment.json was changed: not what the seal of the run says"),
         ("recipe.toml", "recipe.toml was changed: not what the seal of the run says"),
-        ("seal.json", "seal.json of the run is damaged"),
+        ("seal.json", "seal.json of the run is corrupt"),
         ("data/{shard}/extra.bin", "extra.bin is not in manifest.json"),
         ("tokenizer/tokenizer.json", "tokenizer/tokenizer.json was changed"),
         ("sft/checkpoints/step-00000006/tokenizer.json", "tokenizer.json has"),
         ("sft/checkpoints/step-00000006/extra.bin", "extra.bin is not in manifest.json"),
-        (f"sft/{SEAL}", "seal.json is damaged"),
+        (f"sft/{SEAL}", "seal.json is corrupt"),
     ],
 )
 def test_a_file_that_was_changed_is_named(copy, path, expected):
@@ -137,9 +137,9 @@ def test_a_file_of_the_run_that_was_deleted_is_named(copy, name):
         [],
     ],
 )
-def test_a_seal_of_another_shape_is_damaged(copy, seal):
+def test_a_seal_of_another_shape_is_corrupt(copy, seal):
     (copy / "sft" / SEAL).write_text(json.dumps(seal))
-    assert find_problems(copy) == [f"sft/{SEAL} is damaged"]
+    assert find_problems(copy) == [f"sft/{SEAL} is corrupt"]
 
 
 def test_a_stage_without_its_record_is_named(copy):

@@ -34,7 +34,13 @@ from fledgling.data.shards import token_dtype
 from fledgling.data.stream import BatchBuilder
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.model.transformer import Transformer
-from fledgling.record.atomic_directory import MANIFEST, atomic_directory, describe_files, find_damage, write_manifest
+from fledgling.record.atomic_directory import (
+    MANIFEST,
+    atomic_directory,
+    describe_files,
+    find_corruption,
+    write_manifest,
+)
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import name_dtype
 from fledgling.train.distill.loss import top_k_logprobs
@@ -98,7 +104,7 @@ class PredictionStore:
             vocab_size: of the teacher and the model.
 
         Raises:
-            UserError: a shard is damaged.
+            UserError: a shard is corrupt.
         """
         made_by = {"teacher": identity, "dtype": name_dtype(dtype)}
         self.facts = {"format": FORMAT, **made_by, "top_k": top_k, "temperature": temperature}
@@ -113,11 +119,11 @@ class PredictionStore:
     def _open(self, path: Path) -> None:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            damages = {name: find_damage(path / name, entry, True) for name, entry in manifest["files"].items()}
+            corruptions = {name: find_corruption(path / name, entry, True) for name, entry in manifest["files"].items()}
             if {name: manifest[name] for name in self.facts} != self.facts:
                 raise ValueError("it is of another teacher")
-            if damage := next((f"{name} {text}" for name, text in damages.items() if text), None):
-                raise ValueError(damage)
+            if corruption := next((f"{name} {text}" for name, text in corruptions.items() if text), None):
+                raise ValueError(corruption)
             steps = {str(stream): int(count) for stream, count in manifest["steps"].items()}
             rows, offsets = (np.load(path / f"{name}.npy", allow_pickle=False) for name in ("rows", "offsets"))
             shapes = ("ids", self.dtype, self.top_k), ("logprobs", np.dtype("<f2"), self.top_k + 1)
@@ -129,7 +135,7 @@ class PredictionStore:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{path} is damaged: {reason}; delete it, and its predictions are made again") from None
+            raise UserError(f"{path} is corrupt: {reason}; delete it, and its predictions are made again") from None
         self.shards.append(Shard(rows, offsets, ids, logprobs))
         for stream, count in steps.items():
             self.finished_steps[stream] = max(count, self.finished_steps.get(stream, 0))

@@ -1,4 +1,4 @@
-"""Stored predictions: the teacher's at every target, found by a row's content; damage and change are refused."""
+"""Stored predictions: the teacher's at every target, found by a row's content; corruption and change are refused."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_interrupted_storing_is_resumed_and_a_longer_stage_adds_only_its_own_row
     assert len(store(tmp_path / "data", builder, STEPS + 4)._keys) <= len(opened._keys) + 16
 
 
-def test_another_text_teacher_or_dtype_and_a_damaged_shard_are_refused(tmp_path):
+def test_another_text_teacher_or_dtype_and_a_corrupt_shard_are_refused(tmp_path):
     opened = store(tmp_path / "data", make_builder(tmp_path / "tokens"))
     other = make_builder(tmp_path / "others", seed=1).build_batches(0)[0]
     with pytest.raises(UserError, match="has no predictions of a row that is read now"):
@@ -97,5 +97,5 @@ def test_another_text_teacher_or_dtype_and_a_damaged_shard_are_refused(tmp_path)
     content = bytearray(file.read_bytes())
     content[7] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"shard-00000 is damaged: logprobs.bin does not match its SHA-256"):
+    with pytest.raises(UserError, match=r"shard-00000 is corrupt: logprobs.bin does not match its SHA-256"):
         PredictionStore(tmp_path / "data", "id", torch.float32, 5, 1.0, 60)
