@@ -89,9 +89,9 @@ def measure_constrained(
 
 
 def measure_suite(folder: Path) -> dict[str, int]:
-    """Returns counts over the cases of a JSON-Schema-Test-Suite: schemas that are compiled or refused, and instances.
+    """Returns counts over the cases of a JSON-Schema-Test-Suite: schemas that are compiled or rejected, and instances.
 
-    A valid instance may be refused (its keys are in another order than the schema's); an invalid one that is accepted
+    A valid instance may be rejected (its keys are in another order than the schema's); an invalid one that is accepted
     would break what a schema promises.
 
     Args:
@@ -104,7 +104,7 @@ def measure_suite(folder: Path) -> dict[str, int]:
             try:
                 grammar = compiler.compile_schema(group["schema"])
             except UserError:
-                counts["schemas refused"] += 1
+                counts["schemas rejected"] += 1
                 continue
             counts["schemas compiled"] += 1
             for case in group["tests"]:
@@ -112,7 +112,7 @@ def measure_suite(folder: Path) -> dict[str, int]:
                 matcher = grammar.start().matcher
                 accepted = matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
                 kind = "valid" if case["valid"] else "invalid"
-                counts[f"{kind} {'accepted' if accepted else 'refused'}"] += 1
+                counts[f"{kind} {'accepted' if accepted else 'rejected'}"] += 1
     return dict(counts)
 
 

@@ -213,7 +213,7 @@ def run_hostile(pipe: Connection, name: str, port: int, connections: int) -> Non
         try:
             ask(port, **settings)
         except OSError:
-            time.sleep(0.01)  # refused, as it must be
+            time.sleep(0.01)  # rejected, as it must be
 
 
 def _hold_connections(pipe: Connection, opening: bytes, port: int, count: int) -> None:

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: one thread each, and
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# The same examples in every run: a commit is not refused for what another one did. `make test-all` draws new ones.
+# The same examples in every run: a commit does not fail for what another one did. `make test-all` draws new ones.
 settings.register_profile("fledgling", deadline=None, derandomize=not os.environ.get("FLEDGLING_FULL"))
 settings.load_profile("fledgling")
 

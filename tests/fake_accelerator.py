@@ -1,6 +1,6 @@
 """A device that is not there: fake tensors on "cuda", "xpu" or "mps" that can be sliced and differentiated.
 
-PyTorch for CPUs refuses both without a guard for the device and an accelerator that says it is present. A small library
+PyTorch for CPUs rejects both without a guard for the device and an accelerator that says it is present. A small library
 adds them to the process, which must be one of its own: `python -m tests.fake_accelerator_steps`.
 """
 

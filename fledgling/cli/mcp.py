@@ -19,7 +19,7 @@ MAX_SHOWN_CHARACTERS = 1000  # of a call's arguments
 def start_mcp_tools(
     commands: Sequence[str], allowed: Sequence[str], ask: Callable[[str, dict[str, Any]], bool] | None = None
 ) -> McpTools | None:
-    """Starts MCP servers; None without a command. Without `ask` a tool that is not allowed is refused."""
+    """Starts MCP servers; None without a command. Without `ask` a tool that is not allowed is denied."""
     if not commands:
         if allowed:
             raise UserError(f"--allow-tool {allowed[0]}: there is no MCP server; name one with --mcp COMMAND")
@@ -33,7 +33,7 @@ def start_mcp_tools(
 
 
 def ask_in_terminal(name: str, arguments: dict[str, Any]) -> bool:
-    """Shows a call and returns whether the user agrees. Ctrl-C and the end of the input refuse."""
+    """Shows a call and returns whether the user agrees. Ctrl-C and the end of the input deny."""
     text = json.dumps(arguments, ensure_ascii=False)
     more = f" ... ({len(text):,} characters)" if len(text) > MAX_SHOWN_CHARACTERS else ""
     shown = escape_control_characters(text[:MAX_SHOWN_CHARACTERS]).replace("\n", " ")

@@ -1,7 +1,7 @@
-"""What happens to each setting that is changed when a run is resumed: it takes effect, is refused, ignored or not read.
+"""What happens to a setting that is changed when a run is resumed: it takes effect, is rejected, ignored or not read.
 
 `compare_recipes` compares the recipe that is asked for with the one that a checkpoint was saved with, field by field.
-A change of what the weights, the optimizer's state or the order of the data follow from is refused; a change of what
+A change of what the weights, the optimizer's state or the order of the data follow from is rejected; a change of what
 only concerns finished work is ignored, and one that another setting switches off is not read (`unused_settings.py`).
 Every field of a recipe has a rule here, and tests/config/test_changes.py fails for one without.
 """
@@ -17,7 +17,7 @@ from fledgling.config.recipe import STAGES, Recipe
 from fledgling.config.toml import format_toml_value
 from fledgling.config.unused_settings import explain_unused
 
-Outcome = Literal["takes effect", "refused", "ignored", "not read"]
+Outcome = Literal["takes effect", "rejected", "ignored", "not read"]
 MAX_SHOWN = 40  # characters of a value in the table
 SUPERVISED = ("pretrain", "midtrain", "sft")
 
@@ -49,11 +49,11 @@ NEXT_STEP_RULE = Rule("takes effect", "from the next step on")
 NEXT_EVAL_RULE = Rule("takes effect", "from the next evaluation or save on")
 PLACEMENT_RULE = Rule("takes effect", "it says where and how the run computes")
 PLAN_ONLY_RULE = Rule("takes effect", "only `plan` reads it")
-WEIGHTS = Rule("refused", "the weights were made with it")
-OPTIMIZER_STATE_RULE = Rule("refused", "the optimizer's state has other tensors", "takes effect")
-ADAPTER = Rule("refused", "the stage's adapter was made with it", "takes effect")
-DATA_ORDER_RULE = Rule("refused", "the order of the data follows from it", "takes effect")
-TOKENIZER = Rule("refused", "the run's tokenizer and weights were made with it")
+WEIGHTS = Rule("rejected", "the weights were made with it")
+OPTIMIZER_STATE_RULE = Rule("rejected", "the optimizer's state has other tensors", "takes effect")
+ADAPTER = Rule("rejected", "the stage's adapter was made with it", "takes effect")
+DATA_ORDER_RULE = Rule("rejected", "the order of the data follows from it", "takes effect")
+TOKENIZER = Rule("rejected", "the run's tokenizer and weights were made with it")
 TOKENIZER_TEXT = Rule("ignored", "the run's tokenizer is trained already")
 LABEL_RULE = Rule("takes effect", "a label")
 
@@ -71,7 +71,7 @@ INIT = Rule("ignored", "the run has begun from its initial weights")
 TOP_RULES = {
     "name": LABEL_RULE,
     "description": LABEL_RULE,
-    "seed": Rule("refused", "the weights and the order of the data of every stage follow from it"),
+    "seed": Rule("rejected", "the weights and the order of the data of every stage follow from it"),
     "stages": Rule("takes effect", "for the stages that are not done"),
 }
 TABLE_RULES: dict[str, dict[str, Rule]] = {
@@ -88,7 +88,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "width": WEIGHTS,
         "heads": WEIGHTS,
         "kv_heads": WEIGHTS,
-        "context": Rule("refused", "the weights and the rows of the data were made with it"),
+        "context": Rule("rejected", "the weights and the rows of the data were made with it"),
         "intermediate_size": WEIGHTS,
         "logit_softcap": WEIGHTS,
         "rope_base": WEIGHTS,
@@ -126,7 +126,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "newton_schulz_steps": NEXT_STEP_RULE,
         "equilibrate": NEXT_STEP_RULE,
         "normalize_update": NEXT_STEP_RULE,
-        "tied_updates": Rule("refused", "embedding and head were one matrix for that many updates", "takes effect"),
+        "tied_updates": Rule("rejected", "embedding and head were one matrix for that many updates", "takes effect"),
         "zero_stage": PLACEMENT_RULE,
         "state": NEXT_STEP_RULE,
         "deterministic": PLACEMENT_RULE,
@@ -141,7 +141,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "init_from": Rule("ignored", "the adapter is trained already", "takes effect"),
     },
     "distill": {
-        "teacher": Rule("takes effect", "a teacher whose predictions differ is refused"),
+        "teacher": Rule("takes effect", "a teacher whose predictions differ is rejected"),
         "stages": NEXT_STEP_RULE,
         "match": NEXT_STEP_RULE,
         "weight": NEXT_STEP_RULE,
@@ -196,7 +196,7 @@ SUPERVISED_RULES = {
 DPO_RULES = {
     **LOOP_RULES,
     "mixture": NEXT_EVAL_RULE,
-    "objective": Rule("refused", "the pairs and the trained parameters depend on it", "takes effect"),
+    "objective": Rule("rejected", "the pairs and the trained parameters depend on it", "takes effect"),
     "pairs": DATA_ORDER_RULE,
     "batch_size": DATA_ORDER_RULE,
     "beta": NEXT_STEP_RULE,
@@ -207,7 +207,7 @@ DPO_RULES = {
 RL_RULES = {
     **LOOP_RULES,
     "mixture": NEXT_EVAL_RULE,
-    "algorithm": Rule("refused", "the critic and its optimizer's state depend on it", "takes effect"),
+    "algorithm": Rule("rejected", "the critic and its optimizer's state depend on it", "takes effect"),
     "tasks": DATA_ORDER_RULE,
     "rewards": NEXT_STEP_RULE,
     "reward_timeout": NEXT_STEP_RULE,
@@ -289,7 +289,7 @@ def compare_recipes(
         if table in STAGES and (table != stage or stage in done):
             outcome, reason = ("ignored", f"{table} is done") if table in done else ("takes effect", f"in {table}")
         elif table == stage and is_resumed and field == "steps" and after is not None and after <= step:
-            outcome, reason = "refused", f"the checkpoint has {step} steps already"
+            outcome, reason = "rejected", f"the checkpoint has {step} steps already"
         elif table == stage and is_resumed and field == "micro_batch_size" and _is_smaller(after, before):
             outcome, reason = NEXT_STEP_RULE.outcome, NEXT_STEP_RULE.reason
         elif (

@@ -36,7 +36,7 @@ class ContinuationRow:
     start: int
 
     def __post_init__(self) -> None:
-        """Refuses a row without a scored token, or without a token before the first scored one."""
+        """Rejects a row without a scored token, or without a token before the first scored one."""
         assert 1 <= self.start < len(self.tokens), f"start is {self.start} of a row of {len(self.tokens)} tokens"
 
 

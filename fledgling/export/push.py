@@ -17,7 +17,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 def push_directory(directory: Path, repository: str, private: bool, endpoint: str | None) -> str:
     """Uploads all files of a directory but hidden ones, and returns the address of the repository.
 
-    Raises UserError for a directory that is no export, a name that is none, a missing or refused token, and a hub that
+    Raises UserError for a directory that is no export, a name that is none, a missing or rejected token, and a hub that
     cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -43,7 +43,7 @@ def push_directory(directory: Path, repository: str, private: bool, endpoint: st
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else None
         reason = {401: "the token is missing or wrong (HF_TOKEN)", 403: "the token may not write there (HF_TOKEN)"}
-        raise UserError(f"{api.endpoint} refused the upload: {reason.get(code or 0, f'HTTP {code}')}") from None
+        raise UserError(f"{api.endpoint} rejected the upload: {reason.get(code or 0, f'HTTP {code}')}") from None
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(f"{api.endpoint} cannot be reached or did not answer: {type(error).__name__}") from None
     return str(commit.repo_url)

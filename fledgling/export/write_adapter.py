@@ -40,7 +40,7 @@ base = AutoModelForCausalLM.from_pretrained("BASE"{options})  # of fledgling's r
 model = PeftModel.from_pretrained(base, ".")
 ```
 
-The digest of the base is in the header of `adapter_model.safetensors` too. fledgling refuses other weights; peft does
+The digest of the base is in the header of `adapter_model.safetensors` too. fledgling rejects other weights; peft does
 not read it and puts the adapter on any of the same shape.
 """
 

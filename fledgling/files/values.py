@@ -1,6 +1,6 @@
 """Parses lines of JSON, JSON files and tables, each value with its number, in memory that does not grow with the file.
 
-A value that cannot be read is yielded as the reason, a text; the caller skips, counts or refuses it. Documents
+A value that cannot be read is yielded as the reason, a text; the caller skips, counts or rejects it. Documents
 (`fledgling.corpora`) and rows (`rows.py`) are both read through here.
 """
 

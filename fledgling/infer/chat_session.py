@@ -112,7 +112,7 @@ class ChatSession:
         """Answers `text`: yields content parts as they are sampled, notices, and a FinishEvent at the end.
 
         Abandoning the iterator (close, Ctrl-C) ends the turn with the answer so far; a turn without an answer is
-        dropped. A text that is too long for the context is refused with a notice and the finish reason "context".
+        dropped. A text that is too long for the context is rejected with a notice and the finish reason "context".
         """
         sampling = sampling or SamplingParams()
         if not text.strip():

@@ -37,7 +37,7 @@ MAX_SCHEMA_CHARACTERS = 4000
 MAX_RESULT_CHARACTERS = 2000  # of what the model sees of a result
 MAX_CALL_TOKENS = 500  # a longer call is not run
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-REFUSED = "error: the user refused the call"
+DENIED = "error: the user denied the call"
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class McpTools:
         if not isinstance(name, str) or not isinstance(arguments, dict):
             return 'error: expected {"name": NAME, "arguments": {...}}'
         if name in self.tools and name not in self.allowed and not self.ask(name, arguments):
-            return REFUSED
+            return DENIED
         return self.call(name, arguments)
 
     def extend(self, tool: Tool) -> Tool:

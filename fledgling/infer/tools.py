@@ -1,7 +1,7 @@
 """The tools that a model can call inside an answer: the calculator, and Python in the sandbox.
 
 What a model writes is untrusted text. The result returns as ordinary text, never as control tokens. `calculate` (in
-fledgling/text/calculator.py) bounds what an expression costs; `run_python` passes what its grammar refuses to the
+fledgling/text/calculator.py) bounds what an expression costs; `run_python` passes what its grammar rejects to the
 sandbox's interpreter, which runs in another process.
 """
 

@@ -70,7 +70,7 @@ def hold_lock(
     """Holds the lock of a directory, which is made if it does not exist, during the block.
 
     Args:
-        purpose: what is refused while another process holds it: "pretrain".
+        purpose: what is rejected while another process holds it: "pretrain".
         log: receives a line before this process waits for a sign of a holder on another machine.
         remedy: what else a user can do than wait for the other process.
 

@@ -2,7 +2,7 @@
 
 A value crosses as JSON and is rebuilt on the other side from the exact built-in types, so no class, no `__eq__` and no
 `__hash__` of the sender comes along; pickle and marshal are not used. A message is its length (4 bytes, big-endian) and
-its JSON; one that is too long is refused before it is read.
+its JSON; one that is too long is rejected before it is read.
 
 Imports only the standard library, because it runs inside the jail's own Python.
 """

@@ -1,6 +1,6 @@
 """Moves a fork server into namespaces: a root that holds its Python only, no network, no other processes.
 
-This layer is optional. Landlock and seccomp refuse what a program requests; inside namespaces it does not even exist:
+This layer is optional. Landlock and seccomp deny what a program requests; inside namespaces it does not even exist:
 no path, no network interface, no process number. Many machines (above all containers) do not let a process make
 namespaces, so they are used where they can be made, once for each fork server.
 
@@ -27,7 +27,7 @@ def enter_namespaces(paths: Iterable[str]) -> None:
     """Moves the calling process, which has one thread, into new namespaces whose root holds `paths` only.
 
     Its next child is process 1 of the namespace; when that ends, all others are killed. Raises OSError where a step is
-    refused; the process is then in an undefined state and must end.
+    denied; the process is then in an undefined state and must end.
     """
     user, group = os.getuid(), os.getgid()
     _check_result(_libc.unshare(_MOUNTS | _NAMES | _IPC | _USERS | _PROCESSES | _NETWORK))

@@ -1,7 +1,7 @@
 """Restricts the calling process for good: rlimits, capabilities, Landlock, seccomp.
 
 The restrictions are allowlists. seccomp allows about seventy harmless system calls, a few of them only with harmless
-arguments; Landlock allows reading a list of files and no writing. Everything else is refused, also the new system calls
+arguments; Landlock allows reading a list of files and no writing. Everything else is denied, also the new system calls
 of a newer kernel.
 
 System calls go through ctypes: `pyseccomp` needs libseccomp on the machine and has had no release since 2021,
@@ -81,7 +81,7 @@ def make_landlock_ruleset(readable: Iterable[str], listable: Iterable[str] = ())
     """Returns the descriptor of a Landlock ruleset that forbids all writing and allows reading `readable` only.
 
     readable: files, and directories with all below them. listable: directories whose file names may be listed.
-    From version 4 on TCP is refused too, from version 6 on abstract unix sockets and signals to outside processes.
+    From version 4 on TCP is denied too, from version 6 on abstract unix sockets and signals to outside processes.
     """
     version = get_landlock_version()
     if not version:
@@ -109,7 +109,7 @@ def apply_landlock(ruleset: int) -> None:
 def set_no_new_privileges() -> None:
     """Gives up set-uid programs and file capabilities; Landlock and seccomp require it."""
     if _libc.prctl(_NO_NEW_PRIVS, 1, None, 0, 0):
-        raise RestrictionError("no_new_privs: refused")
+        raise RestrictionError("no_new_privs: denied")
 
 
 def isolate_process(parent: int) -> None:
@@ -124,7 +124,7 @@ def isolate_process(parent: int) -> None:
 def die_with_parent() -> None:
     """Makes the kernel kill the calling process when its parent ends."""
     if _libc.prctl(_SET_PDEATHSIG, 9, None, 0, 0):
-        raise RestrictionError("parent death signal: refused")
+        raise RestrictionError("parent death signal: denied")
 
 
 def drop_capabilities() -> None:
@@ -154,7 +154,7 @@ def build_seccomp_filter(machine: str) -> bytes:
     """Returns the seccomp filter for `machine` as BPF instructions of 8 bytes.
 
     A call of another architecture kills the process, because its numbers mean other calls. A call that is not allowed
-    gets EPERM. clone3 gets ENOSYS, so that libc falls back to clone, which is refused.
+    gets EPERM. clone3 gets ENOSYS, so that libc falls back to clone, which is denied.
     """
     column = list(AUDIT_ARCHITECTURES).index(machine)
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, AUDIT_ARCHITECTURES[machine]), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]

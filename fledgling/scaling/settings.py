@@ -1,6 +1,6 @@
 """The settings that the runs of one folder share, and those of each run: compared by table and key, with defaults.
 
-The same command resumes a folder of runs. `pin_settings` refuses that for another recipe,
+The same command resumes a folder of runs. `pin_settings` rejects that for another recipe,
 `require_same_cell` for a run that has begun as another one, as one that was copied to this name. Does not import torch.
 """
 

@@ -89,7 +89,7 @@ def _describe_model(services: Sequence[Service], request: Request) -> dict[str, 
 
 
 def find_service(services: Sequence[Service], model: str) -> Service:
-    """Returns the service of a model; the first for "" and for a name that none has, which it then refuses."""
+    """Returns the service of a model; the first for "" and for a name that none has, which it then rejects."""
     return next((service for service in services if service.model_name == model), services[0])
 
 

@@ -74,7 +74,7 @@ class ConnectionTable:
         self._waiting: defaultdict[str, dict[LimitedProtocol, None]] = defaultdict(dict)  # longest wait first
 
     def add(self, connection: LimitedProtocol) -> int:
-        """Adds a connection; returns 0, or the status (429 or 503) with which it must be refused.
+        """Adds a connection; returns 0, or the status (429 or 503) with which it must be rejected.
 
         Where the table is full, the connection that has waited longest is closed for it. The longest wait alone
         decides: a new one, whose headers are on their way, must not give way to older ones.
@@ -173,7 +173,7 @@ class LimitedProtocol(H11Protocol):
     # ---- what uvicorn and asyncio call -----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Counts the connection and waits for headers; refuses it where the table is full."""
+        """Counts the connection and waits for headers; rejects it where the table is full."""
         super().connection_made(transport)
         self.address = group_address(self.client[0] if self.client else "")
         status = self.table.add(self)

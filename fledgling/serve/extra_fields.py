@@ -1,4 +1,4 @@
-"""Fields of a body that its class does not have: ignored and counted, or refused by name.
+"""Fields of a body that its class does not have: ignored and counted, or rejected by name.
 
 Clients send a field of their own, replay ours and those of other servers, and name settings that this server has no use
 for. What cannot change an answer is ignored and counted (/metrics). What would change it, and is not supported, is an

@@ -48,7 +48,7 @@ def describe_value(value: Any) -> str:
 
 
 def hex_or_decimal(value: int) -> str:
-    """Returns an integer in decimal digits, a very long one by its length (Python refuses to convert it)."""
+    """Returns an integer in decimal digits, a very long one by its length (Python does not convert it)."""
     return str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
 
 

@@ -1,7 +1,7 @@
 """JSON of an untrusted body: strict, and of a cost that is bounded by the body's size; and JSON of long answers.
 
 Python's own parser accepts what two readers of one body may understand differently (a key twice, NaN) and what makes a
-later step costly (objects of any size). Both are refused here, before any field is validated.
+later step costly (objects of any size). Both are rejected here, before any field is validated.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
-        if scope["type"] == "websocket":  # there is no websocket route: refused before anything is decided by its path
+        if scope["type"] == "websocket":  # there is no websocket route: rejected before anything is decided by its path
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -88,7 +88,7 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one HTTP request."""
-        await (self.app if self._is_allowed(scope) else self._make_refusal())(scope, receive, send)
+        await (self.app if self._is_allowed(scope) else self._make_rejection())(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
         if scope["type"] != "http" or any(route.matches(scope)[0] is Match.FULL for route in self.public):
@@ -100,7 +100,7 @@ class KeyMiddleware:
         )  # Anthropic's header
         return hmac.compare_digest(given.encode(), self.key.encode())
 
-    def _make_refusal(self) -> JSONResponse:
+    def _make_rejection(self) -> JSONResponse:
         text = "an API key is required: Authorization: Bearer KEY"
         body = build_error(text, "invalid_request_error", None, "invalid_api_key")
         return JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})

@@ -1,6 +1,6 @@
 """Request bodies in OpenAI's format, validated completely before anything is tokenized or queued.
 
-What changes an answer is honored or refused by name; what does not is ignored and counted (extra_fields.py): `user`,
+What changes an answer is honored or rejected by name; what does not is ignored and counted (extra_fields.py): `user`,
 `metadata`, what a client adds to our own messages before it sends them back. The OpenAPI description is generated from
 these classes.
 

@@ -46,7 +46,7 @@ class WorkerSettings:
 class AccessOptions:
     """Who may use a server: the API key, further names in the Host header, and origins of other sites' pages.
 
-    is_local: the server listens on loopback, and so refuses names in the Host header that are not its own.
+    is_local: the server listens on loopback, and so rejects names in the Host header that are not its own.
     """
 
     api_key: str | None = None

@@ -121,7 +121,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *arguments, **named)
 
     def wrap_str_format(self, value: Any) -> None:
-        """Returns nothing: `format` is no method that a template may call, and `call` refuses it."""
+        """Returns nothing: `format` is no method that a template may call, and `call` rejects it."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Reads an item or a slice, which is counted."""
@@ -187,7 +187,7 @@ def render_template(source: str, messages: Sequence[Mapping[str, Any]], names: M
         asks: whether the beginning of an answer is added (add_generation_prompt).
 
     Raises:
-        UserError: the template fails, refuses the messages, or does too much.
+        UserError: the template fails, rejects the messages, or does too much.
     """
     environment, template = _compile(source)
     environment.budget = _Budget()

@@ -2,7 +2,7 @@
 
 Start with `reconcile`. `reconcile_settings` compares the recipe with that of the checkpoint that is loaded, says what
 changed in one table, and returns the recipe that really runs. `require_same_parent` finds a stage that was made from
-other weights than its parent has now. `require_tokenizer` puts a lost tokenizer back and refuses another one.
+other weights than its parent has now. `require_tokenizer` puts a lost tokenizer back and rejects another one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def reconcile(
         steps_are_chosen: whether the run, and no user, has set the stage's steps: no changed setting.
 
     Raises:
-        UserError: a refused setting, another parent or another tokenizer.
+        UserError: a rejected setting, another parent or another tokenizer.
     """
     source = saved or parent
     require_same_parent(stage, run_dir / stage, saved, parent)
@@ -71,7 +71,7 @@ def reconcile_settings(
 
     Fields that are ignored, and open ones that a rule had filled, keep the checkpoint's values; those that a rule has
     filled for a stage that begins only now are open again. What takes effect or is ignored is logged as a table. Raises
-    UserError, with the table, if a field is refused.
+    UserError, with the table, if a field is rejected.
 
     Args:
         recipe: of this start.
@@ -103,7 +103,7 @@ def reconcile_settings(
 
 
 def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, newest: Path | None, log: Log) -> None:
-    """Logs which changed settings are ignored because `stage` is done; raises UserError for a refused one.
+    """Logs which changed settings are ignored because `stage` is done; raises UserError for a rejected one.
 
     Args:
         recipe: of this start.
@@ -173,8 +173,8 @@ def _replace_stage(recipe: Recipe, stage: str, table: Any) -> Recipe:
 
 
 def _require_allowed(changed: list[ChangedSetting], stage: str, source: Path, run_dir: Path) -> None:
-    if refused := [c for c in changed if c.outcome == "refused"]:
-        first, others = refused[0], ", ".join(c.name for c in refused[1:])
+    if rejected := [c for c in changed if c.outcome == "rejected"]:
+        first, others = rejected[0], ", ".join(c.name for c in rejected[1:])
         raise UserError(
             f"{stage} cannot be resumed from {source} with {first.name}={first.wanted}: it is {first.saved} there, and "
             f"{first.reason}{f' (also {others})' if others else ''}; leave it, or start another run with "

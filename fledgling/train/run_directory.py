@@ -162,7 +162,7 @@ def has_usable_end(stage_dir: Path, log: Callable[[str], None]) -> bool:
 
 
 def require_done(recipe: Recipe, name: str, run_dir: Path, log: Callable[[str], None]) -> None:
-    """Raises UserError if a finished stage was made from other weights, or with settings that are refused now."""
+    """Raises UserError if a finished stage was made from other weights, or with settings that are rejected now."""
     newest = checkpoint.find_latest_checkpoint(run_dir / name / "checkpoints", check_hashes=False, warn=log)
     parent = None
     with suppress(UserError):  # checkpoints of the stage before may have been deleted to make room

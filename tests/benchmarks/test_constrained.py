@@ -40,5 +40,5 @@ def test_cases_of_a_suite_are_counted(monkeypatch, tokenizer, tmp_path):
     tests = [{"data": value, "valid": isinstance(value, int)} for value in (1, 2, "a")]
     groups = [{"schema": {"type": "integer"}, "tests": tests}, {"schema": {"not": {}}, "tests": tests}]
     (tmp_path / "a.json").write_text(json.dumps(groups))
-    expected = {"schemas compiled": 1, "schemas refused": 1, "valid accepted": 2, "invalid refused": 1}
+    expected = {"schemas compiled": 1, "schemas rejected": 1, "valid accepted": 2, "invalid rejected": 1}
     assert constrained.measure_suite(tmp_path) == expected

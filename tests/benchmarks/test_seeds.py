@@ -1,4 +1,4 @@
-"""Runs of several seeds become one table of middles and ranges; runs that cannot be compared are refused."""
+"""Runs of several seeds become one table of middles and ranges; runs that cannot be compared are rejected."""
 
 import json
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def test_a_copied_run_is_no_second_seed(tmp_path, capsys):
     assert f"{tmp_path / '2'} and {tmp_path / '1'} have the same first step" in error and error.count("\n") == 1
 
 
-def test_a_run_that_has_not_finished_is_refused(tmp_path, capsys):
+def test_a_run_that_has_not_finished_is_rejected(tmp_path, capsys):
     runs = [write_run(tmp_path / f"{seed}", seed, score) for seed, score in SCORES.items()]
     (runs[2] / "sft" / "evals.jsonl").write_text((runs[2] / "sft" / "evals.jsonl").read_text().split("\n")[0] + "\n")
     assert main(["seeds", *map(str, runs), "--results", str(tmp_path)]) == 1

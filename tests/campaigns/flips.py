@@ -1,7 +1,7 @@
 """Single flipped bits over all files of a checkpoint: python -m tests.campaigns.flips --count 500 --seed 1
 
 Every flip changes one bit of one file of the newest checkpoint of a stage. Checks of each: `verify_checkpoint`,
-`load_checkpoint` and `fledgling checkpoint verify` refuse it and name the file, a run would resume from the checkpoint
+`load_checkpoint` and `fledgling checkpoint verify` reject it and name the file, a run would resume from the checkpoint
 before, and with the bit restored the checkpoint is valid again. The files take turns, so that small ones are hit as
 often as large ones.
 """

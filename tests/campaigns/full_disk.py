@@ -9,7 +9,7 @@ Uses its own small file system (tmpfs, in a user namespace), whose size grows pa
             path and space, valid checkpoints only; with more room the same command ends with the bits of a run that
             was never stopped.
 
-Exits with 2 where the kernel refuses namespaces.
+Exits with 2 where the kernel denies namespaces.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def run_saves(place: Path) -> tuple[Counter, list[str]]:
     order = [f"{group}.safetensors" for group in loaded.tensors] + ["state.json", "tokenizer.json"]
     hits = [name for name, count in sorted(pages, key=lambda one: order.index(one[0])) for _ in range(count)]
     hits.append(checkpoint.MANIFEST)
-    real_disk_usage = shutil.disk_usage  # replaced: else every save would be refused before it starts
+    real_disk_usage = shutil.disk_usage  # replaced: else every save would be rejected before it starts
     shutil.disk_usage = lambda path: real_disk_usage(path)._replace(free=2**40)
     hits_by_file, problems, writer = Counter(), [], BackgroundWriter()
     for free_pages in range(len(hits) + 1):

@@ -108,7 +108,7 @@ async def send_question(
     try:
         answer = await get_answer(client, question, stream)
     except openai.RateLimitError:
-        observations.counts["refused (429)"] += 1
+        observations.counts["rejected (429)"] += 1
         await asyncio.sleep(0.2)
         return
     except openai.OpenAIError as error:

@@ -132,7 +132,7 @@ def test_python_dash_m_is_the_same_command():
     ("command", "old", "new"),
     [(command, old, new) for command, options in RENAMED_OPTIONS.items() for old, new in options.items()],
 )
-def test_an_old_option_is_refused_with_its_new_name(command, old, new, capsys):
+def test_an_old_option_is_rejected_with_its_new_name(command, old, new, capsys):
     assert main([*command.split(), old, "3", "nothing", "nowhere"]) == 2
     expected = f"error: option {old} was renamed to {new} (see fledgling {command} --help)\n"
     assert capsys.readouterr().err == expected

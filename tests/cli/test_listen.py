@@ -19,7 +19,7 @@ def test_other_machines_need_a_key(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["short", "with space", "ümlaut-12345"])
-def test_a_key_that_a_header_cannot_hold_is_refused(key):
+def test_a_key_that_a_header_cannot_hold_is_rejected(key):
     with pytest.raises(UserError, match="at least 8 visible ASCII"):
         choose_api_key("127.0.0.1", key)
 
@@ -34,7 +34,7 @@ def test_a_host_has_no_scheme_and_an_origin_has_one(hosts, origins):
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_number_that_is_no_port_is_refused(port):
+def test_a_number_that_is_no_port_is_rejected(port):
     check_port(0)
     with pytest.raises(UserError, match="expected 0 to 65535"):
         check_port(port)

@@ -42,7 +42,7 @@ def test_only_a_yes_agrees(typed, agreed, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [EOFError, KeyboardInterrupt])
-def test_the_end_of_the_input_and_an_interrupt_refuse(error, monkeypatch):
+def test_the_end_of_the_input_and_an_interrupt_deny(error, monkeypatch):
     def end(text):
         raise error
 

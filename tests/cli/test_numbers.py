@@ -1,4 +1,4 @@
-"""Every option that takes a number with a fraction refuses what is none, in one line that names it and the range."""
+"""Every option that takes a number with a fraction rejects what is none, in one line that names it and the range."""
 
 import typing
 
@@ -7,7 +7,7 @@ import pytest
 from fledgling.cli import main
 from tests.command_tree import iterate_commands
 
-# Command and what it needs, before the option and its value. Each refuses nan, -1 and what is too large.
+# Command and what it needs, before the option and its value. Each rejects nan, -1 and what is too large.
 CASES = {
     "plan --minutes": "",
     "plan --hours": "",
@@ -38,7 +38,7 @@ CASES = {
     "scaling inference --temperature": "no-run",
     "export hf --shard-gb": "no-run {folder}/out",
 }
-AFTER_LOADING = {  # refused as fields of a request or of a sweep's check, once a checkpoint or a sweep is loaded
+AFTER_LOADING = {  # rejected as fields of a request or of a sweep's check, once a checkpoint or a sweep is loaded
     "chat --temperature",
     "chat --top-p",
     "chat --min-p",
@@ -66,7 +66,7 @@ def test_every_number_of_every_command_is_listed_here():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_no_amount_is_refused_in_one_line(case, tmp_path, capfd):
+def test_what_is_no_amount_is_rejected_in_one_line(case, tmp_path, capfd):
     command, option = case.rsplit(" ", 1)
     for value in ("nan", "-1", TOO_LARGE.get(case, "1e300")):
         words = [*command.split(), *CASES[case].format(folder=tmp_path).split()]

@@ -1,4 +1,4 @@
-"""Options that have an effect only together with another are refused without it, in one line."""
+"""Options that have an effect only together with another are rejected without it, in one line."""
 
 import pytest
 
@@ -25,7 +25,7 @@ from fledgling.cli import main
     ],
     ids=" ".join,
 )
-def test_an_option_without_effect_is_refused(words, capsys):
+def test_an_option_without_effect_is_rejected(words, capsys):
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "has no effect with" in err

@@ -60,7 +60,7 @@ def test_another_root_than_the_stated_one_fails(result, capsys):
         ["--evals=-1"],
     ],
 )
-def test_nothing_to_make_again_is_refused(result, capsys, options):
+def test_nothing_to_make_again_is_rejected(result, capsys, options):
     assert cli.main(["verify", "runs/a", *options]) == 1
     assert "expected at least 1 step, more than 0 seconds, and 0 or more scores" in capsys.readouterr().err
 

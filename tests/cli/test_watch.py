@@ -1,4 +1,4 @@
-"""`fledgling watch` as a process: it serves the page until a signal, and refuses what it cannot watch."""
+"""`fledgling watch` as a process: it serves the page until a signal, and rejects what it cannot watch."""
 
 import json
 import signal

@@ -31,7 +31,7 @@ def outcomes(stage: str, *overrides: str, done=(), is_resumed: bool = True, step
 def test_every_field_of_a_recipe_has_a_rule_and_every_rule_a_field():
     for table, field, _ in list_fields(Recipe()):
         rule = find_rule(table, field)  # a new field fails here: decide what happens when it changes
-        assert rule.outcome in ("takes effect", "refused", "ignored") and rule.reason, f"{table}.{field}"
+        assert rule.outcome in ("takes effect", "rejected", "ignored") and rule.reason, f"{table}.{field}"
     ruled = {("", field) for field in TOP_RULES}
     ruled |= {(table, field) for table, rules in {**TABLE_RULES, **STAGE_RULES}.items() for field in rules}
     assert ruled == {(table, field) for table, field, _ in list_fields(Recipe())}
@@ -47,17 +47,17 @@ def test_the_same_recipe_has_no_changes_wherever_its_run_is():
 @pytest.mark.parametrize(
     ("override", "when_resumed", "at_the_next_stage"),
     [
-        ("model.depth=2", "refused", "refused"),
-        ("model.context=128", "refused", "refused"),
-        ("tokenizer.vocab_size=2048", "refused", "refused"),
+        ("model.depth=2", "rejected", "rejected"),
+        ("model.context=128", "rejected", "rejected"),
+        ("tokenizer.vocab_size=2048", "rejected", "rejected"),
         ("tokenizer.max_characters=9", "ignored", "ignored"),
-        ("seed=5", "refused", "refused"),
-        ("optimizer.matrix_optimizer=adamw", "refused", "takes effect"),
+        ("seed=5", "rejected", "rejected"),
+        ("optimizer.matrix_optimizer=adamw", "rejected", "takes effect"),
         ("optimizer.matrix_lr=0.5", "takes effect", "takes effect"),
-        ("sft.batch_tokens=8192", "refused", "takes effect"),
-        ("sft.mixture={embedded=1.0}", "refused", "takes effect"),
+        ("sft.batch_tokens=8192", "rejected", "takes effect"),
+        ("sft.mixture={embedded=1.0}", "rejected", "takes effect"),
         ("sft.steps=9", "takes effect", "takes effect"),
-        ("sft.steps=5", "refused", "takes effect"),
+        ("sft.steps=5", "rejected", "takes effect"),
         ("sft.micro_batch_size=64", "ignored", "takes effect"),
         ("rl.steps=3", "takes effect", "takes effect"),
         ("pretrain.steps=9", "ignored", "ignored"),
@@ -77,13 +77,13 @@ def test_the_order_of_a_mixture_is_part_of_it():
     assert len(items) > 1
     turned = replace(SAVED, sft=replace(SAVED.sft, mixture=dict(items[::-1])))
     changed = compare_recipes(SAVED, turned, "sft", (), True, 5, 1024)
-    assert [(setting.name, setting.outcome) for setting in changed] == [("sft.mixture", "refused")]
+    assert [(setting.name, setting.outcome) for setting in changed] == [("sft.mixture", "rejected")]
 
 
 def test_a_value_that_is_pinned_to_what_it_was_derived_to_is_no_change():
     width = SAVED.model.resolve(1024).width
     assert outcomes("pretrain", f"model.width={width}") == {}
-    assert outcomes("pretrain", "model.depth=3") == {"model.depth": "refused"}  # not the width that follows from it
+    assert outcomes("pretrain", "model.depth=3") == {"model.depth": "rejected"}  # not the width that follows from it
 
 
 def test_smaller_micro_batches_take_effect_and_larger_ones_do_not():

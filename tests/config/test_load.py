@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and with which message, and that a written recipe is read back."""
+"""Recipes: what is read, what is rejected and with which message, and that a written recipe is read back."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -126,7 +126,7 @@ def test_an_old_key_names_its_new_one(table):
         assert str(caught.value) == f'"{table}.{old}" was renamed to "{table}.{new}"'
 
 
-def test_a_run_that_has_recorded_a_small_learning_rate_or_a_removed_key_is_read_and_an_override_is_refused(tmp_path):
+def test_a_run_that_has_recorded_a_small_learning_rate_or_a_removed_key_is_read_and_an_override_is_rejected(tmp_path):
     text = dump_toml(load_recipe("quickstart", ["rl.learning_rate=0.25"])).replace("learning_rate = 0.25", "target = 1")
     assert parse_recipe(text).rl.learning_rate is None, "as older versions wrote it"
     text = dump_toml(load_recipe("quickstart", ["rl.learning_rate=0.25"])).replace("0.25", "0.0002")
@@ -151,7 +151,7 @@ def write_in_old_words(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def test_a_run_or_sweep_that_an_older_version_recorded_is_read_and_an_override_in_old_words_is_refused(tmp_path):
+def test_a_run_or_sweep_that_an_older_version_recorded_is_read_and_an_override_in_old_words_is_rejected(tmp_path):
     recipe = load_recipe("quickstart", ["rl.clip_ratio_high=0.3", "optimizer.matrix_lr=0.02", f'run.out="{tmp_path}"'])
     text = write_in_old_words(recipe)
     assert "further_targets = " in text and "clip_high = " in text and "batch_tokens = 1" in text
@@ -182,7 +182,7 @@ def test_a_value_that_was_renamed_is_read_in_an_old_run(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["rl.batch_tokens", "rl.train_on", "model.vocab_size"])
-def test_a_key_that_nothing_reads_is_refused(key):
+def test_a_key_that_nothing_reads_is_rejected(key):
     with pytest.raises(UserError, match=f'unknown key "{key}"'):
         load_recipe("quickstart", [f"{key}=512"])
 

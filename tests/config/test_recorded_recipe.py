@@ -1,4 +1,4 @@
-"""A run's recipe.toml that was cut is refused by every command, and one that a person has edited is taken."""
+"""A run's recipe.toml that was cut is rejected by every command, and one that a person has edited is taken."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def run(request, tmp_path):
     return tmp_path
 
 
-def test_a_recipe_that_was_cut_at_any_line_end_is_refused(run):
+def test_a_recipe_that_was_cut_at_any_line_end_is_rejected(run):
     lines = TEXT.splitlines(keepends=True)
     place = "state.json" if (run / "sft/checkpoints").exists() else "plan.json"
     for count in (*range(1, len(lines), 9), *range(len(lines) - 12, len(lines))):

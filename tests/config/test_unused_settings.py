@@ -1,4 +1,4 @@
-"""Settings that another one switches off: a change of them takes no effect, and refuses no start."""
+"""Settings that another one switches off: a change of them takes no effect, and prevents no start."""
 
 import pytest
 

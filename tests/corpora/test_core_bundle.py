@@ -73,7 +73,7 @@ def test_it_is_unpacked_where_eval_core_reads_it(server, tmp_path, monkeypatch):
     assert len(server.starts) == 2, "an existing bundle is not fetched again"
 
 
-def test_an_archive_other_than_the_pinned_one_is_refused(server, tmp_path):
+def test_an_archive_other_than_the_pinned_one_is_rejected(server, tmp_path):
     server.body = archive(tmp_path / "a")
     folder, _ = core_bundle.fetch_core_bundle(tmp_path / "data", server.url)
     (folder / "core.yaml").rename(tmp_path / "away")
@@ -82,7 +82,7 @@ def test_an_archive_other_than_the_pinned_one_is_refused(server, tmp_path):
         core_bundle.fetch_core_bundle(tmp_path / "data", server.url)
 
 
-def test_an_archive_without_a_bundle_is_refused(server, tmp_path):
+def test_an_archive_without_a_bundle_is_rejected(server, tmp_path):
     server.body = b"<html>moved</html>"
     with pytest.raises(UserError, match="corrupt, or no archive"):
         core_bundle.fetch_core_bundle(tmp_path, server.url)

@@ -45,7 +45,7 @@ def test_each_kind_can_be_harvested_alone(kind):
         assert blocks and not any('"""' in d.text.split("\n")[0] for d in documents)
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_is_rejected():
     with pytest.raises(UserError, match="corpus kind 'docs': expected some of topics, docstrings"):
         harvest_embedded(("docs",))
 

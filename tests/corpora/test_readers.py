@@ -245,7 +245,7 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name, content, colu
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_paths_and_parquet_columns_are_refused(tmp_path):
+def test_missing_paths_and_parquet_columns_are_rejected(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; expected"):
         read_documents(tmp_path / "nowhere")  # at once, not at the first document
     with pytest.raises(UserError, match="nothing to read in this folder"):

@@ -195,7 +195,7 @@ def test_a_parquet_file_without_the_column_is_one_line(folder, tokenizer, tmp_pa
         tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=2)
 
 
-def test_shards_of_another_tokenizer_are_refused(folder, tokenizer, tmp_path):
+def test_shards_of_another_tokenizer_are_rejected(folder, tokenizer, tmp_path):
     tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1)
     with pytest.raises(UserError, match=r"was made with another tokenizer .*delete it and prepare the data again"):
         TokenizedCorpus.open(tmp_path / "out", "0" * 64)

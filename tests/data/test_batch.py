@@ -35,6 +35,6 @@ def test_every_field_is_moved():
     assert moved.returns is None
 
 
-def test_fields_of_another_shape_are_refused():
+def test_fields_of_another_shape_are_rejected():
     with pytest.raises(AssertionError, match="targets"):
         Batch(torch.zeros(2, 3), torch.zeros(2, 4))

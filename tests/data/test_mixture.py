@@ -38,6 +38,6 @@ def test_a_rare_source_occurs_and_a_weight_of_zero_does_not():
 
 
 @pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf")]])
-def test_invalid_weights_are_refused(weights):
+def test_invalid_weights_are_rejected(weights):
     with pytest.raises(UserError, match="mixture weights"):
         SourceOrder.from_weights(weights)

@@ -88,7 +88,7 @@ def test_no_tokens_give_no_rows(pack, lengths):
     assert plan.num_rows == 0 and len(plan.piece_documents) == 0 and plan.efficiency == 1.0
 
 
-def test_a_conversation_longer_than_the_row_is_refused():
+def test_a_conversation_longer_than_the_row_is_rejected():
     with pytest.raises(AssertionError, match="truncate it first"):
         pack_best_fit(np.array([3, 9]), 8)
 

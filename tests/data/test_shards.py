@@ -83,7 +83,7 @@ def test_a_directory_of_other_files_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [[64], [-1], [3, 70_000]])
-def test_ids_outside_the_vocabulary_are_refused(tmp_path, tokens):
+def test_ids_outside_the_vocabulary_are_rejected(tmp_path, tokens):
     with pytest.raises(AssertionError, match="vocabulary 64"), ShardWriter(tmp_path / "a", 64) as writer:
         writer.add_document(tokens)
     assert not list(tmp_path.iterdir())
@@ -113,7 +113,7 @@ def test_a_missing_or_unfinished_directory_is_named(tmp_path):
         "\xff",
     ],
 )
-def test_an_invalid_manifest_is_refused(tmp_path, text):
+def test_an_invalid_manifest_is_rejected(tmp_path, text):
     write_shard(tmp_path / "a")
     (tmp_path / "a" / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=MANIFEST):
@@ -148,7 +148,7 @@ def test_every_flipped_bit_is_found_by_verify_hashes(tmp_path, name):
             shard.verify_hashes()
 
 
-def test_ids_of_another_tokenizer_are_refused(tmp_path):
+def test_ids_of_another_tokenizer_are_rejected(tmp_path):
     write_shard(tmp_path / "a", tokenizer="one")
     TokenShard.open(tmp_path / "a", tokenizer="one")
     with pytest.raises(UserError, match="another tokenizer"):

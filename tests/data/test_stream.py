@@ -83,7 +83,7 @@ def test_long_conversations_are_truncated_and_counted():
     assert source.efficiency == (7 + 4) / 18
 
 
-def test_a_source_without_tokens_is_refused():
+def test_a_source_without_tokens_is_rejected():
     with pytest.raises(UserError, match="has no tokens"):
         RowSource(make_shard([], []), "crop", 8, 0, BOS)
 

@@ -1,4 +1,4 @@
-"""Logs of CORE: replayed without a model, continued when torn, refused when foreign."""
+"""Logs of CORE: replayed without a model, continued when torn, rejected when foreign."""
 
 import json
 from pathlib import Path

@@ -106,14 +106,14 @@ def test_log_probabilities_of_pairs_are_negative_and_follow_the_chain_rule(name,
     assert whole == pytest.approx(before + logprob, abs=1e-3)
 
 
-def test_an_empty_continuation_is_refused(scorer):
+def test_an_empty_continuation_is_rejected(scorer):
     """Its probability is 1: among choices it would always be the best."""
     for context in ("the fox", "", " "):
         with pytest.raises(UserError, match="has no token to score"):
             compute_loglikelihoods(scorer, [(context, "")])
 
 
-def test_without_bos_the_first_token_is_refused_by_name():
+def test_without_bos_the_first_token_is_rejected_by_name():
     document = copy.deepcopy(make_joining_engine("digits").tokenizer.tokenizer_json)
     document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] != "<|bos|>"]
     plain = Tokenizer(document)

@@ -163,7 +163,7 @@ def test_a_continuation_longer_than_the_context_is_scored_in_windows(small_engin
         assert list(score.predicted) == [token for _, predicted in alone for token in predicted]
 
 
-def test_a_row_without_a_scored_token_is_refused():
+def test_a_row_without_a_scored_token_is_rejected():
     """Its log-probability would be 0 and its prediction greedy: the best of all choices."""
     for start in (0, 3):
         with pytest.raises(AssertionError, match=f"start is {start} of a row of 3 tokens"):

@@ -1,4 +1,4 @@
-"""A quantized copy of a checkpoint: its size, its quality, and what is refused."""
+"""A quantized copy of a checkpoint: its size, its quality, and what is rejected."""
 
 import pytest
 

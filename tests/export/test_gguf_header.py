@@ -1,4 +1,4 @@
-"""Headers of GGUF files of any source: counts that cannot be true are refused before memory is taken."""
+"""Headers of GGUF files of any source: counts that cannot be true are rejected before memory is taken."""
 
 import struct
 
@@ -55,7 +55,7 @@ for _ in range(MAX_NESTING + 1):
         (header(tensors=1, rest=struct.pack("<Q1sI", 1, b"t", 9)), "9 dimensions"),
     ],
 )
-def test_a_header_that_cannot_be_true_is_refused(data, problem, tmp_path):
+def test_a_header_that_cannot_be_true_is_rejected(data, problem, tmp_path):
     (tmp_path / "x.gguf").write_bytes(data)
     with pytest.raises(ValueError, match=problem):
         check_header(tmp_path / "x.gguf")

@@ -9,7 +9,7 @@ from fledgling.export.read_hf import read_hf
 from fledgling.model.flash_norm import fold_norm_weights
 
 
-def test_a_model_without_a_transformers_class_is_refused_by_setting(make, tokenizer, tmp_path):
+def test_a_model_without_a_transformers_class_is_rejected_by_setting(make, tokenizer, tmp_path):
     for family, fields, word in (
         ("llama", {"qk_norm": True}, "qk_norm"),
         ("llama", {"logit_softcap": 15.0}, "logit_softcap"),

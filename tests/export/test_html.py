@@ -290,7 +290,7 @@ def test_what_the_page_cannot_run_is_one_line_at_export(make, tokenizer, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_feature_that_the_page_does_not_know_is_refused_by_name(make, monkeypatch):
+def test_a_feature_that_the_page_does_not_know_is_rejected_by_name(make, monkeypatch):
     require_supported(make("fledgling", smear=True).config)
     monkeypatch.setattr(html, "FEATURES", html.FEATURES - {"smear"})
     with pytest.raises(UserError, match=r"model\.smear"):

@@ -37,7 +37,7 @@ def exported(tokenizer: Tokenizer, tmp_path_factory) -> tuple[Path, Transformer]
 
 @pytest.fixture
 def page(browser, exported):  # noqa: F811
-    """The page in a browser without a network; a script error, a refused resource or a request fails the test."""
+    """The page in a browser without a network; a script error, a rejected resource or a request fails the test."""
     context = browser.new_context(viewport={"width": 1000, "height": 700}, offline=True)
     opened = context.new_page()
     problems: list[str] = []
@@ -132,9 +132,9 @@ def test_no_text_runs_as_script_or_loads_anything(page):
 def test_the_policy_stops_what_a_fault_of_the_page_would_let_through(browser, exported, attack):  # noqa: F811
     page = browser.new_page()
     page.goto(exported[0].as_uri())
-    attempt = f"Promise.resolve({attack}).then(() => 'ran', () => 'refused')"
-    outcome = page.evaluate(f"() => {{ try {{ return {attempt}; }} catch {{ return 'refused'; }} }}")
-    assert outcome == "refused" and page.evaluate("window.hit") is None
+    attempt = f"Promise.resolve({attack}).then(() => 'ran', () => 'rejected')"
+    outcome = page.evaluate(f"() => {{ try {{ return {attempt}; }} catch {{ return 'rejected'; }} }}")
+    assert outcome == "rejected" and page.evaluate("window.hit") is None
     page.close()
 
 

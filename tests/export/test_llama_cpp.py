@@ -110,7 +110,7 @@ def test_a_tokenizer_of_sentence_piece_is_the_same_in_llama_cpp(kind, make, tmp_
     assert again.encode("über the fox 12") == tokenizer.encode("über the fox 12")
 
 
-def test_a_tokenizer_without_a_name_in_llama_cpp_is_refused(tokenizer, make, tmp_path):
+def test_a_tokenizer_without_a_name_in_llama_cpp_is_rejected(tokenizer, make, tmp_path):
     assert pre_tokenizer_name(tokenizer) == "qwen2"
     assert pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=3)) == "dbrx"
     with pytest.raises(UserError, match="groups of 2"):

@@ -32,6 +32,6 @@ def test_onnxruntime_writes_the_same_tokens(family, make, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_windows_are_refused(make, tmp_path):
+def test_windows_are_rejected(make, tmp_path):
     with pytest.raises(UserError, match="windows"):
         write_onnx(tmp_path / "m.onnx", make("fledgling", window_pattern="SL"))

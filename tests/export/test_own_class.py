@@ -111,7 +111,7 @@ def test_a_plain_model_keeps_the_class_of_transformers(make, tokenizer, tmp_path
         ("num_hidden_layers", None, "num_hidden_layers"),
     ],
 )
-def test_an_edited_configuration_is_refused_by_key(key, value, word, make):
+def test_an_edited_configuration_is_rejected_by_key(key, value, word, make):
     values = to_hf_config(make("fledgling", smear=True).config)
     with pytest.raises(UserError, match=word):
         from_hf_config({**values, key: value})

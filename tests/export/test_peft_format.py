@@ -112,7 +112,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("keys", "tensors", "word"), HOSTILE)
-def test_an_adapter_for_another_model_or_with_a_lying_header_is_refused_in_one_line(
+def test_an_adapter_for_another_model_or_with_a_lying_header_is_rejected_in_one_line(
     make, tmp_path, keys, tensors, word
 ):
     model, adapter = make("llama", depth=2), AdapterConfig("lora", 4, 8.0)
@@ -136,7 +136,7 @@ def test_a_torn_file_and_a_missing_one_are_named(make, tmp_path):
         read_peft(folder, model.config)
 
 
-def test_dora_on_a_part_of_a_joint_matrix_is_refused(make):
+def test_dora_on_a_part_of_a_joint_matrix_is_rejected(make):
     model, adapter = make("gpt2", depth=1), AdapterConfig("dora", 2, 4.0, ("q_proj",))
     with pytest.raises(UserError, match=r"c_attn is one matrix .* name all of q_proj, k_proj, v_proj"):
         to_peft(model.config, adapter, adapt(model, adapter))

@@ -1,4 +1,4 @@
-"""Tests that invalid directories are refused in one line that names the file, the key or the tensor."""
+"""Tests that invalid directories are rejected in one line that names the file, the key or the tensor."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ def directory(make, tokenizer, tmp_path):
     return write_hf.write_hf(tmp_path / "model", model.config, model.state_dict(), tokenizer, "card")
 
 
-def assert_refused(directory, *words) -> None:
+def assert_rejected(directory, *words) -> None:
     with pytest.raises(UserError) as error:
         read_hf(directory)
     assert "\n" not in str(error.value)
@@ -63,9 +63,9 @@ def change(directory, **keys) -> None:
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
-def test_an_unsupported_configuration_is_refused(directory, keys, word):
+def test_an_unsupported_configuration_is_rejected(directory, keys, word):
     change(directory, **keys)
-    assert_refused(directory, word)
+    assert_rejected(directory, word)
 
 
 def rewrite(directory, edit, metadata=None) -> None:
@@ -79,13 +79,13 @@ def test_tensors_that_are_missing_unexpected_or_invalid_are_named(directory):
     name = "model.layers.1.mlp.up_proj.weight"
     good = load_file(directory / "model.safetensors")[name]
     rewrite(directory, lambda t: t.pop(name))
-    assert_refused(directory, name, "missing")
+    assert_rejected(directory, name, "missing")
     rewrite(directory, lambda t: t.update({name: good.T.contiguous()}))
-    assert_refused(directory, name, "shape")
+    assert_rejected(directory, name, "shape")
     rewrite(directory, lambda t: t.update({name: good.to(torch.int8)}))
-    assert_refused(directory, name, "int8")
+    assert_rejected(directory, name, "int8")
     rewrite(directory, lambda t: t.update({name: good, "model.layers.1.mlp.extra": good.clone()}))
-    assert_refused(directory, "model.layers.1.mlp.extra", "left over")
+    assert_rejected(directory, "model.layers.1.mlp.extra", "left over")
 
 
 def test_a_pickle_is_never_read(directory):
@@ -95,9 +95,9 @@ def test_a_pickle_is_never_read(directory):
 
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
-    assert_refused(directory, "pytorch_model.bin", "pickle")
+    assert_rejected(directory, "pytorch_model.bin", "pickle")
     (directory / "model.safetensors").write_bytes(pickle.dumps(Evil()))
-    assert_refused(directory, "weights cannot be read")
+    assert_rejected(directory, "weights cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_a_pickle_is_never_read(directory):
         struct.pack("<Q", 80) + b'{"model.norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,10000000000]}}',
     ],
 )
-def test_hostile_headers_are_refused(directory, content):
+def test_hostile_headers_are_rejected(directory, content):
     (directory / "model.safetensors").write_bytes(content)
-    assert_refused(directory, "model.safetensors: weights cannot be read")
+    assert_rejected(directory, "model.safetensors: weights cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_hostile_headers_are_refused(directory, content):
         ([64], [0, 256], "OBJECT"),
     ],
 )
-def test_an_impossible_tensor_header_is_refused_by_name(directory, shape, offsets, kind):
+def test_an_impossible_tensor_header_is_rejected_by_name(directory, shape, offsets, kind):
     """In a shard, so that the index and all other tensors are valid."""
     file = directory / "model.safetensors"
     tensors = load_file(file)
@@ -139,20 +139,20 @@ def test_an_impossible_tensor_header_is_refused_by_name(directory, shape, offset
     file.unlink()
     where = {**dict.fromkeys(tensors, "a.safetensors"), "model.norm.weight": "b.safetensors"}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    assert_refused(directory, "b.safetensors", "tensor model.norm.weight")
+    assert_rejected(directory, "b.safetensors", "tensor model.norm.weight")
 
 
-def test_a_duplicate_tensor_or_key_is_refused(directory):
+def test_a_duplicate_tensor_or_key_is_rejected(directory):
     file, settings = directory / "model.safetensors", directory / "config.json"
     raw = file.read_bytes()
     size = struct.unpack("<Q", raw[:8])[0]
     header, twice = raw[8 : 8 + size].rstrip(), json.loads(raw[8 : 8 + size])["model.norm.weight"]
     header = header[:-1] + b', "model.norm.weight": ' + json.dumps(twice).encode() + b"}"
     file.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + size :])
-    assert_refused(directory, "weights cannot be read", "model.norm.weight appears twice")
+    assert_rejected(directory, "weights cannot be read", "model.norm.weight appears twice")
     file.write_bytes(raw)
     settings.write_text(settings.read_text().rstrip()[:-1] + ', "hidden_size": 64}')
-    assert_refused(directory, "config.json", "hidden_size appears twice")
+    assert_rejected(directory, "config.json", "hidden_size appears twice")
 
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "model.bin"])
@@ -164,36 +164,36 @@ def test_an_index_cannot_leave_the_directory(directory, file, tmp_path):
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     assert len(read_hf(directory).state) == len(names)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where | {names[3]: file}}))
-    assert_refused(directory, names[3])
+    assert_rejected(directory, names[3])
 
 
-def test_an_index_with_missing_files_or_tensors_is_refused(directory):
+def test_an_index_with_missing_files_or_tensors_is_rejected(directory):
     weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
     names = list(load_file(weights))
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "other.safetensors")}))
-    assert_refused(directory, "other.safetensors")
+    assert_rejected(directory, "other.safetensors")
     index.write_text(json.dumps({"weight_map": {**dict.fromkeys(names, "part.safetensors"), "x": "part.safetensors"}}))
-    assert_refused(directory, "tensor x")
+    assert_rejected(directory, "tensor x")
     for content in ("{}", '{"weight_map": []}', "[" * 100_000):
         index.write_text(content)
-        assert_refused(directory, "index.json")
+        assert_rejected(directory, "index.json")
 
 
-def test_other_directories_are_refused(directory, tmp_path):
-    assert_refused(tmp_path / "nothing", "does not exist")
-    assert_refused(directory / "config.json", "is a file")
+def test_other_directories_are_rejected(directory, tmp_path):
+    assert_rejected(tmp_path / "nothing", "does not exist")
+    assert_rejected(directory / "config.json", "is a file")
     (directory / "tokenizer.json").unlink()
-    assert_refused(directory, "tokenizer.json")
+    assert_rejected(directory, "tokenizer.json")
     (directory / "config.json").write_text("not json")
-    assert_refused(directory, "config.json")
+    assert_rejected(directory, "config.json")
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(directory):
+def test_a_tokenizer_larger_than_the_embedding_is_rejected(directory):
     document = json.loads((directory / "tokenizer.json").read_text())
     document["model"]["vocab"]["extra"] = 999
     (directory / "tokenizer.json").write_text(json.dumps(document))
-    assert_refused(directory, "1000 entries")
+    assert_rejected(directory, "1000 entries")
 
 
 def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_path):
@@ -202,7 +202,7 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_p
     rewrite(out, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
     assert torch.equal(read_hf(out).state["head.weight"], model.head.weight)
     rewrite(out, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
-    assert_refused(out, "lm_head.weight")
+    assert_rejected(out, "lm_head.weight")
 
 
 def test_gpt2_loads_in_its_published_form(make, tokenizer, tmp_path):

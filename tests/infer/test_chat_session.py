@@ -75,7 +75,7 @@ def test_overflow_drops_the_oldest_turns_with_a_notice(adder) -> None:
     assert len(dropped) == 1 and re.search(r": the [2-9] oldest turns were dropped$", dropped[0])
 
 
-def test_a_text_longer_than_the_context_is_refused(adder) -> None:
+def test_a_text_longer_than_the_context_is_rejected(adder) -> None:
     session = ChatSession(adder)
     list(session.reply("add", GREEDY))
     notice, end = session.reply("much " * 100, GREEDY)

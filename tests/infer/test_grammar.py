@@ -137,7 +137,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_schema_is_refused_or_bounded(engine, tokenizer, name):
+def test_a_hostile_schema_is_rejected_or_bounded(engine, tokenizer, name):
     start = time.process_time()
     try:
         state = engine.grammars.compile_schema(HOSTILE[name]).start()

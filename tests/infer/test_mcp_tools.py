@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.config import UserError
-from fledgling.infer.mcp_tools import MAX_RESULT_CHARACTERS, REFUSED, McpTools, clean_text
+from fledgling.infer.mcp_tools import DENIED, MAX_RESULT_CHARACTERS, McpTools, clean_text
 from fledgling.infer.tools import CALCULATOR
 
 pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the extra `mcp` is not installed")
@@ -48,7 +48,7 @@ def test_every_call_is_asked_for_unless_its_tool_is_allowed(tools):
     tools.questions.clear()
     assert tools.run(call("echo", text="hi")) == "hi" and tools.questions == []
     assert tools.run(call("add", a=2, b=3)) == "5"
-    assert tools.run(call("add", a=13, b=3)) == REFUSED
+    assert tools.run(call("add", a=13, b=3)) == DENIED
     assert tools.questions == [("add", {"a": 2, "b": 3}), ("add", {"a": 13, "b": 3})]
 
 
@@ -72,7 +72,7 @@ def test_the_calls_of_other_tools_go_to_them(tools):
     assert tool.run("2+3") == "5" and tool.run(call("echo", text="x")) == "x"
 
 
-def test_two_servers_with_a_tool_of_one_name_are_refused(tools):
+def test_two_servers_with_a_tool_of_one_name_are_rejected(tools):
     with pytest.raises(UserError, match="has a tool add, as another server does"):
         tools._add_tool("add", "", {}, 0)
 

@@ -1,4 +1,4 @@
-"""Loading a model from a checkpoint; one whose weights do not fit its description is refused in one line."""
+"""Loading a model from a checkpoint; one whose weights do not fit its description is rejected in one line."""
 
 import pytest
 import torch

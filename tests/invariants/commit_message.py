@@ -15,7 +15,7 @@ SCISSORS = re.compile(r"^# -+ >8 -+$.*", re.MULTILINE | re.DOTALL)
 
 
 def find_fault(message: str) -> str:
-    """Returns why a commit message is refused, "" if it is not. Comments of git are left out."""
+    """Returns why a commit message is rejected, "" if it is not. Comments of git are left out."""
     lines = [line.rstrip() for line in SCISSORS.sub("", message).split("\n") if not line.startswith("#")]
     subject, *rest = "\n".join(lines).strip().split("\n")
     if WRITTEN_BY_GIT.match(subject):
@@ -28,7 +28,7 @@ def find_fault(message: str) -> str:
 
 
 def main() -> None:
-    """Ends with a line and exit code 1 for a message that is refused."""
+    """Ends with a line and exit code 1 for a message that is rejected."""
     if fault := find_fault(Path(sys.argv[1]).read_text(encoding="utf-8")):
         raise SystemExit(f"commit message: {fault}")
 

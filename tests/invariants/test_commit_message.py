@@ -20,7 +20,7 @@ from tests.invariants.structure import ROOT
         ("fixup! Names are standard\n", ""),
     ],
 )
-def test_a_message_without_a_body_is_refused(message, fault):
+def test_a_message_without_a_body_is_rejected(message, fault):
     found = find_fault(message)
     assert fault in found and bool(found) == bool(fault)
 

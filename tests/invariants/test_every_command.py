@@ -266,7 +266,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "--set run.compile=off --set model.width=64 --json",
     },
 ]
-REFUSED = {  # options that need what a test does not have: refused in one line
+REJECTED = {  # options that need what a test does not have: rejected in one line
     "fledgling watch runs/quickstart --host 0.0.0.0 --api-key short --port 0": "at least 8",
     "fledgling serve runs/quickstart --compare runs/quickstart/sft --host 0.0.0.0 --api-key short --model-name a "
     "--max-batch-size 2 --max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --num-speculative-tokens 2 "
@@ -329,13 +329,13 @@ def test_a_shown_command_runs(walk, folder, monkeypatch, capfd):
         assert "Traceback" not in capfd.readouterr().err, smaller or shown
 
 
-@pytest.mark.parametrize("line", REFUSED, ids=lambda line: line[10:40])
-def test_what_cannot_run_here_is_refused_in_one_line(line, folder, monkeypatch, capfd):
+@pytest.mark.parametrize("line", REJECTED, ids=lambda line: line[10:40])
+def test_what_cannot_run_here_is_rejected_in_one_line(line, folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("FLEDGLING_DATA", str(folder / "data"))
     assert run_line(line) == 1
     error = capfd.readouterr().err
-    assert REFUSED[line] in error and error.startswith("error: ") and error.count("\n") == 1
+    assert REJECTED[line] in error and error.startswith("error: ") and error.count("\n") == 1
 
 
 def normalize(line: str) -> str:

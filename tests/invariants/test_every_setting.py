@@ -1,4 +1,4 @@
-"""Every key of a recipe, set to another value than its default, has the effect it names, or is refused in one line.
+"""Every key of a recipe, set to another value than its default, has the effect it names, or is rejected in one line.
 
 `settings/` has a table with a value for each key, and the tests that set it. Here these tables are compared with the
 dataclasses, so that a new key needs a line there.
@@ -64,7 +64,7 @@ def limited_keys() -> list[tuple[str, float]]:
     return found
 
 
-def test_every_value_below_its_range_is_refused_by_name():
+def test_every_value_below_its_range_is_rejected_by_name():
     keys = limited_keys()
     assert len(keys) > 80
     for key, low in keys:
@@ -73,7 +73,7 @@ def test_every_value_below_its_range_is_refused_by_name():
         assert "expected" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_value_of_another_type_is_refused_by_name():
+def test_a_value_of_another_type_is_rejected_by_name():
     for name, hint in typing.get_type_hints(Recipe).items():
         for field in fields(hint) if hasattr(hint, "__dataclass_fields__") else ():
             if not field.metadata.get("internal"):

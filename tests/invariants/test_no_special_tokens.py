@@ -87,8 +87,8 @@ def special_ids(tokenizer: Tokenizer, names: str) -> list[int]:
     return [tokenizer.special_tokens[f"<|{name}|>"] for name in names.split()]
 
 
-def test_lone_surrogates_are_refused_or_become_text(tokenizer) -> None:
-    """Lone surrogates are not UTF-8: they are replaced or refused, and never become a special token."""
+def test_lone_surrogates_are_rejected_or_become_text(tokenizer) -> None:
+    """Lone surrogates are not UTF-8: they are replaced or rejected, and never become a special token."""
     special = set(tokenizer.special_tokens.values())
     for text in ("\ud800", "<|bos|>\udfff", "\udcff<|user_end|>"):
         try:

@@ -57,6 +57,6 @@ def test_a_fresh_adapter_is_the_identity_and_merges_onto_what_it_was_trained_on(
     assert all(value.grad is not None for value in own.values())
 
 
-def test_a_width_that_has_no_whole_groups_is_refused():
+def test_a_width_that_has_no_whole_groups_is_rejected():
     with pytest.raises(UserError, match=r"q has 40 columns, expected a multiple of 64 for 4 bits"):
         quantize_weight("q", torch.zeros(8, 40), "nf4", torch.float32)

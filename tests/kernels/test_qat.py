@@ -59,7 +59,7 @@ def test_a_step_multiplies_by_what_is_quantized_and_moves_the_full_precision_wei
         assert float(next_token_loss(model, batch)) == float(next_token_loss(make_model(), batch)), "no evaluation is"
 
 
-def test_a_width_that_is_no_whole_number_of_groups_is_refused():
+def test_a_width_that_is_no_whole_number_of_groups_is_rejected():
     model = Transformer(ModelConfig(61, 1, 48, 2, 2, 24))
     with pytest.raises(UserError, match=r"q_proj.weight has 48 columns, expected a multiple of 64 for 4 bits"):
         fake_quantize(model, "int4")

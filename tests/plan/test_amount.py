@@ -1,4 +1,4 @@
-"""An amount of time or money: what is none is refused in one line, and money buys time."""
+"""An amount of time or money: what is none is rejected in one line, and money buys time."""
 
 import math
 
@@ -30,7 +30,7 @@ RANGE = "expected a number above 0 and at most 10,000,000"
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_what_is_no_budget_is_refused(options, message):
+def test_what_is_no_budget_is_rejected(options, message):
     with pytest.raises(UserError) as error:
         read_budget(**{"minutes": None, "hours": None, "usd": None} | options)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""A budget becomes a run: the time that it takes is the budget, and what cannot be is refused in one line."""
+"""A budget becomes a run: the time that it takes is the budget, and what cannot be is rejected in one line."""
 
 import random
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_time_that_earlier_sessions_spent_is_not_planned_again():
 
 
 @pytest.mark.parametrize("minutes", [0.01, 0.1, 0.3])
-def test_a_budget_in_which_nothing_can_be_learned_is_refused_in_one_line(minutes):
+def test_a_budget_in_which_nothing_can_be_learned_is_rejected_in_one_line(minutes):
     with pytest.raises(
         UserError, match=r"nothing can be learned in \d+ s: .* expected at least --minutes [\d.]+"
     ) as error:

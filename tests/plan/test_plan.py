@@ -38,7 +38,7 @@ def test_every_recipe_has_a_plan_with_the_stable_keys(name):
         ({"layout": "odd"}, "whole-logits"),
     ],
 )
-def test_impossible_plans_are_refused(arguments, word):
+def test_impossible_plans_are_rejected(arguments, word):
     with pytest.raises(UserError, match=word):
         make_plan(load_recipe("quickstart"), PlanSettings(**arguments))
 

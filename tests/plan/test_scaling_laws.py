@@ -107,12 +107,12 @@ def test_parameter_counts_are_those_of_the_laws():
 
 
 @pytest.mark.parametrize("C", [0, -1, math.inf, math.nan])
-def test_an_invalid_budget_is_refused(C):
+def test_an_invalid_budget_is_rejected(C):
     with pytest.raises(UserError, match=r"budget \S+: expected a number above 0 and at most 1e\+40, such as 1e18"):
         LAWS["kaplan"].optimum(C)
 
 
-def test_an_unknown_law_is_refused():
+def test_an_unknown_law_is_rejected():
     assert scaling_laws.find_law("kaplan") is LAWS["kaplan"]
     with pytest.raises(UserError, match='did you mean "chinchilla-1"'):
         scaling_laws.find_law("chinchila-1")

@@ -40,7 +40,7 @@ def rewrite_manifest(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps({"format": checkpoint.CHECKPOINT_FORMAT, "files": files}))
 
 
-def assert_refused(path, match):
+def assert_rejected(path, match):
     with pytest.raises(UserError, match=match) as error:
         checkpoint.load_checkpoint(path)
     assert "\n" not in str(error.value)
@@ -197,9 +197,9 @@ def test_a_missing_or_short_file_is_named(tmp_path, name):
     path = write_checkpoint(tmp_path / "c")
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[:-1] if name != "manifest.json" else content[:40])
-    assert_refused(path, name)
+    assert_rejected(path, name)
     (path / name).unlink()
-    assert_refused(path, name)
+    assert_rejected(path, name)
 
 
 def test_the_newest_valid_checkpoint_is_found_and_torn_ones_are_warned_about(tmp_path):
@@ -243,7 +243,7 @@ class Bomb:
         return os.mkdir, (os.environ["FLEDGLING_BOMB"],)
 
 
-def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
+def test_a_pickle_is_rejected_and_never_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEDGLING_BOMB", str(tmp_path / "exploded"))
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb()))
     for function in (checkpoint.load_checkpoint, checkpoint.resolve_checkpoint, checkpoint.verify_checkpoint):
@@ -252,7 +252,7 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path / "c")
     (path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     rewrite_manifest(path)
-    assert_refused(path, "model.safetensors: not a safetensors file")
+    assert_rejected(path, "model.safetensors: not a safetensors file")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -270,11 +270,11 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
         struct.pack("<Q", 71) + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,400]}}               ' + b"\0" * 4,
     ],
 )
-def test_a_hostile_safetensors_header_is_refused(tmp_path, header):
+def test_a_hostile_safetensors_header_is_rejected(tmp_path, header):
     path = write_checkpoint(tmp_path / "c")
     (path / "model.safetensors").write_bytes(header)
     rewrite_manifest(path)
-    assert_refused(path, r"model\.safetensors")
+    assert_rejected(path, r"model\.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -288,24 +288,24 @@ def test_a_manifest_cannot_point_outside(tmp_path, name):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert_refused(path, "manifest.json is corrupt")
+    assert_rejected(path, "manifest.json is corrupt")
 
 
-def test_a_link_to_elsewhere_is_refused(tmp_path):
+def test_a_link_to_elsewhere_is_rejected(tmp_path):
     path = write_checkpoint(tmp_path / "c")
     shutil.move(path / "model.safetensors", tmp_path / "elsewhere")
     (path / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    assert_refused(path, "not a plain file")
+    assert_rejected(path, "not a plain file")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"[" * 100_000, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
-def test_a_state_or_manifest_of_another_kind_is_refused(tmp_path, content):
+def test_a_state_or_manifest_of_another_kind_is_rejected(tmp_path, content):
     path = write_checkpoint(tmp_path / "c")
     (path / "state.json").write_bytes(content)
     rewrite_manifest(path)
-    assert_refused(path, "state.json")
+    assert_rejected(path, "state.json")
     (path / "manifest.json").write_bytes(content)
-    assert_refused(path, "manifest.json")
+    assert_rejected(path, "manifest.json")
 
 
 # ---- full disk -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from fledgling.config import UserError
 from fledgling.record.outside import require_outside_run
 
 
-def test_a_directory_with_a_newer_checkpoint_is_refused_since_commands_would_take_that_one(tmp_path):
+def test_a_directory_with_a_newer_checkpoint_is_rejected_since_commands_would_take_that_one(tmp_path):
     require_outside_run(tmp_path / "none", step=4)
     for name in ("step-00000002", "step-00000004", "step-00000009.old"):
         (tmp_path / name).mkdir()

@@ -22,6 +22,6 @@ def test_a_code_that_forbids_a_restart_wins_and_a_signal_counts_as_a_fault():
         ({"nproc_per_node": 1, "nodes": 2}, "expected HOST:PORT"),
     ],
 )
-def test_counts_out_of_range_are_refused(options, word):
+def test_counts_out_of_range_are_rejected(options, word):
     with pytest.raises(UserError, match=word):
         launch_ranks(device="cpu", command=["-c", ""], **options)

@@ -25,7 +25,7 @@ def test_this_machine_has_a_finding_of_each_kind():
 
 
 @pytest.mark.parametrize(("version", "ok"), [("2.10.1", False), ("2.11.0+cpu", True), ("3.0", True)])
-def test_an_old_torch_is_refused(version, ok):
+def test_an_old_torch_is_rejected(version, ok):
     finding = check_torch(SimpleNamespace(__version__=version))
     assert finding.ok is ok and (ok or finding.advice == "pip install 'torch>=2.11'")
 

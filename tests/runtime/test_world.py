@@ -98,7 +98,7 @@ def test_two_ranks_agree():
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
     ],
 )
-def test_invalid_variables_are_refused(monkeypatch, variables, word):
+def test_invalid_variables_are_rejected(monkeypatch, variables, word):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=word):

@@ -138,7 +138,7 @@ def init_processes(server: process.ForkServer) -> list[int]:
 
 
 def layers_without(names: str) -> frozenset[str]:
-    """Returns the layers to disable so that an attack succeeds; namespaces would hide what the others refuse."""
+    """Returns the layers to disable so that an attack succeeds; namespaces would hide what the others deny."""
     return frozenset(names.split("+")) | {"namespaces"}
 
 
@@ -173,7 +173,7 @@ def test_an_attack_fails(attack, definitions, layers):
     if attack.shown.startswith("without namespaces"):
         ways.pop("bare", None)
     if not ways:
-        pytest.skip("needs namespaces, which this machine refuses")
+        pytest.skip("needs namespaces, which this machine denies")
     for name, disabled in ways.items():
         run_program("'MARK-OF-AN-EARLIER-JOB'", disabled_layers=disabled)
         evaluate_code("left_over = 1")
@@ -206,7 +206,7 @@ def test_the_same_attack_succeeds_without_the_sandbox(attack, definitions, run_p
         pytest.skip("only root may do this without a sandbox")
     result = run_program(definitions + attack.code, LIMITS, disabled_layers=layers_without(names))
     if condition == "if the kernel has it" and "ESCAPED" not in result.output:
-        pytest.skip("this kernel refuses it to every process")
+        pytest.skip("this kernel denies it to every process")
     assert "ESCAPED" in result.output, result
 
 

@@ -91,7 +91,7 @@ def make_self_containing_list() -> list:
 
 
 @pytest.mark.parametrize("value", [object(), len, lambda: 1, type, [object()], {1: print}, make_self_containing_list()])
-def test_other_values_are_refused(value):
+def test_other_values_are_rejected(value):
     with pytest.raises(UnsupportedValue):
         encode_value(value)
 
@@ -100,7 +100,7 @@ def test_other_values_are_refused(value):
     "encoded",
     [{}, {"a": 1, "b": 2}, {"x": 1}, {"i": "z"}, {"s": [[1]]}, {"d": [[[], 1]]}, {"b": "0"}, {"r": [1, 2, 0]}],
 )
-def test_data_that_encode_value_never_returns_is_refused(encoded):
+def test_data_that_encode_value_never_returns_is_rejected(encoded):
     with pytest.raises(ChannelError):
         decode_value(encoded)
 
@@ -108,7 +108,7 @@ def test_data_that_encode_value_never_returns_is_refused(encoded):
 @pytest.mark.parametrize(
     "sent", [b"", b"\0\0", b"\0\0\0\x05{{{{{", b"\0\0\0\x09[", (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big")]
 )
-def test_bytes_that_are_no_message_are_refused(sent):
+def test_bytes_that_are_no_message_are_rejected(sent):
     reader, writer = os.pipe()
     os.write(writer, sent)
     os.close(writer)

@@ -11,7 +11,7 @@ from fledgling.sandbox.namespaces import enter_namespaces, supervise_init
 try:
     enter_namespaces([sys.argv[1]])
 except OSError as error:
-    print("refused", error)
+    print("denied", error)
     raise SystemExit
 child = os.fork()
 if child == 0:
@@ -27,6 +27,6 @@ def test_a_process_sees_what_it_was_given_and_nothing_else(tmp_path):
     given.write_text("x")
     words = [sys.executable, "-c", PROGRAM, str(given)]
     output = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout
-    if output.startswith("refused"):
+    if output.startswith("denied"):
         pytest.skip(f"this machine makes no namespaces: {output}")
     assert output.splitlines() == ["1 True False", "ended"]

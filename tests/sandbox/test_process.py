@@ -54,7 +54,7 @@ def test_the_time_limit_holds_from_any_thread():
     assert [result.error for result in results] == ["timed out after 0.3 s"] * 3
 
 
-def test_an_unknown_layer_is_refused():
+def test_an_unknown_layer_is_rejected():
     with pytest.raises(UserError, match="unknown layer fence"):
         run_program("1", disabled_layers=frozenset({"fence"}))
 
@@ -96,7 +96,7 @@ def test_nothing_runs_where_the_kernel_lacks_a_layer(layer, number, first):
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="uses the system call numbers of x86-64")
-def test_programs_run_without_namespaces_where_a_machine_refuses_them():
+def test_programs_run_without_namespaces_where_a_machine_denies_them():
     script = WITHOUT_LAYER.replace("run_program(", "str(get_layers()), run_program(", 1)
     script = script.replace("import run_program", "import get_layers, run_program")
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The kernel's restrictions as they are built: the seccomp filter of each processor, and limits that are refused."""
+"""The kernel's restrictions as they are built: the seccomp filter of each processor, and limits that are denied."""
 
 import struct
 
@@ -32,7 +32,7 @@ def chunks(program):
     return [program[start : start + 8] for start in range(0, len(program), 8)]
 
 
-def test_a_limit_that_the_kernel_refuses_is_named(monkeypatch):
+def test_a_limit_that_the_kernel_denies_is_named(monkeypatch):
     def fail(which, limits):
         raise OSError("not permitted")
 

@@ -63,7 +63,7 @@ def test_every_variant_is_a_recipe_at_equal_flops():
         assert recipe.seed == runs[0][2].seed + seed
 
 
-def test_an_unknown_variant_is_refused():
+def test_an_unknown_variant_is_rejected():
     assert parse_variants("gelu, optimizer.momentum=0.9+model.tie_embeddings=true") == {
         "gelu": VARIANTS["gelu"],
         "optimizer.momentum=0.9+model.tie_embeddings=true": ("optimizer.momentum=0.9", "model.tie_embeddings=true"),

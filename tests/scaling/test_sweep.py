@@ -97,7 +97,7 @@ def test_cells_differ_in_depth_and_length_alone(tmp_path):
         ([], [1e13], "at least one depth"),
     ],
 )
-def test_an_impossible_sweep_is_refused_before_it_starts(depths, budgets, words, tmp_path):
+def test_an_impossible_sweep_is_rejected_before_it_starts(depths, budgets, words, tmp_path):
     with pytest.raises(UserError, match=words):
         make_grid(load_recipe("scaling"), depths, budgets, tmp_path)
     assert not any(tmp_path.iterdir())
@@ -110,7 +110,7 @@ def test_the_advice_for_too_small_a_budget_works(tmp_path):
     assert make_grid(load_recipe("scaling"), [6], [advised], tmp_path)
 
 
-def test_a_sweep_refuses_tasks(tmp_path):
+def test_a_sweep_rejects_tasks(tmp_path):
     chosen = load_recipe("quickstart")
     with pytest.raises(UserError, match="documents only, not on arithmetic"):
         run_sweep(chosen, make_grid(chosen, [1], [1e13], tmp_path), tmp_path, print, print)

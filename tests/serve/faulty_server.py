@@ -1,7 +1,7 @@
-"""A server of the page whose answers fail as a test says: refused, cut after any byte, slow, empty, or restarted.
+"""A server of the page whose answers fail as a test says: rejected, cut after any byte, slow, empty, or restarted.
 
 It serves the page's own files with their policy and checks requests by the classes and the rule that the real server
-uses, so a request that the real server refuses is refused here. Answers are made up, each with a text of its own.
+uses, so a request that the real server rejects is rejected here. Answers are made up, each with a text of its own.
 """
 
 from __future__ import annotations

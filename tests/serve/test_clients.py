@@ -1,4 +1,4 @@
-"""Real clients against a server: their helpers work, and nothing that an ordinary default sends is refused.
+"""Real clients against a server: their helpers work, and nothing that an ordinary default sends is rejected.
 
 openai-python is among the tests' packages; `python -m benchmarks clients` tries the others and writes docs/clients.md.
 Bodies of programs without a Python package are written from memory, not recorded (request_bodies.py).

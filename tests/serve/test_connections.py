@@ -102,7 +102,7 @@ def test_half_a_request_is_a_408_with_retry_after(impatient, sent, code):
 @pytest.mark.parametrize(
     ("length", "statuses"), [(MAX_HEADER_BYTES - 200, {200}), (MAX_HEADER_BYTES + 600, {400, 431})]
 )
-def test_headers_above_the_limit_are_refused_and_those_below_read(impatient, length, statuses):
+def test_headers_above_the_limit_are_rejected_and_those_below_read(impatient, length, statuses):
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     with connect(impatient) as client:
         client.sendall(head + b"X-A: " + b"a" * length + b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""What a client adds is ignored and counted; what would change the answer is refused by name."""
+"""What a client adds is ignored and counted; what would change the answer is rejected by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_clients_own_fields_are_ignored_and_counted():
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_a_field_that_would_change_the_answer_is_refused_unless_it_requests_nothing(name):
+def test_a_field_that_would_change_the_answer_is_rejected_unless_it_requests_nothing(name):
     for nothing in (None, False, 0, "", [], {}):
         parse(**{name: nothing})
     with pytest.raises(BadRequest, match=f"{name}: not supported") as error:
@@ -40,7 +40,7 @@ def test_a_field_that_would_change_the_answer_is_refused_unless_it_requests_noth
 
 
 @pytest.mark.parametrize("name", ["temprature", "max_token", "message", "stops"])
-def test_a_misspelled_field_is_refused_with_the_name_that_was_meant(name):
+def test_a_misspelled_field_is_rejected_with_the_name_that_was_meant(name):
     with pytest.raises(BadRequest, match=rf"{name}: no such field; \w+\?"):
         parse(**{name: 1})
 

@@ -59,6 +59,6 @@ def test_no_part_is_longer_than_its_share(monkeypatch):
         (b"[" + b"{}," * 8192 + b"{}]", "more than 8,192 objects"),
     ],
 )
-def test_what_two_readers_may_understand_differently_is_refused(body, reason):
+def test_what_two_readers_may_understand_differently_is_rejected(body, reason):
     with pytest.raises(InvalidJSON, match=reason):
         parse_json(body)

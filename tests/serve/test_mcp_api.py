@@ -50,7 +50,7 @@ def test_tools_are_listed_with_whether_they_are_asked_for_and_called(address, to
     assert status == 200 and reply["result"].endswith("add ['a', 'b']") and tools.calls == [("add", {"b": 1, "a": 2})]
 
 
-def test_a_body_that_is_no_call_and_a_form_of_another_site_are_refused(address, tools):
+def test_a_body_that_is_no_call_and_a_form_of_another_site_are_rejected(address, tools):
     for body in (b"{}", b'{"name": 1, "arguments": {}}', b'{"name": "add"}', b'{"name": "add", "arguments": []}', b"["):
         assert call(address, "/mcp/call", body, **JSON)[0] == 400, body
     assert call(address, "/mcp/call", b'{"name": "add", "arguments": {}}', content_type="text/plain")[0] == 415
@@ -79,7 +79,7 @@ def make_call_stream(name: str, arguments: str) -> bytes:
 def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, address, tools):
     answers = [
         make_call_stream("add", '{"a": 2}'), make_stream("done"),
-        make_call_stream("add", '{"a": 3}'), make_stream("refused"),
+        make_call_stream("add", '{"a": 3}'), make_stream("denied"),
         make_call_stream("echo", "{}"), make_stream("unasked"),
     ]  # fmt: skip
     bodies = []
@@ -114,8 +114,8 @@ def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, addr
     assert page.locator(".message summary").last.inner_text() == "Called add"
     assert "done" in page.locator(".message .body").last.inner_text()
     calls = list(tools.calls)
-    ask("#ask-refuse")
-    assert tools.calls == calls and "refused" in bodies[3]["messages"][-1]["parts"][1]["text"]
+    ask("#ask-deny")
+    assert tools.calls == calls and "denied" in bodies[3]["messages"][-1]["parts"][1]["text"]
     ask()
     assert tools.calls[-1] == ("echo", {})
     assert page.evaluate("window.hit") is None and page.locator(".message img").count() == 0

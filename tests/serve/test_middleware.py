@@ -261,8 +261,8 @@ def test_an_allowed_origin_passes_the_preflight_without_a_key_and_no_other_does(
 
 def test_an_allowed_origin_still_needs_the_key_and_may_read_the_error(shared_app):
     headers = [(b"host", b"localhost"), (b"origin", ORIGIN)]
-    refused = ask(shared_app, "/v1/models", headers)[0]
-    assert refused["status"] == 401 and (b"access-control-allow-origin", ORIGIN) in refused["headers"]
+    rejected = ask(shared_app, "/v1/models", headers)[0]
+    assert rejected["status"] == 401 and (b"access-control-allow-origin", ORIGIN) in rejected["headers"]
     for key in ((b"authorization", f"Bearer {KEY}".encode()), (b"x-api-key", KEY.encode())):
         assert status(shared_app, "/v1/models", [*headers, key]) == 200
 

@@ -108,7 +108,7 @@ def is_bounded_by_the_context(schema: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("kind", list(BODIES), ids=lambda kind: kind.__name__)
 def test_no_field_accepts_what_is_large(kind):
-    """Every field of the schemas, with every hostile value: refused in one line, or as small as it was declared."""
+    """Every field of the schemas, with every hostile value: rejected in one line, or as small as it was declared."""
     accepted = []
     for owner, path, schema in FIELDS:
         if owner is not kind:
@@ -200,7 +200,7 @@ def test_the_canonical_keys_of_logit_bias_are_accepted():
         b'{"prompt": "a", "user": {"a": 1, "a": 1}}',
     ],
 )
-def test_a_key_that_occurs_twice_is_refused(body):
+def test_a_key_that_occurs_twice_is_rejected(body):
     with pytest.raises(BadRequest, match="twice in one object"):
         parse_body(CompletionRequest, body)
 

@@ -37,7 +37,7 @@ def test_items_of_a_file_are_found_in_conversations(data, tmp_path):
     assert [match["item"] for match in item_set["matches"]] == [1]
 
 
-def test_generated_tasks_and_empty_requests_are_refused(data):
+def test_generated_tasks_and_empty_requests_are_rejected(data):
     with pytest.raises(UserError, match="spelling is generated"):
         measure_contamination(["gsm8k"], ["spelling"], [], data_dir=data)
     with pytest.raises(UserError, match="spelling is generated without end"):

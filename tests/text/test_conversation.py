@@ -1,4 +1,4 @@
-"""Conversations: tokens, masks and turn ends computed by hand, and what is refused."""
+"""Conversations: tokens, masks and turn ends computed by hand, and what is rejected."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -159,7 +159,7 @@ def test_a_batch_is_rendered_like_single_conversations(tokenizer):
         (make_conversation(user("a"), assistant([{"type": "output", "text": "1"}])), "follows no python part"),
     ),
 )  # fmt: skip
-def test_invalid_conversations_are_refused_in_one_line(conversation, complaint):
+def test_invalid_conversations_are_rejected_in_one_line(conversation, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         check_conversation(conversation)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer is read from its two files, and corrupt files are refused."""
+"""GPT-2's tokenizer is read from its two files, and corrupt files are rejected."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_it_is_read_from_its_two_files(names, tmp_path):
         (json.dumps(ENTRIES | {"x y": [1]}), "a b\n"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(entries, merges, tmp_path):
+def test_files_that_do_not_fit_are_rejected(entries, merges, tmp_path):
     (tmp_path / "encoder.json").write_text(entries)
     (tmp_path / "vocab.bpe").write_text(merges)
     with pytest.raises(UserError) as error:

@@ -64,7 +64,7 @@ def test_bytes_of_a_fallback_are_one_character_again():
     assert tokenizer.decode_bytes(ids[-4:]) == "😀".encode()
 
 
-def test_a_kind_that_is_neither_is_refused():
+def test_a_kind_that_is_neither_is_rejected():
     document = build("unigram")
     document["model"] = {"type": "WordPiece", "vocab": {"a": 0}}
     with pytest.raises(UserError, match="this tokenizer is WordPiece; expected byte-level BPE"):

@@ -86,7 +86,7 @@ def test_a_control_token_in_a_message_stays_text(plain):
     assert tokenizer.decode(rendered.tokens[rendered.mask].tolist()) == "says 12<|im_end|>"
 
 
-def test_what_a_template_hides_or_refuses_is_reported(plain):
+def test_what_a_template_hides_or_rejects_is_reported(plain):
     def render(template: str, messages=TALK):
         return render_conversation(plain.with_layout(layout(template, "</s>")), {"messages": messages})
 

@@ -82,7 +82,7 @@ def test_threads_can_share_a_tokenizer(tokenizer, texts):
     assert all(result == expected for result in results)
 
 
-def test_a_vocabulary_larger_than_the_text_supports_is_refused_with_the_size_reached(texts):
+def test_a_vocabulary_larger_than_the_text_supports_is_rejected_with_the_size_reached(texts):
     for trainer in ("tokenizers", "auto"):
         with pytest.raises(UserError, match=r"vocab_size is 50000, but .* support only (\d+): choose at most"):
             Tokenizer.train(texts, 50_000, trainer=trainer)
@@ -97,7 +97,7 @@ def test_the_size_reached_can_be_trained(texts):
     assert Tokenizer.train(texts[:5], reached).vocab_size == reached
 
 
-def test_invalid_settings_are_refused_in_one_line(texts, tmp_path):
+def test_invalid_settings_are_rejected_in_one_line(texts, tmp_path):
     with pytest.raises(UserError, match="digits is 4"):
         Tokenizer.train(texts, 512, max_digits=4)
     with pytest.raises(UserError, match="take 317: choose at least that"):
@@ -121,7 +121,7 @@ def test_reading_stops_at_the_number_of_characters(texts):
     assert trained.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
 
 
-def test_a_tokenizer_without_chat_tokens_is_refused(tokenizer):
+def test_a_tokenizer_without_chat_tokens_is_rejected(tokenizer):
     document = json.loads(json.dumps(tokenizer.tokenizer_json))
     document["added_tokens"] = []
     bare = Tokenizer(document)
@@ -141,7 +141,7 @@ def test_merges_in_the_form_of_older_files_are_all_read():
 
 
 @pytest.mark.parametrize("mark", ["continuing_subword_prefix", "end_of_word_suffix"])
-def test_a_tokenizer_that_marks_its_pieces_is_refused(tokenizer, mark):
+def test_a_tokenizer_that_marks_its_pieces_is_rejected(tokenizer, mark):
     model = {**tokenizer.tokenizer_json["model"], mark: "##"}
     with pytest.raises(UserError, match=mark):
         Tokenizer({**tokenizer.tokenizer_json, "model": model})

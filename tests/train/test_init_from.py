@@ -75,7 +75,7 @@ def test_a_run_starts_from_a_checkpoint(tmp_path):
         assert 0 < moved < (final[name] - tensor).norm(), name
 
 
-def test_a_source_is_copied_once_and_another_one_is_refused(tmp_path):
+def test_a_source_is_copied_once_and_another_one_is_rejected(tmp_path):
     first, _ = export_random_model(tmp_path, "llama")
     run_dir = tmp_path / "run"
     recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}"])

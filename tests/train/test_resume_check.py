@@ -1,4 +1,4 @@
-"""Resuming with changed settings, other weights or another tokenizer: what is refused changes nothing."""
+"""Resuming with changed settings, other weights or another tokenizer: what is rejected changes nothing."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-REFUSED = (
+REJECTED = (
     "model.depth=2",
     "model.context=32",
     "tokenizer.vocab_size=340",
@@ -62,18 +62,18 @@ REFUSED = (
 )
 
 
-@pytest.mark.parametrize("override", REFUSED)
-def test_what_the_checkpoint_has_decided_is_refused_and_nothing_is_written(override, stopped, capsys):
+@pytest.mark.parametrize("override", REJECTED)
+def test_what_the_checkpoint_has_decided_is_rejected_and_nothing_is_written(override, stopped, capsys):
     before = digests(stopped)
     assert main(["train", "pretrain", str(stopped), "--set", override]) == 1
     line, *table = capsys.readouterr().err.strip().splitlines()
     name = override.partition("=")[0]
     assert line.startswith("error: pretrain cannot be resumed from ") and f"{name}=" in line and "run.out=DIR" in line
-    assert table[0].split()[0] == "setting" and any(name in row and "refused: " in row for row in table)
+    assert table[0].split()[0] == "setting" and any(name in row and "rejected: " in row for row in table)
     assert digests(stopped) == before
 
 
-def test_a_finished_stage_refuses_other_weights_and_keeps_its_settings(done, capsys):
+def test_a_finished_stage_rejects_other_weights_and_keeps_its_settings(done, capsys):
     before = digests(done)
     assert main(["train", "pretrain", str(done), "--set", "model.depth=2"]) == 1
     assert "model.depth=2: it is 1 there" in capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_a_restarted_stage_trains_a_tokenizer_with_the_settings_of_its_recipe(do
         (lambda facts: None, None),
     ],
 )
-def test_a_tokenizer_of_another_origin_is_refused_where_nothing_was_trained_with_it(done, change, message):
+def test_a_tokenizer_of_another_origin_is_rejected_where_nothing_was_trained_with_it(done, change, message):
     file = done / "tokenizer" / "training.json"
     facts = change(json.loads(file.read_text()))
     file.write_text(json.dumps(facts)) if facts else file.unlink()
@@ -331,7 +331,7 @@ def test_a_run_trained_again_names_the_stages_that_are_left_from_before(done, ca
     assert "was made from other weights than" in capsys.readouterr().err
 
 
-def test_a_lost_tokenizer_comes_back_from_the_checkpoint_and_another_one_is_refused(done):
+def test_a_lost_tokenizer_comes_back_from_the_checkpoint_and_another_one_is_rejected(done):
     lines: list[str] = []
     file, source = done / "tokenizer" / "tokenizer.json", checkpoint.resolve_checkpoint(done)
     fingerprint = Tokenizer.load(file).fingerprint()

@@ -1,4 +1,4 @@
-"""Ranks that compute otherwise than rank 0 are refused before the first step."""
+"""Ranks that compute otherwise than rank 0 are rejected before the first step."""
 
 from types import SimpleNamespace
 

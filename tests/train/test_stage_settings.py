@@ -1,4 +1,4 @@
-"""Settings of a stage that exclude one another, or that no stage would follow, are refused in one line."""
+"""Settings of a stage that exclude one another, or that no stage would follow, are rejected in one line."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def require(tmp_path, name, *overrides):
         ("sft", ["sft.mtp_decay_steps=9"], r"sft.mtp_decay_steps=9 needs mtp_targets, such as 2"),
     ],
 )
-def test_what_does_not_go_together_is_refused(stage, overrides, message, tmp_path):
+def test_what_does_not_go_together_is_rejected(stage, overrides, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         require(tmp_path, stage, *overrides)
     assert "\n" not in str(error.value)
@@ -51,12 +51,12 @@ def test_what_goes_together_is_not(tmp_path):
     require(tmp_path, "sft", "distill.teacher=runs/t", "distill.stages=[]")  # an older run is resumed with it
 
 
-def test_a_stage_of_an_adapter_that_is_unknown_is_refused():
+def test_a_stage_of_an_adapter_that_is_unknown_is_rejected():
     with pytest.raises(UserError, match=r'adapter.stages\[0\]: got "sfft", expected one of pretrain, midtrain, sft'):
         load_recipe("quickstart", [LORA, 'adapter.stages=["sfft"]'])
 
 
-def test_sharded_weights_with_an_adapter_are_refused_on_one_rank_before_anything_is_written(tmp_path):
+def test_sharded_weights_with_an_adapter_are_rejected_on_one_rank_before_anything_is_written(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path), [LORA, "optimizer.zero_stage=3", 'stages=["sft"]'])
     with pytest.raises(UserError, match=r"set optimizer.zero_stage to 2"):
         run.run_stage(recipe, "sft", quiet=True)

@@ -204,7 +204,7 @@ def test_an_adapter_in_bfloat16_is_not_compiled_on_a_cpu(copied, dtype, compiled
     assert is_compiled == [compiled, True]
 
 
-def test_what_cannot_be_adapted_is_refused_in_one_line(copied, tmp_path):
+def test_what_cannot_be_adapted_is_rejected_in_one_line(copied, tmp_path):
     recipe = recipe_of(copied, "sft", **LORA, **{"run.out": tmp_path / "none"})
     with pytest.raises(UserError, match=r"has no weights to adapt: set run.init_from"):
         run.run_stage(recipe, "sft", quiet=True)

@@ -79,7 +79,7 @@ def test_without_time_the_steps_are_reported_as_not_made(run):
     assert made["verdict"] == "not checked" and any("no time left for" in note for note in made["notes"])
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_no_run_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"no stage with a metrics\.jsonl"):
         verify_run(tmp_path)
 

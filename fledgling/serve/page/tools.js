@@ -4,7 +4,7 @@ import { callTool, listTools } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 const MAX_SHOWN = 5000; // characters of arguments
-const REFUSED = "error: the user refused the call";
+const DENIED = "error: the user denied the call";
 
 let tools = [];
 let lastConsent = Promise.resolve(); // one dialog at a time
@@ -33,7 +33,7 @@ export async function callAllowedTool({ tool, args }, key, signal) {
   if (!allowed.has(tool)) {
     const turn = lastConsent.then(() => requestConsent(tool, values, signal));
     lastConsent = turn.catch(() => {});
-    if (!await turn) return REFUSED;
+    if (!await turn) return DENIED;
   }
   return callTool(tool, values, key, signal);
 }
@@ -52,7 +52,7 @@ function requestConsent(name, values, signal) {
     const on = (target, event, act) => target.addEventListener(event, act, { signal: listeners.signal });
     on(signal, "abort", () => end(reject, signal.reason));
     on(dialog, "cancel", () => end(resolve, false));
-    on($("ask-refuse"), "click", () => end(resolve, false));
+    on($("ask-deny"), "click", () => end(resolve, false));
     on($("ask-once"), "click", () => end(resolve, true));
     on($("ask-always"), "click", () => { allowed.add(name); end(resolve, true); });
     if (signal.aborted) return end(reject, signal.reason);

@@ -14,7 +14,7 @@ COLUMNS = ("amount", "cost", "hours", "points")
 MAX_ROWS = 8  # of an answer
 MAX_STEPS = 20_000  # of sqlite's virtual machine, in one query
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
-REFUSED_FUNCTIONS = {"randomblob", "zeroblob", "load_extension", "random", "printf", "format", "replace"}
+DENIED_FUNCTIONS = {"randomblob", "zeroblob", "load_extension", "random", "printf", "format", "replace"}
 
 
 class Database(Environment):
@@ -96,5 +96,5 @@ class _Steps:
 
 def _authorize(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
     """Allows what reads, and no function that makes large or random values."""
-    refused = action == sqlite3.SQLITE_FUNCTION and second in REFUSED_FUNCTIONS
-    return sqlite3.SQLITE_OK if action in ALLOWED and not refused else sqlite3.SQLITE_DENY
+    denied = action == sqlite3.SQLITE_FUNCTION and second in DENIED_FUNCTIONS
+    return sqlite3.SQLITE_OK if action in ALLOWED and not denied else sqlite3.SQLITE_DENY

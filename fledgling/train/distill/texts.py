@@ -2,7 +2,7 @@
 
 Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is resumed, and is
 the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher, dtype, source or setting
-is refused. Answers that did not end are left out and counted. A prompt that comes again has another answer by other
+is rejected. Answers that did not end are left out and counted. A prompt that comes again has another answer by other
 random numbers; at temperature 0 it would have the same, so that no row of a source is read twice there.
 
 Source: sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947.

@@ -93,7 +93,7 @@ def test_assumed_hardware_and_ranks_change_the_plan(folder):
         (["run.hardware=h10"], "h10"),
     ],
 )
-def test_what_a_run_cannot_do_is_refused_in_one_line(settings, named, folder, tmp_path, capfd):
+def test_what_a_run_cannot_do_is_rejected_in_one_line(settings, named, folder, tmp_path, capfd):
     if named == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     words = [f"--set={setting}" for setting in ("sft.mixture={}", f"run.out={tmp_path}", *settings)]

@@ -175,7 +175,7 @@ def test_turns_beyond_the_last_are_not_run():
         "nonsense",
     ],
 )
-def test_a_query_reads_a_little_or_is_refused(query):
+def test_a_query_reads_a_little_or_is_rejected(query):
     task = shipped("database")
     episode = task.start(task.get_practice_question(0, 1))
     query = query.replace("{t}", episode.environment.table)

@@ -125,14 +125,14 @@ def test_two_ranks_learn_the_same_bits(folder):
     ],
 )
 def test_what_does_not_fit_is_one_line_before_any_step(settings, expected, folder):
-    out = copy_student(folder, "refused")
+    out = copy_student(folder, "rejected")
     if "short" in "".join(settings):
         settings = settings[1:]
         short = ["model.context=16", 'stages=["pretrain"]', f"run.out={folder / 'short'}"]
         recipe = load_recipe(folder / "fast.toml", short)
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     with pytest.raises(UserError, match=expected) as caught:
-        learn(folder, "refused", "sft", *settings)
+        learn(folder, "rejected", "sft", *settings)
     assert "\n" not in str(caught.value)
     assert not read_jsonl(out / "sft" / "metrics.jsonl") if (out / "sft" / "metrics.jsonl").exists() else True
 
@@ -183,10 +183,10 @@ def test_a_check_before_any_step_names_what_does_not_fit(settings, expected, fol
     assert len(found.problems) == 1 and expected in found.problems[0] and "\n" not in found.problems[0]
 
 
-def test_settings_that_a_teacher_cannot_have_with_rl_are_refused(folder):
-    copy_student(folder, "refused")
+def test_settings_that_a_teacher_cannot_have_with_rl_are_rejected(folder):
+    copy_student(folder, "rejected")
     for setting in ("rl.kl_weight=0.1", "rl.advantage_normalization=zscore"):
         with pytest.raises(UserError, match=setting.partition("=")[0]):
-            learn(folder, "refused", "rl", *ON_POLICY, setting)
+            learn(folder, "rejected", "rl", *ON_POLICY, setting)
     with pytest.raises(UserError, match="needs a teacher"):
-        learn(folder, "refused", "rl", *ON_POLICY, "distill.teacher=none")
+        learn(folder, "rejected", "rl", *ON_POLICY, "distill.teacher=none")

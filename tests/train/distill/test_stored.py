@@ -1,4 +1,4 @@
-"""Stored predictions: the teacher's at every target, found by a row's content; corruption and change are refused."""
+"""Stored predictions: the teacher's at every target, found by a row's content; corruption and change are rejected."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_interrupted_storing_is_resumed_and_a_longer_stage_adds_only_its_own_row
     assert len(store(tmp_path / "data", builder, STEPS + 4)._keys) <= len(opened._keys) + 16
 
 
-def test_another_text_teacher_or_dtype_and_a_corrupt_shard_are_refused(tmp_path):
+def test_another_text_teacher_or_dtype_and_a_corrupt_shard_are_rejected(tmp_path):
     opened = store(tmp_path / "data", make_builder(tmp_path / "tokens"))
     other = make_builder(tmp_path / "others", seed=1).build_batches(0)[0]
     with pytest.raises(UserError, match="has no predictions of a row that is read now"):

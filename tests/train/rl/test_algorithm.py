@@ -136,6 +136,6 @@ def test_ppo_keeps_rewards_and_advantages_apart():
         assert not batch.advantages[learned].equal(rewards)
 
 
-def test_ppo_refuses_leave_one_out():
+def test_ppo_rejects_leave_one_out():
     with pytest.raises(UserError, match="leave_one_out"):
         make_algorithm(settings(BANDIT, "ppo", advantage_normalization="leave_one_out"))

@@ -111,7 +111,7 @@ def _scorer_with(custom: CustomReward) -> RewardScorer:
     return rewards
 
 
-def test_an_unknown_part_is_refused():
+def test_an_unknown_part_is_rejected():
     with pytest.raises(UserError, match='unknown "formt" - did you mean "format"'):
         RewardScorer(RLConfig(rewards={"formt": 1.0}), tokenizer())
 
