@@ -95,12 +95,7 @@ def train_step(
 ) -> tuple[float, float]:
     """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm.
 
-    Args:
-        stage: its loss and its schedule count.
-        model: is trained.
-        optimizer: of the model's parameters.
-        batches: micro-batches of this rank.
-        world: the ranks.
+    The arguments are those of `queue_step`.
     """
     result = queue_step(stage, model, optimizer, batches, world)()
     return result.loss, result.norm

@@ -1,7 +1,5 @@
 """Law: every family runs through the same stages: it learns, it is rewarded, it is saved, and it answers."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -9,9 +7,9 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
 from fledgling.record import read_jsonl
-from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
-from fledgling.train import loop, run
+from fledgling.train import run
 from tests.all_stages import make_all_stages_recipe
+from tests.interrupted_run import check_that_halves_equal_the_whole
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -31,33 +29,6 @@ def test_every_family_learns_in_pretraining_and_reinforcement(family, tmp_path):
     assert answer.tokens
 
 
-def test_a_tied_model_resumes_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+def test_a_tied_model_resumes_as_if_it_had_not_stopped(tmp_path):
     """One tensor under two names in the checkpoint, one state in the optimizer."""
-    options = {"model.family": "gpt2", "stages": '["pretrain"]', "pretrain.steps": 4}
-    recipes = [
-        make_all_stages_recipe(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'})
-        for name in ("whole", "halves")
-    ]
-    run.run_stage(recipes[0], "pretrain", quiet=True)
-    for prepared in ("tokenizer", "data"):
-        shutil.copytree(tmp_path / "whole" / prepared, tmp_path / "halves" / prepared)
-    done = []
-
-    def stopping(*arguments):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(True)
-        return update(*arguments)
-
-    update = loop.queue_step
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "queue_step", stopping)
-        run.run_stage(recipes[1], "pretrain", quiet=True)
-    run.run_stage(recipes[1], "pretrain", quiet=True)
-    one, two = (
-        load_checkpoint(find_latest_checkpoint(tmp_path / name / "pretrain/checkpoints")).tensors
-        for name in ("whole", "halves")
-    )
-    for group in ("model", "optimizer"):
-        assert one[group].keys() == two[group].keys()
-        assert all(torch.equal(tensor, two[group][name]) for name, tensor in one[group].items())
+    check_that_halves_equal_the_whole(tmp_path, {"model.family": "gpt2", "pretrain.steps": "4"})

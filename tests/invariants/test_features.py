@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -16,12 +15,11 @@ from fledgling.infer.sampling import SamplingParams
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded
-from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.runtime.world import World
-from fledgling.train import loop, run
+from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
-from tests.all_stages import make_all_stages_recipe
+from tests.interrupted_run import check_that_halves_equal_the_whole
 from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks, one_thread
 
@@ -54,38 +52,12 @@ EVERYTHING = {
 @pytest.mark.parametrize(
     "options", [EVERYTHING, {"optimizer.matrix_optimizer": '"adamw"', "optimizer.matrix_lr": "0.003"}]
 )
-def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch):
-    options = {**options, "stages": '["pretrain"]'}
-    recipes = [
-        make_all_stages_recipe(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'})
-        for name in ("whole", "halves")
-    ]
-    run.run_stage(recipes[0], "pretrain", quiet=True)
-    for prepared in ("tokenizer", "data"):
-        shutil.copytree(tmp_path / "whole" / prepared, tmp_path / "halves" / prepared)
-    done, update = [], loop.queue_step
-
-    def stopping(*arguments):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(True)
-        return update(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "queue_step", stopping)
-        run.run_stage(recipes[1], "pretrain", quiet=True)
-    run.run_stage(recipes[1], "pretrain", quiet=True)
-    one, two = (
-        load_checkpoint(find_latest_checkpoint(tmp_path / name / "pretrain/checkpoints"))
-        for name in ("whole", "halves")
-    )
-    for group in ("model", "optimizer"):
-        assert one.tensors[group].keys() == two.tensors[group].keys()
-        assert all(torch.equal(tensor, two.tensors[group][name]) for name, tensor in one.tensors[group].items())
+def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path):
+    checkpoint = check_that_halves_equal_the_whole(tmp_path, options)
     plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
     model, tokenizer, _ = load_model(tmp_path / "whole")
     assert plan["parameters"]["total"] == model.count_parameters()
-    stored = sum(t.numel() for group in ("model", "optimizer") for t in one.tensors[group].values() if t.ndim)
+    stored = sum(t.numel() for group in ("model", "optimizer") for t in checkpoint.tensors[group].values() if t.ndim)
     assert plan["data"]["bytes_checkpoint"] == 4 * stored
     assert Engine(model, tokenizer).generate([[tokenizer.bos]], SamplingParams(max_new_tokens=8))[0].tokens
     assert main(["export", "hf", str(tmp_path / "whole"), str(tmp_path / "exported")]) == 0
