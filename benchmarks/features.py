@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.scaling.ablation import VARIANTS
-from fledgling.scaling.race import load_race, parse_contestants, run_race
+from fledgling.scaling.race import RaceSettings, load_race, parse_contestants, run_race
 from fledgling.scaling.race_results import format_margin, rank_runs
 
 SIZES: dict[str, tuple[str, ...]] = {  # overrides of quickstart
@@ -69,13 +69,8 @@ def measure_features(
             ]
             write(table)
 
-        run_race(
-            *(contestants, seeds, minutes, out / size, lambda line: print(line, file=sys.stderr), text),
-            points=1,
-            held_out_bytes=200_000,
-            clock=clock,
-            on_finished=collect,
-        )
+        settings = RaceSettings(minutes, text, points=1, held_out_bytes=200_000, clock=clock)
+        run_race(contestants, seeds, settings, out / size, lambda line: print(line, file=sys.stderr), collect)
     return table
 
 

@@ -28,8 +28,9 @@ from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.plan.memory import TrainingStep, memory_by_phase
+from fledgling.plan.memory import memory_by_phase
 from fledgling.plan.teacher import LIVE, STORED, PlannedTeacher
+from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.device import DTYPES, DeviceSetup
 from fledgling.runtime.device_memory import count_live_tensor_bytes, measure_peak_memory
 from fledgling.runtime.world import PendingCollective, World, leave_process_group

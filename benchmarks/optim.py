@@ -19,7 +19,8 @@ from fledgling.config import ModelConfig, Recipe
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
-from fledgling.plan.memory import TrainingStep, estimate_peak_memory
+from fledgling.plan.memory import estimate_peak_memory
+from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss

@@ -12,10 +12,12 @@ import inspect
 import shutil
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from fledgling.model import logprob
 from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.optim.rules import orthogonalize
 
+Result = TypeVar("Result")
 PROFILED_KERNELS = 25  # longest kernels of a step that are listed
 
 
@@ -53,6 +56,30 @@ def synchronize_device() -> None:
     """Waits until the device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def time_steps(queue: Callable[[], Callable[[], Result]], steps: int, warmup: int) -> tuple[float, float, Result]:
+    """Returns the seconds of the first step and of a later one, and the result of the last.
+
+    Args:
+        queue: queues a step, and returns what waits for its result.
+        steps: timed steps, after `warmup` steps that are not timed.
+        warmup: at least 1.
+    """
+    first, start_time = 0.0, time.perf_counter()
+    reads: deque[Callable[[], Result]] = deque()
+    for number in range(warmup + steps):
+        if number == warmup:
+            synchronize_device()
+            start_time = time.perf_counter()
+        reads.append(queue())
+        if len(reads) > 1:
+            reads.popleft()()  # one step late, as in training
+        if number == 0:
+            synchronize_device()
+            first = time.perf_counter() - start_time
+    synchronize_device()  # once at the end: in training nothing waits between steps either
+    return first, (time.perf_counter() - start_time) / steps, reads.popleft()()
 
 
 def profile_step(step: Callable[[], object], path: Path) -> dict[str, Any]:
@@ -128,77 +155,103 @@ def measure_card(tiny: bool) -> None:
     report_candidate("1,000 tiny operations, each", launch)
 
 
-def measure_attention(tiny: bool) -> None:
-    """Times forward and backward of one layer's attention in each implementation that training could use."""
-    device = get_device()
-    rows, time_, heads, width = (2, 128, 2, 16) if tiny else (32, 2048, 10, 128)
-    q, k, v = (torch.randn(rows, heads, time_, width, device=device).bfloat16().requires_grad_() for _ in range(3))
-    grad = torch.randn_like(q)
-    numbers = (torch.arange(time_, device=device) * 3 // time_).int()  # three documents a row
-    lengths = torch.bincount(numbers)
-    causal = 3.5 * 4 * rows * heads * width * time_ * time_ / 2
-    separate = causal * float((lengths.double() / time_).square().sum())
+@dataclass(frozen=True)
+class AttentionInput:
+    """Queries, keys and values (B, H, T, D) of one layer, the gradient of its result, and the documents of a row.
 
-    def measured(function: Callable[[Tensor, Tensor, Tensor], Tensor], work: float) -> dict:
+    Attributes:
+        numbers: document of each position (T,).
+        causal: FLOPs of forward and backward where a row is one document.
+        separate: the same where the documents are apart.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad: Tensor
+    numbers: Tensor
+    causal: float
+    separate: float
+
+    def measure(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], work: float) -> dict[str, float]:
+        """Times forward and backward of an implementation, of `work` FLOPs."""
+
         def both() -> None:
-            torch.autograd.grad(function(q, k, v), (q, k, v), grad)
+            torch.autograd.grad(function(self.q, self.k, self.v), (self.q, self.k, self.v), self.grad)
 
         ms = measure_ms(both)
         return {"ms": ms, "tflops": work / ms / 1e9}
 
-    visible = torch.ones(time_, time_, dtype=torch.bool, device=device).tril() & (numbers[:, None] == numbers)
-    dense = visible.expand(rows, 1, -1, -1)
-    added = torch.zeros(dense.shape, dtype=q.dtype, device=device).masked_fill_(~dense, float("-inf"))
-    sdpa = F.scaled_dot_product_attention
-    report_candidate(
-        "sdpa, added (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=added), separate)
-    )
+
+def make_attention_input(rows: int, time_: int, heads: int, width: int) -> AttentionInput:
+    """Returns random rows (B, T) of three documents each, with heads (H) of `width` (D)."""
+    device = get_device()
+    q, k, v = (torch.randn(rows, heads, time_, width, device=device).bfloat16().requires_grad_() for _ in range(3))
+    grad = torch.randn_like(q)
+    numbers = (torch.arange(time_, device=device) * 3 // time_).int()
+    causal = 3.5 * 4 * rows * heads * width * time_ * time_ / 2
+    separate = causal * float((torch.bincount(numbers).double() / time_).square().sum())
+    return AttentionInput(q, k, v, grad, numbers, causal, separate)
+
+
+def measure_attention(tiny: bool) -> None:
+    """Times forward and backward of one layer's attention in each implementation that training could use."""
+    case = make_attention_input(*((2, 128, 2, 16) if tiny else (32, 2048, 10, 128)))
+    sdpa, time_ = F.scaled_dot_product_attention, case.q.shape[2]
+    visible = torch.ones(time_, time_, dtype=torch.bool, device=case.q.device).tril()
+    dense = (visible & (case.numbers[:, None] == case.numbers)).expand(len(case.q), 1, -1, -1)
+    added = torch.zeros(dense.shape, dtype=case.q.dtype, device=dense.device).masked_fill_(~dense, float("-inf"))
     whole = dense.contiguous()
-    report_candidate(
-        "sdpa, boolean (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=whole), separate)
-    )
-    report_candidate("sdpa, causal", lambda: measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal))
+    for name, mask in (("added", added), ("boolean", whole)):
+        masked = partial(sdpa, attn_mask=mask)
+        report_candidate(f"sdpa, {name} (B, 1, T, T) mask", partial(case.measure, masked, case.separate))
+    causal = partial(sdpa, is_causal=True)
+    report_candidate("sdpa, causal", partial(case.measure, causal, case.causal))
 
     def backend(name: str) -> dict:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         with sdpa_kernel([getattr(SDPBackend, name)]):
-            return measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal)
+            return case.measure(causal, case.causal)
 
     for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
         report_candidate(f"sdpa, causal, {name}", partial(backend, name))
+    report_candidate("varlen, three documents a row", partial(_measure_varlen, case))
+    report_candidate("flex, compiled, three documents a row", partial(_measure_flex, case))
 
-    def varlen() -> dict:
-        from torch.nn.attention.varlen import varlen_attn
 
-        ends = torch.cat([lengths.new_zeros(1), lengths.repeat(rows).cumsum(0)]).int()
-        longest = int(lengths.max())
-        known = inspect.signature(varlen_attn).parameters
-        attend: Any = varlen_attn  # its signature differs between torch 2.11 and 2.13
-        how: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+def _measure_varlen(case: AttentionInput) -> dict[str, float]:
+    from torch.nn.attention.varlen import varlen_attn
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            flat = (t.transpose(1, 2).reshape(-1, heads, width) for t in (q, k, v))
-            y: Any = attend(*flat, ends, ends, longest, longest, **how)
-            return y.view(rows, time_, heads, width).transpose(1, 2)
+    rows, heads, time_, width = case.q.shape
+    lengths = torch.bincount(case.numbers)
+    ends = torch.cat([lengths.new_zeros(1), lengths.repeat(rows).cumsum(0)]).int()
+    longest = int(lengths.max())
+    known = inspect.signature(varlen_attn).parameters
+    attend: Any = varlen_attn  # its signature differs between torch 2.11 and 2.13
+    how: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
 
-        return measured(run, separate)
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        flat = (t.transpose(1, 2).reshape(-1, heads, width) for t in (q, k, v))
+        y: Any = attend(*flat, ends, ends, longest, longest, **how)
+        return y.view(rows, time_, heads, width).transpose(1, 2)
 
-    report_candidate("varlen, three documents a row", varlen)
+    return case.measure(run, case.separate)
 
-    def flex() -> dict:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return (i >= j) & (numbers[i] == numbers[j])
+def _measure_flex(case: AttentionInput) -> dict[str, float]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        start_time = time.perf_counter()
-        blocks = create_block_mask(mask_mod, rows, None, time_, time_, device=device.type)
-        compiled = torch.compile(flex_attention, dynamic=False)
-        timing = measured(lambda q, k, v: compiled(q, k, v, block_mask=blocks), separate)
-        return {**timing, "compile_seconds": time.perf_counter() - start_time}
+    rows, _, time_, _ = case.q.shape
 
-    report_candidate("flex, compiled, three documents a row", flex)
+    def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i >= j) & (case.numbers[i] == case.numbers[j])
+
+    start_time = time.perf_counter()
+    blocks = create_block_mask(mask_mod, rows, None, time_, time_, device=case.q.device.type)
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+    timing = case.measure(partial(compiled, block_mask=blocks), case.separate)
+    return {**timing, "compile_seconds": time.perf_counter() - start_time}
 
 
 def measure_head(tiny: bool) -> None:

@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ import torch
 from fledgling.bench import gpu_kernels, gpu_runs
 from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import get_device, report_attempt, report_result
-from fledgling.bench.gpu_kernels import profile_step, synchronize_device
+from fledgling.bench.gpu_kernels import profile_step, synchronize_device, time_steps
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
 from fledgling.bench.train import measure_peak_above, with_model_size
 from fledgling.config import ModelConfig, Recipe, load_recipe
@@ -36,13 +35,13 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import inference
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.memory import TrainingStep, memory_by_phase
+from fledgling.plan.memory import memory_by_phase
+from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.device import set_up_device, should_compile
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
 from fledgling.train.peak import find_datasheet_peak
-from fledgling.train.queued_step import StepResult
 from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 
@@ -151,21 +150,9 @@ def measure_steps(
     if not documents:
         stream.batch.document_ids = None
     stage = Stage("bench", steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps))  # type: ignore[arg-type]
-    first, start_time = 0.0, time.perf_counter()
-    reads: deque[Callable[[], StepResult]] = deque()
-    for number in range(warmup + steps):
-        if number == warmup:
-            synchronize_device()
-            start_time = time.perf_counter()
-        reads.append(loop.queue_step(stage, model, optimizer, stream.next(), world))
-        if len(reads) > 1:
-            reads.popleft()()  # one step late, as in training
-        if number == 0:
-            synchronize_device()
-            first = time.perf_counter() - start_time
-    synchronize_device()  # once at the end: in training nothing waits between steps either
-    step = (time.perf_counter() - start_time) / steps
-    last = reads.popleft()()
+    first, step, last = time_steps(
+        lambda: loop.queue_step(stage, model, optimizer, stream.next(), world), steps, warmup
+    )
     dtype = setup.dtype_name
     result: dict[str, Any] = {
         "shape": "/".join(map(str, shape)),

@@ -66,6 +66,9 @@ class NoSpecialTokens:
     end_tokens: frozenset[int] = frozenset()
 
 
+CaseTimes = dict[tuple[InferenceCase, str], list[list[float]]]  # by case and backend, of each run the tokens' seconds
+
+
 def measure_inference(
     recipe: Recipe,
     batches: Sequence[int] = (1, 8, 32),
@@ -102,18 +105,13 @@ def measure_inference(
     model = make_random_model(config, setup.dtype, device)
     max_context = max(contexts) + tokens + 1
     with TemporaryDirectory() as folder:
-        backends = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), max_context)
+        backends = _make_backends(model, setup.dtype, bits, peers, Path(folder), max_context)
     prompts = _random_prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
     sizes = {name: backend.weight_bytes_read for name, backend in backends.items()}
     bandwidths = {name: measure_stream_bandwidth(device, size) for name, size in sizes.items()}
-    pairs = [(case, name) for case in cases for name in backends if case.batch <= backends[name].max_batch_size]
-    times: dict[tuple[InferenceCase, str], list[list[float]]] = {pair: [] for pair in pairs}
+    times: CaseTimes = {}
     for repeat in range(repeats):
-        for case, name in times:
-            status = f"{name}, batch {case.batch}, context {case.context}"
-            print(f"\r{repeat + 1}/{repeats} {status:<50}", end="", file=sys.stderr, flush=True)
-            case_prompts = [prompt[: case.context] for prompt in prompts[: case.batch]]
-            times[case, name].append(backends[name].generate(case_prompts, tokens))
+        _time_cases(cases, backends, prompts, tokens, times, f"{repeat + 1}/{repeats}")
         for name, size in sizes.items():
             bandwidths[name] = max(bandwidths[name], measure_stream_bandwidth(device, size))
     print(file=sys.stderr)
@@ -148,6 +146,25 @@ def measure_inference(
     }
 
 
+def _time_cases(
+    cases: Sequence[InferenceCase],
+    backends: dict[str, GenerationBackend],
+    prompts: list[list[int]],
+    tokens: int,
+    times: CaseTimes,
+    status: str,
+) -> None:
+    """Runs every case once with every backend that takes its batch; appends the seconds of each token to `times`."""
+    for case in cases:
+        for name, backend in backends.items():
+            if case.batch > backend.max_batch_size:
+                continue
+            described = f"{name}, batch {case.batch}, context {case.context}"
+            print(f"\r{status} {described:<50}", end="", file=sys.stderr, flush=True)
+            case_prompts = [prompt[: case.context] for prompt in prompts[: case.batch]]
+            times.setdefault((case, name), []).append(backend.generate(case_prompts, tokens))
+
+
 def find_exceeded_limits(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a line for each kind of share that is above 1 in some row: the measured limit is not the row's limit."""
     notes = []
@@ -166,7 +183,6 @@ def find_exceeded_limits(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _make_backends(
     model: Transformer,
     dtype: torch.dtype,
-    device: torch.device,
     bits: Sequence[int],
     peers: bool,
     folder: Path,
@@ -174,6 +190,7 @@ def _make_backends(
 ) -> dict[str, GenerationBackend]:
     """Returns the backends that are available, by name."""
     config, tokenizer = model.config, cast(Tokenizer, NoSpecialTokens())
+    device = model.embedding.weight.device
     backends: dict[str, GenerationBackend] = {}
     for width in bits:
         if width == 16:

@@ -155,7 +155,7 @@ def html(
     model, tokenizer, state = load_model(checkpoint)
     weights = quantize_for_page(model, state, bits, group_size, embedding)
     name, examples = read_run_name(checkpoint, state), list_examples(str(state.get("recipe", "")))
-    write_html(out, PAGE, model.config, weights.tensors, tokenizer, name, weights.bits, examples)
+    write_html(out, PAGE, weights, tokenizer, name, examples)
     print(f"{out.stat().st_size:,} bytes", file=sys.stderr)
     return _print_parity(out, compare_html(model, weights, out, tokenizer.bos_or_none), as_json)
 

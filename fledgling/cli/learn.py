@@ -53,6 +53,7 @@ def learn(
     from fledgling.train.loop import TrainingStopped
 
     chosen = race.parse_contestants(contestants, recipe, overrides)
+    settings = race.RaceSettings(minutes, text, points, 1000 * held_out_kb, clock)
 
     def rank() -> tuple[list[race_results.ContestantResult], list[str]]:
         runs, notes = race.load_race(out, chosen, seeds)
@@ -61,7 +62,7 @@ def learn(
         return results, notes
 
     try:
-        race.run_race(chosen, seeds, minutes, out, print_to_stderr, text, points, 1000 * held_out_kb, clock, rank)
+        race.run_race(chosen, seeds, settings, out, print_to_stderr, rank)
     except TrainingStopped as stopped:
         report_stop(stopped)
         return STOPPED

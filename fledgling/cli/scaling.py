@@ -118,11 +118,13 @@ def compare(
 
     try:
         ablation.run_ablation(
-            lambda more: load_recipe(recipe, (*overrides, *more)),
-            variants,
-            seeds,
-            check_budget(flops[0], "budgets"),
-            out,
+            ablation.Ablation(
+                lambda more: load_recipe(recipe, (*overrides, *more)),
+                variants,
+                seeds,
+                check_budget(flops[0], "budgets"),
+                out,
+            ),
             print_to_stderr,
             lambda name, seed, run: print_to_stderr(f"{name}, seed {seed}: {run.bits_per_byte:.4f} bits per byte"),
         )

@@ -13,7 +13,7 @@ from math import comb
 
 import numpy as np
 
-from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, count_clusters, crop_prompt, encode_question
+from fledgling.evals.chat import Exam, ExamAnswer, count_clusters, crop_prompt, encode_question
 from fledgling.evals.episodes import make_tools, read_answers
 from fledgling.evals.intervals import number_clusters, share_interval
 from fledgling.evals.measurement import Measurement
@@ -37,7 +37,6 @@ def sample_answers(
     temperature: float,
     first_question: int = 0,
     seed: int = 0,
-    progress: ProgressCallback | None = None,
 ) -> list[list[ExamAnswer]]:
     """Returns `samples` answers to each question of the exam.
 
@@ -47,7 +46,6 @@ def sample_answers(
         temperature: of sampling.
         first_question: number of the first one; the random numbers of an answer follow from its question and sample.
         seed: of sampling.
-        progress: called with (answers done, all).
     """
     assert 1 <= samples <= MAX_SAMPLES, samples
     max_prompt = engine.context - min(exam.task.max_new_tokens, engine.context // 2)
@@ -57,9 +55,7 @@ def sample_answers(
     requests = [prompt for prompt, _ in prompts for _ in range(samples)]
     questions = [question for question in exam.questions for _ in range(samples)]
     with_task = [(exam.task, question) for question in questions]
-    completions = engine.generate(
-        requests, sampling, request_indices=indices, progress=progress, tools=make_tools(with_task)
-    )
+    completions = engine.generate(requests, sampling, request_indices=indices, tools=make_tools(with_task))
     texts = read_answers(engine.tokenizer, [exam.task] * len(questions), [c.tokens for c in completions])
     scores = score_answers(with_task, texts)
     answers = [

@@ -14,7 +14,7 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.link_modules import link_modules
 from fledgling.export.page_tokenizer import describe_tokenizer, list_merges
+from fledgling.export.page_weights import PageWeights
 from fledgling.export.wasm import COMPILED, PAGE
 from fledgling.model.rope import make_frequencies, plain_frequencies
 from fledgling.record import make_write_error
@@ -44,32 +45,23 @@ MERGES = "tokenizer.merges"  # tensor of the page's file
 
 
 def write_html(
-    path: Path,
-    page: Path,
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    tokenizer: Tokenizer,
-    name: str,
-    bits: int,
-    examples: Sequence[str] = (),
+    path: Path, page: Path, weights: PageWeights, tokenizer: Tokenizer, name: str, examples: Sequence[str] = ()
 ) -> Path:
     """Writes the page in one rename and returns its path.
 
     Args:
         path: the file to write.
         page: the folder with the files of the server's chat page.
-        config: the model's configuration.
-        tensors: of `quantize_state_dict`.
+        weights: the model's, quantized.
         tokenizer: the tokenizer.
         name: the model's name on the page.
-        bits: of the weights, for the page to say.
         examples: questions that the page offers.
 
     Raises:
         UserError: the page cannot run this model or its tokenizer, or the file cannot be written.
     """
-    require_supported(config)
-    file = make_model_file(config, tensors, tokenizer, name, bits, examples)
+    require_supported(weights.config)
+    file = make_model_file(weights, tokenizer, name, examples)
     try:
         write_file(path, render_model_page(page, file, name).encode())
     except OSError as problem:
@@ -86,28 +78,13 @@ def require_supported(config: ModelConfig) -> None:
             raise UserError(f"model.{name} is {width}; export html needs a multiple of {unit}")
 
 
-def make_model_file(
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    tokenizer: Tokenizer,
-    name: str,
-    bits: int,
-    examples: Sequence[str] = (),
-) -> bytes:
-    """Returns the model as safetensors, whose metadata describe it to the page.
-
-    Args:
-        config: of the model.
-        tensors: of `quantize_state_dict`.
-        tokenizer: of the model.
-        name: that the page shows.
-        bits: of a weight, for the size that the page shows.
-        examples: prompts that the page offers.
-    """
-    count = sum(_count_values(key, tensor) for key, tensor in tensors.items())
+def make_model_file(weights: PageWeights, tokenizer: Tokenizer, name: str, examples: Sequence[str] = ()) -> bytes:
+    """Returns the model as safetensors, whose metadata describe it to the page; arguments as of `write_html`."""
+    config = weights.config
+    count = sum(_count_values(key, tensor) for key, tensor in weights.tensors.items())
     description = {
         "name": name,
-        "size": f"{count:,} parameters in {bits} bits",
+        "size": f"{count:,} parameters in {weights.bits} bits",
         "examples": list(examples),
         "config": {**config.to_dict(), "head_width": config.head_width, "num_skips": config.num_skips},
         "layers": [_describe_layer(config, layer) for layer in range(config.depth)],
@@ -115,7 +92,7 @@ def make_model_file(
         "tokenizer": describe_tokenizer(tokenizer),
     }
     merges = torch.tensor(list_merges(tokenizer), dtype=torch.int32).reshape(-1, 3)
-    stored = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    stored = {key: tensor.contiguous() for key, tensor in weights.tensors.items()}
     return save({**stored, MERGES: merges}, {"description": json.dumps(description, ensure_ascii=False)})
 
 

@@ -6,7 +6,8 @@ and `cost` (estimates, marked as such). `plan` combines them; training calls the
     horizon          depth -> width, heads, tokens, batch, steps; every derived value can be pinned
     derive           rates, weight decay and warm-up that a recipe leaves open, by the rules of config/scaling_rules.py
     stage_length     the batch and steps of the other stages, from their data (`published_sizes`: of the public sets)
-    stage_step       a training step as it is counted; `split`: its rows over ranks and micro-batches
+    stage_step       a stage's training step as it is counted (`training_step`); `split`: its rows over ranks and
+                     micro-batches
     parameters       parameters by component
     flops            floating-point operations per token
     memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters;

@@ -19,6 +19,7 @@ States, gradients and the output head are counted in `memory.py`.
 from __future__ import annotations
 
 from fledgling.config import ModelConfig
+from fledgling.plan.training_step import TrainingStep
 
 QUERY_BLOCK = 128  # queries per block of attention, as in fledgling.model.attention
 MAX_BLOCKWISE_CONTEXT = 1024  # longest row that CPUs process block by block
@@ -38,25 +39,19 @@ def count_scored_pairs(context: int, window: int | None = None) -> int:
     return pairs
 
 
-def eager_activation_bytes(
-    config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
-) -> dict[str, int]:
+def eager_activation_bytes(config: ModelConfig, step: TrainingStep, window: int | None = None) -> dict[str, int]:
     """Returns the bytes that one layer keeps without a compiler, by kind; exact for blockwise attention.
 
-    Args:
-        rows: of a micro-batch.
-        context: tokens of a row.
-        w: bytes of a value in the compute dtype.
-        device: type of device.
-        documents: whether rows hold several documents.
-        window: tokens that a position sees; None: all before it.
+    window: tokens that a position sees; None: all before it.
     """
-    A, E, F = rows * context, config.width, config.intermediate_size
+    rows, context, w = step.rows, step.context, step.value_bytes
+    A, E, F = step.tokens, config.width, config.intermediate_size
+    is_blockwise = uses_blockwise_attention(context, step.device)
     H, statistics = config.heads, 8 if config.norm == "layer" else 4
     kept = {
         "streams": A * 2 * (4 * E + statistics),
         "norms": A * 2 * w * E * (2 if config.norm == "rms_weighted" else 1),
-        "queries_keys_values": A * _projection_bytes(config, w, uses_blockwise_attention(context, device)),
+        "queries_keys_values": A * _projection_bytes(config, w, is_blockwise),
         "feed_forward": A * w * F * (4 if config.is_gated else 2),
     }
     if config.flash_norm:
@@ -65,9 +60,9 @@ def eager_activation_bytes(
         kept["residual"] = A * w * E  # the residual stream before scaling
     if features := _feature_bytes(config, A, w):
         kept["features"] = features
-    if uses_blockwise_attention(context, device):
+    if is_blockwise:
         pairs = rows * H * count_scored_pairs(context, window)
-        masks = (rows if documents else 1) * count_scored_pairs(context, window)
+        masks = (rows if step.packed_documents else 1) * count_scored_pairs(context, window)
         weights = pairs * (4 if w == 4 else 4 + w) + masks
         kept["attention"] = (
             weights + A * (w * config.attention_width + H * w) + A * w * config.attention_width
@@ -122,23 +117,16 @@ def _projection_bytes(config: ModelConfig, w: int, plain: bool) -> int:
     return total + w * (E if repeated else K)
 
 
-def compiled_activation_bytes(
-    config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
-) -> dict[str, int]:
+def compiled_activation_bytes(config: ModelConfig, step: TrainingStep, window: int | None = None) -> dict[str, int]:
     """Returns the bytes that one layer keeps, by kind, where blocks are compiled: an estimate.
 
     Measured on torch 2.13 (docs/math/memory.md): everything is kept in the compute dtype, outputs of norms and
     activations are recomputed, and blockwise attention keeps its weights twice (or once in fp32).
 
-    Args:
-        rows: of a micro-batch.
-        context: tokens of a row.
-        w: bytes of a value in the compute dtype.
-        device: type of device.
-        documents: whether rows hold several documents.
-        window: tokens that a position sees; None: all before it.
+    window: tokens that a position sees; None: all before it.
     """
-    A, E, F, K = rows * context, config.width, config.intermediate_size, config.kv_heads * config.head_width
+    A, w = step.tokens, step.value_bytes
+    E, F, K = config.width, config.intermediate_size, config.kv_heads * config.head_width
     norm = 2.8 if config.norm == "layer" else 2
     kept = {
         "streams": A * w * 2 * E,
@@ -149,8 +137,8 @@ def compiled_activation_bytes(
     }
     if features := _feature_bytes(config, A, w):
         kept["features"] = features * w // 4  # fp32 is computed again
-    if uses_blockwise_attention(context, device):
-        pairs = rows * config.heads * count_scored_pairs(context, window)
+    if uses_blockwise_attention(step.context, step.device):
+        pairs = step.rows * config.heads * count_scored_pairs(step.context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
     return kept
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fledgling.config import ModelConfig
-from fledgling.plan.memory import TrainingStep, fits_memory
+from fledgling.plan.memory import fits_memory
+from fledgling.plan.training_step import TrainingStep
 
 FORMS = ("8bit", "host")  # in the order in which they are offered: the second sends all state to the card and back
 

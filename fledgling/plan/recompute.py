@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fledgling.config import ModelConfig
-from fledgling.plan.memory import TrainingStep, fits_memory
+from fledgling.plan.memory import fits_memory
+from fledgling.plan.training_step import TrainingStep
 
 
 def resolve_recompute(setting: str, config: ModelConfig, step: TrainingStep, memory: int) -> TrainingStep:

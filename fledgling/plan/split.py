@@ -11,9 +11,10 @@ import math
 from dataclasses import replace
 
 from fledgling.config import ModelConfig, StageConfig, UserError
-from fledgling.plan.memory import TrainingStep, estimate_peak_memory, fits_memory, memory_slack
+from fledgling.plan.memory import estimate_peak_memory, fits_memory, memory_slack
 from fledgling.plan.optimizer_state import find_fitting_state
 from fledgling.plan.stage_length import open_batch
+from fledgling.plan.training_step import TrainingStep
 
 MAX_MICRO_BATCH_ROWS = 64  # of an automatically chosen forward/backward
 MAX_MICRO_BATCH_TOKENS = {"cpu": 8192}  # a larger micro-batch is not faster on a CPU

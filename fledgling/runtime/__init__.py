@@ -2,7 +2,8 @@
 
     world.py               the ranks of a run and their collectives; start here
     rendezvous.py          lets the ranks of one start find each other
-    launch.py              starts the ranks of a machine and restarts them after a fault
+    launch.py              starts the ranks of a machine and restarts them after a fault; `rank_agent.py`: what it
+                           does with a rank that failed or is stopped
     watchdog.py            detects ranks that died, stopped, hung or raised
     signals.py             SIGINT, SIGTERM and SIGUSR1 as a request to stop
     exit_codes.py          what a process reports to the program that started it

@@ -1,29 +1,24 @@
 """Starts the ranks of this machine with torch.distributed.run's agent, and restarts them after a fault.
 
 `--gpus N` is torchrun with two additions. Exit codes are kept (`exit_codes.py`): ranks that stopped on request, or that
-met a user's mistake, are not restarted, and their code becomes the launcher's. Every restart is reported on stderr.
+met a user's mistake, are not restarted, and their code becomes the launcher's. Every restart is reported on stderr
+(`rank_agent.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import socket
 import sys
-import time
 from collections.abc import Sequence
-from typing import ClassVar
 
 from fledgling.config import UserError
 from fledgling.runtime.accelerator import count_devices
 from fledgling.runtime.cores import count_cores
 from fledgling.runtime.exit_codes import FAULT, NO_RESTART_CODES
-from fledgling.runtime.watchdog import read_process_state
 from fledgling.runtime.world import choose_device
 
 DEFAULT_RESTARTS = 3
-STOPPED_RANK_TIMEOUT = 12.0  # seconds in state T before the launcher kills a rank; the watchdog is quicker
 SHUTDOWN_TIMEOUT = 600  # seconds for ranks to finish their step and save after a stop request
 
 
@@ -48,55 +43,16 @@ def launch_ranks(
     Returns: the exit code of the ranks, or FAULT where a signal ended one.
     Raises: UserError for counts that are out of range.
     """
-    if nproc_per_node < 1:
-        raise UserError(f"--gpus {nproc_per_node}: expected at least 1")
     if restarts < 0:
         raise UserError(f"--restarts {restarts}: expected at least 0")
     if nodes < 1 or (nodes > 1 and rendezvous.endswith(":0")):
         raise UserError(f"--nodes {nodes} --rendezvous {rendezvous}: expected HOST:PORT that all {nodes} nodes reach")
-    kind = choose_device(device)
-    if kind in ("cuda", "xpu") and nproc_per_node > count_devices(kind):
-        raise UserError(f"--gpus {nproc_per_node}: this machine has {count_devices(kind)} GPUs; use at most that")
-    if kind == "mps" and nproc_per_node > 1:
-        raise UserError(f"--gpus {nproc_per_node}: Apple GPUs train with one rank; use --set run.device=cpu, or one")
-    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
+    check_rank_count(nproc_per_node, choose_device(device))
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
 
-    class Agent(LocalElasticAgent):
-        """torchrun's agent; reports restarts, and restarts only where that may help."""
-
-        stopped_since: ClassVar[dict[int, float]] = {}  # by pid
-
-        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-            for pid in self._pcontext.pids().values() if self._pcontext else ():
-                self._kill_if_stopped(pid, time.monotonic())
-            result = super()._monitor_workers(worker_group)
-            if result.state is WorkerState.FAILED:
-                first = min(result.failures.values(), key=lambda failure: failure.timestamp)
-                if any(failure.exitcode in NO_RESTART_CODES for failure in result.failures.values()):
-                    self._remaining_restarts = 0
-                elif first.exitcode < 0:
-                    name = signal.Signals(-first.exitcode).name
-                    _log(f"a process of this machine ({socket.gethostname()}, pid {first.pid}) was ended by {name}")
-                if self._remaining_restarts:
-                    _log(f"restart {restarts - self._remaining_restarts + 1} of {restarts}, from the last checkpoint")
-            return result
-
-        def _kill_if_stopped(self, pid: int, now: float) -> None:
-            """Kills a stopped rank that no other rank of this machine kills: it would not see a signal to exit."""
-            if (read_process_state(pid) or ("", ""))[0] != "T":
-                self.stopped_since.pop(pid, None)
-            elif now - self.stopped_since.setdefault(pid, now) > STOPPED_RANK_TIMEOUT:
-                _log(f"a rank of this machine ({socket.gethostname()}, pid {pid}) is stopped (SIGSTOP) and killed")
-                os.kill(pid, signal.SIGKILL)
-
-        def rank_exit_codes(self) -> list[int | None]:
-            """Returns the exit codes of this machine's ranks; None for a rank that still runs."""
-            processes = self._pcontext
-            handlers = processes.subprocess_handlers.values() if isinstance(processes, SubprocessContext) else ()
-            return [handler.proc.poll() for handler in handlers]
+    from fledgling.runtime.rank_agent import RankAgent
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks report their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // nproc_per_node)))
@@ -118,7 +74,7 @@ def launch_ranks(
         max_restarts=restarts,
         monitor_interval=0.1,
     )
-    agent = Agent(spec, DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_TIMEOUT)
+    agent = RankAgent(spec, DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_TIMEOUT)
     try:
         result = agent.run()
     except SignalException as stop:  # the agent has forwarded the signal to the ranks and waited for them
@@ -130,11 +86,17 @@ def launch_ranks(
     return _combine_exit_codes([failure.exitcode for failure in result.failures.values()])
 
 
+def check_rank_count(nproc_per_node: int, kind: str) -> None:
+    """Raises UserError for a number of ranks that the devices of a type do not take."""
+    if nproc_per_node < 1:
+        raise UserError(f"--gpus {nproc_per_node}: expected at least 1")
+    if kind in ("cuda", "xpu") and nproc_per_node > count_devices(kind):
+        raise UserError(f"--gpus {nproc_per_node}: this machine has {count_devices(kind)} GPUs; use at most that")
+    if kind == "mps" and nproc_per_node > 1:
+        raise UserError(f"--gpus {nproc_per_node}: Apple GPUs train with one rank; use --set run.device=cpu, or one")
+
+
 def _combine_exit_codes(codes: Sequence[int]) -> int:
     """Returns one exit code for those of the ranks: one of NO_RESTART_CODES first; a signal counts as FAULT."""
     failures = [FAULT if code < 0 else code for code in codes if code != 0]
     return next((code for code in failures if code in NO_RESTART_CODES), failures[0] if failures else 0)
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -72,6 +72,25 @@ RecipeLoader = Callable[[Sequence[str]], Recipe]  # returns the base recipe with
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """Variants of one recipe that are compared at equal FLOPs.
+
+    Attributes:
+        load_recipe: overrides -> the base recipe with them.
+        variants: overrides by name.
+        seeds: of each variant.
+        budget: FLOPs of a run.
+        out: folder of the runs.
+    """
+
+    load_recipe: RecipeLoader
+    variants: Mapping[str, tuple[str, ...]]
+    seeds: int
+    budget: float
+    out: Path
+
+
+@dataclass(frozen=True)
 class Trial:
     """A finished run of a variant with a seed."""
 
@@ -130,25 +149,16 @@ def trial_name(variant: str, seed: int) -> str:
 # ---- running ----
 
 
-def plan_ablation(
-    load_recipe: RecipeLoader, variants: Mapping[str, tuple[str, ...]], seeds: int, budget: float, out: Path
-) -> list[tuple[str, int, Recipe]]:
+def plan_ablation(ablation: Ablation) -> list[tuple[str, int, Recipe]]:
     """Returns (variant, seed, recipe) of every run, seeds outermost, the base first.
-
-    Args:
-        load_recipe: overrides -> the base recipe with them.
-        variants: overrides by name.
-        seeds: of each variant.
-        budget: FLOPs of a run.
-        out: folder of the runs.
 
     Raises UserError for an invalid override and for a budget of too few steps.
     """
     from fledgling.scaling.sweep import BATCH_TOKENS, MIN_STEPS, shorten_recipe
 
-    runs = []
-    recipes = {name: load_recipe(overrides) for name, overrides in {BASE: (), **variants}.items()}
-    for seed in range(seeds):
+    runs, budget = [], ablation.budget
+    recipes = {name: ablation.load_recipe(overrides) for name, overrides in {BASE: (), **ablation.variants}.items()}
+    for seed in range(ablation.seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS
             flops = training_flops_per_token(recipe.resolve_model()) * batch
@@ -159,18 +169,12 @@ def plan_ablation(
                     f"{name}: a budget of {format_flops(budget)} FLOPs is {steps} steps; give {min_budget} or more"
                 )
             seeded = replace(recipe, seed=recipe.seed + seed)
-            runs.append((name, seed, shorten_recipe(seeded, steps, batch, out / trial_name(name, seed))))
+            runs.append((name, seed, shorten_recipe(seeded, steps, batch, ablation.out / trial_name(name, seed))))
     return runs
 
 
 def run_ablation(
-    load_recipe: RecipeLoader,
-    variants: Mapping[str, tuple[str, ...]],
-    seeds: int,
-    budget: float,
-    out: Path,
-    log: Callable[[str], None],
-    on_finished: Callable[[str, int, SweepRun], None],
+    ablation: Ablation, log: Callable[[str], None], on_finished: Callable[[str, int, SweepRun], None]
 ) -> int:
     """Trains the unfinished runs; returns their number.
 
@@ -179,11 +183,7 @@ def run_ablation(
     the variants differ by at most one. A finished run is skipped, an interrupted one resumes from its checkpoint.
 
     Args:
-        load_recipe: overrides -> the base recipe with them.
-        variants: overrides by name.
-        seeds: of each variant.
-        budget: FLOPs of a run.
-        out: folder of the runs.
+        ablation: what is compared.
         log: receives notices.
         on_finished: called with (variant, seed, run) for every run, old or new.
 
@@ -191,13 +191,13 @@ def run_ablation(
     """
     from fledgling.scaling.sweep import prepare_sweep_data, train_run
 
-    runs = plan_ablation(load_recipe, variants, seeds, budget, out)
+    runs, out, budget = plan_ablation(ablation), ablation.out, ablation.budget
     base = replace(runs[0][2], run=replace(runs[0][2].run, out="run"))
     with hold_lock(out, "this ablation", log, remedy="choose another --out"):
         pin_settings(out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
         for name, seed, recipe in runs:
             require_same_cell(Path(recipe.run.out), describe_trial(name, seed, recipe, budget))
-        prepare_sweep_data(load_recipe(()), out, log)
+        prepare_sweep_data(ablation.load_recipe(()), out, log)
         trained, seconds = 0, list[float]()
         for index, (name, seed, recipe) in enumerate(runs):
             run_dir = Path(recipe.run.out)

@@ -47,6 +47,30 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class RaceSettings:
+    """What all runs of a race share; OUT/race.toml keeps it.
+
+    Attributes:
+        minutes: of training steps of each run.
+        text: a source of documents; None: those of the first recipe's pretraining mixture.
+        points: measurements of a run.
+        held_out_bytes: of the documents that a measurement reads, about.
+        clock: of `race_run.Job`.
+    """
+
+    minutes: float
+    text: str | None = None
+    points: int = 8
+    held_out_bytes: int = HELD_OUT_BYTES
+    clock: str = "wall"
+
+    @property
+    def seconds(self) -> float:
+        """Returns the seconds of training steps of each run."""
+        return 60 * self.minutes
+
+
+@dataclass(frozen=True)
 class Contestant:
     """What takes part: a recipe with overrides, of this package or of the checkout `tree`; or a file of results."""
 
@@ -112,39 +136,36 @@ def parse_contestants(words: Sequence[str], base: str, overrides: Sequence[str] 
 def run_race(
     contestants: Sequence[Contestant],
     seeds: int,
-    minutes: float,
+    settings: RaceSettings,
     out: Path,
     log: Log,
-    text: str | None = None,
-    points: int = 8,
-    held_out_bytes: int = HELD_OUT_BYTES,
-    clock: str = "wall",
     on_finished: Callable[[], object] = lambda: None,
 ) -> int:
     """Runs what is not finished; returns how many runs that was.
 
     Args:
-        minutes: of training steps of each run.
-        text: a source of documents; None: those of the first recipe's pretraining mixture.
-        points: measurements of a run.
-        held_out_bytes: of the documents that a measurement reads, about.
-        clock: of `race_run.Job`.
+        contestants: the first is what the others are compared with.
+        seeds: runs of each contestant.
+        settings: of all runs.
+        out: folder of the race.
+        log: receives notices.
         on_finished: is called after every run, old or new.
 
     Raises:
         UserError: for settings other than those of the race in `out`, and for a text without held-out documents.
         TrainingStopped: after a signal, once everything is saved.
     """
+    minutes, points, held_out_bytes = settings.minutes, settings.points, settings.held_out_bytes
     if not (0 < minutes < math.inf and min(seeds, points, held_out_bytes) >= 1):
         counts = f"seeds {seeds}, points {points}, held-out bytes {held_out_bytes}"
         raise UserError(f"minutes {minutes:g}, {counts}: expected more than 0 minutes, and at least 1 of the others")
     first, ran = contestants[0], 0
     overrides = () if first.tree else first.overrides
-    sources = (text,) if text else list_text_sources(load_recipe(first.recipe, overrides).pretrain)
+    sources = (settings.text,) if settings.text else list_text_sources(load_recipe(first.recipe, overrides).pretrain)
     out = out.resolve()
     with hold_lock(out, "this race", log, remedy="choose another --out"):
-        shared = f'seconds = {60 * minutes:g}\npoints = {points}\nclock = "{clock}"\nsources = {json.dumps(sources)}\n'
-        shared += f"held_out_bytes = {held_out_bytes}\n"
+        shared = f'seconds = {settings.seconds:g}\npoints = {points}\nclock = "{settings.clock}"\n'
+        shared += f"sources = {json.dumps(sources)}\nheld_out_bytes = {held_out_bytes}\n"
         pin_settings(out / SETTINGS, shared, "a race")
         write_race_text(sources, load_recipe(first.recipe).run.data_dir, out / "text", held_out_bytes, log)
         for seed in range(seeds):
@@ -153,9 +174,8 @@ def run_race(
                 if contestant.results:
                     continue
                 run = f"{contestant.name}-s{seed}"
-                job = race_run.Job(
-                    contestant.recipe, contestant.overrides, seed, 60 * minutes, str(out), run, points, clock
-                )
+                given = contestant.recipe, contestant.overrides, seed, settings.seconds
+                job = race_run.Job(*given, str(out), run, points, settings.clock)
                 check_contestant(job, contestant, log)
                 if not is_job_finished(job):
                     log(f"race: {run}, {minutes:g} minutes of steps")

@@ -29,8 +29,8 @@ from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.plan.memory import TrainingStep
 from fledgling.plan.teacher import STORED
+from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.device_memory import measure_peak_memory
 from fledgling.runtime.world import World

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fledgling.bench.gpu import RESULT_MARK
-from fledgling.bench.gpu_kernels import measure_card, measure_head, measure_ms, report_candidate
+from fledgling.bench.gpu_kernels import measure_card, measure_head, measure_ms, report_candidate, time_steps
 
 
 def read_results(capsys):
@@ -21,6 +21,19 @@ def test_the_median_call_is_reported_in_milliseconds(monkeypatch):
     calls = []
     assert measure_ms(lambda: calls.append(0), repeats=3, warmup=2) == pytest.approx(5.0)
     assert len(calls) == 5
+
+
+def test_steps_are_read_one_late_and_timed_after_the_warm_up(monkeypatch):
+    now, order = iter([0.0, 5.0, 10.0, 14.0]), []
+
+    def queue():
+        number = len([each for each in order if each.startswith("queue")])
+        order.append(f"queue {number}")
+        return lambda: order.append(f"read {number}") or number
+
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    assert time_steps(queue, steps=2, warmup=1) == (5.0, 2.0, 2)  # the first step, a timed one, the last result
+    assert order == ["queue 0", "queue 1", "read 0", "queue 2", "read 1", "read 2"]
 
 
 def test_a_candidate_that_fails_is_a_result_with_its_error(capsys):

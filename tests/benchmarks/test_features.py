@@ -8,7 +8,7 @@ from fledgling.scaling.race_results import Point, RaceRun
 def test_the_table_is_collected_after_every_run_and_says_what_is_open(tmp_path, monkeypatch):
     finished, written = [], []
 
-    def run_race(contestants, seeds, minutes, out, log, text, points, held_out_bytes, clock, on_finished):
+    def run_race(contestants, seeds, settings, out, log, on_finished):
         for seed in range(seeds):
             for place, contestant in enumerate(contestants if out.name == "4x128" else contestants[:1]):
                 point = Point(9, 60.0, 2.0 - 0.1 * place + 0.3 * seed, 100.0, 1e9)

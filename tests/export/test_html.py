@@ -16,7 +16,7 @@ from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import html
 from fledgling.export.html import make_model_file, render_model_page, require_supported, write_html
 from fledgling.export.node_calls import call_in_node, find_node, read_logits
-from fledgling.export.page_weights import quantize_for_page
+from fledgling.export.page_weights import PageWeights, quantize_for_page
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams, hash_to_uniform, sample_tokens
 from fledgling.model.transformer import Transformer
@@ -37,7 +37,7 @@ needs_node = pytest.mark.skipif(find_node() is None, reason="no Node on this mac
 def write_page(folder: Path, model: Transformer, tokenizer: Tokenizer, bits: int = 4, embedding: bool = False):
     """Writes the page of a model; returns its path and the model in fp32 that it must equal."""
     weights = quantize_for_page(model, {}, bits, 32, embedding)
-    path = write_html(folder / "page.html", PAGE, model.config, weights.tensors, tokenizer, "small", bits)
+    path = write_html(folder / "page.html", PAGE, weights, tokenizer, "small")
     return path, weights.load_reference()
 
 
@@ -277,14 +277,15 @@ def test_the_page_is_as_small_as_promised(size, most, tmp_path):
 
 
 def test_what_the_page_cannot_run_is_one_line_at_export(make, tokenizer, tmp_path):
-    tensors = quantize_for_page(make("fledgling"), {}, 8, 32, False).tensors
+    weights = quantize_for_page(make("fledgling"), {}, 8, 32, False)
+    narrow = PageWeights(ModelConfig(330, 1, 60, 10, 10, 16), weights.tensors, 8)
     with pytest.raises(UserError, match="multiple of 4"):
-        write_html(tmp_path / "a.html", PAGE, ModelConfig(330, 1, 60, 10, 10, 16), tensors, tokenizer, "x", 8)
+        write_html(tmp_path / "a.html", PAGE, narrow, tokenizer, "x")
     plain = Tokenizer({**tokenizer.tokenizer_json, "added_tokens": tokenizer.tokenizer_json["added_tokens"][:1]})
     other = Tokenizer({**tokenizer.tokenizer_json, "normalizer": {"type": "NFC"}})
     for given, message in ((plain, "chat model"), (other, "splits or encodes in another way")):
         with pytest.raises(UserError, match=message):
-            make_model_file(make("fledgling").config, tensors, given, "x", 8)
+            make_model_file(weights, given, "x")
     with pytest.raises(UserError, match="already"):
         quantize_for_page(make("fledgling"), {"quantized": {"bits": 8}}, 4, None, False)
     assert not list(tmp_path.iterdir())
@@ -300,5 +301,5 @@ def test_a_feature_that_the_page_does_not_know_is_rejected_by_name(make, monkeyp
 def test_data_in_the_page_cannot_end_its_element(make, tokenizer):
     weights = quantize_for_page(make("fledgling", depth=1), {}, 4, None, False)
     name = "</script><script>alert(1)</script>"
-    text = render_model_page(PAGE, make_model_file(weights.config, weights.tensors, tokenizer, name, 4, [name]), name)
+    text = render_model_page(PAGE, make_model_file(weights, tokenizer, name, [name]), name)
     assert name not in text and text.count("<script") == text.count("</script") == 3

@@ -31,7 +31,7 @@ def exported(tokenizer: Tokenizer, tmp_path_factory) -> tuple[Path, Transformer]
     model = random_model(ModelConfig(tokenizer.vocab_size, 2, 64, 2, 2, CONTEXT), scale=0.3)
     weights = quantize_for_page(model, {}, 4, None, False)
     path = tmp_path_factory.mktemp("page") / "small model.html"
-    write_html(path, PAGE, model.config, weights.tensors, tokenizer, "small", 4, ["the quick <b>fox</b>?"])
+    write_html(path, PAGE, weights, tokenizer, "small", ["the quick <b>fox</b>?"])
     return path, weights.load_reference()
 
 
@@ -78,7 +78,7 @@ def test_an_example_is_offered_as_text_and_new_begins_another_conversation(page)
 def test_a_stop_keeps_what_was_written_and_the_next_answer_begins_at_once(browser, tokenizer, tmp_path):  # noqa: F811
     endless = make_chain(tokenizer, {tokenizer.assistant_start: 97, 97: 98, 98: 97}, 9000).source
     weights = quantize_for_page(endless, {}, 8, None, False)
-    path = write_html(tmp_path / "endless.html", PAGE, endless.config, weights.tensors, tokenizer, "endless", 8)
+    path = write_html(tmp_path / "endless.html", PAGE, weights, tokenizer, "endless")
     page = browser.new_page()
     page.goto(path.as_uri())
     page.locator("#status", has_text="endless: ").wait_for()

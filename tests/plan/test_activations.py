@@ -4,6 +4,7 @@ import pytest
 
 from fledgling.config import ModelConfig
 from fledgling.plan import activations
+from fledgling.plan.training_step import TrainingStep
 
 CONFIG = ModelConfig(vocab_size=99, depth=1, width=32, heads=4, kv_heads=4, context=256)  # D = 8, F = 128
 
@@ -21,7 +22,9 @@ def test_scored_pairs_are_whole_blocks_of_queries_times_visible_keys(context, wi
 
 def test_fp32_activations_are_the_tensors_of_a_block():
     rows, tokens = 3, 3 * 256
-    kept = activations.eager_activation_bytes(CONFIG, rows, 256, 4, "cpu", documents=False)
+    kept = activations.eager_activation_bytes(
+        CONFIG, TrainingStep(rows, 256, "float32", device="cpu", packed_documents=False)
+    )
     assert kept["streams"] == 4 * tokens * (2 * 32 + 2)  # two inputs of norms with one statistic each
     assert kept["norms"] == 4 * tokens * 2 * 32
     assert kept["queries_keys_values"] == 4 * tokens * (2 * (32 + 4) + 3 * 32)  # inputs of two norms; q, k, v
@@ -32,7 +35,9 @@ def test_fp32_activations_are_the_tensors_of_a_block():
 
 def test_masks_of_documents_are_one_byte_for_each_row():
     with_documents, without = (
-        activations.eager_activation_bytes(CONFIG, 3, 256, 4, "cpu", documents)["attention"]
+        activations.eager_activation_bytes(
+            CONFIG, TrainingStep(3, 256, "float32", device="cpu", packed_documents=documents)
+        )["attention"]
         for documents in (True, False)
     )
     assert with_documents - without == 2 * activations.count_scored_pairs(256)

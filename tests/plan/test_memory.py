@@ -10,9 +10,10 @@ from fledgling.config import UserError
 from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
 from fledgling.optim.partition import partition_parameters
 from fledgling.plan import activations, memory, split
-from fledgling.plan.memory import TrainingStep, estimate_peak_memory, memory_by_phase
+from fledgling.plan.memory import estimate_peak_memory, memory_by_phase
 from fledgling.plan.optimizer_state import resolve_state
 from fledgling.plan.parameters import parameter_shapes
+from fledgling.plan.training_step import TrainingStep
 
 from .models import config
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.plan.memory import TrainingStep, fits_memory
+from fledgling.plan.memory import fits_memory
 from fledgling.plan.split import choose_split, count_passes, empty_share
+from fledgling.plan.training_step import TrainingStep
 
 from .models import config
 

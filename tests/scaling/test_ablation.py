@@ -13,6 +13,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.scaling import ablation
 from fledgling.scaling.ablation import (
     VARIANTS,
+    Ablation,
     Trial,
     compute_effects,
     confidence_margin,
@@ -47,9 +48,8 @@ def test_differences_are_paired_by_seed():
 
 
 def test_every_variant_is_a_recipe_at_equal_flops():
-    runs = plan_ablation(
-        lambda more: load_recipe("scaling", ("model.depth=2", "model.heads=2", *more)), VARIANTS, 2, 1e12, Path("x")
-    )
+    small = ("model.depth=2", "model.heads=2")
+    runs = plan_ablation(Ablation(lambda more: load_recipe("scaling", (*small, *more)), VARIANTS, 2, 1e12, Path("x")))
     assert len(runs) == 2 * (len(VARIANTS) + 1) and [name for name, *_ in runs].count("base") == 2
     assert runs[0][0] == "base" and {seed for _, seed, _ in runs[: len(VARIANTS) + 1]} == {0}
     for name, seed, recipe in runs:
@@ -73,7 +73,7 @@ def test_an_unknown_variant_is_rejected():
     with pytest.raises(UserError, match="nothing to change"):
         parse_variants(",")
     with pytest.raises(UserError, match="base: a budget"):
-        plan_ablation(lambda more: load_recipe("scaling", more), {}, 1, 1e9, Path("x"))
+        plan_ablation(Ablation(lambda more: load_recipe("scaling", more), {}, 1, 1e9, Path("x")))
 
 
 def test_an_ablation_runs_resumes_and_prints_its_effects(tmp_path, capsys):

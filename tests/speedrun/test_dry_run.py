@@ -11,7 +11,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
-from fledgling.plan.memory import TrainingStep
+from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.speedrun.dry_run import dry_run, format_dry_run, try_stages
