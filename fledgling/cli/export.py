@@ -52,7 +52,7 @@ def hf(
     fold_norms
         Multiply the norms' weights into the following matrices, which leaves ones (llama, untied).
     """
-    from fledgling.export.model_card import find_run_dir, render_model_card
+    from fledgling.export.model_card import describe_stored, find_run_dir, render_model_card
     from fledgling.export.parity import compare_hf
     from fledgling.export.write_hf import write_hf
     from fledgling.infer.runner import load_model
@@ -64,7 +64,8 @@ def hf(
     model, tokenizer, state = load_model(path)
     require_unquantized(state, path, "exported")
     run = find_run_dir(path)
-    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run, dtype)
+    stored = describe_stored(dtype, quantize, fold_norms)
+    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run, stored)
     write_hf(out, model.config, _read_weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9), quantize)
     return _print_parity(out, compare_hf(model, out, tokenizer.bos_or_none, bool(quantize)), as_json)
 

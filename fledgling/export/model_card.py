@@ -10,6 +10,7 @@ from typing import Any
 from fledgling.config import ModelConfig
 from fledgling.export.card_origin import describe_origin
 from fledgling.export.chat_template import supports_chat, supports_tools
+from fledgling.export.checkpoint_weights import read_adapter_state
 from fledgling.export.hf_mapping import class_name, to_hf_config
 from fledgling.export.own_class import needs_own_class
 from fledgling.record import read_jsonl
@@ -76,11 +77,13 @@ output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=Fals
 print(tokenizer.decode(output[0]))"""
 TOOLS_NOTE = """
 `tools` is what the model could call while it answered, greedily, without sampling. {code} A value
-without tools is no answer in text: bits per byte, or a choice by likelihood. The values are those of the
-training run, in its precision{dtype}.
+without tools is no answer in text: bits per byte, or a choice by likelihood. The values were measured with
+{weights}, in the precision of the training run or of `fledgling eval`.
 """
-CODE_WITH_CALCULATOR = "The code below calls the calculator in `calculator.py`, so that it reaches the same values."
+CODE_WITH_CALCULATOR = "The code below calls the calculator in `calculator.py`"
+SAME_VALUES = ", so that it reaches the same values in that precision."
 CODE_WITHOUT_TOOLS = "The code below calls nothing: it does not reach the values that need a tool."
+OTHER_WEIGHTS = "{weights}, not with those in these files: these files hold {stored}, with which nothing was measured"
 TEMPLATE_WARNING = """
 The template is rendered as text and tokenized as a whole, so the name of a control token in a user's message becomes
 that token. A server for untrusted text should remove such names, or tokenize each part separately.
@@ -93,9 +96,9 @@ def render_model_card(
     tokenizer: Tokenizer,
     state: Mapping[str, Any],
     run: Path | None,
-    dtype: str = "float32",
+    stored: str = "",
 ) -> str:
-    """Returns the text of README.md, whose code reaches the scores that the card quotes.
+    """Returns the text of README.md, whose code reaches the scores that the card quotes if the weights are the same.
 
     Args:
         config: the model's configuration.
@@ -103,7 +106,7 @@ def render_model_card(
         tokenizer: the tokenizer.
         state: the checkpoint's.
         run: the run directory that contains it, or None.
-        dtype: of the exported weights.
+        stored: what the files hold in the place of the weights that were measured (`describe_stored`); "": these.
     """
     recipe = _read_recipe(state)
     name = str(recipe.get("name") or state.get("name") or "model")
@@ -134,10 +137,11 @@ def render_model_card(
         parts.append("\nNo evaluation of these weights was recorded during training.")
     if evaluations:
         columns = ("stage", "step", "what", "value", "95 %", "n", "tools")
-        note = TOOLS_NOTE.format(
-            code=CODE_WITH_CALCULATOR if with_tools else CODE_WITHOUT_TOOLS,
-            dtype="" if dtype == "float32" else f"; these files hold the weights in {dtype}",
-        )
+        code = CODE_WITH_CALCULATOR + ("." if stored else SAME_VALUES) if with_tools else CODE_WITHOUT_TOOLS
+        weights = _describe_measured(state)
+        if stored:
+            weights = OTHER_WEIGHTS.format(weights=weights, stored=stored)
+        note = TOOLS_NOTE.format(code=code, weights=weights)
         parts += ["\n## Measured during training\n", format_table(columns, evaluations), note]
     start = next((text for text, index in tokenizer.special_tokens.items() if index == tokenizer.bos_or_none), "")
     usage = TOOL_USAGE if with_tools else CHAT_USAGE if chat else COMPLETION_USAGE.format(start=start)
@@ -147,6 +151,31 @@ def render_model_card(
         USAGE_SECTION.format(imports=imports, options=options, lines=usage) + (TEMPLATE_WARNING if chat else "")
     )
     return "\n".join(parts)
+
+
+def describe_stored(dtype: str, quantize: str | None = None, folded: bool = False) -> str:
+    """Returns what an export holds in the place of the weights of a checkpoint; "" where it holds these.
+
+    Args:
+        dtype: of the files.
+        quantize: of the matrices; None: they are not quantized.
+        folded: whether the norms' weights are multiplied into the matrices.
+    """
+    if quantize:
+        held = f"the matrices of the blocks in {quantize} and the other weights in {dtype}"
+    else:
+        held = "" if dtype == "float32" else f"the weights in {dtype}"
+    if not folded:
+        return held
+    return f"{held or 'the weights'}, the norms' multiplied into the matrices"
+
+
+def _describe_measured(state: Mapping[str, Any]) -> str:
+    """Returns which weights the run measured: those of the checkpoint, or an adapter on quantized ones."""
+    described = read_adapter_state(dict(state), Path())
+    if described is None or described[0].quantization == "none":
+        return "the weights of this checkpoint"
+    return f"the weights of this checkpoint, an adapter on {described[0].quantization} weights (merged here)"
 
 
 def find_run_dir(checkpoint: Path) -> Path | None:

@@ -39,6 +39,10 @@ def test_export_hf_is_read_back_by_import(run, tmp_path, capsys):
     card = (tmp_path / "hf" / "README.md").read_text()
     for text in ("sparrow", "LlamaForCausalLM", "step 7 of sft", "| spelling | 0.9100 | 0.8800 to 0.9400 |", "A chat"):
         assert text in card
+    assert "measured with the weights of this checkpoint, in" in " ".join(card.split())
+    assert main(["export", "hf", str(run), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert "these files hold the weights in bfloat16" in " ".join((tmp_path / "half" / "README.md").read_text().split())
+    capsys.readouterr()
     assert main(["import", str(tmp_path / "hf"), str(tmp_path / "back"), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     model, tokenizer, _ = load_model(run)

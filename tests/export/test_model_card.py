@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fledgling.config import ModelConfig
+from fledgling import export
+from fledgling.config import AdapterConfig, ModelConfig
 from fledgling.evals.chat import Exam, answer_exams, measure_exam
-from fledgling.export.model_card import find_run_dir, render_model_card
+from fledgling.export.model_card import describe_stored, find_run_dir, render_model_card
 from fledgling.export.write_hf import write_hf
 from fledgling.infer.engine import Engine
 from fledgling.record import Recorder
@@ -94,9 +95,54 @@ def test_every_score_on_the_card_says_its_tools(exported, tmp_path, adder):
     line = {"step": 3, "name": "old", "value": 0.9, "low": 0.8, "high": 1.0, "n": 50, "baseline": 0.1}
     (tmp_path / "sft" / "evals.jsonl").write_text(json.dumps(line) + "\n")
     model = adder.source
-    card = render_model_card(model.config, 1, adder.tokenizer, {"stage": "sft", "step": 3}, tmp_path, "bfloat16")
+    card = render_model_card(model.config, 1, adder.tokenizer, {"stage": "sft", "step": 3}, tmp_path)
     assert read_card_rows(card)["old"]["tools"] == "not recorded"
-    assert "these files hold the weights in bfloat16" in card
+
+
+STORED = {
+    "bfloat16": (("bfloat16",), "these files hold the weights in bfloat16, with which nothing"),
+    "int4": (("float32", "int4"), "the matrices of the blocks in int4 and the other weights in float32, with"),
+    "int8 of float16": (
+        ("float16", "int8"),
+        "the matrices of the blocks in int8 and the other weights in float16, with",
+    ),
+    "folded": (("float32", None, True), "the weights, the norms' multiplied into the matrices, with which nothing"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_card_of_other_weights_than_those_that_were_measured_claims_nothing_for_them(name, tmp_path, adder):
+    with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
+        recorder.log_evaluation(10, "sums", 0.75, n=4, baseline=0.1, tools="calculator")
+    given, expected = STORED[name]
+    card = render_model_card(
+        adder.source.config, 1, adder.tokenizer, {"stage": "sft", "step": 10}, tmp_path, describe_stored(*given)
+    )
+    text = " ".join(card.split())
+    assert f"these files hold {expected.removeprefix('these files hold ')}" in text
+    assert "were measured with the weights of this checkpoint, not with those in these files" in text
+    assert "reaches the same values" not in text
+
+
+def test_the_scores_of_an_adapter_on_quantized_weights_say_so(tmp_path, adder):
+    with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
+        recorder.log_evaluation(10, "sums", 0.75, n=4, baseline=0.1, tools="calculator")
+    for kind, expected in (
+        ("nf4", "checkpoint, an adapter on nf4 weights (merged here), in the"),
+        ("none", "checkpoint, in"),
+    ):
+        adapter = {"config": asdict(AdapterConfig(quantization=kind)), "base": "../base"}
+        state = {"stage": "sft", "step": 10, "adapter": adapter}
+        card = render_model_card(adder.source.config, 1, adder.tokenizer, state, tmp_path)
+        assert f"measured with the weights of this {expected}" in " ".join(card.split())
+
+
+def test_no_other_format_quotes_scores():
+    """A file of other weights than those that were measured has nothing to claim: the card alone reads scores."""
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in Path(export.__file__).parent.glob("*.py")}
+    readers = {name for name, text in sources.items() if "evals.jsonl" in text or "summarize_run" in text}
+    assert readers == {"model_card"}
+    assert {name for name, text in sources.items() if "render_model_card(" in text} == {"model_card"}
 
 
 def test_of_a_skill_a_card_quotes_the_test_alone_and_says_how_many_wordings_it_has(tmp_path, adder):
