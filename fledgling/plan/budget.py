@@ -117,6 +117,7 @@ def choose_run(
     sizes: Mapping[str, SourceSize] | None = None,
     exams: Mapping[str, int] | None = None,
     unique_tokens: float | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> RunChoice:
     """Returns the run that learns most in a budget.
 
@@ -127,19 +128,21 @@ def choose_run(
         sizes: of the sources that open steps follow from.
         exams: how many skills each stage is examined on.
         unique_tokens: of the largest source of pretraining, in one pass; None: not known.
+        digests: of the user's texts, which identify them in past runs.
 
     Raises UserError, in one line, where nothing can be learned in the time.
     """
     if recipe.stages[0] != "pretrain":
         raise UserError(f"{budget.text}: expected a recipe that begins with pretrain, got {', '.join(recipe.stages)}")
-    parameters = count_parameters(recipe.resolve_model())["total"]
-    laws, law_name = choose_laws(runs, describe_data(recipe), parameters)
+    parameters, data = count_parameters(recipe.resolve_model())["total"], describe_data(recipe, digests)
+    laws, law_name = choose_laws(runs, data, parameters)
     found: dict[int, RunChoice] = {}
     reason: UserError | None = None
     for depth in list_depths(recipe.model.depth, is_pinned or not laws):
         sized = with_depth(recipe, depth)
         try:
-            choice = fit_run(sized, budget, speeds, device, ranks, spent, sizes or {}, exams or {}, unique_tokens)
+            options = (spent, sizes or {}, exams or {}, unique_tokens, data)
+            choice = fit_run(sized, budget, speeds, device, ranks, *options)
         except UserError as error:
             reason = reason or error
             if depth > recipe.model.depth:
@@ -149,7 +152,7 @@ def choose_run(
     if not found:
         assert reason is not None
         raise reason
-    own = select_runs(runs, describe_data(recipe), FIRST_BITS)
+    own = select_runs(runs, data, FIRST_BITS)
     known = [depth for depth, choice in found.items() if not own or is_near(choice.planned, own)]
     return choose_depth(found, laws, recipe.model.depth, known)
 
@@ -200,8 +203,12 @@ def fit_run(
     sizes: Mapping[str, SourceSize],
     exams: Mapping[str, int],
     unique_tokens: float | None,
+    data: str,
 ) -> RunChoice:
-    """Returns the recipe with as many steps as its budget allows; the arguments are those of `choose_run`."""
+    """Returns the recipe with as many steps as its budget allows; the arguments are those of `choose_run`.
+
+    data: of the recipe (`describe_data`).
+    """
     config = recipe.resolve_model()
     speed = speed_at(speeds, training_flops_per_token(config))
     seconds = TARGET * budget.seconds - spent
@@ -232,7 +239,7 @@ def fit_run(
         )
         memory = max(stage["memory"] for stage in plan["stages"].values())
         planned = Planned(
-            describe_data(recipe),
+            data,
             count_parameters(config)["total"],
             tokens,
             tokens * share / unique_tokens if unique_tokens else None,

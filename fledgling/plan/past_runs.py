@@ -26,7 +26,7 @@ class PastRun:
     """One finished run.
 
     Attributes:
-        data: what its text was (`describe_data`); losses are compared within one.
+        data: what its text was (`describe_data`); losses are compared within one. sources: their names, for people.
         machine: processor or card, and how many.
         budget: seconds.
         parameters: all of them.
@@ -50,6 +50,7 @@ class PastRun:
     measured: dict[str, float] = field(default_factory=dict)
     run: str = ""
     start: str = ""
+    sources: str = ""
 
 
 def identify_first_step(line: Mapping[str, Any]) -> dict[str, str]:
@@ -73,11 +74,25 @@ def group_dependent(runs: Sequence[PastRun]) -> list[list[PastRun]]:
     return list(groups.values())
 
 
-def describe_data(recipe: Recipe) -> str:
-    """Returns what bits per byte and exams of a recipe's runs are comparable within: its text, tokens and rows."""
-    sources = ", ".join(sorted(name for name, weight in recipe.pretrain.mixture.items() if weight > 0))
+def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> str:
+    """Returns what bits per byte and exams of a recipe's runs are comparable within: its text, tokens and rows.
+
+    The content identifies a user's text: an edited folder is another text, and one that was moved is the same. The name
+    identifies what comes with the package or is published: the embedded text differs a little with the versions of
+    Python and torch, so that a digest of it would make the shipped runs another text's on most installations.
+
+    Args:
+        digests: of the user's texts, by their source; of a source without one the name counts.
+    """
+    known = digests or {}
+    texts = [f"text {known[name]}" if name in known else name for name in list_sources(recipe)]
     config = recipe.resolve_model()
-    return f"{sources}; {config.vocab_size} entries, rows of {config.context}"
+    return f"{', '.join(sorted(texts))}; {config.vocab_size} entries, rows of {config.context}"
+
+
+def list_sources(recipe: Recipe) -> list[str]:
+    """Returns the names of what pretraining reads."""
+    return sorted(name for name, weight in recipe.pretrain.mixture.items() if weight > 0)
 
 
 def user_file() -> Path:
@@ -129,7 +144,7 @@ def _parse_run(line: str) -> PastRun | None:
     except (ValueError, AttributeError, TypeError, RecursionError):
         return None
     sizes = (run.budget, run.parameters, run.tokens)
-    texts = (run.date, run.recipe, run.data, run.machine, run.run, run.start)
+    texts = (run.date, run.recipe, run.data, run.machine, run.run, run.start, run.sources)
     tables = (run.predicted, run.measured)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
         return None

@@ -24,7 +24,7 @@ from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
-from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step
+from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step, list_sources
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
 from fledgling.record import read_jsonl, write_json
 from fledgling.record.parent import read_newest_state
@@ -38,6 +38,7 @@ from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import World, is_main_process
 from fledgling.speedrun.choose import choose_budgeted_run
 from fledgling.speedrun.stages import list_stages_left, run_stages
+from fledgling.speedrun.text_digests import digest_texts
 from fledgling.train.hooks import StageHooks
 from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction
 from fledgling.train.peak import name_device
@@ -289,10 +290,11 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
     planned, environment = run.planned, collect_environment()
     machine = ", ".join(environment["gpus"]) or f"{environment['cpu']}, {environment['cores']} cores"
     tokens = int(record.stages[0].last_metric("tokens") or planned["tokens"])
+    digests = digest_texts(run.recipe, read_newest_state(run_dir, record.stages[0].name).get("data"))
     past = PastRun(
         time.strftime("%Y-%m-%d"),
         run.recipe.name,
-        describe_data(run.recipe),
+        describe_data(run.recipe, digests) if digests else str(planned["data"]),
         machine,
         run.budget.seconds,
         int(planned["parameters"]),
@@ -303,6 +305,7 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
         | {forecast.name: forecast.value for forecast in run.forecasts if forecast.name not in ("seconds", "memory")},
         measure_run(record),
         **identify_first_step(next(iter(record.stages[0].metrics), {})),
+        sources=", ".join(list_sources(run.recipe)),
     )
     append_past_run(past)
     return past

@@ -23,6 +23,7 @@ from fledgling.plan.stage_seconds import EVALUATIONS
 from fledgling.plan.utilization import choose_utilization
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
+from fledgling.speedrun.text_digests import digest_texts
 from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.train.source_sizes import count_source_sizes
@@ -91,6 +92,7 @@ def choose_budgeted_run(
         sizes=count_source_sizes(recipe),
         exams=exams,
         unique_tokens=count_unique_tokens(recipe),
+        digests=digest_texts(recipe),
     )
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
 

@@ -105,6 +105,8 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert [line["step"] for line in read_steps(recipe, "pretrain")][:8] == list(range(1, 9))
     (past,) = load_past_runs((user_file(),))
     assert past.measured["seconds"] == spent["seconds"] and past.budget == BUDGET.seconds
+    assert past.data == shown[0][0].planned["data"] and past.data.startswith("text ")
+    assert past.sources == ", ".join(sorted(recipe.pretrain.mixture))
     assert past.measured["pretrain bits_per_byte"] > 0 and "identity_test" in past.measured
     (source,) = json.loads((run_dir / "pretrain" / "done.json").read_text())["sources"]
     assert past.passes == source["read"] / source["rows"] > 0 and read_budgeted_run(run_dir).planned["passes"] > 0

@@ -10,7 +10,7 @@ from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
-from fledgling.plan.past_runs import SHIPPED, load_past_runs
+from fledgling.plan.past_runs import SHIPPED, append_past_run, load_past_runs
 from fledgling.speedrun.choose import count_unique_tokens, list_measured_exams, plan_budgeted_run
 from tests.fast_run import write_recipe
 
@@ -53,3 +53,24 @@ def test_the_passes_over_a_folder_of_text_are_planned_from_its_size(tmp_path, mo
 def test_tasks_as_the_largest_source_have_no_known_size(mixture, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path), [f"pretrain.mixture={mixture}"])
     assert count_unique_tokens(recipe) is None
+
+
+def test_losses_of_another_text_of_the_same_name_are_not_this_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(
+        write_recipe(tmp_path), ["pretrain.steps=60", 'stages=["pretrain"]', 'pretrain.mixture={"text"=1.0}']
+    )
+    (shipped, *_) = load_past_runs((SHIPPED,))
+    budget, laws = Budget(600.0, "--minutes 10"), []
+    for change in ("", "one more line\n"):
+        planned = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, True)
+        if not change:  # six runs of this text
+            for number in range(6):
+                measured = {"pretrain bits_per_byte": 2.0 - 0.1 * number}
+                past = {"data": planned.planned["data"], "tokens": 1_000 * 2**number, "passes": 0.5, "run": str(number)}
+                append_past_run(replace(shipped, **past, measured=measured, start=str(number)))
+            planned = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, True)
+            (tmp_path / "text" / "00.txt").write_text("another text")
+        laws.append(planned.law)
+    assert "6 past runs" in laws[0] and "6 past runs" not in laws[1], laws

@@ -15,9 +15,17 @@ from fledgling.runtime.user_code import find_module_file
 from fledgling.tasks.environments.environment import Environment, Episode
 from fledgling.tasks.environments.task import EnvironmentTask
 
-__all__ = ["ENVIRONMENTS", "Environment", "EnvironmentTask", "Episode", "load_environment_task"]
+__all__ = ["ENVIRONMENTS", "Environment", "EnvironmentTask", "Episode", "find_class_file", "load_environment_task"]
 
 ENVIRONMENTS = {"guessing": "Guessing", "file_tree": "FileTree", "database": "Database", "web_shop": "WebShop"}
+
+
+def find_class_file(spec: str) -> Path | None:
+    """Returns the file that holds a user's class, `module:Class` or `path.py:Class`; None of a shipped environment."""
+    location = spec.rpartition(":")[0]
+    if location.endswith(".py"):
+        return Path(location)
+    return find_module_file(location) if location else None
 
 
 def load_environment_task(name: str, spec: str) -> EnvironmentTask:
@@ -31,8 +39,7 @@ def load_environment_task(name: str, spec: str) -> EnvironmentTask:
     if ":" in spec:
         from fledgling.tasks.environments.episode_process import make_remote_class
 
-        location = spec.rpartition(":")[0]
-        path = Path(location) if location.endswith(".py") else find_module_file(location)
+        path = find_class_file(spec)
         return EnvironmentTask(name, make_remote_class(spec), (path,) if path else ())
     hint = did_you_mean(spec, ENVIRONMENTS)
     raise UserError(
