@@ -36,10 +36,10 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
             rows.setdefault(f"trained an adapter, merged here: {adapter}{on}", []).append(name)
     for name in (stage for stage in STAGES if stage in stages):
         parent = stages[name].get("parent")
-        if isinstance(parent, dict) and parent.get("unfinished") is True and parent.get("stage") in STAGES:
+        if isinstance(parent, dict) and parent.get("stage") in STAGES and (end := _describe_end(parent)):
             step = parent.get("step")
             what = f"step {step:,}" if type(step) is int else "a step"
-            rows.setdefault(f"began from {what} of {parent['stage']}, which had not finished", []).append(name)
+            rows.setdefault(f"began from {what} of {parent['stage']}, which had {end}", []).append(name)
     described = [(", ".join(names), what) for what, names in rows.items()]
     if unknown:
         described.insert(0, (", ".join(unknown), "not known: the run no longer has the weights that came of it"))
@@ -49,6 +49,14 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
     if run is not None and (budget := _read_budget(run)):
         described.append(("budget of the run", budget))
     return described
+
+
+def _describe_end(parent: Mapping[str, Any]) -> str:
+    """Returns how a stage that a later one began from ended, where that began from other weights than its last."""
+    if parent.get("unfinished") is True:
+        return "not finished"
+    last = parent.get("last_step")
+    return f"made {last:,}" if type(last) is int else ""
 
 
 def trace_stages(state: Mapping[str, Any], run: Path) -> tuple[dict[str, Mapping[str, Any]], list[str]]:

@@ -16,7 +16,7 @@ from fledgling.config.model import PRESETS
 from fledgling.export.hf_tensor import TensorMapping
 from fledgling.export.untrusted import check_value
 from fledgling.model.transformer import Transformer
-from fledgling.record.checkpoint import translate_tensor_name
+from fledgling.record.tensor_names import translate_tensor_name
 
 OWN_CLASS, OWN_TYPE = "FledglingForCausalLM", "fledgling"
 MODELING_FILE = Path(__file__).with_name("modeling_fledgling.py")

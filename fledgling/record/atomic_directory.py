@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,10 +82,17 @@ def hash_file(path: Path) -> str:
 
 
 def find_corruption(file: Path, expected: dict, check_hashes: bool) -> str:
-    """Returns how a file differs from its manifest entry, "" where it does not."""
-    if file.is_symlink() or not file.is_file():
+    """Returns how a file differs from its manifest entry, "" where it does not.
+
+    Raises OSError for a file that is there and cannot be read: it may be whole.
+    """
+    try:
+        status = file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
         return f"of {MANIFEST} is missing or not a plain file"
-    size = file.stat().st_size
+    size = status.st_size
     if size != expected["bytes"]:
         return f"has {size} bytes, {MANIFEST} says {expected['bytes']}"
     if check_hashes and hash_file(file) != expected["sha256"]:

@@ -8,7 +8,7 @@ used. The newest is the one with the highest step: a run that goes back to an ea
 (`discard_checkpoints_after`). Only
 safetensors and JSON are written or read, never a pickle. This file does not interpret tensors and state:
 `fledgling.infer.runner` builds a model from them, `fledgling.train.saver` copies them for the thread of writer.py.
-The only file of this package that imports torch.
+Of this package only this file and rng_state.py import torch.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,20 +37,21 @@ from fledgling.record.atomic_directory import (
 )
 from fledgling.record.durable import remove_directory
 from fledgling.record.jsonl import make_write_error
+from fledgling.record.tensor_names import translate_tensor_name
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
 MAX_STATE_BYTES = 256 * 2**20  # a longer JSON file is not from this program
 BASES_DIR = "bases"  # in the run directory: checkpoints of stages restarted since, which adapters belong to
-# Beginnings and ends of tensors' names, as older versions wrote them -> today's.
-RENAMED_TENSORS = {"shortcuts.": "skip_connections."}
-RENAMED_MOMENTS = {
-    ".mean": ".exp_avg",
-    ".square": ".exp_avg_sq",
-    ".velocity": ".momentum_buffer",
-    ".variance": ".exp_avg_sq_row",
-}
 _STEP = re.compile(r"step-(\d{8,})(\.old)?")
+_ANY_FORMAT = re.compile(r"fledgling checkpoint [0-9]{1,6}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class UnreadableCheckpoint(UserError):
+    """A checkpoint that may be whole: one of another version's format, or whose files cannot be read at the moment.
+
+    It is never skipped for an older one, as a corrupt one is.
+    """
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,18 @@ def _write_group(path: Path, group: Mapping[str, Tensor]) -> None:
 def verify_checkpoint(path: Path | str, check_hashes: bool = True) -> dict[str, dict]:
     """Compares a checkpoint with its manifest and returns {file name: {"bytes", "sha256"}}.
 
-    check_hashes=False compares sizes only. Raises UserError that names the first corrupt file.
+    check_hashes=False compares sizes only. Raises UserError that names the first corrupt file, UnreadableCheckpoint
+    where it cannot find out.
     """
     path = Path(path)
-    files = _read_manifest(path)
-    for name, expected in files.items():
-        corruption = find_corruption(path / name, expected, check_hashes)
-        if corruption:
-            raise UserError(f"checkpoint {path} is corrupt: {name} {corruption}; use another one")
+    try:
+        files = _read_manifest(path)
+        for name, expected in files.items():
+            corruption = find_corruption(path / name, expected, check_hashes)
+            if corruption:
+                raise UserError(f"checkpoint {path} is corrupt: {name} {corruption}; use another one")
+    except OSError as error:
+        raise _make_read_error(error.filename or path, error) from None
     return files
 
 
@@ -156,7 +160,11 @@ def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
         files = _read_manifest(path)
     except UserError as error:
         return report | {"valid": False, "files": {MANIFEST: str(error)}}
-    report["files"] = {name: find_corruption(path / name, expected, True) for name, expected in files.items()}
+    for name, expected in files.items():
+        try:
+            report["files"][name] = find_corruption(path / name, expected, True)
+        except OSError as error:
+            report["files"][name] = f"cannot be read ({error.strerror})"
     report["bytes"] = sum(expected["bytes"] for expected in files.values())
     return report | {"valid": not any(report["files"].values())}
 
@@ -182,10 +190,15 @@ def _read_manifest(path: Path) -> dict[str, dict]:
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path} has no {MANIFEST}, so it is not a complete checkpoint; use another step-* directory")
     manifest = _read_json(path / MANIFEST)
-    files = manifest.get("files")
+    files, written = manifest.get("files"), manifest.get("format")
+    if isinstance(written, str) and written != CHECKPOINT_FORMAT and _ANY_FORMAT.fullmatch(written):
+        raise UnreadableCheckpoint(
+            f"checkpoint {path} has the format {written!r} of another version ({MANIFEST}), and this one reads "
+            f"{CHECKPOINT_FORMAT!r}: use the version that wrote it"
+        )
     if (
         set(manifest) != {"format", "files"}
-        or manifest["format"] != CHECKPOINT_FORMAT
+        or written != CHECKPOINT_FORMAT
         or not isinstance(files, dict)
         or "state.json" not in files
         or not all(_is_manifest_entry(name, entry) for name, entry in files.items())
@@ -210,12 +223,21 @@ def _read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_STATE_BYTES:
             raise UserError(f"{path} is larger than {MAX_STATE_BYTES} bytes; it is not a checkpoint's file")
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         reason = type(error).__name__
         raise UserError(f"cannot read {path} ({reason}): it is corrupt or not a checkpoint's file") from None
+    except OSError as error:
+        raise _make_read_error(path, error) from None
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: expected a JSON object, got a {type(value).__name__}")
     return value
+
+
+def _make_read_error(path: Path | str, error: OSError) -> UnreadableCheckpoint:
+    """Returns the error for a file that is there and cannot be read, for a permission or a disk that fails."""
+    return UnreadableCheckpoint(
+        f"cannot read {path} ({error.strerror}): it may be whole; try again once it can be read"
+    )
 
 
 def load_checkpoint(path: Path | str, groups: tuple[str, ...] | None = None, check_hashes: bool = True) -> Checkpoint:
@@ -248,17 +270,6 @@ def _read_group(path: Path) -> dict[str, Tensor]:
     return {translate_tensor_name(name): tensor for name, tensor in tensors.items()}
 
 
-def translate_tensor_name(name: str) -> str:
-    """Returns the name that a tensor of an older checkpoint or export has today."""
-    for old, new in RENAMED_TENSORS.items():
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-    for old, new in RENAMED_MOMENTS.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return name
-
-
 # ---- choosing a checkpoint -----------------------------------------------------------------------
 
 
@@ -277,7 +288,7 @@ def find_latest_checkpoint(
     warn: Callable[[str], None] = warnings.warn,
     accept: Callable[[dict[str, Any]], bool] = lambda state: True,
 ) -> Path | None:
-    """Returns the newest valid checkpoint of RUN/<stage>/checkpoints, or None.
+    """Returns the newest valid checkpoint of RUN/<stage>/checkpoints, or None. Raises UnreadableCheckpoint.
 
     Args:
         warn: receives one line for each newer checkpoint that is skipped because it is torn or corrupt.
@@ -288,6 +299,8 @@ def find_latest_checkpoint(
             verify_checkpoint(path, check_hashes)
             if accept(_read_json(path / "state.json")):
                 return path
+        except UnreadableCheckpoint:
+            raise
         except UserError as error:
             warn(f"skipped: {error}")
     return None
@@ -372,29 +385,3 @@ def _require_latest(directory: Path) -> Path:
     for text in warned:
         warnings.warn(f"{text}; {latest} is used", stacklevel=3)
     return latest
-
-
-# ---- the random state ----------------------------------------------------------------------------
-
-
-def get_rng_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Returns torch's random state as a group of uint8 tensors: "cpu", and the accelerator's under its device type."""
-    device = torch.device(device)
-    group = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        group[device.type] = torch.get_device_module(device.type).get_rng_state(*_device_argument(device))
-    return group
-
-
-def set_rng_state(group: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
-    """Restores what `get_rng_state` returned. An accelerator's state is ignored on another kind of device."""
-    device = torch.device(device)
-    torch.set_rng_state(group["cpu"].cpu())
-    if device.type != "cpu" and device.type in group:
-        state = group[device.type].cpu()
-        torch.get_device_module(device.type).set_rng_state(state, *_device_argument(device))
-
-
-def _device_argument(device: torch.device) -> tuple[torch.device, ...]:
-    """Returns the argument that says which device, or none: there is one Apple GPU."""
-    return () if device.type == "mps" else (device,)

@@ -15,7 +15,9 @@ from typing import Any
 from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
+from fledgling.record.seal import DONE
 
+MAX_DONE_BYTES = 2**24
 WEIGHT_FILES = ("model.safetensors", "adapter_model.safetensors")
 
 
@@ -35,19 +37,80 @@ class Parent:
 def describe_parent(path: Path | None) -> dict[str, Any] | None:
     """Returns what identifies the checkpoint that a stage starts from: its stage, step, and its weights' SHA-256.
 
-    "unfinished" is there, and true, where the stage of the checkpoint has not ended.
+    "unfinished" is there, and true, where the stage of the checkpoint has not ended; "last_step", with the stage's last
+    step, where it has ended at a later one: its newer checkpoints are corrupt or were deleted.
     """
     if path is None:
         return None
     state = checkpoint.read_checkpoint_state(path)
     described = {"stage": state.get("stage"), "step": state.get("step"), "weights": read_weights_digest(path)}
-    return described | ({"unfinished": True} if is_of_unfinished_stage(path) else {})
+    if is_of_unfinished_stage(path):
+        return described | {"unfinished": True}
+    last = read_last_step(path)
+    return described | ({"last_step": last} if last is not None and last > _read_step(path) else {})
+
+
+def choose_named_parent(state: Mapping[str, Any], path: Path | None) -> dict[str, Any] | None:
+    """Returns what a stage's checkpoints say that it began from.
+
+    Args:
+        state: of the checkpoint that it resumes from, whose word it keeps: what it names may be gone; {}: it begins.
+        path: the checkpoint that it begins from.
+    """
+    named = state.get("parent")
+    return named if isinstance(named, dict) else describe_parent(path)
 
 
 def is_of_unfinished_stage(path: Path) -> bool:
     """Returns whether a checkpoint RUN/STAGE/checkpoints/step-N is of a stage that has not ended."""
-    stage_dir = path.parent.parent
-    return path.parent.name == "checkpoints" and stage_dir.name in STAGES and not (stage_dir / "done.json").is_file()
+    return _is_of_stage(path) and not (path.parents[1] / DONE).is_file()
+
+
+def _is_of_stage(path: Path) -> bool:
+    return path.parent.name == "checkpoints" and path.parents[1].name in STAGES
+
+
+def read_last_step(path: Path) -> int | None:
+    """Returns the step with which the stage of a checkpoint RUN/STAGE/checkpoints/step-N ended.
+
+    None where it has not ended, or where done.json does not say it.
+    """
+    if not _is_of_stage(path):
+        return None
+    try:
+        file = path.parents[1] / DONE
+        done = json.loads(file.read_bytes()) if file.stat().st_size <= MAX_DONE_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    step = done.get("step") if isinstance(done, dict) else None
+    return step if type(step) is int else None
+
+
+def _read_step(path: Path) -> int:
+    return int(checkpoint.read_checkpoint_state(path).get("step") or 0)
+
+
+def describe_incomplete(path: Path | None) -> str:
+    """Returns what a checkpoint is of the stage that it is of, as "step 2 of sft, ..."; "" of a stage's last one."""
+    described = describe_parent(path) or {}
+    of = f"step {described.get('step')} of {described.get('stage')}"
+    if described.get("unfinished"):
+        return f"{of}, which has not finished"
+    if "last_step" in described:
+        return f"{of}, which made {described['last_step']:,}: its newer checkpoints are corrupt or were deleted"
+    return ""
+
+
+def is_left_of(path: Path, began_from: Mapping[str, Any]) -> bool:
+    """Returns whether a checkpoint is an older one of the stage whose last weights `began_from` describes.
+
+    So the stage was not trained again; its last checkpoint is corrupt or was deleted.
+    """
+    last = read_last_step(path)
+    if last is None or last != began_from.get("step") or _read_step(path) >= last:
+        return False
+    digest = read_weights_digest(path.with_name(f"step-{last:08d}"))
+    return digest in (None, began_from.get("weights"))
 
 
 def read_weights_digest(path: Path) -> str | None:

@@ -29,7 +29,7 @@ from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
 from fledgling.record import read_jsonl, write_json
 from fledgling.record.parent import read_newest_state
 from fledgling.record.run_lock import RunLock
-from fledgling.record.seal import FORECAST, SEAL, SPENT, seal_run
+from fledgling.record.seal import FORECAST, SPENT, has_run_ended, seal_run
 from fledgling.report.forecasts import measure_run
 from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
 from fledgling.runtime.cores import count_cores
@@ -155,7 +155,7 @@ def run_budgeted(
     keeper = _BudgetedStageRunner(run, clock, world, quiet)
     current = keeper.recipe_of_run()
     made = run_stages(current, quiet=quiet, run=keeper.run)
-    if world.is_main and made:
+    if world.is_main and made and not has_run_ended(run_dir):
         record_finished_run(run, clock, run_dir)
     return made
 
@@ -240,10 +240,8 @@ class _BudgetedStageRunner:
         has_begun = (self.run_dir / name / "metrics.jsonl").exists()
         if not is_done and not has_begun:
             self.recipe = self.set_steps(name, ahead)
-            if self.world.is_main:
+            if self.world.is_main and not has_run_ended(self.run_dir):
                 write_json(self.run_dir / SPENT, {"seconds": round(self.clock.spent, 3), "stage": name})
-                if (self.run_dir / SEAL).exists():
-                    seal_run(self.run_dir)  # without the seconds of the end, if the run had ended
         steps = self.recipe.stage_config(name).steps or stage.steps
         pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown)
         is_last = name == self.recipe.stages[-1]

@@ -16,7 +16,7 @@ from fledgling.runtime.world import World
 from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.run import run_stage
-from fledgling.train.run_directory import has_usable_end, lock_stage, print_nothing
+from fledgling.train.run_directory import explain_unusable_end, lock_stage, require_usable_end
 from fledgling.train.same_ranks import require_same_device
 from fledgling.train.stage_rows import require_data
 
@@ -45,24 +45,18 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None)
                     require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         run = run or (lambda name, lock: run_stage(recipe, name, quiet=quiet, lock=lock))
-        return [
-            name for name in recipe.stages if (name in left or _is_usable(recipe.run.out, name)) and run(name, lock)
-        ]
+        lost = [name for name in recipe.stages if name not in left and explain_unusable_end(run_dir / name)]
+        return [name for name in recipe.stages if name not in lost and run(name, lock)]
 
 
 def list_stages_left(recipe: Recipe) -> list[str]:
-    """Returns the stages of a recipe that are not done, and the last that is, if its checkpoints are all corrupt.
+    """Returns the stages of a recipe that are not done.
 
-    Of an earlier stage no weights are needed any more.
+    Raises UserError if the checkpoints of the last one that is done are all corrupt; of an earlier one no weights are
+    needed any more.
     """
-    done = [name for name in recipe.stages if (Path(recipe.run.out) / name / "done.json").exists()]
-    return [
-        name
-        for name in recipe.stages
-        if name not in done or (name == done[-1] and not _is_usable(recipe.run.out, name))
-    ]
-
-
-def _is_usable(run_dir: str, name: str) -> bool:
-    """Returns whether a stage that is done has a usable checkpoint, or none at all."""
-    return has_usable_end(Path(run_dir) / name, print_nothing)
+    run_dir = Path(recipe.run.out)
+    done = [name for name in recipe.stages if (run_dir / name / "done.json").exists()]
+    if done:
+        require_usable_end(run_dir / done[-1])
+    return [name for name in recipe.stages if name not in done]

@@ -14,7 +14,7 @@ from fledgling.optim.sharded import load_parameters
 from fledgling.plan.teacher import plan_teacher
 from fledgling.record import Recorder, checkpoint
 from fledgling.record.checkpoint import Checkpoint
-from fledgling.record.parent import describe_parent
+from fledgling.record.parent import choose_named_parent
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
@@ -81,7 +81,7 @@ def build_context(
         load_initial_model=partial(load_initial_model, origin, model, start, setup, world),
         positions=read_positions(start.state, resumes=saved is not None) if start else {},
         start=replace(start, weights={}) if start else None,  # loaded: their memory is not needed twice
-        parent=describe_parent(origin.parent),
+        parent=choose_named_parent(saved.state if saved else {}, origin.parent),
         lock=lock,
         teacher=plan_teacher(recipe, name, read_teacher_config(recipe, name)),
     )

@@ -100,7 +100,7 @@ def find_model_config(recipe: Recipe, run_dir: Path) -> ModelConfig | None:
     A stage that is saved has decided it, then `run.init_from`, then the recipe.
     """
     for stage in reversed(recipe.stages):
-        saved = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", check_hashes=False)
+        saved = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", False, lambda line: None)
         if saved is not None:
             return ModelConfig.from_dict(checkpoint.read_checkpoint_state(saved)["model"])
     if recipe.run.init_from is not None:

@@ -20,7 +20,7 @@ from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import checkpoint
 from fledgling.record.durable import write_file
-from fledgling.record.parent import describe_parent
+from fledgling.record.parent import describe_parent, is_left_of
 from fledgling.record.seal import FORECAST
 from fledgling.record.state_shape import require_sound_state
 from fledgling.text.tokenizer import Tokenizer
@@ -215,7 +215,9 @@ def require_same_parent(stage: str, stage_dir: Path, saved: Path | None, parent:
     """
     began_from = checkpoint.read_checkpoint_state(saved).get("parent") if saved else None
     now = describe_parent(parent)
-    if isinstance(began_from, dict) and now and began_from.get("weights") != now["weights"]:
+    if not isinstance(began_from, dict) or parent is None or is_left_of(parent, began_from):
+        return
+    if now and began_from.get("weights") != now["weights"]:
         raise UserError(
             f"{stage_dir} was made from other weights than {parent} has now (that stage was trained again since): "
             f"restart {stage} with `fledgling train {stage} {stage_dir.parent} --resume never`"

@@ -46,13 +46,14 @@ from fledgling.train.replaced_stage import is_being_replaced, remove_replaced_st
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
-    has_usable_end,
+    Log,
     lock_stage,
     parent_checkpoint,
     print_line,
     print_nothing,
     require_done,
     require_lock,
+    require_usable_end,
     restore_unless_begun,
     write_run_files,
 )
@@ -85,7 +86,7 @@ def run_stage(
     hooks: StageHooks = NO_HOOKS,
     lock: RunLock | None = None,
 ) -> bool:
-    """Runs stage `name`; returns False if it was already done. One whose checkpoints are all corrupt begins again.
+    """Runs stage `name`; returns False if it was already done.
 
     Args:
         resume: "auto" resumes from the newest checkpoint, "never" restarts the stage.
@@ -95,25 +96,28 @@ def run_stage(
 
     Raises:
         TrainingStopped: after a signal, once everything is saved.
-        UserError: before any work, if data or the checkpoint of the stage before it are missing, if another process
-            writes the run, or if settings differ that the checkpoint has decided.
+        UserError: before any work, if data or the checkpoint of the stage before it are missing, if the stage is done
+            and its checkpoints are all corrupt, if another process writes the run, or if settings differ that the
+            checkpoint has decided.
     """
     run_dir = Path(recipe.run.out)
     if get_restart_count():
         resume = "never" if is_being_replaced(run_dir / name) else "auto"
     if resume == "auto" and (run_dir / name / "done.json").exists():
         log = print_nothing if quiet or not is_main_process() else print_line
-        if has_usable_end(run_dir / name, log):
-            require_done(recipe, name, run_dir, log)
-            return False
-        resume = "never"
-    parent = require_inputs(recipe, name, resume, hooks.prepared)
+        require_usable_end(run_dir / name)
+        require_done(recipe, name, run_dir, log)
+        return False
+    skipped: list[str] = []  # corrupt checkpoints of the stage before it
+    parent = require_inputs(recipe, name, resume, hooks.prepared, skipped.append)
     world = World.start(recipe.run.device)
     with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)), ExitStack() as locks:
         with world.main_process_first():
             if world.is_main and lock is None:
                 lock = locks.enter_context(lock_stage(run_dir, name))
         origin = find_stage_origin(recipe, name, resume, world, parent, hooks.choose_steps is not None)
+        if origin.saved is None:
+            origin = replace(origin, notices=(*skipped, *origin.notices))
         begun = locks.enter_context(restore_unless_begun(run_dir, name, lock))
         setup = start_run(origin, resume, world)
 
@@ -161,14 +165,21 @@ def build_and_train(
         train_stage(name, context, saved, replace(hooks, on_begin=begin, on_saved=keep))
 
 
-def require_inputs(recipe: Recipe, name: str, resume: str, prepared: Mapping[str, Any] | None) -> Path | None:
+def require_inputs(recipe: Recipe, name: str, resume: str, prepared: Mapping[str, Any] | None, log: Log) -> Path | None:
     """Returns the last checkpoint of the stage before `name`; None for the first stage.
+
+    Args:
+        recipe: of this start.
+        name: of the stage.
+        resume: "auto" or "never".
+        prepared: data that the stage is to read, if a caller names them.
+        log: receives a line for each newer checkpoint of the stage before it that is corrupt.
 
     Raises UserError if it or data are missing, or if settings of the stage do not fit together.
     """
     run_dir = Path(recipe.run.out)
     require_valid_settings(recipe, name)
-    parent = parent_checkpoint(recipe.stages, name, run_dir)
+    parent = parent_checkpoint(recipe.stages, name, run_dir, log=log)
     kept = read_prepared_data(run_dir, name) if resume == "auto" else None
     require_data(recipe, [name], prepared or kept)
     return parent

@@ -30,6 +30,8 @@ from fledgling.train.replaced_stage import is_being_replaced, settle, settle_run
 from fledgling.train.resume_check import require_same_parent, require_unchanged
 from fledgling.train.stage_origin import StageOrigin
 
+Log = Callable[[str], None]
+
 
 def print_line(text: str) -> None:
     """Prints a line on stderr, before there is a recorder."""
@@ -132,12 +134,22 @@ def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> No
             write_file(path, content)
 
 
-def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_hashes: bool = True) -> Path | None:
-    """Returns the last checkpoint of the stage before `name`; None for the first. Raises UserError if it is missing."""
+def parent_checkpoint(
+    stages: Sequence[str], name: str, run_dir: Path, check_hashes: bool = True, log: Log = print_nothing
+) -> Path | None:
+    """Returns the last checkpoint of the stage before `name`; None for the first. Raises UserError if it is missing.
+
+    Args:
+        stages: of the run.
+        name: of the stage that starts from it.
+        run_dir: of the run.
+        check_hashes: compares its files with their hashes, not their sizes alone.
+        log: receives a line for each newer checkpoint of that stage that is corrupt.
+    """
     before = [stage for stage in stages if STAGES.index(stage) < STAGES.index(name)]
     if name == "pretrain" or not before:
         return None
-    path = checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes)
+    path = checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes, log)
     if path is None:
         remedy = "train it first"
         if is_being_replaced(run_dir / before[-1]):
@@ -147,21 +159,30 @@ def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_has
     return path
 
 
-def has_usable_end(stage_dir: Path, log: Callable[[str], None]) -> bool:
-    """Returns False, and logs why, for a finished stage whose checkpoints are all corrupt: it has to begin again.
+def explain_unusable_end(stage_dir: Path) -> str:
+    """Returns why none of a finished stage's checkpoints can be used; "" where one can.
 
-    True without any checkpoint: they were deleted to make room.
+    Nothing is wrong without any checkpoint: they were deleted to make room.
     """
     skipped: list[str] = []
     if checkpoint.find_latest_checkpoint(stage_dir / "checkpoints", warn=skipped.append) or not skipped:
-        return True
-    for line in skipped:
-        log(line)
-    log(f"{stage_dir.name} was done, and none of its checkpoints can be used: it begins again")
-    return False
+        return ""
+    return skipped[0].removeprefix("skipped: ") + (f" (and {len(skipped) - 1} more)" if skipped[1:] else "")
 
 
-def require_done(recipe: Recipe, name: str, run_dir: Path, log: Callable[[str], None]) -> None:
+def require_usable_end(stage_dir: Path) -> None:
+    """Raises UserError for a finished stage whose checkpoints are all corrupt.
+
+    Its record and samples are whole, so it is not begun again before the user asks for it.
+    """
+    if reason := explain_unusable_end(stage_dir):
+        raise UserError(
+            f"{stage_dir.name} is done, and none of its checkpoints can be used: {reason}; "
+            f"`fledgling train {stage_dir.name} {stage_dir.parent} --resume never` trains it again"
+        )
+
+
+def require_done(recipe: Recipe, name: str, run_dir: Path, log: Log) -> None:
     """Raises UserError if a finished stage was made from other weights, or with settings that are rejected now."""
     newest = checkpoint.find_latest_checkpoint(run_dir / name / "checkpoints", check_hashes=False, warn=log)
     parent = None

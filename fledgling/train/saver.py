@@ -23,6 +23,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import gather_parameters
 from fledgling.record import checkpoint
+from fledgling.record.rng_state import get_rng_state
 from fledgling.record.writer import BackgroundWriter
 from fledgling.runtime.world import World
 from fledgling.train.critic import CRITIC, split_critic
@@ -121,7 +122,7 @@ class CheckpointSaver:
                 name: copy_tensors(group, self.host_copies.get(name, {})) for name, group in groups.items()
             }
             self.host_copies["optimizer"] = optimizer_state
-            self.host_copies["random"] = checkpoint.get_rng_state(self.world.device)
+            self.host_copies["random"] = get_rng_state(self.world.device)
         return dict(self.host_copies)
 
     def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

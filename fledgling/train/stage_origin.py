@@ -9,7 +9,7 @@ from fledgling.config import Recipe
 from fledgling.config.unused_settings import describe_unused
 from fledgling.plan.derive import derive_recipe, list_derived
 from fledgling.record import checkpoint
-from fledgling.record.parent import is_of_unfinished_stage
+from fledgling.record.parent import describe_incomplete, is_left_of, is_of_unfinished_stage
 from fledgling.runtime.world import World
 from fledgling.train.copied_source import describe_changed_source
 from fledgling.train.init_from import INIT_DIR, find_init_checkpoint, recipe_from_checkpoint
@@ -60,12 +60,13 @@ def find_stage_origin(
     with world.main_process_first():
         init = find_init_checkpoint(recipe.run, run_dir)
     saved, notices = find_saved_checkpoint(run_dir / name, resume, world)
+    parent = drop_older_parent(saved, parent)
     recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
     with world.main_process_first():
         recipe = recipe_with_adapter(recipe, run_dir, parent, name)
         given = reconcile(recipe, name, run_dir, saved, parent, notices.append, steps_are_chosen)
         derived = derive_recipe(given)
-        notices += describe_unfinished_parent(name, parent) if saved is None else []
+        notices += describe_incomplete_parent(name, parent) if saved is None else []
         notices += describe_unused(derived) if saved is None and parent == init else []  # of a recipe that is new
         notices += describe_dependents(run_dir, name) + describe_derived(name, given, derived)
         if init is not None and parent == init:
@@ -84,14 +85,22 @@ def find_saved_checkpoint(stage_dir: Path, resume: str, world: World) -> tuple[P
     return world.all_gather_object(saved)[0], notices  # rank 0's: a shared file system may show others an older state
 
 
-def describe_unfinished_parent(name: str, parent: Path | None) -> list[str]:
-    """Returns a line where a stage starts from the weights of one that has not ended, whose rates were still high."""
-    if parent is None or not is_of_unfinished_stage(parent):
+def describe_incomplete_parent(name: str, parent: Path | None) -> list[str]:
+    """Returns a line where a stage starts from other weights than the last ones of the stage before it.
+
+    That one has not ended, and its rates were still high; or its newer checkpoints are corrupt or were deleted.
+    """
+    if parent is None or not (what := describe_incomplete(parent)):
         return []
-    before, step = parent.parents[1].name, int(checkpoint.read_checkpoint_state(parent)["step"])
-    return [
-        f"{name} starts from step {step:,} of {before}, which has not finished: `fledgling train {before}` resumes it"
-    ]
+    resumed = f": `fledgling train {parent.parents[1].name}` resumes it" if is_of_unfinished_stage(parent) else ""
+    return [f"{name} starts from {what}{resumed}"]
+
+
+def drop_older_parent(saved: Path | None, parent: Path | None) -> Path | None:
+    """Returns `parent`; None where a stage that is resumed began from a later checkpoint, which is corrupt or gone."""
+    began_from = checkpoint.read_checkpoint_state(saved).get("parent") if saved else None
+    is_older = parent is not None and isinstance(began_from, dict) and is_left_of(parent, began_from)
+    return None if is_older else parent
 
 
 def describe_derived(name: str, given: Recipe, derived: Recipe) -> list[str]:

@@ -13,6 +13,7 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import load_parameters
 from fledgling.record import checkpoint
 from fledgling.record.checkpoint import Checkpoint
+from fledgling.record.rng_state import set_rng_state
 from fledgling.record.seal import seal_stage
 from fledgling.train.context import StageContext
 from fledgling.train.health import Health
@@ -42,7 +43,7 @@ class TrainState:
         self.health.load_state_dict(loaded.state.get("health", {}))
         self.optimizer.load_full_state_dict(loaded.tensors["optimizer"])
         self.stage.batches.load_state_dict(loaded.state["stream"])
-        checkpoint.set_rng_state(loaded.tensors["random"], self.optimizer.world.device)
+        set_rng_state(loaded.tensors["random"], self.optimizer.world.device)
         return int(loaded.state["step"])
 
 

@@ -22,6 +22,7 @@ import torch
 from fledgling.cli import main as command
 from fledgling.config import UserError
 from fledgling.record import checkpoint
+from fledgling.record.rng_state import get_rng_state
 
 
 def make_stage(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def make_stage(folder: Path) -> Path:
         tensors = {
             "model": model,
             "optimizer": {f"{name}.velocity": value * 2 for name, value in model.items()},
-            "random": checkpoint.get_rng_state(),
+            "random": get_rng_state(),
         }
         state = {"stage": "pretrain", "step": step, "stream": {"step": step}, "recipe": 'name = "made up"\n' * 20}
         checkpoint.save_checkpoint(directory, step, tensors, state, {"tokenizer.json": source})

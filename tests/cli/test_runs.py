@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.cli import main
-from fledgling.config import load_recipe
+from fledgling.config import UserError, load_recipe
 from fledgling.record import checkpoint
 from fledgling.record.run_lock import hold_lock
 from fledgling.speedrun.stages import list_stages_left, run_stages
@@ -94,6 +94,9 @@ def make_run(kind: str, original: Path, folder: Path) -> Path:
         (run / "pretrain" / "checkpoints" / "step-00000001" / "manifest.json").unlink()
     if kind == "done, with a corrupt checkpoint":
         os.truncate(run / "pretrain" / "checkpoints" / "step-00000001" / "model.safetensors", 1000)
+    if kind == "of another version":
+        manifest = run / "pretrain" / "checkpoints" / "step-00000001" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace("fledgling checkpoint 1", "fledgling checkpoint 2"))
     if kind == "with a torn line":
         with open(run / "pretrain" / "metrics.jsonl", "a") as file:
             file.write('{"step": 2, "lo')
@@ -114,7 +117,11 @@ def no_waiting_server(monkeypatch):
 def test_the_cell_of_the_table_is_what_happens(kind, verb, original, tmp_path, capsys):
     run, before = make_run(kind, original, tmp_path), digests(original)
     text = COMMANDS[verb] + (f" {OUT_OPTIONS.get(verb, '')}" if kind.endswith("--out") else "")
-    if verb == "train" and kind not in ("without a checkpoint", "done, with a corrupt checkpoint"):
+    if verb == "train" and kind not in (
+        "without a checkpoint",
+        "done, with a corrupt checkpoint",
+        "of another version",
+    ):
         text += " --resume never"
     with without_root_powers():
         code = main(text.replace("RUN", str(run)).replace("NEW", str(tmp_path / "new")).split())
@@ -190,22 +197,26 @@ def test_a_run_is_found_from_within_it(place, original, tmp_path, monkeypatch, c
     assert "Measured during training" in (tmp_path / "exported" / "README.md").read_text()
 
 
-def test_a_done_stage_with_corrupt_checkpoints_is_trained_where_it_is_named_or_needed(original, tmp_path, capsys):
+def test_a_done_stage_with_corrupt_checkpoints_is_trained_again_where_that_is_asked_for(original, tmp_path, capsys):
     run = shutil.copytree(original, tmp_path / "run")
     path = run / "pretrain" / "checkpoints" / "step-00000001" / "model.safetensors"
     whole = path.read_bytes()
     corrupt = whole[:-1] + bytes([whole[-1] ^ 1])
-    for command in ("train pretrain", "speedrun"):
-        path.write_bytes(corrupt)
-        assert main([*command.split(), str(run)]) == 0
-        assert path.read_bytes() == whole and "was done already" not in capsys.readouterr().out
     path.write_bytes(corrupt)
+    before = digests(run)
+    for command in ("train pretrain RUN", "speedrun RUN", "speedrun RUN --dry-run"):
+        assert main(command.replace("RUN", str(run)).split()) == 1
+        error = capsys.readouterr().err
+        assert "model.safetensors does not match" in error and "--resume never` trains it again" in error
+        assert error.count("\n") == 1 and digests(run) == before
     recipe = load_recipe(run, ['stages=["pretrain", "midtrain"]'])
-    assert list_stages_left(recipe) == ["pretrain", "midtrain"]
+    with pytest.raises(UserError, match="none of its checkpoints can be used"):
+        list_stages_left(recipe)
     (run / "midtrain").mkdir()
     (run / "midtrain" / "done.json").write_text("{}")
     assert list_stages_left(recipe) == run_stages(recipe, quiet=True) == [], "a later stage is done: not needed"
     assert path.read_bytes() == corrupt
+    assert main(["train", "pretrain", str(run), "--resume", "never"]) == 0 and path.read_bytes() == whole
     capsys.readouterr()
     shutil.rmtree(run / "pretrain" / "checkpoints")  # to make room
     assert main(["train", "pretrain", str(run)]) == 0 and "was done already" in capsys.readouterr().out

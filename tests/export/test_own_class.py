@@ -12,7 +12,7 @@ from fledgling.export.hf_mapping import from_hf_config, to_hf_config
 from fledgling.export.own_class import needs_own_class
 from fledgling.export.read_hf import read_hf
 from fledgling.model.transformer import Transformer
-from fledgling.record.checkpoint import RENAMED_TENSORS
+from fledgling.record.tensor_names import RENAMED_TENSORS
 
 STREAM = {"depth": 6, "residual_scalars": True, "skip_scalars": True, "back_out": True, "smear": True}
 HEADS = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}

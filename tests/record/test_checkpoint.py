@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.record import checkpoint
+from fledgling.record import checkpoint, rng_state, tensor_names
 
 
 def write_checkpoint(directory, step=100, size=64, **groups):
@@ -59,7 +59,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     }
     state = {"step": 3, "loss": 0.1 + 0.2, "best": float("inf"), "words": ["火", "\x00", "é"], "none": None}
     path = checkpoint.save_checkpoint(
-        tmp_path / "checkpoints", 3, {"model": model, "random": checkpoint.get_rng_state()}, state
+        tmp_path / "checkpoints", 3, {"model": model, "random": rng_state.get_rng_state()}, state
     )
     assert path == tmp_path / "checkpoints/step-00000003"
     loaded = checkpoint.load_checkpoint(path)
@@ -74,7 +74,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
 
 
 def test_tensors_are_read_under_the_names_that_they_have_today(tmp_path):
-    for old, new in checkpoint.RENAMED_TENSORS.items():
+    for old, new in tensor_names.RENAMED_TENSORS.items():
         groups = {
             "model": {f"{old}x": torch.ones(2), f"a.{old}x": torch.ones(1)},
             "optimizer": {f"{old}x.m": torch.ones(3)},
@@ -84,15 +84,15 @@ def test_tensors_are_read_under_the_names_that_they_have_today(tmp_path):
             "model": [f"a.{old}x", f"{new}x"],
             "optimizer": [f"{new}x.m"],
         }
-    moments = {f"w{old}": torch.ones(1) for old in checkpoint.RENAMED_MOMENTS}
+    moments = {f"w{old}": torch.ones(1) for old in tensor_names.RENAMED_MOMENTS}
     read = checkpoint.load_checkpoint(write_checkpoint(tmp_path / "c", model={"w": torch.ones(1)}, optimizer=moments))
-    assert sorted(read.tensors["optimizer"]) == sorted(f"w{new}" for new in checkpoint.RENAMED_MOMENTS.values())
+    assert sorted(read.tensors["optimizer"]) == sorted(f"w{new}" for new in tensor_names.RENAMED_MOMENTS.values())
 
 
 def test_the_random_state_continues(tmp_path):
-    path = checkpoint.save_checkpoint(tmp_path, 1, {"random": checkpoint.get_rng_state()}, {})
+    path = checkpoint.save_checkpoint(tmp_path, 1, {"random": rng_state.get_rng_state()}, {})
     expected = torch.randn(5)
-    checkpoint.set_rng_state(checkpoint.load_checkpoint(path).tensors["random"])
+    rng_state.set_rng_state(checkpoint.load_checkpoint(path).tensors["random"])
     assert torch.equal(torch.randn(5), expected)
 
 
@@ -236,6 +236,45 @@ def test_pruning_never_deletes_the_last_valid_checkpoint(tmp_path):
 
 
 # ---- corrupt and hostile -------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_versions_format_is_an_error_and_never_skipped(tmp_path):
+    older, newest = (write_checkpoint(tmp_path / "sft/checkpoints", step) for step in (1, 2))
+    manifest = newest / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace("fledgling checkpoint 1", "fledgling checkpoint 2"))
+    for function in (checkpoint.find_latest_checkpoint, checkpoint.resolve_checkpoint):
+        with pytest.raises(checkpoint.UnreadableCheckpoint, match="'fledgling checkpoint 2' of another version"):
+            function(tmp_path / "sft/checkpoints")
+    assert checkpoint.prune_checkpoints(tmp_path / "sft/checkpoints", 1) == [older] and newest.is_dir()
+    assert not checkpoint.inspect_checkpoint(newest)["valid"]
+    manifest.write_text(whole.replace("fledgling checkpoint 1", "fledglinh checkpoint 1"))
+    assert checkpoint.find_latest_checkpoint(tmp_path / "sft/checkpoints", warn=print) == older, "that is a flipped bit"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.safetensors"])
+def test_a_file_that_cannot_be_read_for_a_moment_is_not_corrupt(tmp_path, monkeypatch, name):
+    older, newest = (write_checkpoint(tmp_path / "c", step) for step in (1, 2))
+    file, lstat, read_bytes = newest / name, os.lstat, Path.read_bytes
+
+    def fail(path, *, real, error):
+        if Path(path) == file:
+            raise error(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    for error, is_corrupt in ((OSError, False), (FileNotFoundError, True)):  # the latter: deleted at this moment
+        with monkeypatch.context() as patch:
+            if name == "manifest.json":
+                patch.setattr(Path, "read_bytes", lambda path, e=error: fail(path, real=read_bytes, error=e))
+            else:
+                patch.setattr(Path, "lstat", lambda path, e=error: fail(path, real=lstat, error=e))
+            if is_corrupt:
+                assert checkpoint.find_latest_checkpoint(tmp_path / "c", warn=lambda line: None) == older
+                continue
+            with pytest.raises(checkpoint.UnreadableCheckpoint, match=rf"cannot read .*{name} .*it may be whole"):
+                checkpoint.find_latest_checkpoint(tmp_path / "c")
+            assert not checkpoint.inspect_checkpoint(newest)["valid"]
+    assert checkpoint.find_latest_checkpoint(tmp_path / "c") == newest
 
 
 class Bomb:

@@ -1,6 +1,7 @@
 """A run with a budget, by a clock that steps move: it forecasts, keeps its time, is resumed, and compares."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,10 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert rows[0][0] == "time in all" and all(row[3] != "-" for row in rows[:3])
     assert "Expected before it began" in build_report(run_dir).read_text()
     assert go(recipe, clock) == [] and load_past_runs((user_file(),)) == [past], "a finished run is not counted again"
+    (run_dir / "sft/done.json").unlink()
+    os.truncate(run_dir / "sft/checkpoints" / max(os.listdir(run_dir / "sft/checkpoints")) / "model.safetensors", 9)
+    assert go(recipe, clock) == ["sft"], "a stage of a finished run is trained again"
+    assert json.loads((run_dir / "spent.json").read_text()) == spent and load_past_runs((user_file(),)) == [past]
     with pytest.raises(UserError, match=r"has begun within --minutes 1 with other settings: .* --set run.out=DIR"):
         go(load_recipe(tmp_path / "fast.toml", [*OPTIONS, "seed=2"]), clock)
     with pytest.raises(UserError, match=r"has begun within --minutes 1, and --minutes 5 is given: leave it out"):

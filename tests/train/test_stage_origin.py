@@ -1,5 +1,7 @@
 """What a stage starts from is named: also where the stage before it has not finished."""
 
+import os
+
 from fledgling.config import load_recipe
 from fledgling.export.card_origin import describe_origin
 from fledgling.record import checkpoint, read_jsonl
@@ -36,3 +38,19 @@ def test_a_start_from_a_stage_that_has_not_finished_is_named_in_the_notices_and_
     newest = checkpoint.find_latest_checkpoint(run_dir / "sft/checkpoints")
     rows = describe_origin(checkpoint.read_checkpoint_state(newest), run_dir)
     assert ("midtrain", "began from step 1 of pretrain, which had not finished") in rows
+
+
+def test_a_start_from_an_older_checkpoint_of_a_finished_stage_is_named_with_what_is_corruptd(
+    tmp_path, one_thread_known_peak, recwarn
+):
+    options = ["pretrain.steps=2", "pretrain.save_every=1"]
+    recipe, run_dir = load_recipe(str(write_recipe(tmp_path)), options), tmp_path / "run"
+    run.run_stage(recipe, "pretrain", quiet=True)
+    os.truncate(run_dir / "pretrain/checkpoints/step-00000002/model.safetensors", 1000)
+    run.run_stage(recipe, "midtrain", quiet=True)
+    begun = "midtrain starts from step 1 of pretrain, which made 2: its newer checkpoints are corrupt or were deleted"
+    notices = [line["text"] for line in read_jsonl(run_dir / "midtrain/notices.jsonl")]
+    assert begun in notices and any("step-00000002 is corrupt" in text for text in notices)
+    assert not recwarn.list, "it is in the record"
+    state = checkpoint.read_checkpoint_state(checkpoint.find_latest_checkpoint(run_dir / "midtrain/checkpoints"))
+    assert ("midtrain", "began from step 1 of pretrain, which had made 2") in describe_origin(state, run_dir)
