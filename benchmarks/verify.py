@@ -1,7 +1,7 @@
 """Tampered copies of a small run: is each caught, and named? Honest runs: is there a false alarm?
 
 A copy is tampered with in one of three ways: a value is changed (edited), the manifests are made to fit as well
-(manifest), or all hashes are, the seals too (forged), which only steps made again can show. Forged copies leave out
+(manifest), or all hashes are, the seals too (forged), which only replayed steps can show. Forged copies leave out
 what `docs/verify.md` says cannot be found: clocks, and the moments of a last checkpoint.
 """
 
@@ -282,7 +282,7 @@ def measure_verify(copies: int, honest: int, seed: int, draws: int) -> dict[str,
             shutil.rmtree(root / "honest", ignore_errors=True)
             result = verify_run(make_run(root / "honest", 1000 + seed + number), draws, 600.0, seed=number)
             problems = [f"{check['name']}: {text}" for check in result["checks"] for text in check["problems"]]
-            made = sum(check["checked"] for check in result["checks"] if check["name"] == "steps made again")
+            replayed = sum(check["checked"] for check in result["checks"] if check["name"] == "steps replayed")
             alarms.append({"seed": 1000 + seed + number, "problems": problems, "steps": made})
             _show(number, honest, "honest")
     return {"copies": rows, "honest": alarms, "draws": draws}

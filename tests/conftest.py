@@ -125,7 +125,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
         )
     ),
     *(
-        f"test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again[tamper_{name}]"
+        f"test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_replayed_steps[tamper_{name}]"
         for name in ("moment", "token", "checkpoint")
     ),
     "test_resume.py::test_stopping_and_resuming_equals_not_stopping[ppo in passes]",
@@ -142,7 +142,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_health.py::test_the_streams_of_dpo_and_rl_skip_too[dpo]",
     "test_one_update.py::test_a_step_without_targets_or_not_finite_on_one_rank_changes_nothing_on_several_ranks[False]",
     "test_planner.py::test_memory_of_state_in_eight_bits_is_planned_too[15]",
-    "test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again[tamper_metrics]",
+    "test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_replayed_steps[tamper_metrics]",
     "test_bpb.py::test_two_ranks_measure_what_one_does",  # train/test_evals_on_ranks.py compares their lines
     "test_likelihood.py::test_two_ranks_share_the_work_and_both_get_all_scores",  # that one too
     *(

@@ -35,7 +35,7 @@ COMMANDS = {
     "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare, inspect, overlap."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
-    "verify": ("verify", "Show that a run's weights come from its recipe and text: files, figures, steps made again."),
+    "verify": ("verify", "Show that a run's weights come from its recipe and text: files, figures, steps replayed."),
     "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
     "eval": ("app", "Measure a checkpoint, or compare two logs: bpb, core, compare, chat, passk, needle, lm-eval."),
     "chat": ("chat", "Chat with a checkpoint."),

@@ -1,4 +1,4 @@
-"""`fledgling verify`: shows that a run's files are those that were written, and that its steps can be made again."""
+"""`fledgling verify`: shows that a run's files are those that were written, and that its steps can be replayed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def verify(
     root: Root = None,
     as_json: Json = False,
 ) -> int:
-    """Check every file of a run, its report, and steps drawn at random that are made again from the data.
+    """Check every file of a run, its report, and steps drawn at random that are replayed from the data.
 
-    Exits with 1 if something does not hold, and names it, or if no step could be made again. Nothing is written into
+    Exits with 1 if something does not hold, and names it, or if no step could be replayed. Nothing is written into
     the run.
 
     Parameters
@@ -43,9 +43,9 @@ def verify(
     steps
         Steps that are drawn at random.
     seconds
-        How long steps and scores are made again.
+        How long steps are replayed and scores recomputed.
     evals
-        Scores of exams that are drawn at random and made again, those that no seal has first.
+        Scores of exams that are drawn at random and recomputed, those that no seal has first.
     seed
         Of the draw; printed, so that it can be repeated.
     root

@@ -1,4 +1,4 @@
-"""Logs of CORE: every prompt with the scores of its choices, from which the metric can be computed again.
+"""Logs of CORE: every prompt with the scores of its choices, from which the metric can be recomputed.
 
 A log is JSON lines: one for each task that begins, then one for each item. A score is a function of the logged items,
 so that it can be checked and replayed without a model (`replay_core_log`), and two models can be compared item by item
@@ -92,7 +92,7 @@ class LoggedTask:
         return number_passages_of(self.results)
 
     def compute_result(self) -> CoreTaskResult:
-        """Returns the task's score, computed again from its items."""
+        """Returns the task's score, recomputed from its items."""
         return compute_task_result(self.task, self.results, self.convention)
 
 
@@ -125,5 +125,5 @@ def read_core_log(path: Path) -> list[LoggedTask]:
 
 
 def replay_core_log(path: Path) -> list[CoreTaskResult]:
-    """Returns the results of a log, computed again from its items."""
+    """Returns the results of a log, recomputed from its items."""
     return [task.compute_result() for task in read_core_log(path) if task.results]

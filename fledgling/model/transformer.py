@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         self.skip_connections = make_skip_connections(config)
         self.norm = make_norm(config)
         self.use_dense_masks = False  # a (T, T) mask for rows of any length: a graph without loops, for export
-        self.recompute = False  # keep only the inputs of blocks for backward, and compute the rest again
+        self.recompute = False  # keep only the inputs of blocks for backward, and recompute the rest
         self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
             self.head = Linear(config.width, config.vocab_size, bias=False)

@@ -11,7 +11,7 @@ and `cost` (estimates, marked as such). `plan` combines them; training calls the
     parameters       parameters by component
     flops            floating-point operations per token
     memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters;
-                     `recompute`: which blocks compute activations again; `optimizer_state`: formats of the state)
+                     `recompute`: which blocks recompute activations; `optimizer_state`: formats of the state)
     adapter          what an adapter adds; `teacher`: what a teacher adds
     hardware         device table: peak FLOP/s, memory, power; `measured_speed`: what this machine reached
     largest          the largest depth that each device trains

@@ -136,7 +136,7 @@ def compiled_activation_bytes(config: ModelConfig, step: TrainingStep, window: i
         "feed_forward": A * w * F * (3 if config.is_gated else 2),
     }
     if features := _feature_bytes(config, A, w):
-        kept["features"] = features * w // 4  # fp32 is computed again
+        kept["features"] = features * w // 4  # fp32 is recomputed
     if uses_blockwise_attention(step.context, step.device):
         pairs = step.rows * config.heads * count_scored_pairs(step.context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)

@@ -35,7 +35,7 @@ class TrainedModel:
     depth: int
     parameters: int
     rows: int  # of a forward/backward
-    recompute: bool  # whether blocks compute their activations again: one row fits only so
+    recompute: bool  # whether blocks recompute their activations: one row fits only so
     bytes: int  # at the peak, without slack
     hours: float
     usd: float | None

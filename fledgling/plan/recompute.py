@@ -1,4 +1,4 @@
-"""Whether blocks keep their activations for backward or compute them again: `run.recompute`, for plan and train alike.
+"""Whether blocks keep their activations for backward or recompute them: `run.recompute`, for plan and train alike.
 
 A block that recomputes keeps only its input, (rows, context, width) in the dtype of the products, and runs forward once
 more in backward: a third more FLOPs of the blocks.

@@ -30,7 +30,7 @@ class TrainingStep:
         layout: one of `memory.LAYOUTS`.
         matrix_optimizer: the update rule of the matrices.
         adapter: what is trained while the weights are frozen; None: the weights are trained.
-        recompute: a block keeps only its input for backward, and its activations are computed again.
+        recompute: a block keeps only its input for backward, and its activations are recomputed.
         teacher: from whose predictions the model learns; None: there is none.
         is_quantization_aware: the matrices and the head are multiplied with the values that they have once quantized.
         optimizer_state: its format, of those of `optimizer.state` (`optimizer_state.py`).

@@ -100,4 +100,4 @@ def set_aside_page(run_dir: Path, stage: str, log: Callable[[str], None]) -> Non
         replace_file(page, page.with_name(SET_ASIDE))
     except OSError:  # there is none, or it cannot be moved
         return
-    log(f"{page.name} has steps of {stage} from before: it is {SET_ASIDE} now, `fledgling report` makes it again")
+    log(f"{page.name} has steps of {stage} from before: it is {SET_ASIDE} now, `fledgling report` rebuilds it")

@@ -83,12 +83,12 @@ def resolve_split(config: LoopConfig, context: StageContext, rows: int) -> memor
 
 
 def set_recompute(context: StageContext, recompute: bool) -> None:
-    """Sets whether the model's blocks compute their activations again, and says so where they do."""
+    """Sets whether the model's blocks recompute their activations, and says so where they do."""
     context.model.recompute = recompute
     if recompute:
         is_set = context.recipe.run.recompute == "on"
         reason = "run.recompute is on" if is_set else "not one row fits in memory otherwise"
-        context.recorder.log_notice(f"blocks compute their activations again in backward: {reason}")
+        context.recorder.log_notice(f"blocks recompute their activations in backward: {reason}")
 
 
 def propose_micro_batch_size(context: StageContext, rows: int, config: LoopConfig) -> int:

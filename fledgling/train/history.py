@@ -1,7 +1,7 @@
 """What a stage ran with from which step on: its recipe and machine, of which a checkpoint keeps all that there were.
 
 A stage that is resumed with other settings, or on another machine, is no function of one recipe. `fledgling verify`
-makes each step again with what it ran with.
+replays each step with what it ran with.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
 def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor, *values: Tensor) -> Tensor:
     """Returns the sum of chunk_sum(rows of each of `values`) over the masked positions, `chunk_rows` at a time.
 
-    What a chunk computes is not kept for backward, but computed again. Where to select rows would wait for the device,
+    What a chunk computes is not kept for backward, but recomputed. Where to select rows would wait for the device,
     which alone knows how many there are, all positions are given: weights among the values must be 0 outside the mask.
 
     Args:

@@ -2,13 +2,13 @@
 
     files.py        every file by its hash: checkpoints, prepared data, the record by its seals
     stage_order.py  which stages still follow from one another, where an earlier one was trained again
-    figures.py      the report (`report_page.py`), the sums and the learning rates, computed again from the record
-    steps.py        the data that every step has read, and steps made again from a checkpoint in a scratch copy
-    scores.py       scores of exams, made again from the weights
+    figures.py      the report (`report_page.py`), the sums and the learning rates, recomputed from the record
+    steps.py        the data that every step has read, and steps replayed from a checkpoint in a scratch copy
+    scores.py       scores of exams, recomputed from the weights
     check.py        the result of one check
     verify.py       all of it, within a time
 
-A step is made again by `fledgling.train.run`, which trains: there is no second loop. Nothing is written into the run.
+A step is replayed by `fledgling.train.run`, which trains: there is no second loop. Nothing is written into the run.
 """
 
 from fledgling.verify.check import Check

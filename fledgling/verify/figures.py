@@ -1,4 +1,4 @@
-"""The figures of a run, computed again from its record: sums over steps, settings; those of its page: `report_page`."""
+"""The figures of a run, recomputed from its record: sums over steps, settings; those of its page: `report_page`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The figures of RUN/report.html, compared with those that the run's record gives. Start with `check_report`.
 
-The page says which lines it was made from. It is made again from these. Where the same code made it, and the run
+The page says which lines it was made from. It is rebuilt from these. Where the same code made it, and the run
 was not resumed since, both must be equal. Else each line of the page is compared by its figures: a line with the same
 words must have the same figures, and a line with other words must have none that the record does not give.
 """
@@ -83,7 +83,7 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
         new = sum(count - lines_read.get(name, 0) for name, count in present.lines_read.items())
         if _has_gone_on(then, present):
             check.notes.append(
-                "report.html is older than the run: it was resumed since; `fledgling report` makes it again"
+                "report.html is older than the run: it was resumed since; `fledgling report` rebuilds it"
             )
         elif new > 0:
             check.notes.append(f"report.html is older than {new} lines of the record: `fledgling report` adds them")
@@ -106,7 +106,7 @@ def _list_lost(lines_read: Mapping[str, int], present: Mapping[str, int]) -> lis
     """Returns what is wrong with a page that was made from lines which the run does not have."""
     return [
         f"report.html was made from {lines_read[name]} lines of {name}.jsonl, which has {present.get(name, 0)}: "
-        "`fledgling report` makes it again"
+        "`fledgling report` rebuilds it"
         for name in sorted(lines_read)
         if lines_read[name] > present.get(name, 0)
     ]
@@ -175,7 +175,7 @@ def _compare(page: str, runs: Sequence[RunData], check: Check, same_version: boo
         what = (
             "its figures are compared with the record, its words are not" + drawn + styled + _count_others(found, made)
         )
-        check.notes.append(f"report.html was made by other code than this: {what}; `fledgling report` makes it again")
+        check.notes.append(f"report.html was made by other code than this: {what}; `fledgling report` rebuilds it")
 
 
 def _count_others(found: PageLines, made: Sequence[PageLines]) -> str:

@@ -1,4 +1,4 @@
-"""Exam scores made again: lines of evals.jsonl, drawn at random, from the checkpoint of their step.
+"""Exam scores recomputed: lines of evals.jsonl, drawn at random, from the checkpoint of their step.
 
 Lines after the seal come first, since no hash has them. An exam is the beginning of a larger one, so a line's name and
 number of questions say what was asked; answers are greedy. Start with `check_scores`.
@@ -59,17 +59,17 @@ class ScoreLine:
         count = self.values.get("n")
         return count if type(count) is int else 0
 
-    def allows(self, again: float, is_elsewhere: bool) -> bool:
-        """Returns whether a score that was made again is the line's, up to one question or the difference allowed."""
+    def allows(self, recomputed: float, is_elsewhere: bool) -> bool:
+        """Returns whether a recomputed score is the line's, up to one question or the difference allowed."""
         allowed = max(DIFFERENCE_ELSEWHERE if is_elsewhere else DIFFERENCE, 1 / self.num_questions)
-        return abs(again - float(self.values["value"])) <= allowed + 1e-9
+        return abs(recomputed - float(self.values["value"])) <= allowed + 1e-9
 
     def find_obstacle(self) -> str:
-        """Returns why the line is not made again; "" if it can be."""
+        """Returns why the score of the line is not recomputed; "" if it can be."""
         name, value = self.values.get("name"), finite_number(self.values.get("value"))
         task, end = split_evaluation_name(name) if isinstance(name, str) else ("", "")
         if task not in (*GENERATED_TASKS, *PUBLIC_TASKS) or task == "humaneval" or WORDINGS[end] not in EXAM_SETS:
-            return "is no exam that is made again"
+            return "is not an exam that is recomputed"
         most = MAX_GENERATED if task in GENERATED_TASKS else MAX_QUESTIONS
         if value is None or not 1 <= self.num_questions <= most:
             return f"has no value, or not 1 to {most:,} questions"
@@ -77,7 +77,7 @@ class ScoreLine:
 
 
 def list_score_lines(run_dir: Path) -> list[ScoreLine]:
-    """Returns the lines of all stages' evaluations but those that other checks make again."""
+    """Returns the lines of all stages' evaluations except those that other checks recompute."""
     found = []
     for stage in list_stages(run_dir):
         seal, weights = read_seal(run_dir / stage), {}
@@ -99,7 +99,7 @@ def list_score_lines(run_dir: Path) -> list[ScoreLine]:
 def check_scores(
     run_dir: Path, count: int, deadline: float, chance: random.Random, is_elsewhere: bool, show: Callable[[str], None]
 ) -> Check:
-    """Makes `count` scores again and compares them; the exams with the fewest questions first.
+    """Recomputes `count` scores and compares them; the exams with the fewest questions first.
 
     Args:
         run_dir: of the run.
@@ -109,13 +109,13 @@ def check_scores(
         is_elsewhere: whether another machine or version made the scores: a larger difference is allowed.
         show: is called before each checkpoint.
     """
-    check, lines = Check("exam scores made again", "values"), list_score_lines(run_dir)
+    check, lines = Check("exam scores recomputed", "values"), list_score_lines(run_dir)
     possible = []
     for line in lines:
         if not (obstacle := line.find_obstacle()):
             possible.append(line)
         elif not line.is_sealed:
-            check.notes.append(f"not made again: {line}: {obstacle}, and no seal has it")
+            check.notes.append(f"not recomputed: {line}: {obstacle}, and no seal has it")
     check.total = len(possible)
     chance.shuffle(possible)
     drawn = sorted(sorted(possible, key=lambda line: line.is_sealed)[:count], key=lambda line: line.num_questions)
@@ -123,20 +123,20 @@ def check_scores(
     for line in drawn:
         show(str(line))
         try:
-            again = make_score(line, engines, deadline)
+            recomputed = make_score(line, engines, deadline)
         except _OutOfTime:
             check.notes.append(f"no time left for {line}: give --seconds more")
             continue
         except UserError as error:
-            check.notes.append(f"not made again: {line}: {error}")
+            check.notes.append(f"not recomputed: {line}: {error}")
             continue
-        if again is None:
-            check.notes.append(f"not made again: {line}: it was measured with other questions or tools")
+        if recomputed is None:
+            check.notes.append(f"not recomputed: {line}: it was measured with other questions or tools")
             continue
         check.checked += 1
-        if not line.allows(again, is_elsewhere):
+        if not line.allows(recomputed, is_elsewhere):
             check.problems.append(
-                f"{line} over {line.num_questions:,} questions is {line.values['value']}, and {again} from the weights "
+                f"{line} over {line.num_questions:,} questions is {line.values['value']}, and {recomputed} from the weights "
                 f"of {line.weights}"
             )
     return check
@@ -152,10 +152,10 @@ def load_engine(line: ScoreLine, recipe: Recipe) -> Engine:
 
 
 def make_score(line: ScoreLine, engines: dict[tuple[Path, bool], Engine], deadline: float) -> float | None:
-    """Returns the score of a line, made again; None where the exam has other questions or tools.
+    """Returns the recomputed score of a line; None where the exam has other questions or tools.
 
     Args:
-        line: that can be made again.
+        line: whose score can be recomputed.
         engines: by checkpoint, and whether training has measured; receives a new one.
         deadline: in seconds of `time.monotonic`.
 
@@ -184,7 +184,7 @@ def make_score(line: ScoreLine, engines: dict[tuple[Path, bool], Engine], deadli
     if line.values.get("tools") not in (None, engine.tool_name):
         return None
     (answers,) = answer_exams(engine, [exam], progress)
-    again = measure_exam(exam.name, answers)[0]
-    facts = {"baseline": again.baseline, "clusters": again.clusters}  # which follow from the questions
+    recomputed = measure_exam(exam.name, answers)[0]
+    facts = {"baseline": recomputed.baseline, "clusters": recomputed.clusters}  # which follow from the questions
     is_same = all(line.values.get(name) in (None, value) for name, value in facts.items())
-    return again.value if is_same else None
+    return recomputed.value if is_same else None

@@ -1,4 +1,4 @@
-"""Steps made again: a stage is resumed from one of its checkpoints in a scratch copy of the run, and is compared.
+"""Replayed steps: a stage is resumed from one of its checkpoints in a scratch copy of the run, and is compared.
 
 A start is the beginning of a stage (its parent's weights, or the seed) or a checkpoint. The first step after it depends
 on all of its weights, the second on all of its moments. `fledgling.train.run` makes them, as it makes every step.
@@ -64,7 +64,7 @@ DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known 
 
 @dataclass(frozen=True)
 class Start:
-    """Where steps can be made again from. path: the checkpoint; None: the beginning of the stage."""
+    """Where steps can be replayed from. path: the checkpoint; None: the beginning of the stage."""
 
     stage: str
     step: int
@@ -133,7 +133,7 @@ def draw_distances(
     return drawn
 
 
-# ---- making them again ---------------------------------------------------------------------------
+# ---- replaying them ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measures: bool) -> Replay:
-    """Makes the `distance` steps after `start` again.
+    """Replays the `distance` steps after `start`.
 
     Args:
         reads_data: whether the data of all steps of the stage are read.
@@ -358,29 +358,31 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
 # ---- comparing -----------------------------------------------------------------------------------
 
 
-def compare_lines(recorded: dict[str, Any], again: dict[str, Any], tolerance: float) -> list[str]:
+def compare_lines(recorded: dict[str, Any], replayed: dict[str, Any], tolerance: float) -> list[str]:
     """Returns what differs between two lines of metrics; tolerance: relative, 0 for bits. Clocks are left out."""
-    names = sorted(({*recorded, *again} - CLOCK_KEYS) - {"step"})
+    names = sorted(({*recorded, *replayed} - CLOCK_KEYS) - {"step"})
     return [
-        f"{name} {recorded.get(name)} recorded, {again.get(name)} made again"
+        f"{name} {recorded.get(name)} recorded, {replayed.get(name)} replayed"
         for name in names
-        if not is_close(recorded.get(name), again.get(name), tolerance)
+        if not is_close(recorded.get(name), replayed.get(name), tolerance)
     ]
 
 
-def is_close(recorded: Any, again: Any, tolerance: float) -> bool:
+def is_close(recorded: Any, replayed: Any, tolerance: float) -> bool:
     """Returns whether two JSON values are equal, or numbers whose relative difference is at most `tolerance`."""
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (recorded, again))
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (recorded, replayed))
     if tolerance and numbers:
-        return math.isclose(recorded, again, rel_tol=tolerance, abs_tol=tolerance)
-    return bool(recorded == again)
+        return math.isclose(recorded, replayed, rel_tol=tolerance, abs_tol=tolerance)
+    return bool(recorded == replayed)
 
 
-def compare_checkpoints(recorded: checkpoint.Checkpoint, again: checkpoint.Checkpoint, tolerance: float) -> list[str]:
-    """Returns the tensors that differ between a checkpoint of the run and one made again."""
+def compare_checkpoints(
+    recorded: checkpoint.Checkpoint, replayed: checkpoint.Checkpoint, tolerance: float
+) -> list[str]:
+    """Returns the tensors that differ between a checkpoint of the run and a replayed one."""
     problems = []
     for group in GROUPS:
-        before, after = recorded.tensors.get(group, {}), again.tensors.get(group, {})
+        before, after = recorded.tensors.get(group, {}), replayed.tensors.get(group, {})
         for name in sorted({*before, *after}):
             one, other = before.get(name), after.get(name)
             if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:

@@ -26,9 +26,9 @@ from fledgling.verify.scores import check_scores
 from fledgling.verify.stage_order import list_outdated
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
-REPEATED_STEPS = "steps made again"
+REPLAYED_STEPS = "steps replayed"
 MAX_NAMED = 3  # tensors of a checkpoint, or steps of a stage, that are named
-EVALS, EVALS_SHARE = 4, 0.2  # scores of exams that are made again, and of the time
+EVALS, EVALS_SHARE = 4, 0.2  # scores of exams that are recomputed, and of the time
 REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to loading and to the data of all steps
 
 
@@ -42,14 +42,14 @@ def verify_run(
 ) -> dict[str, Any]:
     """Checks a run and returns {"run", "root", "seed", "machine", "tolerance", "checks": [...], "verdict", "holds"}.
 
-    The verdict is "holds", "FAILS", or "steps not checked" where nothing contradicts and no step could be made again.
+    The verdict is "holds", "FAILS", or "steps not checked" where nothing contradicts and no step could be replayed.
 
     Args:
         count: steps that are drawn at random.
-        seconds: steps are made again for so long; files are read whole in any case.
+        seconds: steps are replayed for so long; files are read whole in any case.
         seed: of the draw; None draws one.
         show_progress: whether a progress line is written to stderr.
-        evals: scores of exams that are drawn and made again; None: EVALS.
+        evals: scores of exams that are drawn and recomputed; None: EVALS.
 
     Raises UserError if it is no run.
     """
@@ -90,7 +90,7 @@ def verify_run(
         if bar:
             bar.close()
     fails = any(check.problems for check in checks)
-    made_again = any(check.checked for check in checks if check.name == REPEATED_STEPS)
+    any_replayed = any(check.checked for check in checks if check.name == REPLAYED_STEPS)
     return {
         "run": str(run_dir),
         "root": files.compute_root(run_dir),
@@ -99,8 +99,8 @@ def verify_run(
         "tolerance": tolerance,
         "seconds": time.monotonic() - began,
         "checks": [check.to_json() for check in checks],
-        "verdict": "FAILS" if fails else "holds" if made_again else "steps not checked",
-        "holds": made_again and not fails,
+        "verdict": "FAILS" if fails else "holds" if any_replayed else "steps not checked",
+        "holds": any_replayed and not fails,
     }
 
 
@@ -128,24 +128,24 @@ def check_steps(
 
     Args:
         run_dir: of the run.
-        count: steps that are made again, at most.
+        count: steps that are replayed, at most.
         deadline: in seconds of `time.monotonic`.
         chance: draws the steps.
         tolerance: relative difference of repeated values that counts as equal.
         show: receives a line before each part.
     """
-    data, made = Check("data of every step", "steps"), Check(REPEATED_STEPS, "steps")
-    weights, scores = Check("weights after them", "tensors"), Check("bits per byte made again", "values")
-    checks = [data, made, weights, scores]
+    data, replayed = Check("data of every step", "steps"), Check(REPLAYED_STEPS, "steps")
+    weights, scores = Check("weights after them", "tensors"), Check("bits per byte recomputed", "values")
+    checks = [data, replayed, weights, scores]
     starts, budget = steps.list_starts(run_dir), max(0.0, deadline - time.monotonic())
     here, obstacles = collect_environment(), find_obstacles(run_dir, starts)
     seconds = {stage: steps.measure_step_seconds(run_dir, stage) for stage in files.list_stages(run_dir)}
 
     def reach(start: steps.Start) -> int:
-        """Returns how many steps after a start can be made in its part of the time."""
+        """Returns how many steps after a start can be replayed in its part of the time."""
         return int(budget * REPLAY_SHARE / max(1, len(starts)) / max(1e-9, seconds[start.stage]))
 
-    made.notes += [f"not made again: {place}: {reason}" for place, reason in obstacles.items()]
+    replayed.notes += [f"not replayed: {place}: {reason}" for place, reason in obstacles.items()]
     last_steps = {start.stage: start.last for start in starts}  # the checkpoint of each that is taken further
     starts = [start for start in starts if start.stage not in obstacles and str(start) not in obstacles]
     drawn = steps.draw_distances(starts, count, reach, chance)
@@ -153,7 +153,7 @@ def check_steps(
         if start.last == last_steps[start.stage] and 0 < start.last - start.step <= reach(start):
             drawn.setdefault(start, []).append(start.last - start.step)
     compared: set[tuple[str, int]] = set()
-    data.total = made.total = sum(len(steps.read_metrics_by_step(run_dir, stage)) for stage in seconds)
+    data.total = replayed.total = sum(len(steps.read_metrics_by_step(run_dir, stage)) for stage in seconds)
     beginnings = [start for start in starts if start.step == 0 and start.stage in steps.DATA_STAGES]
     ends = [start for start in starts if start.path and start.step == start.last]
     others = [start for start in drawn if start not in beginnings]
@@ -171,12 +171,12 @@ def check_steps(
         try:
             result = steps.replay(run_dir, start, distance, is_beginning, is_end)
         except OtherFileError as error:
-            made.notes.append(f"not made again: {start}: {error}")
+            replayed.notes.append(f"not replayed: {start}: {error}")
             continue
         except UserError as error:
             is_known = steps.find_changed_inputs(run_dir, start)  # of an end, which needs no step that reads them
-            reason = f"{start} cannot be made again: {steps.name_run(str(error), run_dir)}"
-            (made.notes if is_known else made.problems).append(reason)
+            reason = f"{start} cannot be replayed: {steps.name_run(str(error), run_dir)}"
+            (replayed.notes if is_known else replayed.problems).append(reason)
             continue
         machine = steps.find_segment(run_dir, start.stage, start.step).machine
         elsewhere = machine and any(machine.get(key) != here[key] for key in MACHINE_KEYS)
@@ -192,9 +192,11 @@ def check_steps(
         )
     for start, distances in drawn.items():
         if str(start) not in left_out:
-            made.notes.append(f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted({*distances}))}")
+            replayed.notes.append(
+                f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted({*distances}))}"
+            )
     if left_out:
-        made.notes.append(f"no time left for {', '.join(left_out)}: give --seconds more")
+        replayed.notes.append(f"no time left for {', '.join(left_out)}: give --seconds more")
     weights.total, scores.total = weights.checked, scores.checked
     return checks
 
@@ -222,7 +224,7 @@ def find_obstacles(run_dir: Path, starts: Sequence[steps.Start]) -> dict[str, st
 
 def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance: float, checks: list[Check]) -> None:
     """Adds what a replay shows to the checks."""
-    data, made, weights, scores = checks
+    data, replayed, weights, scores = checks
     recorded = steps.read_metrics_by_step(run_dir, start.stage)
     if result.data:
         if start.same_until is not None:
@@ -233,16 +235,16 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
         _compare_data(start.stage, recorded, result, data)
         recorded = steps.read_metrics_by_step(run_dir, start.stage)
     is_older = "history" not in read_newest_state(run_dir, start.stage)  # checkpoints of this version have one
-    for step, again in sorted(result.lines.items()):
-        made.checked += 1
+    for step, replayed_line in sorted(result.lines.items()):
+        replayed.checked += 1
         line = recorded.get(step, {})
         if is_older:
-            line, again = keep_known_metrics(start.stage, recorded.values(), line, again, made)
-        differences = steps.compare_lines(line, again, max(TOLERANCES.values()) if is_older else tolerance)
+            line, replayed_line = keep_known_metrics(start.stage, recorded.values(), line, replayed_line, replayed)
+        differences = steps.compare_lines(line, replayed_line, max(TOLERANCES.values()) if is_older else tolerance)
         if differences:
             what = "weights" if step == start.step + 1 else "moments"
             cause = f"the {what} or the seed {start} began with" if start.step == 0 else f"the {what} of {start}"
-            made.problems.append(f"{start.stage} step {step}: {'; '.join(differences)} (this line, or {cause})")
+            replayed.problems.append(f"{start.stage} step {step}: {'; '.join(differences)} (this line, or {cause})")
             break
     if result.saved is not None:
         path = run_dir / start.stage / "checkpoints" / result.saved.path.name
@@ -252,7 +254,7 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
             found = steps.compare_checkpoints(
                 recorded_state, result.saved, max(TOLERANCES.values()) if is_older else tolerance
             )
-            where = f"{start.stage}/{path.name} or {start}, from which it was made again"
+            where = f"{start.stage}/{path.name} or {start}, from which it was replayed"
             weights.problems += [f"{where}: {problem}" for problem in found[:MAX_NAMED]]
             if len(found) > MAX_NAMED:
                 weights.problems.append(f"{where}: and {len(found) - MAX_NAMED} more tensors")
@@ -269,7 +271,11 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
 
 
 def keep_known_metrics(
-    stage: str, recorded: Iterable[Mapping[str, Any]], line: dict[str, Any], again: dict[str, Any], made: Check
+    stage: str,
+    recorded: Iterable[Mapping[str, Any]],
+    line: dict[str, Any],
+    replayed_line: dict[str, Any],
+    replayed: Check,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns two lines of a run that an older version trained without the metrics that one version does not write.
 
@@ -277,17 +283,17 @@ def keep_known_metrics(
         stage: of the lines.
         recorded: all lines of the stage: a metric that one of them has, and this line lacks, stays a difference.
         line: recorded. The loss stays in any case.
-        again: the same step, made again.
-        made: receives a note with the names that are left out.
+        replayed_line: the same step, replayed.
+        replayed: receives a note with the names that are left out.
     """
     known = {name for each in recorded for name in each}
-    left_out = ((set(again) - known) | (set(line) - set(again))) - steps.CLOCK_KEYS - {"loss", "step"}
+    left_out = ((set(replayed_line) - known) | (set(line) - set(replayed_line))) - steps.CLOCK_KEYS - {"loss", "step"}
     names = ", ".join(sorted(left_out))
     note = f"{stage}: trained by an older version, compared within a tolerance"
     note += f" and without {names}, which one of the two versions does not record" if names else ""
-    if note not in made.notes:
-        made.notes.append(note)
-    kept = [{name: value for name, value in each.items() if name not in left_out} for each in (line, again)]
+    if note not in replayed.notes:
+        replayed.notes.append(note)
+    kept = [{name: value for name, value in each.items() if name not in left_out} for each in (line, replayed_line)]
     return kept[0], kept[1]
 
 

@@ -2,7 +2,7 @@
 
 Trains every stage (PPO with its critic's loss too) with ZeRO 0 to 3, deterministic and fast, on 1, 2, 4 and 8 gloo
 processes of one thread each, and prints the largest difference of any weight on any rank to one process. Deterministic
-mode promises none, fast mode less than 1e-6. Results are stored in --out and not computed again. Exit code 1: a promise
+mode promises none, fast mode less than 1e-6. Results are stored in --out and not recomputed. Exit code 1: a promise
 was broken.
 """
 

@@ -10,7 +10,7 @@ from fledgling.verify import Check
 
 @pytest.fixture
 def result(monkeypatch):
-    check = Check("steps made again", "steps", 3, 9, notes=["drawn after pretrain step 0: 2"])
+    check = Check("steps replayed", "steps", 3, 9, notes=["drawn after pretrain step 0: 2"])
     values = {"run": "runs/a", "root": "ab12", "seed": 5, "machine": {"torch": ["1", "2"]}, "tolerance": 0.02}
     values |= {"checks": [check.to_json()], "holds": True, "verdict": "holds"}
     monkeypatch.setattr(verify, "verify_run", lambda *_, **__: values)
@@ -20,7 +20,7 @@ def result(monkeypatch):
 def test_what_holds_is_a_table_with_its_notes(result, capsys):
     assert cli.main(["verify", "runs/a"]) == 0
     out = capsys.readouterr().out
-    assert "steps made again" in out and "holds" in out and "drawn after pretrain step 0: 2" in out
+    assert "steps replayed" in out and "holds" in out and "drawn after pretrain step 0: 2" in out
     assert "torch was 1, is 2" in out and "within 0.02" in out and "root ab12" in out and "--seed 5" in out
 
 
@@ -28,7 +28,7 @@ def test_what_fails_is_named_and_the_status_is_1(result, capsys):
     result["checks"][0] |= {"problems": ["pretrain step 3: loss [a] differs"], "verdict": "FAILS"}
     result |= {"holds": False, "verdict": "FAILS"}
     assert cli.main(["verify", "runs/a"]) == 1
-    assert "FAILS  steps made again: pretrain step 3: loss [a] differs" in capsys.readouterr().out
+    assert "FAILS  steps replayed: pretrain step 3: loss [a] differs" in capsys.readouterr().out
 
 
 def test_many_problems_of_one_check_do_not_hide_those_of_another(result, capsys):
@@ -60,12 +60,12 @@ def test_another_root_than_the_stated_one_fails(result, capsys):
         ["--evals=-1"],
     ],
 )
-def test_nothing_to_make_again_is_rejected(result, capsys, options):
+def test_nothing_to_replay_is_rejected(result, capsys, options):
     assert cli.main(["verify", "runs/a", *options]) == 1
     assert "expected at least 1 step, more than 0 seconds, and 0 or more scores" in capsys.readouterr().err
 
 
-def test_a_run_whose_steps_could_not_be_made_again_is_not_reported_to_hold(result, capsys):
+def test_a_run_whose_steps_could_not_be_replayed_is_not_reported_to_hold(result, capsys):
     result |= {"holds": False, "verdict": "steps not checked"}
     assert cli.main(["verify", "runs/a"]) == 1
     assert "runs/a: steps not checked" in capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_every_document_is_stored_once_in_the_part_of_its_hash(folder, tokenizer
     assert calls[-1][0].documents == len(TEXTS) and calls[-1][1] == calls[-1][2] > 0
 
 
-def test_only_missing_shards_are_made_again_and_new_files_are_ignored(folder, tokenizer, tmp_path):
+def test_only_missing_shards_are_written_again_and_new_files_are_ignored(folder, tokenizer, tmp_path):
     units = tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1, unit_bytes=12_000)
     expected = read_files(tmp_path / "out")
     (tmp_path / "out" / CORPUS_FILE).unlink()

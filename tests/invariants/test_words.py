@@ -29,6 +29,7 @@ RETIRED_NAMES = (
     *("in_pieces", "take_in", "lay_out", "even_rows", "going_on", "goes_on", "Held"),
     *("further_targets", "FurtherTargets", "round_in_training", "read_again", "Shortcuts", "Standing", "RacedRun"),
     *("share_that_fits", "only_at_the_end", "Timekeeper", "lengthen", "culprit", "travelling"),
+    *("made_again", "make_again", "makes_again"),
 )
 # Retired words that plain sentences need: "a matrix around an activation", "room for one row".
 NEEDED_IN_PROSE = frozenset(
@@ -41,6 +42,7 @@ NEEDED_IN_PROSE = frozenset(
 PHRASES = re.compile(
     r"\b(go(es|ing|ne)? on (with|from|where|after)|went on (with|to|from)|stop and go on|same command continues"
     r"|trained anew|so many (rows|tokens|steps|characters)"
+    r"|ma(de|ke|kes|king) (it |them |each step )?again"
     r"|all that is waited for|later ideas?|practised wordings|development wordings|training wordings)\b"
 )
 FILES = sorted(

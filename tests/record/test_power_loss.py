@@ -158,7 +158,7 @@ def run_stage(run: Path, recording: Recording) -> None:
                 recorder.flush()
                 save(run, 2)
                 recording.mark("saved 2")
-        recorder.rewind(2)  # step 3 is made again, with another loss
+        recorder.rewind(2)  # step 3 is repeated, with another loss
         recorder.log_metrics(3, loss=30.0, version=2)
         recorder.flush()
         save(run, 3, 2)

@@ -1,4 +1,4 @@
-"""A stage that makes fewer steps runs its whole schedule, and the same again when it is resumed or made again."""
+"""A stage that makes fewer steps runs its whole schedule, and the same again when it is resumed or replayed."""
 
 import json
 import shutil

@@ -36,5 +36,5 @@ def no_peak_measurement(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_scores(monkeypatch):
-    """No exam is made again where a test does not say so: it takes longer than the rest."""
+    """No exam score is recomputed where a test does not say so: it takes longer than the rest."""
     monkeypatch.setattr(sys.modules[VERIFY], "EVALS", 0)

@@ -1,4 +1,4 @@
-"""Files outside a run that are edited or gone: verify names them, and makes again what needs none of them."""
+"""Files outside a run that are edited or gone: verify names them, and replays what needs none of them."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def notes_of(run: Path) -> tuple[list[str], list[str], str]:
     result = verify_run(run, count=4, seconds=600, seed=1)
     checks = {check["name"]: check for check in result["checks"]}
     problems = [text for check in result["checks"] for text in check["problems"]]
-    return problems, checks["steps made again"]["notes"], result["verdict"]
+    return problems, checks["steps replayed"]["notes"], result["verdict"]
 
 
 EDITED = {
@@ -79,7 +79,7 @@ def test_edited_files_are_named_and_their_steps_are_left_out(folder):
             (folder / name).write_text(text)
     assert problems == [] and verdict == "holds"
     for key, (name, _) in EDITED.items():
-        place = f"not made again: {key.partition('.')[0]} step "
+        place = f"not replayed: {key.partition('.')[0]} step "
         named = [note for note in notes if note.startswith(place) and f"{key}" in note]
         assert named and all(f"{name} is not what was trained on" in note for note in named), notes
     assert {note.split()[2] for note in notes if note.startswith("drawn after")} == {"pretrain", "sft"}
@@ -94,9 +94,9 @@ def test_files_that_are_gone_stop_no_check_of_another_stage(folder, tmp_path):
         for name in ("chat.jsonl", "pairs.jsonl", "questions.jsonl"):
             (tmp_path / name).rename(folder / name)
     assert problems == [] and verdict == "holds"
-    assert any(note.startswith("drawn after sft") for note in notes), "it is made again from its tokens"
-    assert any(note.startswith("not made again: rl: ") and "questions.jsonl" in note for note in notes)
-    assert any(note.startswith("not made again: dpo") and "pairs.jsonl is not here" in note for note in notes)
+    assert any(note.startswith("drawn after sft") for note in notes), "it is replayed from its tokens"
+    assert any(note.startswith("not replayed: rl: ") and "questions.jsonl" in note for note in notes)
+    assert any(note.startswith("not replayed: dpo") and "pairs.jsonl is not here" in note for note in notes)
 
 
 def stop(run: Path, stage: str) -> None:
@@ -138,5 +138,5 @@ def test_steps_before_and_after_an_edit_are_distinguished(folder, tmp_path):
     finally:
         pairs.write_text(before)
     assert problems == [] and verdict == "holds"
-    assert any(note.startswith("not made again: dpo step 0: dpo.pairs") for note in notes)
+    assert any(note.startswith("not replayed: dpo step 0: dpo.pairs") for note in notes)
     assert "drawn after dpo step 1: 2" in notes

@@ -1,4 +1,4 @@
-"""The sums and the settings, computed again from the record."""
+"""The sums and the settings, recomputed from the record."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Scores of exams are made again from the weights, those that no seal has first."""
+"""Scores of exams are recomputed from the weights, those that no seal has first."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def add_line(run, stage="rl", **changed):
     return line
 
 
-def test_scores_of_training_and_of_eval_are_made_again(copy, monkeypatch):
+def test_scores_of_training_and_of_eval_are_recomputed(copy, monkeypatch):
     session = EvalSession.open(copy / "sft")
     run_exams(session, select_exams(["identity"], ["test"], 6), None)
     lines = [line for line in list_score_lines(copy) if not line.find_obstacle()]
@@ -55,9 +55,9 @@ def test_a_forged_score_is_named(copy, sealed, monkeypatch):
     assert "from the weights of" in problem and found.checked == (found.total if sealed else 1)
 
 
-NOT_MADE_AGAIN = [
-    ({"name": "core"}, "is no exam that is made again, and no seal has it"),
-    ({"name": ["x"]}, "is no exam that is made again"),
+NOT_RECOMPUTED = [
+    ({"name": "core"}, "is not an exam that is recomputed, and no seal has it"),
+    ({"name": ["x"]}, "is not an exam that is recomputed"),
     ({"n": None}, "has no value, or not 1 to 2,000 questions"),
     ({"n": 10**9}, "has no value, or not 1 to 2,000 questions"),
     ({"value": "1"}, "has no value, or not 1 to 2,000 questions"),
@@ -68,9 +68,9 @@ NOT_MADE_AGAIN = [
 ]
 
 
-def test_what_cannot_be_made_again_is_a_note(copy):
+def test_what_cannot_be_recomputed_is_a_note(copy):
     before = (copy / "rl/evals.jsonl").read_text()
-    for changed, reason in NOT_MADE_AGAIN:
+    for changed, reason in NOT_RECOMPUTED:
         (copy / "rl/evals.jsonl").write_text(before)
         add_line(copy, **changed)
         found = check(copy, count=1)

@@ -53,10 +53,10 @@ def test_lines_are_compared_in_every_value_but_the_clocks():
     line = {"step": 3, "loss": 2.5, "tokens": 10, "data": "a", "seconds": 1.0, "mfu": 0.5}
     assert steps.compare_lines(line, {**line, "seconds": 2.0, "mfu": 0.1}, 0.0) == []
     almost = 2.5 * (1 + 1e-15)
-    assert steps.compare_lines(line, {**line, "loss": almost}, 0.0) == [f"loss 2.5 recorded, {almost} made again"]
+    assert steps.compare_lines(line, {**line, "loss": almost}, 0.0) == [f"loss 2.5 recorded, {almost} replayed"]
     assert steps.compare_lines(line, {**line, "loss": 2.51}, 0.02) == []
     assert len(steps.compare_lines(line, {**line, "loss": 2.6, "data": "b"}, 0.02)) == 2
-    assert steps.compare_lines(line, {**line, "reward": 1.0}, 0.0) == ["reward None recorded, 1.0 made again"]
+    assert steps.compare_lines(line, {**line, "reward": 1.0}, 0.0) == ["reward None recorded, 1.0 replayed"]
 
 
 def test_checkpoints_are_compared_tensor_by_tensor():

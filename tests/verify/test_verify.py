@@ -37,7 +37,7 @@ def test_an_honest_run_holds_and_is_not_changed(run):
     checked = {check["name"]: (check["checked"], check["total"]) for check in result["checks"]}
     steps = 3 * tampering.STEPS
     assert checked["data of every step"] == (2 * tampering.STEPS, steps)
-    assert 10 <= checked["steps made again"][0] <= steps
+    assert 10 <= checked["steps replayed"][0] <= steps
     assert all(count for count, _ in checked.values()), checked
     assert hash_tree(run) == before
 
@@ -66,7 +66,7 @@ def test_metrics_that_one_version_does_not_write_are_left_out_of_an_older_run_an
     older = [{"step": 1, "loss": 2.0, "rate": 1.0, "tokens": 5}, {"step": 2, "loss": 1.0, "rate": 1.0}]
     again, made = {"step": 2, "loss": 1.0, "lr_multiplier": 1.0, "tokens": 10, "seconds": 1.0}, Check("", "")
     line, kept = keep_known_metrics("sft", older, older[1], again, made)
-    assert compare_lines(line, kept, 0.0) == ["tokens None recorded, 10 made again"], "other lines have it"
+    assert compare_lines(line, kept, 0.0) == ["tokens None recorded, 10 replayed"], "other lines have it"
     assert "without lr_multiplier, rate, which" in made.notes[0] and "seconds" in kept
     without_loss = [{"step": 1}]
     assert compare_lines(*keep_known_metrics("sft", without_loss, *without_loss, {"step": 1, "loss": 3.0}, made), 0.0)
@@ -74,9 +74,9 @@ def test_metrics_that_one_version_does_not_write_are_left_out_of_an_older_run_an
 
 def test_without_time_the_steps_are_reported_as_not_made(run):
     result = verify_run(run, count=4, seconds=0, seed=1)
-    made = next(check for check in result["checks"] if check["name"] == "steps made again")
+    replayed = next(check for check in result["checks"] if check["name"] == "steps replayed")
     assert not result["holds"] and result["verdict"] == "steps not checked"
-    assert made["verdict"] == "not checked" and any("no time left for" in note for note in made["notes"])
+    assert replayed["verdict"] == "not checked" and any("no time left for" in note for note in replayed["notes"])
 
 
 def test_a_folder_that_is_no_run_is_rejected(tmp_path):
@@ -93,7 +93,7 @@ def test_a_tampered_copy_is_caught_by_its_hashes_and_named(copy, runs, kind, way
 
 
 @pytest.mark.parametrize("kind", tampering.KINDS, ids=lambda kind: kind.__name__)
-def test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again(copy, runs, kind):
+def test_a_copy_whose_hashes_were_all_forged_is_caught_by_replayed_steps(copy, runs, kind):
     tampered = kind(copy, runs[1], "forged", random.Random(7))
     checks = {check["name"]: check["problems"] for check in verify_run(copy, 30, 600, seed=1)["checks"]}
     assert not checks["record and manifests"] and not checks["checkpoints"] and not checks["prepared data"]
@@ -106,7 +106,7 @@ def test_checkpoints_that_were_deleted_to_make_room_are_notes(copy):
     result = verify_run(copy, count=3, seconds=600, seed=1)
     assert result["holds"], [check for check in result["checks"] if check["problems"]]
     notes = [note for check in result["checks"] for note in check["notes"]]
-    assert "not made again: sft step 0: the checkpoints of pretrain were deleted" in notes
+    assert "not replayed: sft step 0: the checkpoints of pretrain were deleted" in notes
 
 
 def test_a_run_without_its_text_is_verified_from_its_tokens(copy, run):
@@ -162,7 +162,7 @@ def test_a_report_that_was_made_before_the_run_was_resumed_is_set_aside_and_rais
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "rl"])
-def test_the_last_checkpoint_of_a_stage_is_made_again_without_a_draw(copy, stage):
+def test_the_last_checkpoint_of_a_stage_is_replayed_without_a_draw(copy, stage):
     path = list_stage_checkpoints(copy, stage)[-1]
     tampering.change_tensor(path / "model.safetensors", random.Random(3))
     tampering.cover(copy, [path], "forged")
@@ -202,8 +202,8 @@ def test_a_stage_that_was_restarted_raises_no_alarm_of_those_made_before(copy):
     result = verify_run(copy, count=1, seconds=600, seed=1)
     assert list_problems(result) == [] and result["holds"]
     notes = {check["name"]: check["notes"] for check in result["checks"]}
-    lost = "not made again: sft step 0: sft began from weights that pretrain had before it was trained again"
-    assert lost in notes["steps made again"] and not any("again: rl" in note for note in notes["steps made again"])
+    lost = "not replayed: sft step 0: sft began from weights that pretrain had before it was trained again"
+    assert lost in notes["steps replayed"] and not any("replayed: rl" in note for note in notes["steps replayed"])
     assert any(note.startswith("sft had other settings than recipe.toml") for note in notes["settings"])
     assert "the tokenizer was replaced after sft, when pretrain was trained again" in notes["record and manifests"]
 

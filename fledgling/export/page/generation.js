@@ -1,5 +1,5 @@
 // One answer: samples token by token, runs the calculator inside the answer, and reports text by kind, as the engine of
-// infer/ does. Answers are generated one after the other; what the cache holds of a prompt is not computed again.
+// infer/ does. Answers are generated one after the other; what the cache holds of a prompt is not recomputed.
 
 import { calculate } from "./calculator.js";
 import { MAX_TOKENS, Network } from "./network.js";

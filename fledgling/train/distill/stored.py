@@ -135,7 +135,7 @@ class PredictionStore:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{path} is corrupt: {reason}; delete it, and its predictions are made again") from None
+            raise UserError(f"{path} is corrupt: {reason}; delete it, and its predictions are recomputed") from None
         self.shards.append(Shard(rows, offsets, ids, logprobs))
         for stream, count in steps.items():
             self.finished_steps[stream] = max(count, self.finished_steps.get(stream, 0))

@@ -178,7 +178,7 @@ def _read_counts(out: Path, facts_file: Path, facts: dict[str, Any]) -> AnswerCo
     if len(rows) < counts.written:
         raise UserError(
             f"{out} has {len(rows):,} conversations, and {facts_file.name} counts {counts.written:,}: put the file "
-            f"back, or delete {facts_file.name} and what is left of it, and all are made again"
+            f"back, or delete {facts_file.name} and what is left of it, and all are generated again"
         )
     if len(rows) > counts.written:
         write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[: counts.written]))
