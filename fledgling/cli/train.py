@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from fledgling.cli.options import (
@@ -11,13 +12,14 @@ from fledgling.cli.options import (
     Overrides,
     Rendezvous,
     Restarts,
+    print_to_stderr,
     require_gpus,
     set_arguments,
 )
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.config import UserError, load_recipe
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
-from fledgling.runtime.world import is_launched_rank, is_main_process
+from fledgling.runtime.world import get_restart_count, is_launched_rank, is_main_process
 
 
 def train(
@@ -52,8 +54,12 @@ def train(
         command = ["-m", "fledgling", "train", stage, recipe, "--resume", resume, *set_arguments(overrides)]
         return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     require_gpus(restarts, nodes, rendezvous)
+    from fledgling.train.replaced_stage import describe_restart
     from fledgling.train.run import run_stage
 
+    if resume == "never" and is_main_process() and not get_restart_count():
+        for line in describe_restart(Path(chosen.run.out) / stage, recipe):
+            print_to_stderr(line)
     with training_exit_code() as status:
         has_run = run_stage(chosen, stage, resume)
     if not status.code and is_main_process():

@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
-from fledgling.cli.options import Host, Port
+from fledgling.cli.options import Host, Port, print_to_stderr
 from fledgling.config import UserError
+from fledgling.config.run_marks import require_watchable
 
 WATCH_PORT = 8008
 NICENESS = 10  # the watcher computes only where the run leaves a processor idle
@@ -38,9 +39,7 @@ def watch(
     """
     if not 1 <= len(runs) <= MAX_RUNS:
         raise UserError(f"watch: got {len(runs)} runs, expected 1 to {MAX_RUNS}: fledgling watch runs/quickstart")
-    for run in runs:
-        if run.exists() and not run.is_dir():
-            raise UserError(f"run {run} is a file; expected a run directory, such as runs/quickstart")
+    lines = [line for run in runs if (line := require_watchable(run))]
     check_port(port)
     key = choose_api_key(host, api_key)
     from fledgling.serve.connections import ConnectionLimits
@@ -52,6 +51,8 @@ def watch(
     app = make_watch_app(WatchedRuns(runs), WatchAccess(key, hosts))
     with suppress(OSError):
         os.nice(NICENESS)
+    for line in lines:
+        print_to_stderr(line)
     print(url, flush=True)
     print(f"watching {', '.join(map(str, runs))}; Ctrl-C stops the page, and not a run", file=sys.stderr)
     Server(app, ConnectionLimits()).run(sockets=[listener])

@@ -17,9 +17,9 @@ from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.model import LEGACY_FIELDS
 from fledgling.config.recipe import STAGES, Recipe
 from fledgling.config.recorded_recipe import explain_lost
+from fledgling.config.run_marks import RECIPE_FILE, is_run_directory, require_own_recipe
 
 RECIPES_DIR = Path(__file__).parent.parent / "recipes"
-RECIPE_FILE = "recipe.toml"  # of a run directory
 SWEEP_SETTINGS = "sweep.toml"  # of a sweep: the recipe that all its runs share
 
 _LOOP_KEYS = {
@@ -95,7 +95,8 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
 
     A run directory, or the recipe.toml in it, is that run: its path replaces the `run.out` that it was started with, so
     that a copied, moved or linked run is read and written where it is. Only an override names another directory.
-    Raises UserError, with the name of the key, for anything unknown, mistyped or out of range.
+    Raises UserError, with the name of the key, for anything unknown, mistyped or out of range, and for the recipe.toml
+    of another run that was copied alone.
     """
     path = _find_recipe_file(str(name_or_path))
     try:
@@ -108,7 +109,7 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
         )
     table.setdefault("name", path.stem)
     overrides, stated = list(overrides), table
-    is_run = Path(name_or_path).is_dir() or _is_recorded(path)
+    is_run = Path(name_or_path).is_dir() or (path.name == RECIPE_FILE and is_run_directory(path.parent))
     if is_run and (reason := explain_lost(table, path.parent)):
         raise UserError(f"{path} {reason}")
     if is_run or path.name == SWEEP_SETTINGS:
@@ -118,6 +119,8 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
         run_dir = path.parent if path.parent.name else path.parent.resolve()
         if isinstance(table.setdefault("run", {}), dict):
             table["run"]["out"] = str(run_dir)
+    else:
+        require_own_recipe(path, table, overrides)
     recipe = _build_recipe(table, overrides)
     for override in overrides if stated is not table else ():
         _apply_override(stated, override)
@@ -181,11 +184,6 @@ def _build_recipe(table: dict[str, Any], overrides: Iterable[str]) -> Recipe:
     recipe = _build_config(Recipe, table, "")
     _check_stages(recipe)
     return recipe
-
-
-def _is_recorded(path: Path) -> bool:
-    """Returns whether a file is the recipe.toml that a run wrote, which is next to the run's environment.json."""
-    return path.name == RECIPE_FILE and (path.parent / "environment.json").is_file()
 
 
 def _find_recipe_file(name_or_path: str) -> Path:

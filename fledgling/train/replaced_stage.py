@@ -24,7 +24,7 @@ from fledgling.record import checkpoint, make_write_error, write_json
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.record.checkpoint import BASES_DIR
 from fledgling.record.durable import fsync_path, move_directory, remove_directory, write_file
-from fledgling.record.seal import RUN_FILES, SEAL
+from fledgling.record.seal import DONE, RUN_FILES, SEAL
 from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of
 
 STAGE, RUN, BASES = "stage", "run", "bases.json"
@@ -33,6 +33,22 @@ STAGE, RUN, BASES = "stage", "run", "bases.json"
 def name_replaced(stage_dir: Path) -> Path:
     """Returns where a stage is kept while it is restarted."""
     return stage_dir.with_name(f".{stage_dir.name}.replaced")
+
+
+def describe_restart(stage_dir: Path, given: str) -> list[str]:
+    """Returns a line that names the stage that a restart replaces, where the command does not name its run.
+
+    given: the name, file or directory of the recipe: a file somewhere else names the run by its `run.out` alone.
+    """
+    steps = [int(path.name[5:]) for path in (stage_dir / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+    run_dir, is_done = stage_dir.parent.resolve(), (stage_dir / DONE).is_file()
+    if Path(given).resolve() in (run_dir, run_dir / RECIPE_FILE) or not (steps or is_done):
+        return []
+    state = ("finished" if is_done else "unfinished") + (f" at step {max(steps)}" if steps else "")
+    return [
+        f"{stage_dir} ({state}) is replaced, as run.out of {given} names it: it is deleted with the new stage's first "
+        "checkpoint"
+    ]
 
 
 def set_stage_aside(stage_dir: Path) -> None:

@@ -234,9 +234,17 @@ def test_a_copy_is_restarted_and_the_original_keeps_every_byte(original, tmp_pat
     recipe.write_text(recipe.read_text().replace(str(original), "runs/a"))
     before = digests(Path("runs/a"))
     shutil.copytree("runs/a", "runs/b")
-    assert main(["train", "pretrain", "runs/b", "--resume", "never", "--set", "optimizer.matrix_lr=0.5"]) == 0
+    Path("runs/b/environment.json").unlink()  # half-written: the recipe.toml is still that of runs/b
+    command = ["train", "pretrain", "runs/b/recipe.toml", "--resume", "never", "--set", "optimizer.matrix_lr=0.5"]
+    assert main(command) == 0
     assert digests(Path("runs/a")) == before and "runs/b/pretrain" in capsys.readouterr().out
     assert digests(Path("runs/b")) != before
     assert 'out = "runs/b"' in Path("runs/b/recipe.toml").read_text()
     assert main(["data", "prepare", "runs/b"]) == main(["speedrun", "runs/b"]) == 0
+    assert digests(Path("runs/a")) == before
+    shutil.copy(recipe, "my.toml")
+    with hold_lock(Path("runs/a"), "train"):
+        assert main(["train", "pretrain", "my.toml", "--resume", "never"]) == 1
+    error = capsys.readouterr().err
+    assert "runs/a/pretrain (finished at step 1) is replaced, as run.out of my.toml names it" in error
     assert digests(Path("runs/a")) == before

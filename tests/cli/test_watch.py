@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from fledgling.cli import main
+from fledgling.config.run_marks import require_watchable
 from tests.report.synthetic_run import make_run
 
 
@@ -37,9 +38,32 @@ def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
         (["nowhere", "--host", "0.0.0.0"], "reachable from outside"),
         (["nowhere", "--host", "0.0.0.0", "--api-key", "short"], "at least 8"),
         ([__file__], "is a file"),
+        (["."], ". is no run directory; expected one, such as runs/quickstart"),
+        (["runs"], "runs is no run directory; expected one"),
+        (["runs/quickstart/pretrain"], "is no run directory, but a part of the run runs/quickstart; expected one"),
+        (["runs/quickstart", "runs/quickstart/data"], "is no run directory, but a part of the run runs/quickstart"),
     ],
 )
-def test_what_cannot_be_watched_is_one_line(words, message, capsys, monkeypatch):
+def test_what_cannot_be_watched_is_one_line(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FLEDGLING_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for file in ("recipe.toml", "pretrain/metrics.jsonl", "data/text-train-0/manifest.json"):
+        path = tmp_path / "runs/quickstart" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     assert main(["watch", *words]) == 1
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_run_need_not_have_started_and_a_line_says_so(tmp_path):
+    """`speedrun --watch` opens the page while it starts; the line shows a mistyped name."""
+    folder = tmp_path / "new"
+    assert require_watchable(folder).endswith("new does not exist: the page shows nothing until a run starts there")
+    folder.mkdir()
+    assert "is empty" in require_watchable(folder)
+    for name in ("lock", "recipe.toml", "sft/metrics.jsonl"):
+        file = tmp_path / name.replace("/", "-") / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+        assert require_watchable(tmp_path / name.replace("/", "-")) == ""

@@ -1,11 +1,13 @@
 """Recipes: what is read, what is rejected and with which message, and that a written recipe is read back."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fledgling.config import (
+    STAGES,
     Recipe,
     UserError,
     dump_toml,
@@ -13,6 +15,7 @@ from fledgling.config import (
     recipe_names,
 )
 from fledgling.config.load import REMOVED_KEYS, RENAMED_KEYS, RENAMED_VALUES, parse_recipe
+from fledgling.config.run_marks import OF_A_RUN, OF_A_STAGE
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -63,6 +66,40 @@ def test_a_run_given_by_its_directory_is_that_directory_however_it_is_named(tmp_
     assert load_recipe("copy").run.out == "copy"
     (run / "environment.json").unlink()  # a recipe.toml that a person wrote is no run
     assert load_recipe(run / "recipe.toml").run.out == "runs/original"
+
+
+@pytest.mark.parametrize("name", [*OF_A_RUN, *(f"{stage}/{mark}" for stage in STAGES for mark in OF_A_STAGE)])
+def test_a_recipe_next_to_anything_that_only_a_run_has_is_that_run(name, tmp_path):
+    """A copy without environment.json: half-written, or the recipe and the checkpoints alone."""
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    text = dump_toml(load_recipe("quickstart", [f"run.out={original}"]))
+    for run in (original, copy):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_text("{}")
+        (run / "recipe.toml").write_text(text)
+    assert Path(load_recipe(copy / "recipe.toml").run.out).samefile(copy)
+
+
+def test_a_recipe_of_another_run_that_was_copied_alone_is_refused(tmp_path, monkeypatch):
+    """A restart would empty the run that it was copied from."""
+    monkeypatch.chdir(tmp_path)
+    original, copy = Path("runs/a"), Path("b/recipe.toml")
+    text = dump_toml(load_recipe("quickstart", [f"run.out={original}"]))
+    for path in (original / "recipe.toml", original / "environment.json", copy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if path.name == "recipe.toml" else "{}")
+    tokenizer = Path("b/tokenizer/tokenizer.json")  # `fledgling tokenizer train` writes one anywhere
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^b/recipe\.toml was written by the run runs/a, and b has no stage"):
+            load_recipe(copy)
+        tokenizer.parent.mkdir(exist_ok=True)
+        tokenizer.write_text("{}")
+    assert load_recipe(copy, ["run.out=b"]).run.out == "b" and load_recipe("b").run.out == "b"
+    copy.write_text('[run]\nout = "runs/a"\n')  # a person's recipe may have that name, and resume its run
+    assert load_recipe(copy).run.out == "runs/a"
+    copy.write_text(text)
+    shutil.rmtree(original)
+    assert load_recipe(copy).run.out == "runs/a", "there is no other run"
 
 
 def test_a_directory_without_a_recipe_is_no_run(tmp_path):

@@ -11,7 +11,13 @@ from fledgling.record import checkpoint, write_text
 from fledgling.runtime import device
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.replaced_stage import name_replaced, remove_replaced_stage, set_stage_aside, settle_run
+from fledgling.train.replaced_stage import (
+    describe_restart,
+    name_replaced,
+    remove_replaced_stage,
+    set_stage_aside,
+    settle_run,
+)
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import parent_checkpoint
 from tests.fast_run import write_recipe
@@ -79,6 +85,20 @@ def test_a_power_cut_while_a_stage_is_put_back_loses_nothing(folder):  # noqa: F
         assert read_value(cut) == base_of(cut / adapter.relative_to(run)) == 1.0
         assert (cut / "recipe.toml").read_text() == "old" and not name_replaced(cut / "pretrain").exists()
     assert len(states) > 5
+
+
+def test_a_restart_names_the_stage_that_it_replaces_where_the_command_does_not(tmp_path):
+    run = tmp_path / "run"
+    assert describe_restart(run / "sft", "my.toml") == [], "there is nothing to replace"
+    for step in (8, 12):
+        (run / f"sft/checkpoints/step-{step:08}").mkdir(parents=True)
+    for given in ("my.toml", "quickstart", f"{tmp_path}/recipe.toml"):
+        (line,) = describe_restart(run / "sft", given)
+        assert line.startswith(f"{run}/sft (unfinished at step 12) is replaced, as run.out of {given} names it: it is ")
+    (run / "sft/done.json").write_text("{}")
+    assert "(finished at step 12)" in describe_restart(run / "sft", "my.toml")[0]
+    for given in (run, run / "recipe.toml", f"{run}/../run/"):
+        assert describe_restart(run / "sft", str(given)) == []
 
 
 @pytest.fixture(scope="module")
