@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.plan.hardware import DeviceSpec
 
 ITEM_BYTES = 4  # bytes of one gradient or parameter: both are float32
 BACKWARD_SHARE = 2 / 3  # share of a step's compute that can hide the sending of gradients
@@ -299,32 +298,22 @@ def required_bandwidth(traffic: Traffic, compute: float, latency: float) -> floa
 
 
 def plan_communication(
-    parameters: int,
-    step_flops: float,
-    device: DeviceSpec,
-    mfu: float,
-    accumulation: int,
-    ranks: int,
-    name: str | None,
-    matrices: int | None = None,
+    parameters: int, single_rank_seconds: float, accumulation: int, ranks: int, link: str, matrices: int | None = None
 ) -> dict[str, Any]:
     """Returns the plan's section on communication: traffic and time of a step by topology.
 
     Args:
         parameters: parameters of the model.
-        step_flops: FLOPs of one step over all ranks.
-        device: the device of every rank.
-        mfu: utilization in (0, 1].
+        single_rank_seconds: of the whole step on one rank, computing alone.
         accumulation: micro-batches per step of one rank.
         ranks: number of ranks.
-        name: name of the link; None for the usual link of the device.
+        link: its name.
         matrices: parameters that belong to matrices of blocks (default: all).
 
     Gradients and parameters are float32. Raises UserError for an unknown link.
     """
-    chosen_link, size = find_link(name or default_link(device.name)), ITEM_BYTES * parameters
+    chosen_link, size = find_link(link), ITEM_BYTES * parameters
     block_bytes = None if matrices is None else ITEM_BYTES * matrices
-    single_rank_seconds = step_flops / (device.peak_flops * mfu)  # seconds of the whole step on one rank
     compute = single_rank_seconds / ranks
     by_topology = {}
     for topology, traffic in topology_traffic(size, ranks, accumulation, block_bytes).items() if ranks > 1 else ():

@@ -109,13 +109,8 @@ def fit_isoflop(
 
     Power laws need two curves, intervals a spare run.
 
-    Args:
-        N: parameters of each run.
-        D: tokens of each run.
-        budgets: FLOPs of each run; equal ones form a curve, of at least `MIN_CURVE_SIZES` sizes.
-        loss: of each run.
-        resamples: of the bootstrap; 0: no intervals.
-        seed: of the bootstrap.
+    budgets: FLOPs of each run; equal ones form a curve, of at least `MIN_CURVE_SIZES` sizes.
+    The other arguments are those of `fits.fit_surface`.
     """
     groups = _group_by_budget(N, D, budgets, loss)
     coefficients = [np.linalg.lstsq(group.basis(), group.y, rcond=None)[0] for group in groups]

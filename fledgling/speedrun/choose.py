@@ -38,13 +38,7 @@ def plan_budgeted_run(
 
     Its speed is `mfu`, what `fledgling bench train` measured of this device, or what is assumed of it, in this order.
 
-    Args:
-        recipe: whose depth and steps may change.
-        budget: seconds, or money at a price.
-        device: the card.
-        ranks: number of cards.
-        mfu: fraction of the peak FLOP/s; None: measured or assumed.
-        is_pinned: whether the depth stays the recipe's.
+    mfu: fraction of the peak FLOP/s; None: measured or assumed. The other arguments are those of `choose_budgeted_run`.
 
     Raises:
         UserError: ranks below 1, or a utilization outside (0, 1].

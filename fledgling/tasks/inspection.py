@@ -141,7 +141,10 @@ def inspect_data(
     words = tokenizer or Tokenizer.train([], 256 + len(SPECIAL_TOKENS), letter_tokens=False)
     files, contents = _list_files(path)
     kind = _find_kind(files, columns)
-    entries = _read_entries(files, path, kind, columns, bad, changes, skipped)
+    if kind == "documents":
+        entries = _read_documents(files, path, columns.get("text"), skipped)
+    else:
+        entries = _read_rows(files, kind, columns, bad, changes)
     forms, repeats, examples, count = Counter[str](), Repeats.create(), Examples(), 0
     lengths: list[int] = []
     learned: list[int] = []
@@ -217,21 +220,19 @@ def _kind_of(row: Row, columns: Mapping[str, str]) -> str:
     return "judged answers" if isinstance(renamed, Mapping) and find_column(renamed, LABELS) else "conversations"
 
 
-def _read_entries(
-    files: Sequence[Path],
-    root: Path,
-    kind: str,
-    columns: Mapping[str, str],
-    bad: BadRows,
-    changes: Counter[str],
-    skipped: SkippedDocuments,
+def _read_documents(
+    files: Sequence[Path], root: Path, column: str | None, skipped: SkippedDocuments
 ) -> Iterator[Entry]:
     for file in files:
         name = file.name if file == root else file.relative_to(root).as_posix()
-        if kind == "documents":
-            for document in read_file_part(file, name, columns.get("text"), skipped):
-                yield Entry(document.origin, "text", text=document.text)
-            continue
+        for document in read_file_part(file, name, column, skipped):
+            yield Entry(document.origin, "text", text=document.text)
+
+
+def _read_rows(
+    files: Sequence[Path], kind: str, columns: Mapping[str, str], bad: BadRows, changes: Counter[str]
+) -> Iterator[Entry]:
+    for file in files:
         for block in list_row_blocks(file) if is_row_file(file) else ():
             for row, place in block.iterate_rows():
                 try:

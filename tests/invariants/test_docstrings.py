@@ -2,6 +2,8 @@
 
 import ast
 import re
+from functools import cache
+from itertools import combinations, takewhile
 
 import pytest
 
@@ -13,12 +15,14 @@ SHAPE = re.compile(
     r"\b0-d\b|\bof (?:any|one|the same) shape|'s shape"
 )
 MANY = 5  # parameters
+REPEATED = 5  # parameters that two docstrings describe with equal lines: one of them refers to the other
 BY_NAME = ("Mapping", "dict", "TensorMap", "Callable")  # tensors of many shapes, or of a function
 ARGUMENTS = re.compile(r"^\s*Args:$|arguments? (?:are those )?of `", re.MULTILINE)
 COMMANDS = "cli"  # whose parameters are options: tests/invariants/test_every_command.py
 EXPORTED = "export.modeling_fledgling"  # written for users of transformers, after its conventions
 
 
+@cache
 def list_functions(source: str) -> list[tuple[str, list[ast.arg], str]]:
     """Returns name, parameters and docstring of each public function; a method's with its class's."""
     found = []
@@ -58,6 +62,22 @@ def without_args(source: str) -> list[str]:
         for name, parameters, text in list_functions(source)
         if len(parameters) >= MANY and not ARGUMENTS.search(text)
     ]
+
+
+def repeated_args(sources: dict[str, str]) -> list[tuple[str, str]]:
+    """Returns the pairs of functions and classes that describe `REPEATED` or more parameters in the same words."""
+    described = {}
+    for module, source in sources.items():
+        if "Args:\n" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            is_described = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if is_described and "Args:\n" in (ast.get_docstring(node, clean=False) or ""):
+                text = (ast.get_docstring(node) or "").partition("\nArgs:\n")[2]
+                lines = takewhile(lambda line: not line or line.startswith(" "), text.splitlines())
+                described[f"{module}.{node.name}"] = {line.strip() for line in lines} - {""}
+    long = {name: lines for name, lines in described.items() if len(lines) >= REPEATED}
+    return [(one, other) for one, other in combinations(long, 2) if len(long[one] & long[other]) >= REPEATED]
 
 
 def foreign_args(source: str) -> list[str]:
@@ -124,3 +144,15 @@ def test_the_checks_see_a_missing_description():
     assert without_args(many.format("")) == ["A.__init__"]
     assert not without_args(many.format("\n\n    Args:\n        a: b.\n    ")) and not without_args("def f(a, b): ...")
     assert not without_args('def f(a, b, c, d, e): "The arguments are those of `g`."')
+
+
+def test_arguments_are_described_once():
+    assert repeated_args(read_sources()) == []
+
+
+def test_arguments_that_are_described_twice_are_seen():
+    lines = "".join(f"\n        {name}: of the run." for name in "abcde")
+    function = f'def f(a, b, c, d, e):\n    """Does.\n\n    Args:{lines}\n\n    Raises: x.\n    """\n'
+    other = function.replace("def f", "def g")
+    assert repeated_args({"m": function, "n": other}) == [("m.f", "n.g")]
+    assert repeated_args({"m": function, "n": other.replace("e: of", "e: of all")}) == []

@@ -8,7 +8,7 @@ import fledgling
 PACKAGE = Path(fledgling.__file__).parent
 MAX_LINES, MAX_PARAMETERS = 60, 6
 # Functions above these limits, outside the command, whose parameters are options, on 28 November 2026.
-LONG, WIDE = 1, 46
+LONG, WIDE = 1, 44
 NAMED_STEPS = ("build_context.py", "run.py", "stage_origin.py", "train_state.py")  # of a stage, in train/
 MAX_STEP_LINES = 40
 
@@ -20,7 +20,7 @@ def measure_functions(source: str) -> dict[str, tuple[int, int]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
             parameters = [argument for argument in arguments if argument.arg not in ("self", "cls")]
-            text = node.body[0] if ast.get_docstring(node) is not None else None
+            text = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
             lines = node.end_lineno - node.lineno + 1 - (text.end_lineno - text.lineno + 1 if text else 0)
             found[f"{node.lineno}: {node.name}"] = (lines, len(parameters))
     return found

@@ -5,6 +5,7 @@ line says through which other module, of that one, which imports the module. The
 """
 
 import ast
+import re
 import tomllib
 from functools import cache
 
@@ -13,6 +14,8 @@ import pytest
 from tests.invariants.structure import PACKAGE, ROOT, read_sources
 
 TESTS = ROOT / "tests"
+IMPORT = re.compile(r"^[ \t]*(?:from ([\w.]+) import (\([^)]*\)|.*)|import ([\w.]+))", re.MULTILINE)
+DEFINITION = re.compile(r"^(?:async )?(?:def|class) (\w+)|^(\w+)(?:: [^=\n]+)? = ", re.MULTILINE)
 OF_THE_WHOLE = {"attacks", "benchmarks", "campaigns", "end_to_end", "gpu", "invariants"}
 
 
@@ -37,30 +40,23 @@ def modules_without_tests(modules: list[str], tests: set[str]) -> list[str]:
 
 @cache
 def list_imports(source: str) -> tuple[set[str], set[tuple[str, str]]]:
-    """Returns the modules that a source imports anywhere, and its (package or module, name) pairs."""
+    """Returns the modules that a source imports, also in a program that it holds, and its (module, name) pairs."""
     modules: set[str] = set()
     names: set[tuple[str, str]] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules.add(node.module)
-            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {(node.module, alias.name) for alias in node.names}
+    for above, listed, plain in IMPORT.findall(source):
+        if plain:
+            modules.add(plain)
+            continue
+        imported = re.findall(r"(?<!\bas )\b\w+\b(?<!\bas)", re.sub("#.*", "", listed))
+        modules |= {above, *(f"{above}.{name}" for name in imported)}
+        names |= {(above, name) for name in imported}
     return modules, names
 
 
 @cache
 def list_definitions(source: str) -> set[str]:
     """Returns the names that a module defines at its top level."""
-    found: set[str] = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return found
+    return {name for names in DEFINITION.findall(source) for name in names if name}
 
 
 def read_with_helpers(file: str) -> str:
@@ -141,6 +137,13 @@ def test_the_check_sees_a_module_without_a_test():
     assert modules_without_tests(["a.b", "a.c", "d"], {"a/test_b.py", "test_d.py"}) == ["a.c"]
     nested = {"__main__": "x", "a": {"b": "y", "c": {"d": "z"}}}
     assert read_mirror(nested) == {"__main__": "x", "a.b": "y", "a.c.d": "z"}
+
+
+def test_imports_and_definitions_are_read():
+    source = "from a.b import (  # why\n    c,\n    d as e,\n)\nimport f.g as h\n\nK: int = 1\nL = 2\ndef m(): n = 3\n"
+    modules, names = list_imports(source)
+    assert modules == {"a.b", "a.b.c", "a.b.d", "f.g"} and names == {("a.b", "c"), ("a.b", "d")}
+    assert list_definitions(source + "class O: ...\nasync def p(): ...\n") == {"K", "L", "m", "O", "p"}
 
 
 def test_the_check_sees_a_test_that_does_not_cover_its_module():
