@@ -15,10 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+from benchmarks.worker import start_worker
 from fledgling.config import UserError, load_recipe
 
 KINDS = ("training", "decoding")
@@ -53,7 +54,7 @@ def measure_cpu_contention(kinds: Sequence[str], modes: Sequence[str], repeats: 
     for kind in kinds:
         for mode in modes:
             rounds = []
-            with start_worker(kind, mode) as ask:
+            with start_kind(kind, mode) as ask:
                 for number in range(repeats):
                     print(f"\r{kind}, {mode}: round {number + 1} of {repeats} ", end="", file=sys.stderr, flush=True)
                     idle = ask(seconds)
@@ -90,31 +91,13 @@ def take_core(core: int) -> Iterator[None]:
         process.wait()
 
 
-@contextmanager
-def start_worker(kind: str, mode: str) -> Iterator[Callable[[float], dict]]:
-    """Starts a worker; yields a function that asks it to work for a number of seconds and returns what it reports."""
+def start_kind(kind: str, mode: str) -> AbstractContextManager[Callable[[object], dict]]:
+    """Starts a worker, which works for as many seconds as it is asked for and reports its speed."""
     code = f"from benchmarks.cpu_contention import serve; serve({kind!r}, {mode!r})"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if mode == "passive":
         environment["OMP_WAIT_POLICY"] = "passive"
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert worker.stdin is not None and worker.stdout is not None
-    source, answers = worker.stdin, worker.stdout
-
-    def ask(seconds: float) -> dict:
-        print(seconds, file=source, flush=True)
-        line = answers.readline()
-        if not line:
-            raise UserError(f"the worker that measures {kind} ended with exit code {worker.wait()}; its error is above")
-        return json.loads(line)
-
-    try:
-        yield ask
-    finally:
-        source.close()
-        worker.wait()
+    return start_worker(["-c", code], environment, kind)
 
 
 def serve(kind: str, mode: str) -> None:

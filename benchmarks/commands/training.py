@@ -262,6 +262,33 @@ def cpu_contention(
     return measure_cpu_contention(kind, mode, repeats, seconds)
 
 
+@experiment(table_of("benchmarks.checkouts", "format_checkouts"))
+def checkouts(
+    before: Path,
+    /,
+    *,
+    kind: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("training", "answers"),
+    pairs: int = 3,
+    blocks: int = 10,
+) -> dict:
+    """Compare the speed of this checkout with another: training steps and answers, in blocks that take turns.
+
+    Parameters
+    ----------
+    before
+        Directory of the other checkout, such as one that `git worktree add` makes.
+    kind
+        Some of training, answers.
+    pairs
+        Pairs of processes; the figures are the median, the lowest and the highest.
+    blocks
+        Of each process.
+    """
+    from benchmarks.checkouts import compare_checkouts
+
+    return compare_checkouts(before, kind, pairs, blocks)
+
+
 @experiment(table_of("fledgling.bench.rollouts", "format_rollouts"))
 def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> Any:
     """Time the rollouts of reinforcement learning next to plain generation by the same engine.

@@ -17,6 +17,7 @@ from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.cores import count_cores
 
 GIB = 2**30
+FASTER_FLOAT32 = 1.3  # times as fast as bfloat16: more than two measurements of one product differ by
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,30 @@ def check_gpus(torch: Any) -> Finding:
 
 
 def measure_matmul_speed(torch: Any) -> list[Finding]:
-    """Measures a square matrix product in float32 and bfloat16 on the device that training would choose."""
-    from fledgling.runtime.device import measure_peak_flops
+    """Measures a square matrix product in float32 and bfloat16 on the device that training would choose.
+
+    It warns where training would multiply bfloat16 and float32 is faster: on an Intel processor with bfloat16
+    instructions and without matrix units.
+    """
+    from fledgling.runtime.device import choose_dtype, measure_peak_flops
     from fledgling.runtime.world import choose_device
 
-    device = choose_device()
-    findings = []
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        flops = measure_peak_flops(torch.device(device), dtype)
-        findings.append(Finding(f"{device} {name}", True, f"{flops / 1e9:,.0f} GFLOP/s in a matrix product"))
-    return findings
+    device = torch.device(choose_device())
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    flops = {name: measure_peak_flops(device, dtype) for name, dtype in names.items()}
+    ratio = flops["float32"] / flops["bfloat16"]
+    advice = ""
+    if choose_dtype(device) == torch.bfloat16 and ratio > FASTER_FLOAT32:
+        advice = (
+            f"float32 multiplies {ratio:.1f} times as fast here: --set run.dtype=float32 trains faster, but decodes "
+            "more slowly; compare with `fledgling bench train` and `bench infer`"
+        )
+    return [
+        Finding(
+            f"{device.type} {name}",
+            not (advice and name == "bfloat16"),
+            f"{value / 1e9:,.0f} GFLOP/s in a matrix product",
+            advice if name == "bfloat16" else "",
+        )
+        for name, value in flops.items()
+    ]

@@ -7,11 +7,13 @@ import sys
 import warnings
 
 import pytest
+import torch
 
 import benchmarks.commands  # noqa: F401  # registers the experiments
 from benchmarks import harness
 from fledgling import cli
 from fledgling.cli import COMMANDS, RENAMED_COMMANDS, RENAMED_OPTIONS, main
+from fledgling.runtime.machine_checks import measure_matmul_speed
 from tests.command_tree import iterate_commands
 
 
@@ -97,6 +99,18 @@ def test_doctor_finds_something(monkeypatch, capsys):
     findings = json.loads(capsys.readouterr().out)
     assert {"python", "torch", "disk", "processor"} <= {finding["name"] for finding in findings}
     assert all(finding["ok"] or finding["advice"] for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("float32", "chosen", "warns"), [(181e9, "bfloat16", True), (90e9, "bfloat16", False), (181e9, "float32", False)]
+)
+def test_doctor_warns_where_training_would_take_the_slower_product(monkeypatch, float32, chosen, warns):
+    speeds = {torch.float32: float32, torch.bfloat16: 84e9}
+    monkeypatch.setattr("fledgling.runtime.device.measure_peak_flops", lambda device, dtype: speeds[dtype])
+    monkeypatch.setattr("fledgling.runtime.device.choose_dtype", lambda device: getattr(torch, chosen))
+    plain, bfloat16 = measure_matmul_speed(torch)
+    assert plain.ok and bfloat16.ok is not warns
+    assert ("float32 multiplies 2.2 times as fast here" in bfloat16.advice) is warns
 
 
 def test_an_interrupt_is_130(monkeypatch, capsys):
