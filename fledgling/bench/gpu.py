@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RESULT_MARK = "@@"  # starts a line of output that is a result; all other lines are logged
 # part -> time limit in seconds, in the default order: short parts and those that show most come first
 PARTS = {
-    "card": 60,
+    "peaks": 60,
     "tests": 60,
     "attention": 60,
     "head": 60,

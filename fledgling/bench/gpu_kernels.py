@@ -1,4 +1,4 @@
-"""Parts of the GPU check that time single kernels: the card, attention, the head with its loss, Muon's products.
+"""Parts of the GPU check that time single kernels: the peaks, attention, the head with its loss, Muon's products.
 
 Shapes are those of depth 20: 32 rows of 2,048 tokens, 10 heads of 128, 65,536 entries. Times are medians of device
 events. Each candidate runs separately: one that this machine cannot run gives a row with its error.
@@ -115,8 +115,8 @@ def report_candidate(name: str, measure: Callable[[], dict]) -> None:
         torch.cuda.empty_cache()
 
 
-def measure_card(tiny: bool) -> None:
-    """Reports the card's name, and the measured peak rates to which other results are compared."""
+def measure_peaks(tiny: bool) -> None:
+    """Reports the GPU's name, and the measured peak rates to which other results are compared."""
     device = get_device()
     report_result(
         torch=torch.__version__, device=device.type, compilers=[n for n in ("gcc", "g++", "nvcc") if shutil.which(n)]

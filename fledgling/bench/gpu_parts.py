@@ -348,7 +348,7 @@ def time_decoding(
 
 
 KERNEL_PARTS: dict[str, Callable[[bool], None]] = {
-    "card": gpu_kernels.measure_card,
+    "peaks": gpu_kernels.measure_peaks,
     "attention": gpu_kernels.measure_attention,
     "head": gpu_kernels.measure_head,
     "muon": gpu_kernels.measure_muon,

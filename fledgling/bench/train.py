@@ -107,7 +107,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         parameters, dtype, ranks, threads (of one rank), tokens_per_second (of all ranks), seconds {step, forward,
         backward, optimizer, communication} as medians of this rank, gflops {achieved, peak}, share_of_peak (both None
         where the step exceeds every measurement of the peak), share_of_datasheet (of the vendor's dense peak, as
-        published MFU is; None for a CPU or a card that the planner's table lacks), peak_memory in bytes (of the process
+        published MFU is; None for a CPU or a GPU that the planner's table lacks), peak_memory in bytes (of the process
         on a CPU, of the allocator on a GPU), saved_for, the device name under which the speed was saved, or "", and
         notice: what was wrong with the peak, or "".
     """

@@ -23,13 +23,13 @@ from fledgling.train.derived_values import open_unbegun
 
 _FIGURE = {"negative": (), "show_default": False}
 Peak = Annotated[
-    float | None, Parameter(help="TFLOP/s of your own card: dense, in the dtype that it trains in.", **_FIGURE)
+    float | None, Parameter(help="TFLOP/s of your own GPU: dense, in the dtype that it trains in.", **_FIGURE)
 ]
 Bandwidth = Annotated[float | None, Parameter(help="GB/s of its memory.", **_FIGURE)]
 Memory = Annotated[float | None, Parameter(help="GiB of its memory.", **_FIGURE)]
 Price = Annotated[float | None, Parameter(help="US dollars per hour for one device.", negative=())]
 Mfu = Annotated[float | None, Parameter(help="Assumed utilization, in (0, 1].")]
-Card = Annotated[
+GpuName = Annotated[
     str | None,
     Parameter(help=f"Device, by its exact name: {', '.join(DEVICES)}; or your own with --peak."),
 ]
@@ -62,7 +62,7 @@ def plan(
     hours: Hours = None,
     usd: Usd = None,
     gpus: int | None = None,
-    gpu: Card = None,
+    gpu: GpuName = None,
     peak: Peak = None,
     bandwidth: Bandwidth = None,
     memory: Memory = None,
@@ -117,8 +117,8 @@ def plan(
         return
     from fledgling.train.source_sizes import count_source_sizes
 
-    card = gpu or (chosen.run.hardware if peak is None else None)
-    device = make_own_device(find_device(card) if card else None, peak, bandwidth, memory)
+    gpu_name = gpu or (chosen.run.hardware if peak is None else None)
+    device = make_own_device(find_device(gpu_name) if gpu_name else None, peak, bandwidth, memory)
     ranks = chosen.run.ranks if gpus is None else gpus
     if budget := read_budget(minutes, hours, usd, device, ranks, price):
         from fledgling.speedrun.choose import plan_budgeted_run

@@ -34,12 +34,12 @@ from fledgling.runtime.world import is_launched_rank, is_main_process
 if TYPE_CHECKING:
     from fledgling.speedrun.budgeted import BudgetedRun
 
-PaidCard = Annotated[
+PaidGpu = Annotated[
     str | None,
     Parameter(
         negative=(),
         show_default=False,
-        help="With --usd: the card that is paid for, by its name in `fledgling plan devices`.",
+        help="With --usd: the GPU that is paid for, by its name in `fledgling plan devices`.",
     ),
 ]
 PaidPrice = Annotated[
@@ -59,7 +59,7 @@ def speedrun(
     minutes: Minutes = None,
     hours: Hours = None,
     usd: Usd = None,
-    gpu: PaidCard = None,
+    gpu: PaidGpu = None,
     price: PaidPrice = None,
     gpus: Gpus = None,
     restarts: Restarts = DEFAULT_RESTARTS,
@@ -102,11 +102,11 @@ def speedrun(
         with watching(chosen.run.out, watch_port, watch and not dry_run):
             return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     require_gpus(restarts, nodes, rendezvous)
-    from fledgling.speedrun.budgeted import require_card, run_budgeted
+    from fledgling.speedrun.budgeted import require_gpu, run_budgeted
     from fledgling.speedrun.stages import run_stages
 
     if budget and usd is not None and device is not None and not dry_run:
-        require_card(chosen.run, device)
+        require_gpu(chosen.run, device)
     is_pinned = any(override.startswith(("model.depth", "model.width")) for override in overrides)
     if dry_run:
         return print_dry_run(chosen, budget, is_pinned, started)

@@ -185,7 +185,7 @@ class RunConfig:
     device: str = choice("auto", "cpu", "cuda", "xpu", "mps")
     dtype: str = choice("auto", "float32", "bfloat16", "float16")
     compile: str = choice("auto", "on", "off")
-    fp8: bool = False  # the blocks' products in training, on cards that multiply fp8; needs torchao
+    fp8: bool = False  # the blocks' products in training, on GPUs that multiply fp8; needs torchao
     recompute: str = choice("auto", "on", "off")  # blocks keep only their inputs for backward; auto: if a row needs it
     threads: int = count(0, 0, 1024)  # 0: as many as there are cores
     max_rollbacks: int = count(0, 0)  # times that a stage returns to its last checkpoint after non-finite gradients

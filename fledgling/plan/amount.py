@@ -1,4 +1,4 @@
-"""An amount of time or money that a user gives: `--minutes`, `--hours`, or `--usd` with the card that is paid for."""
+"""An amount of time or money that a user gives: `--minutes`, `--hours`, or `--usd` with the GPU that is paid for."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def read_budget(
     if option != "--usd":
         return Budget(value * UNITS[option], f"{option} {value:g}", option, UNITS[option])
     if device is None:
-        raise UserError(f"--usd {value:g} buys time on a card: name it with --gpu, or give --minutes or --hours")
+        raise UserError(f"--usd {value:g} buys time on a GPU: name it with --gpu, or give --minutes or --hours")
     if price is not None:
         require_number("--price", price, MOST)
     hourly = cost.estimate_usd(1.0, device, ranks, price)

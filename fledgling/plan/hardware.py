@@ -3,12 +3,12 @@
 Peaks are the vendors' dense (not sparse) numbers with float32 accumulation, which published MFU refers to; float32 is
 without TF32. Those of CPUs are measured: a matrix product on two cores (`fledgling doctor` measures yours). Apple
 publishes none for its later chips: cores x 128 x 2 x clock. The memory of a Mac is what the system lets a GPU fill, two
-thirds or three quarters of all. Watts are the vendor's limit of the whole card, which training approaches; of a Mac
+thirds or three quarters of all. Watts are the vendor's limit of the whole GPU, which training approaches; of a Mac
 that of the whole machine; for a CPU an assumed share of a server. The rest of the machine and cooling are not included.
 A price is given only where it is the published run's own; prices change, so pass `--price`.
 
-A card is found by its exact product name and its memory (`find_product`): an L40S is no L4, and an A100 has 40 or 80
-GiB. Start with `find_device`; `make_own_device` takes a card that the table lacks.
+A GPU is found by its exact product name and its memory (`find_product`): an L40S is no L4, and an A100 has 40 or 80
+GiB. Start with `find_device`; `make_own_device` takes a GPU that the table lacks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fledgling.config import UserError, did_you_mean, require_number
 
 _GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
 DTYPE_ORDER = ("bfloat16", "float16", "float32")  # of training's choice, among those that a device multiplies
-OWN = "own"  # the name of a card that is given by its figures
-MEMORY_TOLERANCE = 0.12  # between a card's nominal memory and what its driver reports
+OWN = "own"  # the name of a GPU that is given by its figures
+MEMORY_TOLERANCE = 0.12  # between a GPU's nominal memory and what its driver reports
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def make_own_device(
             require_number(f"--{option}", value, 1e7)
     if base is None:
         if peak_tera is None or memory_gib is None:
-            raise UserError("a card of your own needs --peak (TFLOP/s) and --memory (GiB); or name one with --gpu")
+            raise UserError("a GPU of your own needs --peak (TFLOP/s) and --memory (GiB); or name one with --gpu")
         base = DeviceSpec(OWN, 0.0, 0, 0.0, peaks={"bfloat16": 0.0})
     if peak_tera is not None:
         peak = peak_tera * _TERA

@@ -105,7 +105,7 @@ def device_name(kind: str, dtype: str, product: str = "", memory: int = 0) -> st
     Args:
         kind: the torch device type.
         dtype: of the products, for CPUs.
-        product: the driver's name of the card.
+        product: the driver's name of the GPU.
         memory: its bytes; 0: unknown.
     """
     if kind == "cpu":

@@ -12,7 +12,7 @@ from fledgling.config import ModelConfig
 from fledgling.plan.memory import fits_memory
 from fledgling.plan.training_step import TrainingStep
 
-FORMS = ("8bit", "host")  # in the order in which they are offered: the second sends all state to the card and back
+FORMS = ("8bit", "host")  # in the order in which they are offered: the second sends all state to the GPU and back
 
 
 def resolve_state(setting: str, device_kind: str) -> str:

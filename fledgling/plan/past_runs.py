@@ -27,7 +27,7 @@ class PastRun:
 
     Attributes:
         data: what its text was (`describe_data`); losses are compared within one. sources: their names, for people.
-        machine: processor or card, and how many.
+        machine: processor or GPU, and how many.
         budget: seconds.
         parameters: all of them.
         tokens: of pretraining; passes: over the text of its largest source; None: not known.

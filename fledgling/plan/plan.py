@@ -60,7 +60,7 @@ class PlanSettings:
         peak_flops: FLOP/s of a device, measured by the run that is planned; None: the table's or the benchmark's.
         sizes: of the sources that open steps and batches follow from (`fledgling.train.source_sizes`); None: those that
             the public sets are known for.
-        device: replaces `gpu`: a card given by its figures.
+        device: replaces `gpu`: a GPU given by its figures.
         teacher: the configuration of `distill.teacher` (`fledgling.train.distill.teacher`); None: it is not counted.
     """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fledgling.plan.stage_length import SourceSize
 
-# Rows of the training split, by the cards of the data sets at the pinned commits.
+# Rows of the training split, by the dataset cards at the pinned commits.
 PUBLISHED_EXAMPLES = {
     "smoltalk": 1_043_917,
     "smol-smoltalk": 460_341,

@@ -1,7 +1,7 @@
 """Accelerators by torch's device type: which there are, waiting for one, its memory.
 
-A card of AMD (ROCm) has the type "cuda" in PyTorch and takes every path of it. No accelerator is given a float64: "mps"
-has none, and some cards of "xpu" have none.
+A GPU of AMD (ROCm) has the type "cuda" in PyTorch and takes every path of it. No accelerator is given a float64: "mps"
+has none, and some GPUs of "xpu" have none.
 """
 
 from __future__ import annotations

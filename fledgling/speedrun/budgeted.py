@@ -63,14 +63,14 @@ def find_run_device(run: RunConfig, setup: DeviceSetup, world: World) -> DeviceS
     return make_own_device(base, memory_gib=setup.memory_limit / 2**30)
 
 
-def require_card(run: RunConfig, device: DeviceSpec) -> None:
-    """Raises UserError unless this machine has the card that is paid for."""
+def require_gpu(run: RunConfig, device: DeviceSpec) -> None:
+    """Raises UserError unless this machine has the GPU that is paid for."""
     world = World.start(run.device)
     here = name_device(choose_setup(run, world), world.device)
     if here != device.name:
         raise UserError(
             f"--gpu {device.name}: this machine has {here or world.device.type}; `fledgling plan --usd` plans for "
-            "a card that is not here, and --minutes trains on this machine"
+            "a GPU that is not here, and --minutes trains on this machine"
         )
 
 

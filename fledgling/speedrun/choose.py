@@ -34,7 +34,7 @@ EMBEDDED_TOKENS = 4_550_000  # of the embedded corpus with 1,024 entries; 17,797
 def plan_budgeted_run(
     recipe: Recipe, budget: Budget, device: DeviceSpec, ranks: int, mfu: float | None, is_pinned: bool = False
 ) -> BudgetedRun:
-    """Returns the run that a budget becomes on a card that is not there, for `fledgling plan --minutes`.
+    """Returns the run that a budget becomes on a GPU that is not there, for `fledgling plan --minutes`.
 
     Its speed is `mfu`, what `fledgling bench train` measured of this device, or what is assumed of it, in this order.
 
@@ -71,9 +71,9 @@ def choose_budgeted_run(
     Args:
         recipe: whose depth and steps may change.
         budget: seconds, or money at a price.
-        device: the card.
-        ranks: number of cards.
-        speeds: measured here, or assumed of the card.
+        device: the GPU.
+        ranks: number of GPUs.
+        speeds: measured here, or assumed of the GPU.
         spent: seconds of the budget that are spent already.
         is_pinned: whether the depth stays the recipe's.
     """
@@ -108,8 +108,8 @@ def make_budgeted_run(
         budget: of the run.
         choice: the recipe with its steps, and what is planned of it.
         runs: past runs, from which the forecast follows.
-        device: name of the card.
-        ranks: number of cards.
+        device: name of the GPU.
+        ranks: number of GPUs.
     """
     exams = list_measured_exams(runs, choice.planned.data)
     return BudgetedRun(

@@ -16,11 +16,11 @@ from fledgling.runtime.known_peaks import NOISE
 
 def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
     """Returns the planner's name of a device with the dtype of `setup`; None if its table has no such device."""
-    card, memory = describe_card(device)
-    return measured_speed.device_name(device.type, setup.dtype_name, card, memory)
+    name, memory = describe_gpu(device)
+    return measured_speed.device_name(device.type, setup.dtype_name, name, memory)
 
 
-def describe_card(device: torch.device) -> tuple[str, int]:
+def describe_gpu(device: torch.device) -> tuple[str, int]:
     """Returns the product name of a device and its bytes of memory (0: unknown); ("", 0) for a CPU."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

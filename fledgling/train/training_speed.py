@@ -35,7 +35,7 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
     """
     config = recipe.resolve_model()
     device, per_token = world.device, training_flops_per_token(config)
-    advice = "choose another size with --set model.depth=N, or plan for a card with `fledgling plan --gpu NAME`"
+    advice = "choose another size with --set model.depth=N, or plan for a GPU with `fledgling plan --gpu NAME`"
     try:
         rows = recipe_horizon(recipe).batch_tokens // config.context
         step = one_row_step(recipe.optimizer, config, world.size, device.type, setup.dtype_name, setup.compiled)

@@ -9,30 +9,30 @@ from fledgling.cli import main
 def test_parts_run_in_small_and_one_that_fails_stops_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(gpu.PARTS, "broken", 60)  # no such part exists in the process that runs it
     assert (
-        main(["bench", "gpu", "--out", str(tmp_path), "--tiny", "--minutes", "4", "--parts", "broken,card,head"]) == 1
+        main(["bench", "gpu", "--out", str(tmp_path), "--tiny", "--minutes", "4", "--parts", "broken,peaks,head"]) == 1
     )
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results) == ["broken", "card", "head"]
+    assert list(results) == ["broken", "peaks", "head"]
     assert results["broken"]["state"] == "failed (1)" and "KeyError: 'broken'" in results["broken"]["error"]
-    assert results["card"]["state"] == results["head"]["state"] == "ok"
+    assert results["peaks"]["state"] == results["head"]["state"] == "ok"
     assert all(row["tflops"] > 0 for row in results["head"]["rows"])
     reported = capsys.readouterr().out
     assert "broken: failed (1)" in reported and "bf16 product" in reported
 
 
 def test_no_part_runs_when_the_time_is_over(tmp_path):
-    results = gpu.run_gpu_check(tmp_path, 0.01, ["card"], tiny=True)
-    assert results == {"card": {"state": "skipped", "rows": [], "error": "no time left"}}
+    results = gpu.run_gpu_check(tmp_path, 0.01, ["peaks"], tiny=True)
+    assert results == {"peaks": {"state": "skipped", "rows": [], "error": "no time left"}}
 
 
 def test_a_part_is_stopped_at_its_limit(tmp_path, monkeypatch):
-    monkeypatch.setitem(gpu.PARTS, "card", 1)
+    monkeypatch.setitem(gpu.PARTS, "peaks", 1)
     monkeypatch.setattr(gpu, "MIN_PART_SECONDS", 0)
-    assert gpu.run_gpu_check(tmp_path, 1, ["card"], tiny=True)["card"]["state"] == "out of time"
+    assert gpu.run_gpu_check(tmp_path, 1, ["peaks"], tiny=True)["peaks"]["state"] == "out of time"
 
 
 def test_wrong_parts_and_minutes_are_one_line(tmp_path, capsys):
-    assert main(["bench", "gpu", "--out", str(tmp_path), "--parts", "cards"]) == 1
+    assert main(["bench", "gpu", "--out", str(tmp_path), "--parts", "peak"]) == 1
     assert main(["bench", "gpu", "--out", str(tmp_path), "--minutes", "0"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("error: --parts cards: expected some of card, tests")
+    assert len(lines) == 2 and lines[0].startswith("error: --parts peak: expected some of peaks, tests")

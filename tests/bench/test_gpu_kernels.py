@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fledgling.bench.gpu import RESULT_MARK
-from fledgling.bench.gpu_kernels import measure_card, measure_head, measure_ms, report_candidate, time_steps
+from fledgling.bench.gpu_kernels import measure_head, measure_ms, measure_peaks, report_candidate, time_steps
 
 
 def read_results(capsys):
@@ -45,7 +45,7 @@ def test_a_candidate_that_fails_is_a_result_with_its_error(capsys):
     ]
 
 
-@pytest.mark.parametrize("measure", [measure_card, measure_head])
+@pytest.mark.parametrize("measure", [measure_peaks, measure_head])
 def test_a_part_reports_rates_of_small_shapes(measure, capsys):
     measure(tiny=True)
     rows = [row for row in read_results(capsys) if "what" in row]

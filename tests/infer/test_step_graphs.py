@@ -59,7 +59,7 @@ def test_a_capture_that_fails_is_reported_once_and_steps_continue(monkeypatch):
 def test_a_block_that_cannot_be_compiled_is_reported_once_and_runs_as_it_is(monkeypatch):
     def fail(function, **options):
         def run(*args):
-            raise RuntimeError("no kernel\nfor this card")
+            raise RuntimeError("no kernel\nfor this GPU")
 
         return run
 
@@ -67,7 +67,7 @@ def test_a_block_that_cannot_be_compiled_is_reported_once_and_runs_as_it_is(monk
     monkeypatch.setattr(torch, "compile", fail)
     run = compile_or_fall_back(lambda x: x + 1, notices.append)
     assert [float(run(torch.zeros(()))) for _ in range(3)] == [1, 1, 1]
-    assert len(notices) == 1 and "no kernel for this card" in notices[0]
+    assert len(notices) == 1 and "no kernel for this GPU" in notices[0]
 
 
 def test_an_error_of_the_block_itself_is_not_hidden(monkeypatch):

@@ -277,7 +277,7 @@ REJECTED = {  # options that need what a test does not have: rejected in one lin
     "fledgling bench infer --peers --batch 0": "batch",
     "fledgling bench learn base= tied --minutes 0 --recipe fast.toml --points 2 --held-out-kb 9 --clock cpu "
     "--json": "minutes 0",
-    "fledgling speedrun quickstart --usd 5 --gpu h100 --price 3": "`fledgling plan --usd` plans for a card that",
+    "fledgling speedrun quickstart --usd 5 --gpu h100 --price 3": "`fledgling plan --usd` plans for a GPU that",
     "fledgling speedrun quickstart --minutes 5 --hours 2": "give one of them",
     "fledgling plan --usd 5": "--price",
     "fledgling bench gpu --no-tiny --out gpu --minutes 0": "minutes",

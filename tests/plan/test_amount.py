@@ -36,7 +36,7 @@ def test_what_is_no_budget_is_rejected(options, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_money_buys_time_at_the_price_of_all_cards():
+def test_money_buys_time_at_the_price_of_all_gpus():
     budget = read_budget(None, None, 50.0, H100, 8)
     assert budget.seconds == pytest.approx(50 / 24 * 3600) and budget.text == "--usd 50 at $24 an hour"
     assert read_budget(None, None, 8.0, find_device("l4"), 1, 0.5).seconds == 16 * 3600

@@ -46,7 +46,7 @@ def test_an_unknown_device_names_the_known_ones():
         ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
         ("AMD Instinct MI300X", 191.7, "mi300x"),
         ("Apple M3 Max", 0, "m3-max"),
-        # another card, or another size of it
+        # another GPU, or another size of it
         ("NVIDIA L40", 44.4, None),
         ("NVIDIA H100 NVL", 93.1, None),
         ("NVIDIA GeForce RTX 3060 Ti", 7.8, None),
@@ -60,12 +60,12 @@ def test_an_unknown_device_names_the_known_ones():
         ("Apple M3 Pro", 0, None),
     ],
 )
-def test_a_card_is_known_by_its_exact_name_and_memory(product, gib, name):
+def test_a_gpu_is_known_by_its_exact_name_and_memory(product, gib, name):
     found = find_product("mps" if "Apple" in product else "cuda", product, round(gib * 2**30))
     assert (found and found.name) == name
 
 
-def test_the_peak_is_that_of_a_dtype_that_the_card_multiplies():
+def test_the_peak_is_that_of_a_dtype_that_the_gpu_multiplies():
     t4 = find_device("t4")
     assert (t4.dtype, t4.peak_flops) == ("float16", 65e12)
     assert t4.with_dtype("float32").peak_flops == 8.1e12
@@ -75,7 +75,7 @@ def test_the_peak_is_that_of_a_dtype_that_the_card_multiplies():
         assert device.peak_flops == device.peaks[device.dtype] >= device.peaks["float32"] and device.bandwidth > 0
 
 
-def test_a_card_of_ones_own_is_given_by_its_figures():
+def test_a_gpu_of_ones_own_is_given_by_its_figures():
     own = make_own_device(None, peak_tera=165, bandwidth_giga=1008, memory_gib=24, watts=450)
     listed = find_device("rtx4090")
     assert own.memory == listed.memory and own.bandwidth == listed.bandwidth and own.watts == listed.watts

@@ -32,7 +32,7 @@ def test_every_named_device_has_a_largest_depth_that_fits_and_the_next_does_not(
     assert entries["rtx4090"]["largest"]["usd"] is None, "no price is known"
 
 
-def test_a_t4_takes_as_long_as_a_float16_card(capsys):
+def test_a_t4_takes_as_long_as_a_float16_gpu(capsys):
     t4, float32 = plan_depth(find_device("t4"), 6, 8192, 512, 0.35, 0.4), 8.1e12
     assert t4.usd == pytest.approx(0.35 * t4.hours)
     slower = plan_depth(find_device("t4").with_dtype("float32"), 6, 8192, 512, None, 0.4)

@@ -1,4 +1,4 @@
-"""Accelerators by torch's device type: which there are, and a processor where a card is asked for nothing."""
+"""Accelerators by torch's device type: which there are, and a processor where a GPU is asked for nothing."""
 
 import sys
 

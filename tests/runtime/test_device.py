@@ -81,11 +81,11 @@ def test_a_peak_is_measured_until_two_products_were_as_fast():
 def test_fp8_where_it_cannot_be_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"run\.fp8: cpu multiplies no fp8"):
         device.require_fp8(torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (8, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
     with pytest.raises(UserError, match=r"A100 has compute capability 8\.0; expected 8\.9"):
         device.require_fp8(torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device.require_fp8(torch.device("cuda"))
     monkeypatch.setattr(device, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs torchao"):

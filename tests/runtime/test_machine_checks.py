@@ -47,12 +47,12 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 def test_each_kind_of_gpu_is_described():
     def machine(kind):
-        cards = {
+        functions = {
             "device_count": lambda: 2,
             "get_device_properties": lambda i: SimpleNamespace(name="C", total_memory=2**30),
         }
         parts = {
-            name: SimpleNamespace(is_available=lambda name=name: name == kind, **cards) for name in ("cuda", "xpu")
+            name: SimpleNamespace(is_available=lambda name=name: name == kind, **functions) for name in ("cuda", "xpu")
         }
         return SimpleNamespace(
             **parts, backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: kind == "mps"))

@@ -21,7 +21,7 @@ CASES = {
 @pytest.mark.parametrize("what", CASES)
 def test_a_rank_that_computes_otherwise_is_named_in_one_line(what, monkeypatch):
     value, line = CASES[what]
-    monkeypatch.setattr(same_ranks, "describe_card", lambda device: ("NVIDIA H100 80GB HBM3", 80 * 2**30))
+    monkeypatch.setattr(same_ranks, "describe_gpu", lambda device: ("NVIDIA H100 80GB HBM3", 80 * 2**30))
     setup = DeviceSetup(torch.bfloat16, True, 0.0)
 
     def world(**other):
