@@ -68,7 +68,10 @@ def chat(
         return code
     from fledgling.evals.exams import run_exams, select_exams
     from fledgling.evals.session import EvalSession, answer_to_json
+    from fledgling.record.outside import require_no_part_of_run
 
+    if log:
+        require_no_part_of_run(log)
     exams = select_exams(tasks, wordings, questions, data_dir)
     session = EvalSession.open(checkpoint, device)
     results = run_exams(session, exams, out, fresh, print_to_stderr)

@@ -61,6 +61,8 @@ def core(
     if max_per_task is not None and max_per_task < 1:
         raise UserError(f"--max-per-task is {max_per_task}; expected at least 1")
     if replay:
+        if checkpoint is not None:
+            raise UserError(f"--replay scores the log {replay}, and nothing of {checkpoint}: leave one of them out")
         from fledgling.evals.core_log import replay_core_log
 
         _print_core(replay_core_log(replay), as_json, False, {})
@@ -74,8 +76,11 @@ def core(
         return code
     from fledgling.evals.session import EvalSession
     from fledgling.files import resolve_data_root
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.tasks.core import read_core_tasks
 
+    if log:
+        require_no_part_of_run(log)
     settings, is_complete = CoreSettings(max_per_task, convention), not tasks
     core_tasks = read_core_tasks(resolve_data_root(data_dir), tasks)
     session = EvalSession.open(checkpoint, device, dtype, allow_hf=True, untrained=untrained)

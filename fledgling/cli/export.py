@@ -58,8 +58,10 @@ def hf(
     from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.checkpoint import resolve_checkpoint
+    from fledgling.record.outside import require_no_part_of_run
 
     require_number("--shard-gb", shard_gb, 1e6)
+    require_no_part_of_run(out)
     path = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(path)
     require_unquantized(state, path, "exported")
@@ -103,7 +105,9 @@ def gguf(
     from fledgling.export.parity import compare_gguf
     from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
+    from fledgling.record.outside import require_no_part_of_run
 
+    require_no_part_of_run(out)
     model, tokenizer, state = load_model(checkpoint)
     require_unquantized(state, checkpoint, "exported")
     if out.is_dir():
@@ -147,10 +151,12 @@ def html(
     from fledgling.export.page_parity import compare_html
     from fledgling.export.page_weights import quantize_for_page
     from fledgling.infer.runner import load_model
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.serve.examples import list_examples
     from fledgling.serve.page_files import PAGE
     from fledgling.serve.services import read_run_name
 
+    require_no_part_of_run(out)
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.html'}")
     model, tokenizer, state = load_model(checkpoint)
@@ -174,7 +180,9 @@ def mlx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
     from fledgling.export.parity import compare_mlx
     from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
+    from fledgling.record.outside import require_no_part_of_run
 
+    require_no_part_of_run(out)
     model, tokenizer, state = load_model(checkpoint)
     require_unquantized(state, checkpoint, "exported")
     write_mlx(out, model.config, model.state_dict(), tokenizer)
@@ -194,7 +202,9 @@ def onnx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
     from fledgling.export.parity import compare_onnx
     from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
+    from fledgling.record.outside import require_no_part_of_run
 
+    require_no_part_of_run(out)
     model, tokenizer, state = load_model(checkpoint)
     require_unquantized(state, checkpoint, "exported")
     if out.is_dir():
@@ -239,7 +249,9 @@ def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as
     """
     from fledgling.export.write_adapter import write_adapter
     from fledgling.record.checkpoint import resolve_checkpoint
+    from fledgling.record.outside import require_no_part_of_run
 
+    require_no_part_of_run(out)
     if notice := write_adapter(resolve_checkpoint(checkpoint), out, base):
         print(notice, file=sys.stderr)
     print(json.dumps({"path": str(out)}) if as_json else out)

@@ -38,11 +38,14 @@ def inspect(
     page
         Also write a page of it, an HTML file.
     """
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.tasks.inspection import inspect_data
     from fledgling.text.tokenizer import Tokenizer
 
     if rows < 1:
         raise UserError(f"--rows is {rows}; expected at least 1")
+    if page is not None:
+        require_no_part_of_run(page)
     tokenizer = context = None
     if run is not None:
         recipe = load_recipe(run)

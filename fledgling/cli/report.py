@@ -24,8 +24,11 @@ def report(run: Path, /, *, out: Path | None = None, as_json: Json = False) -> N
     if as_json:
         print(json.dumps(summarize_run(run), indent=2))
         return
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.report.terminal_table import print_table
 
+    if out is not None and out.resolve() != (run / "report.html").resolve():
+        require_no_part_of_run(out)
     page = build_report(run, out)
     for line in summarize_run(run)["unreadable"]:
         print(f"not read: {line}", file=sys.stderr)

@@ -54,8 +54,10 @@ def train(
     """
     from fledgling.corpora.prepare import read_training_texts
     from fledgling.corpora.trained_tokenizer import save_trained_tokenizer
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.text.tokenizer import Tokenizer
 
+    require_no_part_of_run(out)
     sources = sources or ("embedded",)
     with Console(stderr=True).status("reading") as status:
 

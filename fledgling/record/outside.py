@@ -1,4 +1,4 @@
-"""A command that writes a directory of its own does not write it into a run, where it would pass for the run's."""
+"""What a command writes on its own is no file or directory of a run: it would replace the run's, or pass for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,29 @@ from fledgling.record.atomic_directory import MANIFEST
 RUN_FILES = ("recipe.toml", "metrics.jsonl", "done.json", MANIFEST)
 
 
+OWN_NAMES = frozenset(  # of a run, which no other command writes; what a person puts next to them stays allowed
+    {
+        *(*STAGES, "data", "tokenizer", "init", "init_adapter", "bases", "requests", "lock", "lock.json"),
+        *("recipe.toml", "derived.json", "environment.json", "plan.json", "seal.json", "forecast.json", "spent.json"),
+        *("report.html", "report.older.html"),
+    }
+)
+
+
+def require_no_part_of_run(out: Path) -> None:
+    """Raises UserError if a file or directory `out` has the name of one of a run, or is within one: RUN/report.html.
+
+    Another name in the run's directory is allowed: RUN/model.gguf.
+    """
+    resolved = out.resolve()
+    for run_dir in resolved.parents:
+        first = resolved.relative_to(run_dir).parts[0]
+        if (run_dir / "recipe.toml").is_file() and (run_dir / "environment.json").is_file() and first in OWN_NAMES:
+            raise UserError(
+                f"{out}: {run_dir / first} belongs to that run, and other commands do not write it: choose another name"
+            )
+
+
 def require_outside_run(out: Path, step: int | None = None) -> None:
     """Raises UserError if `out` is a run, a stage, its checkpoints or one of them, or a directory of tokens.
 
@@ -17,6 +40,7 @@ def require_outside_run(out: Path, step: int | None = None) -> None:
 
     step: of the checkpoint that is written; `out` must have no newer one, which every command would take instead.
     """
+    require_no_part_of_run(out)
     resolved = out.resolve()
     is_checkpoints = resolved.name == "checkpoints" and resolved.parent.name in STAGES
     held = next((name for name in RUN_FILES if (resolved / name).is_file()), None)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fledgling.config import Recipe, UserError
 from fledgling.config.load import parse_recipe
 from fledgling.evals.chat import answer_exams, build_exams, measure_exam
@@ -30,8 +32,9 @@ from fledgling.verify.files import is_usable, list_stage_checkpoints, list_stage
 from fledgling.verify.stage_order import find_stage_parent
 
 EXAM_SETS = ("train", "test", "dev", "practice")  # of wordings, that this version has
-# Of a score, on its machine and elsewhere: an answer may differ where it is computed in another group, or dtype.
-DIFFERENCE, DIFFERENCE_ELSEWHERE = 0.02, 0.1
+# Of a score that was computed in the same way, and of one that was not: training answers all exams in common groups,
+# which rounds products of bfloat16 otherwise than one exam alone does; so do other machines and versions.
+DIFFERENCE, DIFFERENCE_ELSEWHERE = 0.02, 0.15
 MAX_QUESTIONS, MAX_GENERATED = 20_000, 2_000  # of an exam: MMLU has 14,042; a generated one must be drawn first
 MADE_ELSEWHERE = ("bits_per_byte", "zeros")  # by `steps.replay`, and by programs that are no model
 
@@ -52,6 +55,11 @@ class ScoreLine:
 
     def __str__(self) -> str:
         return f"{self.stage}/evals.jsonl line {self.number}: {self.values.get('name')}"
+
+    @property
+    def engine(self) -> tuple[Path | None, bool]:
+        """What its engine is found by: the weights, and whether training has measured."""
+        return self.weights, self.is_sealed
 
     @property
     def num_questions(self) -> int:
@@ -119,7 +127,7 @@ def check_scores(
     check.total = len(possible)
     chance.shuffle(possible)
     drawn = sorted(sorted(possible, key=lambda line: line.is_sealed)[:count], key=lambda line: line.num_questions)
-    engines: dict[tuple[Path, bool], Engine] = {}
+    engines: dict[tuple[Path | None, bool], Engine] = {}
     for line in drawn:
         show(str(line))
         try:
@@ -134,10 +142,11 @@ def check_scores(
             check.notes.append(f"not recomputed: {line}: it was measured with other questions or tools")
             continue
         check.checked += 1
-        if not line.allows(recomputed, is_elsewhere):
+        is_other = is_elsewhere or (line.is_sealed and engines[line.engine].dtype != torch.float32)
+        if not line.allows(recomputed, is_other):
             check.problems.append(
-                f"{line} over {line.num_questions:,} questions is {line.values['value']}, and {recomputed} from the weights "
-                f"of {line.weights}"
+                f"{line} over {line.num_questions:,} questions is {line.values['value']}, and {recomputed} from the "
+                f"weights of {line.weights}"
             )
     return check
 
@@ -151,12 +160,12 @@ def load_engine(line: ScoreLine, recipe: Recipe) -> Engine:
     return Engine(model, tokenizer, dtype=DTYPES[recipe.run.dtype] if is_given else choose_dtype(device))
 
 
-def make_score(line: ScoreLine, engines: dict[tuple[Path, bool], Engine], deadline: float) -> float | None:
+def make_score(line: ScoreLine, engines: dict[tuple[Path | None, bool], Engine], deadline: float) -> float | None:
     """Returns the recomputed score of a line; None where the exam has other questions or tools.
 
     Args:
         line: whose score can be recomputed.
-        engines: by checkpoint, and whether training has measured; receives a new one.
+        engines: by `ScoreLine.engine`; receives a new one.
         deadline: in seconds of `time.monotonic`.
 
     Raises:
@@ -177,10 +186,9 @@ def make_score(line: ScoreLine, engines: dict[tuple[Path, bool], Engine], deadli
             raise _OutOfTime
 
     progress(0, 0)
-    key = (line.weights, line.is_sealed)
-    if key not in engines:
-        engines[key] = load_engine(line, recipe)
-    engine = engines[key]
+    if line.engine not in engines:
+        engines[line.engine] = load_engine(line, recipe)
+    engine = engines[line.engine]
     if line.values.get("tools") not in (None, engine.tool_name):
         return None
     (answers,) = answer_exams(engine, [exam], progress)

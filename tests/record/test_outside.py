@@ -2,8 +2,12 @@
 
 import pytest
 
-from fledgling.config import UserError
-from fledgling.record.outside import require_outside_run
+from fledgling.cli import main
+from fledgling.config import STAGES, UserError
+from fledgling.record.outside import OWN_NAMES, require_no_part_of_run, require_outside_run
+from fledgling.record.seal import RUN_FILES, SEAL, SPENT
+from fledgling.report.page_footer import SET_ASIDE
+from fledgling.verify.files import RUN_DIRECTORIES
 
 
 def test_a_directory_with_a_newer_checkpoint_is_rejected_since_commands_would_take_that_one(tmp_path):
@@ -15,3 +19,47 @@ def test_a_directory_with_a_newer_checkpoint_is_rejected_since_commands_would_ta
     require_outside_run(tmp_path)
     with pytest.raises(UserError, match="has step-00000007, which commands would take for this one, step-00000004"):
         require_outside_run(tmp_path, step=4)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run" / "sft").mkdir(parents=True)
+    for name in ("recipe.toml", "environment.json", "report.html"):
+        (tmp_path / "run" / name).write_text("")
+    return tmp_path / "run"
+
+
+def test_what_a_run_has_of_its_own_is_no_place_for_another_file(run):
+    known = {*STAGES, *RUN_DIRECTORIES, *RUN_FILES, SEAL, SPENT, "report.html", SET_ASIDE, "lock", "lock.json"}
+    assert known == OWN_NAMES
+    for name in (*known, "sft/evals.jsonl", "tokenizer/tokenizer.json", "sft/checkpoints/step-00000001/x.gguf"):
+        with pytest.raises(UserError, match="belongs to that run, and other commands do not write it"):
+            require_no_part_of_run(run / name)
+    for path in (run / "model.gguf", run / "exports/hf", run.parent / "report.html", run.parent / "sft/x"):
+        require_no_part_of_run(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"export {form} RUN RUN/report.html" for form in ("hf", "gguf", "html", "mlx", "onnx", "adapter")),
+        "quantize RUN RUN/sft/checkpoints",
+        "import model RUN/rl",
+        "distill RUN arithmetic RUN/data/answers.jsonl",
+        "tokenizer train --out RUN/tokenizer",
+        "eval chat RUN --log RUN/sft/evals.jsonl",
+        "eval core RUN --log RUN/sft/evals.jsonl",
+        "data inspect x.jsonl --page RUN/report.html",
+        "report OTHER --out RUN/report.html",
+    ],
+)
+def test_no_command_writes_its_output_over_a_file_of_a_run(run, words, capsys):
+    before = sorted(run.rglob("*"))
+    words = words.replace("RUN", str(run)).replace("OTHER", str(run.parent / "other"))
+    assert main(words.split()) == 1
+    assert "belongs to that run" in capsys.readouterr().err and sorted(run.rglob("*")) == before
+
+
+def test_a_log_that_is_scored_again_is_of_no_checkpoint(run, capsys):
+    assert main(["eval", "core", str(run), "--replay", "log.jsonl"]) == 1
+    assert "--replay scores the log log.jsonl, and nothing of" in capsys.readouterr().err

@@ -89,7 +89,13 @@ def test_an_exam_ends_with_its_time_and_says_so(copy, monkeypatch):
 
 @pytest.mark.parametrize(
     ("n", "value", "here", "elsewhere"),
-    [(4, 0.25, True, True), (4, 0.5, False, False), (200, 0.02, True, True), (200, 0.025, False, True)],
+    [
+        (4, 0.25, True, True),
+        (4, 0.5, False, False),
+        (200, 0.02, True, True),
+        (200, 0.025, False, True),
+        (50, 0.16, 0, 0),
+    ],
 )
 def test_a_score_may_differ_by_one_question_or_the_difference_allowed(n, value, here, elsewhere):
     line = scores.ScoreLine("rl", 1, {"name": "counting", "n": n, "value": value}, True, None)
