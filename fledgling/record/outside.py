@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fledgling.config import STAGES, UserError
+from fledgling.config.run_marks import is_run_directory
 from fledgling.record.atomic_directory import MANIFEST
 
 RUN_FILES = ("recipe.toml", "metrics.jsonl", "done.json", MANIFEST)
@@ -27,7 +28,7 @@ def require_no_part_of_run(out: Path) -> None:
     resolved = out.resolve()
     for run_dir in resolved.parents:
         first = resolved.relative_to(run_dir).parts[0]
-        if (run_dir / "recipe.toml").is_file() and (run_dir / "environment.json").is_file() and first in OWN_NAMES:
+        if first in OWN_NAMES and is_run_directory(run_dir):
             raise UserError(
                 f"{out}: {run_dir / first} belongs to that run, and other commands do not write it: choose another name"
             )
