@@ -283,7 +283,7 @@ def measure_verify(copies: int, honest: int, seed: int, draws: int) -> dict[str,
             result = verify_run(make_run(root / "honest", 1000 + seed + number), draws, 600.0, seed=number)
             problems = [f"{check['name']}: {text}" for check in result["checks"] for text in check["problems"]]
             replayed = sum(check["checked"] for check in result["checks"] if check["name"] == "steps replayed")
-            alarms.append({"seed": 1000 + seed + number, "problems": problems, "steps": made})
+            alarms.append({"seed": 1000 + seed + number, "problems": problems, "steps": replayed})
             _show(number, honest, "honest")
     return {"copies": rows, "honest": alarms, "draws": draws}
 

@@ -80,7 +80,7 @@ def test_a_recipe_next_to_anything_that_only_a_run_has_is_that_run(name, tmp_pat
     assert Path(load_recipe(copy / "recipe.toml").run.out).samefile(copy)
 
 
-def test_a_recipe_of_another_run_that_was_copied_alone_is_refused(tmp_path, monkeypatch):
+def test_a_recipe_of_another_run_that_was_copied_alone_is_rejected(tmp_path, monkeypatch):
     """A restart would empty the run that it was copied from."""
     monkeypatch.chdir(tmp_path)
     original, copy = Path("runs/a"), Path("b/recipe.toml")
