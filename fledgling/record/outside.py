@@ -39,7 +39,8 @@ def require_outside_run(out: Path, step: int | None = None) -> None:
 
     A checkpoint that is written there would replace one of the run, or be taken for the newest of the run.
 
-    step: of the checkpoint that is written; `out` must have no newer one, which every command would take instead.
+    step: of the checkpoint that is written; `out` must have no newer one, which every command would take instead, and
+        not this one, which would be replaced.
     """
     require_no_part_of_run(out)
     resolved = out.resolve()
@@ -51,8 +52,12 @@ def require_outside_run(out: Path, step: int | None = None) -> None:
             f"{out} {kind}, so what is written there would pass for the run's own: choose another directory"
         )
     steps = [path.name for path in out.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    newer = sorted(name for name in steps if step is not None and int(name.removeprefix("step-")) > step)
-    if step is not None and newer:
+    if step is None:
+        return
+    if f"step-{step:08d}" in steps:
+        raise UserError(f"{out} has step-{step:08d} already: delete it, or choose another directory")
+    newer = sorted(name for name in steps if int(name.removeprefix("step-")) > step)
+    if newer:
         raise UserError(
             f"{out} has {newer[-1]}, which commands would take for this one, step-{step:08d}: choose another directory"
         )

@@ -12,7 +12,7 @@ from fledgling.verify.files import RUN_DIRECTORIES
 
 def test_a_directory_with_a_newer_checkpoint_is_rejected_since_commands_would_take_that_one(tmp_path):
     require_outside_run(tmp_path / "none", step=4)
-    for name in ("step-00000002", "step-00000004", "step-00000009.old"):
+    for name in ("step-00000002", "step-00000009.old"):
         (tmp_path / name).mkdir()
         require_outside_run(tmp_path, step=4)
     (tmp_path / "step-00000007").mkdir()
@@ -63,3 +63,10 @@ def test_no_command_writes_its_output_over_a_file_of_a_run(run, words, capsys):
 def test_a_log_that_is_scored_again_is_of_no_checkpoint(run, capsys):
     assert main(["eval", "core", str(run), "--replay", "log.jsonl"]) == 1
     assert "--replay scores the log log.jsonl, and nothing of" in capsys.readouterr().err
+
+
+def test_another_model_of_the_same_step_is_not_replaced(tmp_path):
+    (tmp_path / "step-00000004").mkdir()
+    require_outside_run(tmp_path, step=5)
+    with pytest.raises(UserError, match="has step-00000004 already: delete it, or choose another directory"):
+        require_outside_run(tmp_path, step=4)
