@@ -6,6 +6,7 @@ None are derived from both by `resolve`; any of them can be pinned. The model it
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -94,6 +95,16 @@ FEATURE_PRESETS = {"nanochat-2025": FEATURES_OFF, "nanochat-2026": {**FEATURES_O
 PRESETS = {**FAMILIES, **OPEN_FAMILIES}  # FAMILIES are those that this package trains from the seed
 
 
+def choose_heads(width: int, head_width: float) -> int:
+    """Returns the number of heads of about `head_width` into which a width divides: the larger of two equally near.
+
+    A head has an even width, since RoPE rotates pairs; one head where no number of heads gives that.
+    """
+    wanted = width / head_width
+    fitting = [heads for heads in range(1, 2 * math.ceil(wanted) + 1) if not width % (2 * heads)]
+    return min(fitting, key=lambda heads: (abs(heads - wanted), -heads), default=1)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """[model]: sizes and parts of one decoder.
@@ -174,7 +185,7 @@ class ModelConfig:
             raise UserError(f"model.family {self.family!r} is not known; expected one of {', '.join(PRESETS)}{hint}")
         parts = PRESETS[self.family]
         width = WIDTH_PER_LAYER * self.depth if self.width is None else self.width
-        heads = max(1, width // HEAD_WIDTH.get(self.family, 128)) if self.heads is None else self.heads
+        heads = choose_heads(width, HEAD_WIDTH.get(self.family, 128)) if self.heads is None else self.heads
         activation = self.activation or parts["activation"]
         bias = parts["bias"] if self.bias is None else self.bias
         multiplier = parts["embedding_multiplier"]
@@ -208,8 +219,7 @@ class ModelConfig:
                 hint = did_you_mean(str(value), choices)
                 raise UserError(f"model.{name} {value!r} is not known; expected one of {', '.join(choices)}{hint}")
         if not self.head_dim and self.width % self.heads:
-            divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
-            fit = min(divisors, key=lambda h: abs(h - self.heads))
+            fit = choose_heads(self.width, self.width / self.heads)
             raise UserError(f"model.width {self.width} is not divisible by model.heads {self.heads}; try heads = {fit}")
         if self.rotary_width % 2 and self.positions == "rope":
             raise UserError(

@@ -18,12 +18,11 @@ from fledgling.config import LoopConfig, Recipe, StageConfig, UserError, scaling
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, select_runs
+from fledgling.plan.forecast import Planned, SizeComparison, choose_laws, get_size
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.plan import PlanSettings, make_plan
-from fledgling.plan.shifted_loss import LossLaw
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.stage_seconds import (
     EVALUATIONS,
@@ -38,7 +37,7 @@ TARGET = 0.97  # of the budget, that is planned: the rest is for what a run does
 MAX_EVALUATION = 0.2  # of the budget, for evaluations and samples
 MIN_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "dpo": 5, "rl": 5}  # a stage of fewer is left out
 MAX_DEPTH = 64
-DEPTH_STEP = 2
+SMALL_DEPTH = 8  # up to which each depth is compared, and beyond it every second one
 NEAR = 2.0  # between a run and a past one: the ratio of their sizes, and of their tokens
 MIN_DEPTH_GAIN = 0.005  # of the loss: a depth other than the recipe's has to be better by that
 
@@ -98,10 +97,10 @@ def with_depth(recipe: Recipe, depth: int) -> Recipe:
 
 
 def list_depths(depth: int, is_pinned: bool) -> list[int]:
-    """Returns the depths to compare: the recipe's `depth`, and where that is not pinned every second one."""
+    """Returns the depths to compare: the recipe's `depth`, and where that is not pinned all small and even ones."""
     if is_pinned:
         return [depth]
-    return sorted({depth, *range(DEPTH_STEP, MAX_DEPTH + 1, DEPTH_STEP)})
+    return sorted({depth, *range(1, SMALL_DEPTH), *range(SMALL_DEPTH, MAX_DEPTH + 1, 2)})
 
 
 def choose_run(
@@ -135,10 +134,10 @@ def choose_run(
     if recipe.stages[0] != "pretrain":
         raise UserError(f"{budget.text}: expected a recipe that begins with pretrain, got {', '.join(recipe.stages)}")
     parameters, data = count_parameters(recipe.resolve_model())["total"], describe_data(recipe, digests)
-    laws, law_name = choose_laws(runs, data, parameters)
+    comparison = choose_laws(runs, data, parameters, len(recipe.stages) > 1)
     found: dict[int, RunChoice] = {}
     reason: UserError | None = None
-    for depth in list_depths(recipe.model.depth, is_pinned or not laws):
+    for depth in list_depths(recipe.model.depth, is_pinned or not comparison.laws):
         sized = with_depth(recipe, depth)
         try:
             options = (spent, sizes or {}, exams or {}, unique_tokens, data)
@@ -148,26 +147,23 @@ def choose_run(
             if depth > recipe.model.depth:
                 break  # deeper ones need more time and memory still
             continue
-        found[depth] = replace(choice, law=law_name)
+        found[depth] = replace(choice, law=comparison.name)
     if not found:
         assert reason is not None
         raise reason
-    own = select_runs(runs, data, FIRST_BITS)
-    known = [depth for depth, choice in found.items() if not own or is_near(choice.planned, own)]
-    return choose_depth(found, laws, recipe.model.depth, known)
+    return choose_depth(found, comparison, recipe.model.depth)
 
 
-def is_near(planned: Planned, runs: Sequence[PastRun]) -> bool:
+def is_near(planned: Planned, comparison: SizeComparison) -> bool:
     """Returns whether a past run had about the size, and half of the tokens at least: a law says little far from it."""
-    tokens = effective_tokens(planned.tokens, planned.passes)
-    return any(
-        max(run.parameters / planned.parameters, planned.parameters / run.parameters) <= NEAR
-        and tokens <= NEAR * effective_tokens(run.tokens, run.passes)
-        for run in runs
+    parameters, tokens = get_size(planned, comparison.quantity)
+    sizes = [get_size(run, comparison.quantity) for run in comparison.runs]
+    return not sizes or any(
+        max(size / parameters, parameters / size) <= NEAR and tokens <= NEAR * read for size, read in sizes
     )
 
 
-def choose_depth(found: Mapping[int, RunChoice], laws: Sequence[LossLaw], own: int, known: Sequence[int]) -> RunChoice:
+def choose_depth(found: Mapping[int, RunChoice], comparison: SizeComparison, own: int) -> RunChoice:
     """Returns the run of least loss by the first law, of those that all laws find better than the recipe's depth.
 
     A law that was fitted to few runs, or is asked far beyond them, changes with every run that it is fitted to: where
@@ -175,22 +171,18 @@ def choose_depth(found: Mapping[int, RunChoice], laws: Sequence[LossLaw], own: i
 
     Args:
         found: runs by depth.
+        comparison: the laws; of a depth other than the recipe's a past run was near.
         own: the recipe's depth; where it is not among the runs, the first law decides.
-        known: the depths whose runs are not far from those that the laws were fitted to.
     """
-
-    def losses(depth: int) -> list[float]:
-        planned = found[depth].planned
-        tokens = effective_tokens(planned.tokens, planned.passes)
-        return [law.loss(planned.parameters, tokens) for law in laws]
-
-    if not laws:
+    if not comparison.laws:
         return next(iter(found.values()))
+    losses = {depth: comparison.losses(choice.planned) for depth, choice in found.items()}
     allowed = list(found)
     if own in found:
-        limits = [loss * (1 - MIN_DEPTH_GAIN) for loss in losses(own)]
-        allowed = [own, *(d for d in known if all(a < b for a, b in zip(losses(d), limits, strict=True)))]
-    return found[min(allowed, key=lambda depth: losses(depth)[0])]
+        limits = [loss * (1 - MIN_DEPTH_GAIN) for loss in losses[own]]
+        better = [depth for depth in found if all(map(float.__lt__, losses[depth], limits))]
+        allowed = [own, *(depth for depth in better if is_near(found[depth].planned, comparison))]
+    return found[min(allowed, key=lambda depth: losses[depth][0])]
 
 
 def fit_run(

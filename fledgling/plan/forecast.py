@@ -103,18 +103,27 @@ def count_doublings_outside(value: float, known: Sequence[float]) -> float:
 # ---- bits per byte ----
 
 
-def fit_runs(runs: Sequence[PastRun], near: PastRun | Planned | None = None) -> list[ShiftedLoss]:
+def fit_runs(
+    runs: Sequence[PastRun], near: PastRun | Planned | None = None, quantity: str = FIRST_BITS
+) -> list[ShiftedLoss]:
     """Returns the law of the past runs, and then others that fit about as well.
 
-    near: the run that is asked for: runs of about its length count most. None: all count alike.
+    Args:
+        runs: to which it is fitted.
+        near: the run that is asked for: runs of about its length count most. None: all count alike.
+        quantity: `FIRST_BITS` after pretraining, or `BITS` at the end of the run.
     """
-    tokens = get_size(near)[1] if near else None
-    return fit_laws([get_size(run) for run in runs], [run.measured[FIRST_BITS] for run in runs], tokens)
+    tokens = get_size(near, quantity)[1] if near else None
+    return fit_laws([get_size(run, quantity) for run in runs], [run.measured[quantity] for run in runs], tokens)
 
 
-def get_size(run: PastRun | Planned) -> tuple[float, float]:
-    """Returns the parameters and the effective tokens of a run."""
-    return run.parameters, effective_tokens(run.tokens, run.passes)
+def get_size(run: PastRun | Planned, quantity: str = FIRST_BITS) -> tuple[float, float]:
+    """Returns the parameters of a run and its effective tokens until `quantity` is measured.
+
+    Those of later stages are their FLOPs over six times the parameters.
+    """
+    later = run.later_flops / (6 * run.parameters) if quantity == BITS else 0.0
+    return run.parameters, effective_tokens(run.tokens, run.passes) + later
 
 
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
@@ -134,23 +143,59 @@ def _count(runs: Sequence[PastRun], groups: Sequence[list[PastRun]]) -> str:
     return f"{len(runs)} past runs" + (f" ({len(groups)} independent)" if len(groups) < len(runs) else "")
 
 
-def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tuple[LossLaw, ...], str]:
-    """Returns the laws by which sizes are compared, and what they are.
+@dataclass(frozen=True)
+class SizeComparison:
+    """By which laws sizes are compared.
 
-    The first is fitted to all past runs of the text; others are about as good, or fitted to all runs but one. With too
-    few runs it is a published law, and none for models smaller than those that it was fitted to.
+    Attributes:
+        laws: the first is fitted to all past runs of the text; others are about as good, or fitted to all runs but one.
+        name: what they are fitted to.
+        quantity: whose laws they are: `BITS` or `FIRST_BITS`.
+        runs: to which they are fitted.
+    """
 
-    parameters: of the recipe's model.
+    laws: tuple[LossLaw, ...]
+    name: str
+    quantity: str = FIRST_BITS
+    runs: tuple[PastRun, ...] = ()
+
+    def losses(self, planned: Planned) -> list[float]:
+        """Returns the loss of a planned run by each law."""
+        return [law.loss(*get_size(planned, self.quantity)) for law in self.laws]
+
+
+def choose_laws(runs: Sequence[PastRun], data: str, parameters: int, has_later_stages: bool) -> SizeComparison:
+    """Returns the laws by which sizes are compared.
+
+    What a user is left with is the model at the end: a small one that reads much text learns less in later stages. So
+    with later stages the law is that of the bits per byte at the end, where enough past runs have them; else that after
+    pretraining. With too few runs it is a published law, and none for models smaller than those it was fitted to.
+
+    Args:
+        runs: all past runs.
+        data: of the recipe, as `describe_data` has it.
+        parameters: of the recipe's model.
+        has_later_stages: whether it has stages after pretraining.
     """
     own = select_runs(runs, data, FIRST_BITS)
     groups = group_dependent(own)
+    whole = [run for run in select_runs(own, data, BITS) if run.later_flops > 0]
+    if has_later_stages and len(group_dependent(whole)) >= MIN_LAW_RUNS:
+        return _fit_comparison(whole, BITS, "at the end")
     if len(groups) >= MIN_LAW_RUNS:
-        laws = [*fit_runs(own), *(fit_runs(others)[0] for _, others in leave_out_each(groups))]
-        return tuple(laws), f"fitted to {_count(own, groups)}"
+        return _fit_comparison(own, FIRST_BITS, "after pretraining")
     few = f"{_count(own, groups)} of this text, of at least {MIN_LAW_RUNS}"
     if parameters >= PUBLISHED_PARAMETERS:
-        return (REFIT,), f"refit-2024 (arXiv 2404.10102): {few}"
-    return (), f"none: {few}, so the depth is the recipe's"
+        return SizeComparison((REFIT,), f"refit-2024 (arXiv 2404.10102): {few}")
+    return SizeComparison((), f"none: {few}, so the depth is the recipe's")
+
+
+def _fit_comparison(runs: Sequence[PastRun], quantity: str, when: str) -> SizeComparison:
+    groups = group_dependent(runs)
+    laws = fit_runs(runs, None, quantity)
+    laws += [fit_runs(others, None, quantity)[0] for _, others in leave_out_each(groups)]
+    name = f"of bits per byte {when}, fitted to {_count(runs, groups)}"
+    return SizeComparison(tuple(laws), name, quantity, tuple(runs))
 
 
 def forecast_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast:

@@ -25,7 +25,7 @@ from fledgling.plan.stage_step import one_row_step
 from fledgling.plan.utilization import choose_utilization
 
 MAX_DEPTH = 160  # beyond any device of the table
-DEPTH_STEP = 2  # odd depths have no whole number of heads
+DEPTH_STEP = 2  # heads of odd depths have another width
 
 
 @dataclass(frozen=True)

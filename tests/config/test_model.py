@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import ModelConfig, Recipe, UserError, dump_toml
-from fledgling.config.model import FAMILIES, derive_intermediate_size
+from fledgling.config.model import FAMILIES, choose_heads, derive_intermediate_size
 
 SIZES = {"vocab_size": 60, "depth": 3, "width": 32, "heads": 4, "kv_heads": 4, "context": 24}
 
@@ -107,3 +107,9 @@ def test_an_older_checkpoint_s_field_names_are_read():
         "window_size": "window",
     }
     assert ModelConfig.from_dict({names.get(name, name): value for name, value in values.items()}) == config
+
+
+def test_heads_divide_the_width_evenly_and_are_about_as_wide_as_the_familys():
+    assert [choose_heads(64 * depth, 128) for depth in range(1, 10)] == [1, 1, 2, 2, 2, 3, 4, 4, 4]
+    sizes = ((1280, 128), (768, 64), (100, 100 / 3), (7, 128))
+    assert [choose_heads(*size) for size in sizes] == [10, 12, 2, 1]

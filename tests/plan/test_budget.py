@@ -9,7 +9,9 @@ from fledgling.config import UserError, load_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, scale_batch, speed_at
 from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.forecast import BITS, get_size
 from fledgling.plan.hardware import find_device
+from fledgling.plan.shifted_loss import ShiftedLoss
 from fledgling.plan.stage_seconds import EVALUATIONS, total_seconds
 from tests.plan.test_forecast import make_run
 
@@ -99,3 +101,17 @@ def test_a_depth_far_from_the_past_runs_or_found_by_some_fits_alone_is_not_taken
     near = choose(3, 10_000.0, runs=[*small, make_run(draw, 0.003, 655_360, 3e6)])
     assert (found.recipe.model.depth, near.recipe.model.depth) == (4, 2), "a past run with half of the tokens"
     assert choose(60, runs=[]).recipe.model.depth == 4 and "none: 0 past runs" in choose(60).law
+
+
+def test_with_later_stages_the_depth_is_that_of_the_best_model_at_the_end():
+    """A small model reads the most text, and learns the least of what comes after it."""
+    draw = random.Random(0)
+    sizes = {1: 163_840, 2: 655_360, 3: 1_720_320, 4: 3_670_016}
+    past = [make_run(draw, 0.0, parameters, tokens) for parameters in sizes.values() for tokens in (4e5, 2e6, 8e6)]
+    kept = choose(12, runs=past)
+    small_forget = ShiftedLoss(0.4, 3e10, 1.3e10)
+    ends = [replace(run, measured={**run.measured, BITS: small_forget.loss(*get_size(run, BITS))}) for run in past]
+    deeper = choose(12, runs=ends)
+    assert kept.recipe.model.depth < deeper.recipe.model.depth and "at the end" in deeper.law
+    alone = choose(12, runs=ends, recipe=replace(QUICKSTART, stages=("pretrain",)))
+    assert alone.recipe.model.depth == kept.recipe.model.depth and "after pretraining" in alone.law

@@ -121,5 +121,5 @@ def test_runs_that_began_in_the_same_way_count_as_one_error_and_do_not_predict_e
         assert alone.runs == doubled.runs == 12 and doubled.high / doubled.low > 0.8 * alone.high / alone.low
     same = [replace(run, start="seed 1") for run in past[:4]]
     assert "law nanochat: 4 past runs (1 independent)" in forecast_bits(plan, same).note
-    assert choose_laws(same, DATA, 1000)[0] == () and forecast_exam(plan, same, "counting") is None
+    assert choose_laws(same, DATA, 1000, True).laws == () and forecast_exam(plan, same, "counting") is None
     assert forecast_ratio(SECONDS, 60.0, same).runs == 4 and forecast_ratio(MEMORY, 1e8, same).runs == 1
