@@ -21,9 +21,9 @@ from fledgling.plan.past_runs import SHIPPED, load_past_runs
 from fledgling.plan.shifted_loss import ShiftedLoss, fit_laws
 
 SHIPPED_RUNS = load_past_runs((SHIPPED,))
-QUICKSTART = [run for run in SHIPPED_RUNS if run.budget == 720]  # 12 minutes on two cores, seeds 1, 2 and 3
+QUICKSTART = [run for run in SHIPPED_RUNS if run.budget == 720 and run.parameters == 3_670_016]  # seeds 1, 2 and 3
 LEARNED = select_runs(SHIPPED_RUNS, QUICKSTART[0].data, FIRST_BITS)
-OTHERS = [run for run in LEARNED if run.budget != 720]
+OTHERS = [run for run in LEARNED if run not in QUICKSTART]
 
 
 def plan_of(run):
@@ -57,12 +57,12 @@ def test_runs_of_other_lengths_forecast_the_bits_per_byte_of_the_quickstart():
 
 
 def test_the_interval_of_a_shipped_run_holds_without_it():
-    """Where others of its size are about as long it is forecast to half a percent; else the line says so."""
+    """Where others of its size are about as long it is forecast to 2 %; else the line says so."""
     for run in LEARNED:
         forecast = forecast_bits(plan_of(run), [each for each in LEARNED if each is not run])
         assert forecast.holds(run.measured[FIRST_BITS])
-        assert forecast.note or forecast.value == pytest.approx(run.measured[FIRST_BITS], rel=0.005)
-    assert len(LEARNED) >= 8
+        assert forecast.note or forecast.value == pytest.approx(run.measured[FIRST_BITS], rel=0.02)
+    assert len(LEARNED) >= 10
 
 
 def test_a_run_far_from_the_planned_length_changes_little():
@@ -70,20 +70,19 @@ def test_a_run_far_from_the_planned_length_changes_little():
     plan = plan_of(QUICKSTART[0])
     values = [forecast_bits(plan, runs).value for runs in (LEARNED, [*LEARNED, short])]
     assert values[1] == pytest.approx(values[0], rel=0.01)
-    assert fit_runs([*LEARNED, short])[0].loss(*get_size(plan)) < 0.98 * values[0], "where all count alike"
+    assert fit_runs([*LEARNED, short])[0].loss(*get_size(plan)) < 0.985 * values[0], "where all count alike"
 
 
 def test_tokens_are_compared_with_those_of_runs_of_the_same_size():
-    """Larger models have read three times as much, which says nothing of the smallest."""
-    small = min(LEARNED, key=lambda run: run.parameters)
-    longest = max(run.tokens for run in LEARNED if run.parameters == small.parameters)
+    """Smaller and larger models have read twice as much, which says nothing of the size between them."""
+    size = 1_720_320
+    longest = max(run.tokens for run in LEARNED if run.parameters == size)
+    assert all(
+        max(run.tokens for run in LEARNED if run.parameters == other) > 2 * longest for other in (655_360, 3_670_016)
+    )
     inside, beyond, between = (
-        replace(plan_of(small), tokens=tokens, parameters=parameters, passes=0.0)
-        for tokens, parameters in (
-            (longest, small.parameters),
-            (2 * longest, small.parameters),
-            (2 * longest, 4 * small.parameters),
-        )
+        replace(plan_of(LEARNED[0]), tokens=tokens, parameters=parameters, passes=0.0)
+        for tokens, parameters in ((longest, size), (2 * longest, size), (2 * longest, 1.5 * size))
     )
     assert count_size_outside(inside, LEARNED) == count_size_outside(between, LEARNED) == 0
     assert count_size_outside(beyond, LEARNED) == pytest.approx(1.0)
@@ -100,4 +99,4 @@ def test_the_bits_per_byte_at_the_end_follow_those_after_pretraining():
     first, last = forecast_bits(twice, SHIPPED_RUNS), forecast_last_bits(twice, SHIPPED_RUNS)
     assert last.value == pytest.approx(first.value, rel=0.02) and last.high > first.high / 1.01
     assert forecast_last_bits(replace(twice, later_flops=0.0), SHIPPED_RUNS) is None
-    assert forecast_last_bits(twice, OTHERS) is None, "one of them had later stages"
+    assert forecast_last_bits(twice, OTHERS) is None, "three of them had later stages"
