@@ -161,7 +161,10 @@ def html(
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.html'}")
     model, tokenizer, state = load_model(checkpoint)
     weights = quantize_for_page(model, state, bits, group_size, embedding)
-    name, examples = read_run_name(checkpoint, state), list_examples(str(state.get("recipe", "")))
+    name, examples = (
+        read_run_name(checkpoint, state),
+        list_examples(str(state.get("recipe", "")), str(state.get("stage", ""))),
+    )
     write_html(out, PAGE, weights, tokenizer, name, examples)
     print(f"{out.stat().st_size:,} bytes", file=sys.stderr)
     return _print_parity(out, compare_html(model, weights, out, tokenizer.bos_or_none), as_json)

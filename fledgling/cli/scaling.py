@@ -50,7 +50,7 @@ def run(
     recipe: str = "scaling",
     out: Path | None = None,
     ablate: str | None = None,
-    seeds: int = 3,
+    seeds: int | None = None,
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> int:
@@ -70,10 +70,13 @@ def run(
         Compare variants with the unchanged recipe at equal FLOPs, instead of sizes: comma-separated names
         (gelu, swiglu, adamw, tied, ...; all), or table.key=value, several joined by +.
     seeds
-        For an ablation: runs of each variant, with different initial weights and order of the text.
+        For an ablation: runs of each variant, with different initial weights and order of the text. Default: 3.
     """
     if ablate is not None:
-        return compare(ablate, depths, budgets, seeds, recipe, overrides, out or Path("runs/ablation"), as_json)
+        seeds, out = 3 if seeds is None else seeds, out or Path("runs/ablation")
+        return compare(ablate, depths, budgets, seeds, recipe, overrides, out, as_json)
+    if seeds is not None:
+        raise UserError(f"--seeds {seeds} has no effect without --ablate: each size of a sweep is trained once")
     depths, budgets, out = depths or (1, 2, 3, 4), budgets or (1e13, 2e13, 4e13), out or OUT
     chosen = load_recipe(recipe, overrides)
     from fledgling.scaling.results import describe_run

@@ -41,6 +41,7 @@ CONTESTANT = "contestant.json"  # of a run: its checkout, its recipe, a digest o
 TEXT_STAMP = "sources.json"  # of the text: what it was made from
 MAX_TEXT_BYTES = 250_000_000  # of the text, which is split in memory
 HELD_OUT_BYTES = 600_000  # that every measurement reads, if nothing else is asked for
+BASE = "quickstart"  # the recipe of contestants that name none
 FORMS = "NAME, RECIPE, TREE:RECIPE or FILE.jsonl, each with +table.key=value as often as needed, and NAME= before it"
 
 Log = Callable[[str], None]
@@ -128,6 +129,8 @@ def parse_contestants(words: Sequence[str], base: str, overrides: Sequence[str] 
         raise UserError(f"a race needs two contestants or more, got {len(names)}; each is {FORMS}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f'two contestants are called "{twice[0]}": put NAME= before one of them')
+    if base != BASE and not any(contestant.recipe == base for contestant in contestants):
+        raise UserError(f"--recipe {base} has no effect: every contestant has a recipe of its own; leave it out")
     if contestants[0].results:
         raise UserError(f"{contestants[0].results}: the first contestant, which others are compared with, must be run")
     return contestants
@@ -167,7 +170,8 @@ def run_race(
         shared = f'seconds = {settings.seconds:g}\npoints = {points}\nclock = "{settings.clock}"\n'
         shared += f"sources = {json.dumps(sources)}\nheld_out_bytes = {held_out_bytes}\n"
         pin_settings(out / SETTINGS, shared, "a race")
-        write_race_text(sources, load_recipe(first.recipe).run.data_dir, out / "text", held_out_bytes, log)
+        data_dir = load_recipe(first.recipe, overrides).run.data_dir
+        write_race_text(sources, data_dir, out / "text", held_out_bytes, log)
         for seed in range(seeds):
             turn = seed % len(contestants)
             for contestant in [*contestants[turn:], *contestants[:turn]]:

@@ -90,7 +90,7 @@ def load_services(
             api_key=access.api_key,
             hosts=access.accepted_hosts(),
             origins=access.origins,
-            examples=list_examples(str(state.get("recipe", ""))),
+            examples=list_examples(str(state.get("recipe", "")), str(state.get("stage", ""))),
         )
         services.append(service)
         if len(services) == 1:

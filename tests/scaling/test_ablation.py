@@ -123,3 +123,8 @@ def test_a_copied_run_counts_once_and_is_named(tmp_path):
     ]
     page = ablation.build_ablation_page(tmp_path, trials, [honest], notes).read_text()
     assert all(note in page for note in notes)
+
+
+def test_seeds_of_a_sweep_are_an_error(capsys):
+    assert main(["scaling", "run", "--seeds", "2"]) == 1
+    assert "--seeds 2 has no effect without --ablate" in capsys.readouterr().err

@@ -169,6 +169,26 @@ def test_a_bad_contestant_is_one_line(words, message):
         race.parse_contestants(words, "quickstart")
 
 
+def test_a_base_recipe_that_no_contestant_has_is_an_error():
+    with pytest.raises(UserError, match="--recipe d4-cpu has no effect: every contestant has a recipe of its own"):
+        race.parse_contestants(["a=quickstart", "b=scaling"], "d4-cpu")
+    assert len(race.parse_contestants(["a=quickstart", "b="], "d4-cpu")) == 2
+
+
+def test_the_text_of_a_race_is_read_where_its_overrides_say(tmp_path, monkeypatch):
+    class Written(Exception):
+        pass
+
+    def write(sources, data_dir, *others):
+        assert data_dir == "/elsewhere"
+        raise Written
+
+    monkeypatch.setattr(race, "write_race_text", write)
+    contestants = race.parse_contestants(["a=", "b=tied"], "quickstart", ["run.data_dir=/elsewhere"])
+    with pytest.raises(Written):
+        race.run_race(contestants, 1, race.RaceSettings(1.0), tmp_path, print)
+
+
 def test_another_checkout_that_stops_or_fails_is_reported(tmp_path, monkeypatch):
     job = race_run.Job("quickstart", (), 0, 1.0, str(tmp_path), "old-s0")
     ends = iter((STOPPED, 1))

@@ -30,8 +30,19 @@ def load_task(name):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "expected"), [(RECIPE, ("arithmetic?", "counting?")), ("", ()), ("no TOML [", ()), ("[sft]", ())]
+    ("recipe", "stage", "expected"),
+    [
+        (RECIPE, "rl", ("arithmetic?", "counting?")),
+        (RECIPE, "", ("arithmetic?", "counting?")),
+        (RECIPE, "sft", ("arithmetic?",)),
+        (RECIPE, "pretrain", ()),
+        (f'stages = ["sft"]\n{RECIPE}', "", ("arithmetic?",)),
+        (RECIPE.replace("counting = 1.0", "counting = 0.0"), "rl", ("arithmetic?",)),
+        ("", "rl", ()),
+        ("no TOML [", "rl", ()),
+        ("[sft]", "rl", ()),
+    ],
 )
-def test_the_page_offers_a_short_question_of_each_generated_task_that_was_taught(recipe, expected, monkeypatch):
+def test_the_page_offers_a_short_question_of_each_generated_task_that_was_taught(recipe, stage, expected, monkeypatch):
     monkeypatch.setattr(examples, "load_task", load_task)
-    assert examples.list_examples(recipe) == expected
+    assert examples.list_examples(recipe, stage) == expected
