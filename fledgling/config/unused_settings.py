@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fledgling.config.recipe import STAGES, Recipe
+from fledgling.config.recipe import STAGES, Recipe, RLConfig
 from fledgling.config.toml import format_toml_value
 from fledgling.config.variants import CRITIC_SETTINGS, OBJECTIVE_SETTINGS, OBJECTIVE_TRAITS
 
@@ -57,15 +57,14 @@ def _explain_stage(recipe: Recipe, stage: str, field: str) -> str:
         return f"{stage}.decay_fraction is 0"
     if stage == "dpo" and field in OBJECTIVE_SETTINGS - OBJECTIVE_TRAITS[recipe.dpo.objective].settings:
         return f'dpo.objective is "{recipe.dpo.objective}"'
-    if stage == "rl" and (reason := _explain_rl(recipe, field)):
+    if stage == "rl" and (reason := _explain_rl(recipe.rl, field)):
         return reason
     is_read = stage in recipe.stages or not READ_OF_STAGES_LEFT_OUT.isdisjoint((stage, f"{stage}.{field}"))
     return "" if is_read else f"{stage} is not among the stages"
 
 
-def _explain_rl(recipe: Recipe, field: str) -> str:
+def _explain_rl(rl: RLConfig, field: str) -> str:
     """Returns why nothing reads a setting of [rl], "" where it is read."""
-    rl = recipe.rl
     if field in CRITIC_SETTINGS and not rl.uses_critic:
         return f'rl.algorithm is "{rl.algorithm}"'
     if field == "length_penalty_free_tokens" and not rl.length_penalty:

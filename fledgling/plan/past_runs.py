@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import Recipe
+from fledgling.config import Recipe, StageConfig
 from fledgling.plan.measured_speed import speed_file
 
 SHIPPED = Path(__file__).parent / "past_runs.jsonl"
@@ -85,14 +85,14 @@ def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> s
         digests: of the user's texts, by their source; of a source without one the name counts.
     """
     known = digests or {}
-    texts = [f"text {known[name]}" if name in known else name for name in list_sources(recipe)]
+    texts = [f"text {known[name]}" if name in known else name for name in list_mixture_sources(recipe.pretrain)]
     config = recipe.resolve_model()
     return f"{', '.join(sorted(texts))}; {config.vocab_size} entries, rows of {config.context}"
 
 
-def list_sources(recipe: Recipe) -> list[str]:
-    """Returns the names of what pretraining reads."""
-    return sorted(name for name, weight in recipe.pretrain.mixture.items() if weight > 0)
+def list_mixture_sources(table: StageConfig) -> list[str]:
+    """Returns the names of what a stage reads."""
+    return sorted(name for name, weight in table.mixture.items() if weight > 0)
 
 
 def user_file() -> Path:

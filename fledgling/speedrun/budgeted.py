@@ -24,7 +24,7 @@ from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
-from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step, list_sources
+from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step, list_mixture_sources
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
 from fledgling.record import read_jsonl, write_json
 from fledgling.record.parent import read_newest_state
@@ -303,7 +303,7 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
         | {forecast.name: forecast.value for forecast in run.forecasts if forecast.name not in ("seconds", "memory")},
         measure_run(record),
         **identify_first_step(next(iter(record.stages[0].metrics), {})),
-        sources=", ".join(list_sources(run.recipe)),
+        sources=", ".join(list_mixture_sources(run.recipe.pretrain)),
     )
     append_past_run(past)
     return past

@@ -11,7 +11,7 @@ from fledgling.corpora.prepare import EMBEDDED, DocumentPreparer, find_source
 from fledgling.corpora.prepared_data import digest_read_files, short_digest
 from fledgling.corpora.public_sets import PUBLIC_SETS
 from fledgling.files import is_row_file, list_folder, split_columns
-from fledgling.plan.past_runs import list_sources
+from fledgling.plan.past_runs import list_mixture_sources
 from fledgling.tasks import (
     CHAT_PREFIX,
     CONVERSATION_SETS,
@@ -33,7 +33,7 @@ def digest_texts(recipe: Recipe, read: Mapping[str, Any] | None = None) -> dict[
         read: what a stage has read, by source, as its checkpoints record it (`data`); None: what is here is digested.
     """
     digests = {}
-    for name in list_sources(recipe):
+    for name in list_mixture_sources(recipe.pretrain):
         try:
             content = _digest_source(name, recipe.run.data_dir, (read or {}).get(name))
         except (OSError, UserError):

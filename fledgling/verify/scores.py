@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import RunConfig, UserError
 from fledgling.config.load import parse_recipe
 from fledgling.evals.chat import answer_exams, build_exams, measure_exam
 from fledgling.infer.engine import Engine
@@ -151,13 +151,13 @@ def check_scores(
     return check
 
 
-def load_engine(line: ScoreLine, recipe: Recipe) -> Engine:
+def load_engine(line: ScoreLine, run: RunConfig) -> Engine:
     """Returns an engine that computes as training does for a line of the seal, and else as `fledgling eval` does."""
-    device = World.start(recipe.run.device).device
+    device = World.start(run.device).device
     assert line.weights is not None
     model, tokenizer, _ = load_model(line.weights, device=device)
-    is_given = line.is_sealed and recipe.run.dtype != "auto"  # `eval` chooses it whatever the recipe says
-    return Engine(model, tokenizer, dtype=DTYPES[recipe.run.dtype] if is_given else choose_dtype(device))
+    is_given = line.is_sealed and run.dtype != "auto"  # `eval` chooses it whatever the recipe says
+    return Engine(model, tokenizer, dtype=DTYPES[run.dtype] if is_given else choose_dtype(device))
 
 
 def make_score(line: ScoreLine, engines: dict[tuple[Path | None, bool], Engine], deadline: float) -> float | None:
@@ -187,7 +187,7 @@ def make_score(line: ScoreLine, engines: dict[tuple[Path | None, bool], Engine],
 
     progress(0, 0)
     if line.engine not in engines:
-        engines[line.engine] = load_engine(line, recipe)
+        engines[line.engine] = load_engine(line, recipe.run)
     engine = engines[line.engine]
     if line.values.get("tools") not in (None, engine.tool_name):
         return None
