@@ -183,7 +183,7 @@ def make_answers() -> dict[str, tuple[Work, int]]:
             kept = load_quantized_model(config, packed, {"bits": bits}, cpu, dtype)
         backend = EngineBackend(Engine(kept, NoSpecialTokens()))  # type: ignore[arg-type]
         for rows in ROWS:
-            name = f"{NEW_TOKENS} tokens after {PROMPT_TOKENS}, {bits} bits, {rows} rows"
+            name = f"{NEW_TOKENS} tokens after {PROMPT_TOKENS}, {bits} bits, {rows} row{'s' * (rows > 1)}"
             works[name] = partial(backend.generate, prompts[:rows], NEW_TOKENS), 1
     return works
 
