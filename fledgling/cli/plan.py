@@ -19,6 +19,7 @@ from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.plan import PlanSettings, load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
+from fledgling.record.stage_aside import describe_stages_aside
 from fledgling.train.derived_values import open_unbegun
 
 _FIGURE = {"negative": (), "show_default": False}
@@ -103,6 +104,8 @@ def plan(
     pinned = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     chosen = load_planned_recipe(recipe, depth, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
     folder = Path(recipe or "").parent if Path(recipe or "").is_file() else Path(recipe or "")
+    for line in describe_stages_aside(folder) if recipe else ():
+        print(line, file=sys.stderr)
     if recipe and not inference:
         chosen = open_unbegun(chosen, folder)
     training_options = {"gpus": gpus, "mfu": mfu, "price": price, "link": link}

@@ -30,6 +30,7 @@ from fledgling.plan.hardware import find_device
 from fledgling.record.seal import FORECAST
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process
+from fledgling.train.start_recipe import load_start_recipe
 
 if TYPE_CHECKING:
     from fledgling.speedrun.budgeted import BudgetedRun
@@ -88,7 +89,7 @@ def speedrun(
         The port of that page.
     """
     started = time.monotonic()
-    chosen = load_recipe(recipe, overrides)
+    chosen = load_recipe(recipe, overrides) if dry_run else load_start_recipe(recipe, overrides)
     device = find_device(gpu) if gpu else None
     for name, value in (("gpu", gpu), ("price", price)):
         if value is not None and usd is None:

@@ -17,9 +17,10 @@ from fledgling.cli.options import (
     set_arguments,
 )
 from fledgling.cli.training_exit import training_exit_code
-from fledgling.config import UserError, load_recipe
+from fledgling.config import UserError
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
 from fledgling.runtime.world import get_restart_count, is_launched_rank, is_main_process
+from fledgling.train.start_recipe import load_start_recipe
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
     resume
         auto: resume from the newest checkpoint; never: restart the stage.
     """
-    chosen = load_recipe(recipe, overrides)
+    chosen = load_start_recipe(recipe, overrides)
     if stage not in chosen.stages:
         raise UserError(f"{stage} is not among the stages of {chosen.name}: {', '.join(chosen.stages)}")
     if gpus is not None and not is_launched_rank():

@@ -14,7 +14,7 @@
     RUN/<stage>/done.json       written once, when the stage has finished
     RUN/<stage>/seal.json       hashes of the lines and checkpoints, for `fledgling verify`
     RUN/<stage>/checkpoints/    one directory a checkpoint, complete or absent
-    RUN/.<stage>.replaced/      a stage that is restarted, until the new one has a checkpoint
+    RUN/.<stage>.replaced/      what a start may replace, until its first step; of a restart, its first checkpoint
     RUN/bases/<stage>/          checkpoints of a stage restarted or trained further since, which adapters belong to
 
 JSONL files grow by complete lines only, so the report, a dashboard or `tail -f` can read them at any time. `step`
@@ -26,7 +26,8 @@ files that a power cut does not undo, atomic_directory.py makes directories appe
 stores weights and state in such directories (tensor_names.py: names of older versions), rng_state.py is torch's random
 state, state_shape.py checks a state before it is used, parent.py names the checkpoint that a stage began from,
 writer.py is the thread that writes checkpoints during training. seal.py finds later changes, budget_end.py when a
-budget ended, run_lock.py keeps a second process from writing, outside.py keeps other directories out of a run, and
+budget ended, run_lock.py keeps a second process from writing, outside.py keeps other directories out of a run,
+stage_aside.py says where a stage is kept while it is restarted, stage_end.py with which step one ended, and
 run_requests.py passes the requests of a watcher. Nothing here knows about models."""
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from fledgling.record.atomic_directory import (
 )
 from fledgling.record.durable import remove_directory
 from fledgling.record.jsonl import make_write_error
+from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside
+from fledgling.record.stage_end import read_last_step
 from fledgling.record.tensor_names import translate_tensor_name
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
@@ -180,6 +182,8 @@ def list_checkpoints(path: Path | str) -> list[Path]:
     directories = [path, path / "checkpoints", *(path / stage / "checkpoints" for stage in STAGES)]
     checkpoints = [step for directory in directories for step in reversed(list(_step_directories(directory)))]
     checkpoints += sorted((path / BASES_DIR).glob("*/step-*"))
+    for aside in find_stages_aside(path).values():
+        checkpoints += sorted(aside.glob("checkpoints/step-*"))
     return checkpoints or [resolve_checkpoint(path)]
 
 
@@ -359,13 +363,17 @@ def resolve_checkpoint(path: Path | str) -> Path:
         raise UserError(f"{path} is a file; expected a checkpoint, a stage or a run directory (no pickle is ever read)")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         return path
+    aside = describe_stages_aside(path.parent, [path.name]) if path.name in STAGES else []
     for directory in (path, path / "checkpoints"):
         if next(_step_directories(directory), None) is not None:
-            return _require_latest(directory)
+            return _require_latest(directory, aside)
     started = [stage for stage in STAGES if (path / stage).is_dir()]
     finished = [stage for stage in started if (path / stage / "done.json").is_file()]
+    aside += describe_stages_aside(path, STAGES[STAGES.index(finished[-1]) + 1 :] if finished else STAGES)
     if finished:
-        return _require_latest(path / finished[-1] / "checkpoints")
+        return _require_latest(path / finished[-1] / "checkpoints", aside)
+    if aside:
+        raise UserError(f"no checkpoint in {path}: {aside[-1]}")
     if started:
         stage_dir = path / started[-1]
         raise UserError(
@@ -375,13 +383,16 @@ def resolve_checkpoint(path: Path | str) -> Path:
     raise UserError(f"no checkpoint in {path}: looked for {candidates}")
 
 
-def _require_latest(directory: Path) -> Path:
-    warned: list[str] = []
+def _require_latest(directory: Path, aside: Sequence[str] = ()) -> Path:
+    """Returns the newest valid checkpoint; warns of others that a reader may expect, and with the lines `aside`."""
+    warned = list(aside)
     latest = find_latest_checkpoint(directory, check_hashes=False, warn=warned.append)
     if latest is None:
         raise UserError(
             warned[0].removeprefix("skipped: ") if warned else f"no checkpoint in {directory}: looked for step-*"
         )
+    if not warned and (last := read_last_step(directory.parent) or 0) > int(latest.name[5:13]):
+        warned = [f"step {last:,}, the last of {directory.parent}, is not there"]
     for text in warned:
         warnings.warn(f"{text}; {latest} is used", stacklevel=3)
     return latest

@@ -16,8 +16,9 @@ from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.seal import DONE
+from fledgling.record.stage_aside import STAGE_ASIDE, name_replaced
+from fledgling.record.stage_end import read_last_step
 
-MAX_DONE_BYTES = 2**24
 WEIGHT_FILES = ("model.safetensors", "adapter_model.safetensors")
 
 
@@ -46,7 +47,7 @@ def describe_parent(path: Path | None) -> dict[str, Any] | None:
     described = {"stage": state.get("stage"), "step": state.get("step"), "weights": read_weights_digest(path)}
     if is_of_unfinished_stage(path):
         return described | {"unfinished": True}
-    last = read_last_step(path)
+    last = _read_last_step(path)
     return described | ({"last_step": last} if last is not None and last > _read_step(path) else {})
 
 
@@ -70,20 +71,8 @@ def _is_of_stage(path: Path) -> bool:
     return path.parent.name == "checkpoints" and path.parents[1].name in STAGES
 
 
-def read_last_step(path: Path) -> int | None:
-    """Returns the step with which the stage of a checkpoint RUN/STAGE/checkpoints/step-N ended.
-
-    None where it has not ended, or where done.json does not say it.
-    """
-    if not _is_of_stage(path):
-        return None
-    try:
-        file = path.parents[1] / DONE
-        done = json.loads(file.read_bytes()) if file.stat().st_size <= MAX_DONE_BYTES else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    step = done.get("step") if isinstance(done, dict) else None
-    return step if type(step) is int else None
+def _read_last_step(path: Path) -> int | None:
+    return read_last_step(path.parents[1]) if _is_of_stage(path) else None
 
 
 def _read_step(path: Path) -> int:
@@ -106,7 +95,7 @@ def is_left_of(path: Path, began_from: Mapping[str, Any]) -> bool:
 
     So the stage was not trained again; its last checkpoint is corrupt or was deleted.
     """
-    last = read_last_step(path)
+    last = _read_last_step(path)
     if last is None or last != began_from.get("step") or _read_step(path) >= last:
         return False
     digest = read_weights_digest(path.with_name(f"step-{last:08d}"))
@@ -136,7 +125,8 @@ def find_parent(run_dir: Path, state: Mapping[str, Any]) -> Parent | None:
         stage, folders = "", [run_dir / "init"]
     else:
         stage = str(named["stage"])
-        folders = [run_dir / stage / "checkpoints", run_dir / checkpoint.BASES_DIR / stage]
+        aside = name_replaced(run_dir / stage) / STAGE_ASIDE
+        folders = [run_dir / stage / "checkpoints", run_dir / checkpoint.BASES_DIR / stage, aside / "checkpoints"]
     paths = [path for folder in folders for path in sorted(folder.glob("step-*"), reverse=True)]
     return Parent(stage, step, next((path for path in paths if read_weights_digest(path) == named["weights"]), None))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fledgling.config.recorded_recipe import explain_lost
+from fledgling.record.stage_aside import describe_stages_aside
 
 RUN_FILES = (
     "recipe.toml",
@@ -32,7 +33,7 @@ ERRORS = (
 
 
 def find_unreadable(run_dir: Path, stages: list[str], max_bytes: int) -> list[str]:
-    """Returns one line for each corrupt file of a run: its path in the run, and what is wrong.
+    """Returns one line for each corrupt file of a run: its path in the run, and what is wrong; and for a stage aside.
 
     A file that does not exist does not count, and the last line of a JSONL file does not while no newline ends it: a
     run that is still written, or was killed, has such a line.
@@ -45,7 +46,8 @@ def find_unreadable(run_dir: Path, stages: list[str], max_bytes: int) -> list[st
     patterns = [*RUN_FILES, *(f"{stage}/{name}" for stage in stages for name in STAGE_FILES)]
     paths = [path for pattern in patterns for path in sorted(run_dir.glob(pattern))]
     problems = {str(path.relative_to(run_dir)): _find_problem(path, max_bytes) for path in paths}
-    return [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    aside = describe_stages_aside(run_dir)
+    return [f"{name}: {problem}" for name, problem in problems.items() if problem] + aside
 
 
 def _find_problem(path: Path, max_bytes: int) -> str:

@@ -16,7 +16,7 @@ from fledgling.runtime.world import World
 from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.run import run_stage
-from fledgling.train.run_directory import explain_unusable_end, lock_stage, require_usable_end
+from fledgling.train.run_directory import explain_unusable_end, lock_stage, require_usable_end, settle_starts
 from fledgling.train.same_ranks import require_same_device
 from fledgling.train.stage_rows import require_data
 
@@ -31,6 +31,7 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None)
     Raises UserError before the first of them for whatever `check_recipe` finds wrong with any.
     """
     run_dir = Path(recipe.run.out)
+    settle_starts(run_dir)
     left = list_stages_left(recipe)
     for stage in left:
         require_data(recipe, [stage], read_prepared_data(Path(recipe.run.out), stage))

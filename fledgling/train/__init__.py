@@ -6,7 +6,8 @@
     run.py             one stage from the recipe to its last checkpoint: `run_directory.py` locks the run,
                        `stage_origin.py` is what a stage starts from, `train_state.py` what changes while it runs,
                        `hooks.py` what a caller may change, `saver.py` writes checkpoints next to the steps,
-                       `replaced_stage.py` keeps a stage that is restarted, `same_ranks.py` compares the ranks
+                       `replaced_stage.py` keeps what a start may replace, `start_recipe.py` reads its recipe,
+                       `same_ranks.py` compares the ranks
     check_recipe.py    all stages, before the first step: `stage_settings.py` settings that do not go together,
                        `resume_check.py` what a run is resumed with, `trial_step.py` one step on `random_batches.py`
     data_preparer.py   text to token shards: `source_sizes.py` counts, `source_positions.py` where each source continues

@@ -42,19 +42,25 @@ from fledgling.train.history import extend_history
 from fledgling.train.hooks import NO_HOOKS, StageHooks
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
-from fledgling.train.replaced_stage import is_being_replaced, remove_replaced_stage, set_stage_aside
+from fledgling.train.replaced_stage import (
+    forget_run_files,
+    is_being_replaced,
+    keep_run_files,
+    remove_replaced_stage,
+    set_stage_aside,
+)
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
     Log,
+    is_done,
     lock_stage,
     parent_checkpoint,
     print_line,
     print_nothing,
-    require_done,
     require_lock,
-    require_usable_end,
     restore_unless_begun,
+    settle_starts,
     write_run_files,
 )
 from fledgling.train.same_ranks import require_same_device
@@ -103,10 +109,10 @@ def run_stage(
     run_dir = Path(recipe.run.out)
     if get_restart_count():
         resume = "never" if is_being_replaced(run_dir / name) else "auto"
-    if resume == "auto" and (run_dir / name / "done.json").exists():
-        log = print_nothing if quiet or not is_main_process() else print_line
-        require_usable_end(run_dir / name)
-        require_done(recipe, name, run_dir, log)
+    log = print_nothing if quiet or not is_main_process() else print_line
+    if lock is None:
+        settle_starts(run_dir)
+    if resume == "auto" and is_done(recipe, name, run_dir, log):
         return False
     skipped: list[str] = []  # corrupt checkpoints of the stage before it
     parent = require_inputs(recipe, name, resume, hooks.prepared, skipped.append)
@@ -115,17 +121,14 @@ def run_stage(
         with world.main_process_first():
             if world.is_main and lock is None:
                 lock = locks.enter_context(lock_stage(run_dir, name))
+        if resume == "auto" and is_done(recipe, name, run_dir, log):  # the lock has put it back
+            return False
         origin = find_stage_origin(recipe, name, resume, world, parent, hooks.choose_steps is not None)
         if origin.saved is None:
             origin = replace(origin, notices=(*skipped, *origin.notices))
-        begun = locks.enter_context(restore_unless_begun(run_dir, name, lock))
+        locks.enter_context(restore_unless_begun(run_dir, name, lock))
         setup = start_run(origin, resume, world)
-
-        def begin() -> None:
-            begun.set()
-            hooks.on_begin()
-
-        build_and_train(origin, setup, world, quiet, replace(hooks, on_begin=begin), lock)
+        build_and_train(origin, setup, world, quiet, hooks, lock)
     return True
 
 
@@ -153,6 +156,7 @@ def build_and_train(
         def begin() -> None:
             hooks.on_begin()
             if world.is_main:
+                forget_run_files(stage_dir)
                 if not is_being_replaced(stage_dir):
                     set_aside_page(origin.run_dir, name, recorder.log_notice)
                 seal_run(origin.run_dir)  # again: the tokenizer may have been trained since
@@ -196,6 +200,7 @@ def start_run(origin: StageOrigin, resume: str, world: World) -> DeviceSetup:
         if world.is_main:
             if resume == "never":
                 set_stage_aside(origin.run_dir / origin.name)
+            keep_run_files(origin.run_dir / origin.name)
             write_run_files(origin, setup, world, step)
     return setup
 

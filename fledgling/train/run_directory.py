@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, write_json, write_text
-from fledgling.record.durable import write_file
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.record.run_requests import take_actions
-from fledgling.record.seal import RUN_FILES, SEAL, seal_run
+from fledgling.record.seal import DONE, seal_run
+from fledgling.record.stage_aside import list_starts
 from fledgling.record.state_shape import require_sound_state
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.system_environment import collect_environment
-from fledgling.runtime.world import World, get_restart_count, has_restart_left
+from fledgling.runtime.world import World, get_restart_count, has_restart_left, is_launched_rank
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.peak import name_device
@@ -91,47 +90,39 @@ def write_run_files(origin: StageOrigin, setup: DeviceSetup, world: World, step:
     seal_run(run_dir)
 
 
-def read_run_files(run_dir: Path, name: str) -> dict[Path, bytes]:
-    """Returns the files that `write_run_files` writes for the stage `name`, as they are before it; {} for a new run."""
-    if not (run_dir / RECIPE_FILE).is_file():
-        return {}
-    paths = [run_dir / file for file in (*RUN_FILES, SEAL)] + sorted((run_dir / name).glob("plan*.json"))
-    return {path: path.read_bytes() for path in paths if path.is_file()}
-
-
 @contextmanager
-def restore_unless_begun(run_dir: Path, name: str, lock: RunLock | None) -> Iterator[Event]:
-    """Yields an event that is set once the first step has ended; puts run and stage back where the stage ends too soon.
+def restore_unless_begun(run_dir: Path, name: str, lock: RunLock | None) -> Iterator[None]:
+    """Puts run and stage back where the stage ends too soon.
 
-    A start that fails before it, for a package that is missing, data that do not fit or a signal, leaves the recipe
-    that has run. A restart that ends before its first checkpoint leaves the stage that it would have replaced too; if
-    the launcher starts it again, it is continued there.
+    A start that fails before the end of its first step, for a package that is missing, data that do not fit or a
+    signal, leaves the recipe that has run. A restart that ends before its first checkpoint leaves the stage that it
+    would have replaced too; if the launcher starts it again, it is continued there.
 
     lock: of the run, which a rank that is not the main one does not have.
     """
-    before, begun = read_run_files(run_dir, name) if lock else {}, Event()
     try:
-        yield begun
+        yield
     except BaseException as error:
-        if lock and lock.is_held:
-            if not begun.is_set() and not is_being_replaced(run_dir / name):
-                restore_run_files(run_dir, name, before)
-            is_continued = has_restart_left() and not isinstance(error, UserError | TrainingStopped)
-            if not is_continued and settle(run_dir / name) is not None:
-                print_line(f"{name} ended before its first checkpoint: {run_dir / name} is what it was before")
+        is_continued = has_restart_left() and not isinstance(error, UserError | TrainingStopped)
+        if lock and lock.is_held and not is_continued:
+            what = f"{name} ended before its first checkpoint: {run_dir / name} is what it was before"
+            if is_being_replaced(run_dir / name):
+                print_line(what)
+            settle(run_dir / name)
         raise
 
 
-def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> None:
-    """Puts back what `read_run_files` returned; of a new run nothing."""
-    if not before:
-        return
-    for path in read_run_files(run_dir, name):
-        if path not in before:
-            path.unlink()
-    for path, content in before.items():
-        if path.parent.is_dir():
-            write_file(path, content)
+def settle_starts(run_dir: Path, has_read_recipe: bool = True) -> None:
+    """Puts back what a start that was killed has left in a run, before anything is asked of it.
+
+    Ranks that a launcher has started leave it to the process that starts them, and to `lock_stage`.
+
+    has_read_recipe: whether the recipe of this start is read already. Raises UserError if it was that of a restart, or
+    if another process writes the run.
+    """
+    if list_starts(run_dir) and not is_launched_rank() and not get_restart_count():
+        with hold_lock(run_dir, "train", log=print_line):
+            settle_run(run_dir, print_line, has_read_recipe)
 
 
 def parent_checkpoint(
@@ -180,6 +171,19 @@ def require_usable_end(stage_dir: Path) -> None:
             f"{stage_dir.name} is done, and none of its checkpoints can be used: {reason}; "
             f"`fledgling train {stage_dir.name} {stage_dir.parent} --resume never` trains it again"
         )
+
+
+def is_done(recipe: Recipe, name: str, run_dir: Path, log: Log) -> bool:
+    """Returns whether a stage has finished.
+
+    Raises UserError if none of its checkpoints can be used, or if it was made from other weights or with settings that
+    are rejected now.
+    """
+    if not (run_dir / name / DONE).exists():
+        return False
+    require_usable_end(run_dir / name)
+    require_done(recipe, name, run_dir, log)
+    return True
 
 
 def require_done(recipe: Recipe, name: str, run_dir: Path, log: Log) -> None:

@@ -28,9 +28,9 @@ from fledgling.record.seal import (
     hash_sealed_files,
     read_seal,
 )
+from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside, name_replaced
 from fledgling.record.state_shape import find_state_corruption
 from fledgling.report.page_footer import SET_ASIDE
-from fledgling.train.replaced_stage import name_replaced
 from fledgling.verify.check import Check
 
 RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
@@ -45,13 +45,13 @@ def list_stages(run_dir: Path) -> list[str]:
 
 def check_stages(run_dir: Path) -> Check:
     """Checks that each stage in the run has a record, and names the recipe's stages that are not there."""
-    check = Check("stages", "stages")
+    check, stages_aside = Check("stages", "stages"), find_stages_aside(run_dir)
     recorded, named = list_stages(run_dir), read_recipe_table(run_dir).get("stages")
     for name in STAGES:
         stage_dir = run_dir / name
         if name in recorded:
             check.checked += 1
-        elif stage_dir.is_dir() and any(stage_dir.iterdir()):
+        elif stage_dir.is_dir() and any(stage_dir.iterdir()) and name not in stages_aside:
             what = "checkpoints" if list_stage_checkpoints(run_dir, name) else "files"
             check.problems.append(f"{name} has {what} and no metrics.jsonl: nothing shows where they come from")
         elif isinstance(named, list) and name in named:
@@ -62,13 +62,9 @@ def check_stages(run_dir: Path) -> Check:
         for path in list_stage_checkpoints(run_dir, stage)
         if path.is_symlink()
     ]
-    aside = {name_replaced(run_dir / name).name: name for name in STAGES}
+    aside = {name_replaced(run_dir / name).name for name in STAGES}
     known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SET_ASIDE, SEAL, SPENT, *RUN_FILES, *aside}
-    check.notes += [
-        f"{aside[name]} is being restarted, or was killed meanwhile: {name} has what it was, until the new one is saved"
-        for name in aside
-        if (run_dir / name).is_dir()
-    ]
+    check.notes += describe_stages_aside(run_dir)
     check.notes += [
         f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
     ]

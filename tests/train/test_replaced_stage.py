@@ -2,24 +2,22 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
 from fledgling.record import checkpoint, write_text
+from fledgling.record.stage_aside import list_starts, name_replaced
 from fledgling.runtime import device
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.replaced_stage import (
-    describe_restart,
-    name_replaced,
-    remove_replaced_stage,
-    set_stage_aside,
-    settle_run,
-)
-from fledgling.train.run import run_stage
+from fledgling.train.replaced_stage import describe_restart, remove_replaced_stage, set_stage_aside, settle_run
+from fledgling.train.run import STAGE_BUILDERS, run_stage
 from fledgling.train.run_directory import parent_checkpoint
+from fledgling.train.start_recipe import load_start_recipe
 from tests.fast_run import write_recipe
 from tests.record.power_loss import Recording
 from tests.record.test_power_loss import folder  # noqa: F401 - a fixture
@@ -33,6 +31,17 @@ def read_value(run_dir):
     return float(checkpoint.load_checkpoint(path).tensors["model"]["w"])
 
 
+def write_both(run, text):
+    """Writes the recipe and the tokenizer, as a start does."""
+    for name in ("recipe.toml", "tokenizer/tokenizer.json"):
+        (run / name).parent.mkdir(exist_ok=True)
+        write_text(run / name, text)
+
+
+def read_both(run):
+    return [(run / name).read_text() for name in ("recipe.toml", "tokenizer/tokenizer.json")]
+
+
 def settle(run_dir):
     try:
         settle_run(run_dir, lambda line: None)
@@ -44,11 +53,11 @@ def test_a_power_cut_at_any_moment_of_a_restart_leaves_the_old_stage_or_a_new_ch
     run, found = folder / "root/run", set()
     base = save(run, "pretrain", 4, 1.0)
     adapter = save(run, "sft", 3, 3.0, base)
-    write_text(run / "recipe.toml", "old")
+    write_both(run, "old")
     recording = Recording(folder / "root")
     with recording.watch():
         set_stage_aside(run / "pretrain")
-        write_text(run / "recipe.toml", "new")
+        write_both(run, "new")
         write_text(run / "derived.json", "{}")
         save(run, "pretrain", 0, 2.0)
         recording.mark("begun")
@@ -61,7 +70,7 @@ def test_a_power_cut_at_any_moment_of_a_restart_leaves_the_old_stage_or_a_new_ch
         value = read_value(cut)
         found.add((value, *state.marks))
         assert value == 2.0 or "saved" not in state.marks
-        assert (cut / "recipe.toml").read_text() == ("old" if value == 1.0 else "new")
+        assert read_both(cut) == (["old"] * 2 if value == 1.0 else ["new"] * 2)
         assert (cut / "derived.json").exists() == (value == 2.0) and not name_replaced(cut / "pretrain").exists()
         assert base_of(cut / adapter.relative_to(run)) == 1.0
         assert list((cut / "bases").glob("*/*")) == [] or value == 2.0
@@ -71,9 +80,9 @@ def test_a_power_cut_at_any_moment_of_a_restart_leaves_the_old_stage_or_a_new_ch
 def test_a_power_cut_while_a_stage_is_put_back_loses_nothing(folder):  # noqa: F811
     run = folder / "root/run"
     adapter = save(run, "sft", 3, 3.0, save(run, "pretrain", 4, 1.0))
-    write_text(run / "recipe.toml", "old")
+    write_both(run, "old")
     set_stage_aside(run / "pretrain")
-    write_text(run / "recipe.toml", "new")
+    write_both(run, "new")
     save(run, "pretrain", 0, 2.0)
     recording = Recording(folder / "root")
     with recording.watch():
@@ -83,7 +92,7 @@ def test_a_power_cut_while_a_stage_is_put_back_loses_nothing(folder):  # noqa: F
         cut = state.build(folder / "cut") / "run"
         settle(cut)
         assert read_value(cut) == base_of(cut / adapter.relative_to(run)) == 1.0
-        assert (cut / "recipe.toml").read_text() == "old" and not name_replaced(cut / "pretrain").exists()
+        assert read_both(cut) == ["old"] * 2 and not name_replaced(cut / "pretrain").exists()
     assert len(states) > 5
 
 
@@ -128,7 +137,9 @@ def read_tree(run):
     return {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent.name != "data"}
 
 
-def test_a_restart_that_is_killed_before_its_first_checkpoint_is_undone_or_continued(trained, tmp_path, monkeypatch):
+def test_a_restart_that_is_killed_before_its_first_checkpoint_is_undone_or_continued(
+    trained, tmp_path, monkeypatch, capsys
+):
     run, killed = shutil.copytree(trained, tmp_path / "run"), tmp_path / "killed"
     before = read_tree(run)
 
@@ -138,7 +149,11 @@ def test_a_restart_that_is_killed_before_its_first_checkpoint_is_undone_or_conti
 
     assert restart(run, copy)
     assert not name_replaced(run / "pretrain").exists() and load_recipe(run).pretrain.steps == 3
-    again = shutil.copytree(killed, tmp_path / "again")
+    again, plain = (shutil.copytree(killed, tmp_path / name) for name in ("again", "plain"))
+    assert main(["train", "pretrain", str(plain)]) == 0
+    printed = capsys.readouterr()
+    assert "pretrain was done already" in printed.out and "so the stage is as it was before\n" in printed.err
+    assert {path: read_tree(plain).get(path) for path in before} == before
     with pytest.raises(UserError, match=r"train pretrain .* puts back what it was"):
         parent_checkpoint(("pretrain", "midtrain"), "midtrain", killed)
     with pytest.raises(UserError, match=r"killed/pretrain: its restart ended .*/recipe.toml: give the command again$"):
@@ -149,6 +164,29 @@ def test_a_restart_that_is_killed_before_its_first_checkpoint_is_undone_or_conti
     assert restart(again, lambda step: False) and not name_replaced(again / "pretrain").exists()
     newest = [checkpoint.load_checkpoint(path / "pretrain/checkpoints/step-00000003") for path in (run, again)]
     assert all(torch.equal(t, newest[1].tensors["model"][name]) for name, t in newest[0].tensors["model"].items())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain"], ids=["resumed", "begun"])
+def test_a_start_that_is_killed_before_its_first_step_leaves_the_files_of_the_run(
+    trained, tmp_path, stage, monkeypatch
+):
+    run, killed = shutil.copytree(trained, tmp_path / "run"), tmp_path / "killed"
+    (run / "pretrain/done.json").unlink()
+    before = read_tree(run)
+
+    def kill(*_):
+        shutil.copytree(run, killed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STAGE_BUILDERS, stage, kill)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(load_recipe(run, [f"{stage}.steps=7"]), stage, quiet=True)
+    assert load_recipe(killed).stage_config(stage).steps == 7
+    assert load_start_recipe(str(killed / "recipe.toml"), []).stage_config(stage).steps == 1
+    for each in (run, killed):
+        now = {path: content for path, content in read_tree(each).items() if path.parts[0] != "midtrain"}
+        assert {path for path in now if now[path] != before.get(path)} <= {Path("pretrain/notices.jsonl")}
+        assert now.keys() == before.keys() and not list_starts(each)
 
 
 @pytest.mark.parametrize("end", ["interrupt", "stop", "error after a checkpoint"])
