@@ -148,7 +148,9 @@ def gpu(*, out: Path, minutes: float = 8, parts: NameList = (), tiny: bool = Fal
         Small shapes, for a machine without a GPU.
     """
     from fledgling.bench.gpu import DEFAULT_PARTS, format_check_table, run_gpu_check
+    from fledgling.record.outside import require_no_part_of_run
 
+    require_no_part_of_run(out)
     results = run_gpu_check(out, minutes, parts or DEFAULT_PARTS, tiny, print_to_stderr)
     print(json.dumps(results, indent=2) if as_json else format_check_table(results))
     return 0 if all(one["state"] == "ok" for one in results.values()) else 1

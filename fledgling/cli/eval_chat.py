@@ -63,15 +63,13 @@ def chat(
         raise UserError(f"--questions is {questions}; expected at least 1")
     options = {"tasks": tasks, "wordings": wordings, "questions": questions, "data_dir": data_dir}
     options |= {"log": log, "out": out, "fresh": fresh}
+    require_free_places(log, out)
     code = run_on_ranks(gpus, device, "eval", "chat", checkpoint, **options, as_json=as_json)
     if code is not None:
         return code
     from fledgling.evals.exams import run_exams, select_exams
     from fledgling.evals.session import EvalSession, answer_to_json
-    from fledgling.record.outside import require_no_part_of_run
 
-    if log:
-        require_no_part_of_run(log)
     exams = select_exams(tasks, wordings, questions, data_dir)
     session = EvalSession.open(checkpoint, device)
     results = run_exams(session, exams, out, fresh, print_to_stderr)
@@ -129,6 +127,7 @@ def passk(
         raise UserError(f"--temperature is {temperature}; expected a finite number above 0: 0 makes all samples equal")
     options = {"task": task, "samples": samples, "k": k, "questions": questions, "temperature": temperature}
     options |= {"seed": seed, "data_dir": data_dir, "out": out}
+    require_free_places(None, out)
     code = run_on_ranks(gpus, device, "eval", "passk", checkpoint, **options, as_json=as_json)
     if code is not None:
         return code
@@ -143,6 +142,16 @@ def passk(
         print_measurements(measurements, as_json)
     session.world.close()
     return 0
+
+
+def require_free_places(log: Path | None, out: Path | None) -> None:
+    """Raises UserError for a log, or a file or folder of saved answers, that would be a part of a run."""
+    from fledgling.record.outside import require_no_part_of_run, require_place_of_answers
+
+    if log is not None:
+        require_no_part_of_run(log)
+    if out is not None:
+        require_place_of_answers(out)
 
 
 def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fledgling.cli.eval_chat import require_free_places
 from fledgling.cli.lists import NameList
 from fledgling.cli.options import ComputeDtype, Device, Gpus, Json, run_on_ranks
 from fledgling.config import UserError
@@ -69,6 +70,7 @@ def core(
         return 0
     if checkpoint is None:
         raise UserError("eval core needs a checkpoint, or --replay with a log")
+    require_free_places(log, out)
     selection = {"tasks": tasks, "max_per_task": max_per_task, "convention": convention, "untrained": untrained}
     files = {"data_dir": data_dir, "out": out, "log": log}
     code = run_on_ranks(gpus, device, "eval", "core", checkpoint, **selection, **files, dtype=dtype, as_json=as_json)
@@ -76,11 +78,8 @@ def core(
         return code
     from fledgling.evals.session import EvalSession
     from fledgling.files import resolve_data_root
-    from fledgling.record.outside import require_no_part_of_run
     from fledgling.tasks.core import read_core_tasks
 
-    if log:
-        require_no_part_of_run(log)
     settings, is_complete = CoreSettings(max_per_task, convention), not tasks
     core_tasks = read_core_tasks(resolve_data_root(data_dir), tasks)
     session = EvalSession.open(checkpoint, device, dtype, allow_hf=True, untrained=untrained)

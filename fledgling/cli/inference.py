@@ -52,6 +52,7 @@ def inference(
     from fledgling.evals.chat import build_exams
     from fledgling.evals.session import EvalSession
     from fledgling.record.evaluation_names import format_cases
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.scaling.inference_scaling import (
         analyze_samples,
         build_inference_page,
@@ -64,6 +65,7 @@ def inference(
     if samples < 2 or questions < 2 or not 0 < temperature < math.inf or hold_out < 1:
         options = f"--samples {samples} --questions {questions} --temperature {temperature} --hold-out {hold_out}"
         raise UserError(f"{options}: expected at least 2, 2, above 0 and 1")
+    require_no_part_of_run(out)
     ks = [1 << i for i in range(samples.bit_length())]
     exam = build_exams([task], questions, data_dir=data_dir)[0]
     files = []

@@ -49,9 +49,11 @@ def learn(
     out
         Directory of the runs, of the text (for other programs too) and of race.html.
     """
+    from fledgling.record.outside import require_no_part_of_run
     from fledgling.scaling import race, race_results
     from fledgling.train.loop import TrainingStopped
 
+    require_no_part_of_run(out)
     chosen = race.parse_contestants(contestants, recipe, overrides)
     settings = race.RaceSettings(minutes, text, points, 1000 * held_out_kb, clock)
 

@@ -72,12 +72,16 @@ def run(
     seeds
         For an ablation: runs of each variant, with different initial weights and order of the text. Default: 3.
     """
+    from fledgling.record.outside import require_no_part_of_run
+
+    out = out or (OUT if ablate is None else Path("runs/ablation"))
+    require_no_part_of_run(out)
     if ablate is not None:
-        seeds, out = 3 if seeds is None else seeds, out or Path("runs/ablation")
+        seeds = 3 if seeds is None else seeds
         return compare(ablate, depths, budgets, seeds, recipe, overrides, out, as_json)
     if seeds is not None:
         raise UserError(f"--seeds {seeds} has no effect without --ablate: each size of a sweep is trained once")
-    depths, budgets, out = depths or (1, 2, 3, 4), budgets or (1e13, 2e13, 4e13), out or OUT
+    depths, budgets = depths or (1, 2, 3, 4), budgets or (1e13, 2e13, 4e13)
     chosen = load_recipe(recipe, overrides)
     from fledgling.scaling.results import describe_run
     from fledgling.scaling.sweep import make_grid, run_sweep

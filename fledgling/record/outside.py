@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from fledgling.config import STAGES, UserError
@@ -9,13 +10,13 @@ from fledgling.config.run_marks import is_run_directory
 from fledgling.record.atomic_directory import MANIFEST
 
 RUN_FILES = ("recipe.toml", "metrics.jsonl", "done.json", MANIFEST)
-
-
+# Of a run of a sweep, an ablation or a race.
+SERIES_FILES = ("cell.json", "prediction.json", "contestant.json", "job.json", "race.json", "points.jsonl")
 OWN_NAMES = frozenset(  # of a run, which no other command writes; what a person puts next to them stays allowed
     {
         *(*STAGES, "data", "tokenizer", "init", "init_adapter", "bases", "requests", "lock", "lock.json"),
         *("recipe.toml", "derived.json", "environment.json", "plan.json", "seal.json", "forecast.json", "spent.json"),
-        *("report.html", "report.older.html"),
+        *("report.html", "report.older.html", *(f".{stage}.replaced" for stage in STAGES), *SERIES_FILES),
     }
 )
 
@@ -26,12 +27,23 @@ def require_no_part_of_run(out: Path) -> None:
     Another name in the run's directory is allowed: RUN/model.gguf.
     """
     resolved = out.resolve()
+    if (resolved.parent / MANIFEST).is_file():
+        raise UserError(
+            f"{out}: {resolved.parent / MANIFEST} lists what is there, and nothing else: choose another name"
+        )
     for run_dir in resolved.parents:
         first = resolved.relative_to(run_dir).parts[0]
         if first in OWN_NAMES and is_run_directory(run_dir):
             raise UserError(
                 f"{out}: {run_dir / first} belongs to that run, and other commands do not write it: choose another name"
             )
+
+
+def require_place_of_answers(out: Path) -> None:
+    """Raises UserError if saved answers of an evaluation would pass for another part of a run than RUN/STAGE/exams."""
+    parts = out.resolve().parts
+    if not any(before in STAGES and name == "exams" for before, name in pairwise(parts)):
+        require_outside_run(out)
 
 
 def require_outside_run(out: Path, step: int | None = None) -> None:

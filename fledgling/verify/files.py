@@ -15,11 +15,11 @@ from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST, find_corruption
 from fledgling.record.checkpoint import BASES_DIR, inspect_checkpoint
+from fledgling.record.outside import OWN_NAMES
 from fledgling.record.recorder import JSONL_NAMES
 from fledgling.record.seal import (
     DONE,
     FORECAST,
-    RUN_FILES,
     SEAL,
     SPENT,
     find_changed_lines,
@@ -28,12 +28,10 @@ from fledgling.record.seal import (
     hash_sealed_files,
     read_seal,
 )
-from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside, name_replaced
+from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside
 from fledgling.record.state_shape import find_state_corruption
-from fledgling.report.page_footer import SET_ASIDE
 from fledgling.verify.check import Check
 
-RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
 NEWER_THAN_HISTORY = frozenset({"horizon", "row_weights"})  # keys of a checkpoint's state that came after "history"
 Step = Callable[[str], None]  # is called with what is checked next
 
@@ -62,11 +60,9 @@ def check_stages(run_dir: Path) -> Check:
         for path in list_stage_checkpoints(run_dir, stage)
         if path.is_symlink()
     ]
-    aside = {name_replaced(run_dir / name).name for name in STAGES}
-    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SET_ASIDE, SEAL, SPENT, *RUN_FILES, *aside}
     check.notes += describe_stages_aside(run_dir)
     check.notes += [
-        f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
+        f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in OWN_NAMES
     ]
     check.total = check.checked
     return check
