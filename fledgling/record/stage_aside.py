@@ -20,7 +20,7 @@ def name_replaced(stage_dir: Path) -> Path:
     return stage_dir.with_name(f".{stage_dir.name}.replaced")
 
 
-def list_starts(run_dir: Path) -> list[str]:
+def list_unfinished_starts(run_dir: Path) -> list[str]:
     """Returns the stages with a start that runs now, or that a kill or a power cut ended too soon."""
     return [name for name in STAGES if name_replaced(run_dir / name).is_dir()]
 

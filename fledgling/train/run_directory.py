@@ -16,7 +16,7 @@ from fledgling.record import checkpoint, write_json, write_text
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.record.run_requests import take_actions
 from fledgling.record.seal import DONE, seal_run
-from fledgling.record.stage_aside import list_starts
+from fledgling.record.stage_aside import list_unfinished_starts
 from fledgling.record.state_shape import require_sound_state
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.system_environment import collect_environment
@@ -120,7 +120,7 @@ def settle_starts(run_dir: Path, has_read_recipe: bool = True) -> None:
     has_read_recipe: whether the recipe of this start is read already. Raises UserError if it was that of a restart, or
     if another process writes the run.
     """
-    if list_starts(run_dir) and not is_launched_rank() and not get_restart_count():
+    if list_unfinished_starts(run_dir) and not is_launched_rank() and not get_restart_count():
         with hold_lock(run_dir, "train", log=print_line):
             settle_run(run_dir, print_line, has_read_recipe)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fledgling.config import Recipe, load_recipe
 from fledgling.config.load import RECIPE_FILE
-from fledgling.record.stage_aside import list_starts
+from fledgling.record.stage_aside import list_unfinished_starts
 
 
 def load_start_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
@@ -23,7 +23,7 @@ def load_start_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
 
 
 def _settle(run_dir: Path) -> None:
-    if list_starts(run_dir):
+    if list_unfinished_starts(run_dir):
         from fledgling.train.run_directory import settle_starts  # imports torch, which others may do without
 
         settle_starts(run_dir, has_read_recipe=False)

@@ -7,7 +7,7 @@ import pytest
 from fledgling.config import UserError
 from fledgling.record import checkpoint
 from fledgling.record.parent import describe_parent, find_parent
-from fledgling.record.stage_aside import describe_stages_aside, list_starts, name_replaced
+from fledgling.record.stage_aside import describe_stages_aside, list_unfinished_starts, name_replaced
 from fledgling.report.unreadable import find_unreadable
 from fledgling.verify.files import check_stages
 from tests.record.test_parent import finish, save
@@ -44,7 +44,7 @@ def test_the_model_of_a_run_is_taken_from_the_stage_before_with_a_line(run):
 
 
 def test_report_and_verify_name_it_and_its_checkpoints_are_found(run):
-    assert len(describe_stages_aside(run)) == 1 and list_starts(run) == ["rl"]
+    assert len(describe_stages_aside(run)) == 1 and list_unfinished_starts(run) == ["rl"]
     assert any("is being restarted" in line for line in find_unreadable(run, ["sft"], 2**20))
     check = check_stages(run)
     assert check.problems == [] and [note for note in check.notes if "rl" in note] == describe_stages_aside(run)
@@ -56,7 +56,7 @@ def test_report_and_verify_name_it_and_its_checkpoints_are_found(run):
 def test_once_the_new_one_is_saved_no_line_is_on_the_old_one(run, recwarn):
     save(run, "rl", 1, 5)
     finish(run, "rl", 1)
-    assert describe_stages_aside(run) == [] and list_starts(run) == ["rl"]
+    assert describe_stages_aside(run) == [] and list_unfinished_starts(run) == ["rl"]
     assert checkpoint.resolve_checkpoint(run) == run / "rl/checkpoints/step-00000001" and not recwarn.list
 
 

@@ -10,7 +10,7 @@ import torch
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
 from fledgling.record import checkpoint, write_text
-from fledgling.record.stage_aside import list_starts, name_replaced
+from fledgling.record.stage_aside import list_unfinished_starts, name_replaced
 from fledgling.runtime import device
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.loop import TrainingStopped
@@ -186,7 +186,7 @@ def test_a_start_that_is_killed_before_its_first_step_leaves_the_files_of_the_ru
     for each in (run, killed):
         now = {path: content for path, content in read_tree(each).items() if path.parts[0] != "midtrain"}
         assert {path for path in now if now[path] != before.get(path)} <= {Path("pretrain/notices.jsonl")}
-        assert now.keys() == before.keys() and not list_starts(each)
+        assert now.keys() == before.keys() and not list_unfinished_starts(each)
 
 
 @pytest.mark.parametrize("end", ["interrupt", "stop", "error after a checkpoint"])
