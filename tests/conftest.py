@@ -107,7 +107,6 @@ FULL_SIZE = (  # each has a smaller member that always runs
     ),
     "test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[fledgling-all]",
     "test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-all]",
-    "test_algorithm.py::test_the_optimum_is_not_reached_with_the_sign_flipped[grpo]",
     "test_algorithm.py::test_a_variant_reaches_the_optimum_of_the_bandit[dr_grpo]",
     "test_planner.py::test_memory_of_blocks_that_recompute_is_planned_too[0]",
     *(

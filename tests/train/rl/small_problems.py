@@ -42,6 +42,7 @@ class Problem:
     best: Callable[[str], tuple[str, ...]]  # the optimal letters of each token
     tokens: int
     longest: int = 8
+    prompts_per_round: int = 8
 
     def get_practice_question(self, index: int, seed: int) -> Question:
         prompt = self.prompts[index % len(self.prompts)]
@@ -77,7 +78,7 @@ def same_digit(prompt: str, answer: str) -> float:
     return 1.0 if answer == prompt else 0.1 * (len(answer) == 1 and answer in "0123")
 
 
-BANDIT = Problem("bandit", ("Choose.",), arms, lambda _: ("h",), 1)
+BANDIT = Problem("bandit", ("Choose.",), arms, lambda _: ("h",), 1, prompts_per_round=2)
 TWO_STEPS = Problem("two steps", ("Go.",), path, lambda _: (LATE, EARLY), 2)
 COPY = Problem("copy", ("0", "1", "2", "3"), same_digit, lambda prompt: (prompt,), 1)
 
@@ -87,7 +88,7 @@ def settings(problem: Problem, algorithm: str, **others: object) -> RLConfig:
     base = RLConfig(
         algorithm=algorithm,
         tasks={problem.name: 1.0},
-        prompts_per_round=8,
+        prompts_per_round=8 if algorithm == "ppo" else problem.prompts_per_round,  # a critic learns from answers too
         group_size=32,
         max_new_tokens=problem.tokens,
         advantage_normalization="zscore",

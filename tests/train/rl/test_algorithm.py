@@ -73,7 +73,7 @@ class Interfering(Engine):
         return [completion if i % 8 else forced for i, completion in enumerate(completions)]
 
 
-FORCED = Problem("forced", ("Choose.",), reward, lambda _: ("h",), 1)
+FORCED = Problem("forced", ("Choose.",), reward, lambda _: ("h",), 1, prompts_per_round=4)
 
 
 def rollout_without_mask(prompt, answer, *others):
@@ -95,7 +95,7 @@ class OnPolicy(rollout_stream.RolloutStream):
 
 
 def test_forced_tokens_are_learned_only_without_the_mask(monkeypatch):
-    config = settings(FORCED, "grpo", prompts_per_round=4)
+    config = settings(FORCED, "grpo")
     assert learn(FORCED, config, 0, 30, OnPolicy, Interfering) > 0.5  # 0.62 to 0.76 with three seeds
     unmasked = type("Unmasked", (), {"from_completion": staticmethod(rollout_without_mask)})
     monkeypatch.setattr(rollout_stream, "Rollout", unmasked)
