@@ -16,10 +16,7 @@ from fledgling.runtime import exit_codes, watchdog
 from fledgling.runtime.launch import launch_ranks
 from fledgling.runtime.watchdog import RankProcess, Watchdog
 from fledgling.runtime.world import World
-from fledgling.train import run
-from tests.all_stages import make_all_stages_recipe
 from tests.campaigns import ranks
-from tests.ranks import one_thread
 
 
 def make_member(rank, pid=None, host="here", agent_pid=None):
@@ -183,8 +180,7 @@ def test_a_launchers_signal_does_not_end_a_rank_before_it_has_named_the_lost_one
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_stopped_main_rank_is_named_and_the_run_ends_with_the_same_bits(tmp_path):
-    expected = make_all_stages_recipe(tmp_path, **ranks.make_settings(tmp_path / "expected", 12))
-    with one_thread():
-        run.run_stage(expected, "pretrain", quiet=True)  # one rank: the same bits as two
-    outcome = ranks.run_case(tmp_path, "stop", 0, ranks.hash_tensors(tmp_path / "expected"), ranks=2, steps=12)
+    reference = ranks.start_run(tmp_path, "reference", ranks=1, steps=12)  # one rank: the same bits as two
+    reference.wait()
+    outcome = ranks.run_case(tmp_path, "stop", 0, ranks.hash_tensors(reference.out), ranks=2, steps=12)
     assert outcome.ok, outcome
