@@ -179,9 +179,13 @@ def _describe_measured(state: Mapping[str, Any]) -> str:
 
 
 def find_run_dir(checkpoint: Path) -> Path | None:
-    """Returns the run directory that contains a checkpoint, RUN/STAGE/checkpoints/step-N; None outside of a run."""
-    run_dir = checkpoint.resolve().parents[2]
-    return run_dir if (run_dir / "recipe.toml").is_file() else None
+    """Returns the run directory of a checkpoint RUN/STAGE/checkpoints/step-N, None for another one.
+
+    What RUN/bases keeps are weights that a stage of that name no longer has: its record is not of them.
+    """
+    checkpoint = checkpoint.resolve()
+    run_dir = checkpoint.parents[2]
+    return run_dir if checkpoint.parent.name == "checkpoints" and (run_dir / "recipe.toml").is_file() else None
 
 
 def _read_recipe(state: Mapping[str, Any]) -> dict[str, Any]:

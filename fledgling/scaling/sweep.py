@@ -104,21 +104,7 @@ def model_for_depth(recipe: Recipe, depth: int) -> ModelConfig:
     if depth < 1:
         raise UserError(f"depths: got {depth}, expected whole numbers of at least 1, such as 1,2,3,4")
     table = replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth)
-    try:
-        return table.resolve(recipe.tokenizer.vocab_size)
-    except UserError as error:
-        valid = [other for other in range(1, 13) if _is_valid_depth(recipe.model, other)]
-        valid_depths = ", ".join(map(str, valid))
-        raise UserError(f"depth {depth} has no valid model ({error}); valid depths: {valid_depths}") from None
-
-
-def _is_valid_depth(model: ModelConfig, depth: int) -> bool:
-    """Returns whether the recipe's table has a model of this depth."""
-    try:
-        replace(model.unpin("width", "heads", "kv_heads"), depth=depth).resolve(256)
-    except UserError:
-        return False
-    return True
+    return table.resolve(recipe.tokenizer.vocab_size)
 
 
 def cell_recipe(recipe: Recipe, depth: int, steps: int, batch: int, out: Path) -> Recipe:
@@ -287,8 +273,9 @@ def run_forecast_check(
         depth: of the run; None: the one nearest to the predicted optimum.
         log: receives notices.
 
-    Raises UserError for a budget inside the sweep.
+    Raises UserError for a budget inside the sweep, and for settings other than the sweep's.
     """
+    claim_directory(recipe, analysis.sweep.path)
     if not 1 < times < math.inf:
         raise UserError(f"times: got {times:g}, expected more than 1: the check is of a budget beyond the sweep's")
     sweep = analysis.sweep
@@ -310,12 +297,8 @@ def run_forecast_check(
 def nearest_depth(recipe: Recipe, fits: SweepFit, budget: float) -> int:
     """Returns the depth whose N is nearest, by ratio, to the predicted optimum for `budget` FLOPs."""
     N, _ = fits.optimum(budget)
-    sizes = {}
-    for depth in CHECK_DEPTHS:
-        try:
-            sizes[depth] = parameter_counts(count_parameters(model_for_depth(recipe, depth)))[PRIMARY_COUNT]
-        except UserError:  # the heads do not divide the width of this depth
-            continue
+    counts = {depth: count_parameters(model_for_depth(recipe, depth)) for depth in CHECK_DEPTHS}
+    sizes = {depth: parameter_counts(count)[PRIMARY_COUNT] for depth, count in counts.items()}
     return min(sizes, key=lambda depth: abs(math.log(sizes[depth] / N)))
 
 

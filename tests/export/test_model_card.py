@@ -197,6 +197,7 @@ def test_the_run_of_a_checkpoint_is_found(tmp_path):
     assert find_run_dir(checkpoint) is None
     (tmp_path / "recipe.toml").write_text(RECIPE)
     assert find_run_dir(checkpoint) == tmp_path
+    assert find_run_dir(tmp_path / "bases" / "sft" / "step-00000010-46d240c18d66") is None, "weights that were replaced"
 
 
 def test_a_card_quotes_no_score_of_other_weights(tmp_path, adder):
