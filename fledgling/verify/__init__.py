@@ -2,7 +2,8 @@
 
     files.py        every file by its hash: checkpoints, prepared data, the record by its seals
     stage_order.py  which stages still follow from one another, where an earlier one was trained again
-    figures.py      the report (`report_page.py`), the sums and the learning rates, recomputed from the record
+    figures.py      the report (`report_page.py`, what may be on it: `page_markup.py`), the sums and the learning rates,
+                    recomputed from the record
     steps.py        the data that every step has read, and steps replayed from a checkpoint in a scratch copy
     scores.py       scores of exams, recomputed from the weights
     check.py        the result of one check

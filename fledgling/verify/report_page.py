@@ -30,6 +30,7 @@ from fledgling.report.run_data import RunData, finite_number, load_run_data, nes
 from fledgling.report.run_page import render_report
 from fledgling.verify.check import Check
 from fledgling.verify.files import list_deleted
+from fledgling.verify.page_markup import cut_elements, find_foreign_markup
 
 MAX_NAMED = 5  # differences that are named
 MAX_PAGE_BYTES = 2**26
@@ -43,14 +44,6 @@ _TAG = re.compile(r"<[^<>]*>")
 _INLINE = re.compile(
     r"</?(?:a|b|code|em|font|i|s|small|span|strong|sub|sup|u|wbr)\b[^<>]*>|<!--[^<>]*-->"
 )  # join words
-_ACTIVE = re.compile(  # what no report has: it could hide or replace what the page says
-    r"<(script|iframe|object|embed|link|img|image|base|form|foreignobject|template|animate|set)\b"
-    r"|<[^<>]*[\s\"'](style|hidden|on[a-z]+)(?=[\s=>])[^<>]*>",
-    re.IGNORECASE,
-)
-_HIDING_STYLE = re.compile(
-    r"(?<![\w-])(?:content\s*:|display\s*:\s*none|visibility\s*:|url\s*\(|@import)|\\", re.IGNORECASE
-)
 _FIGURE = re.compile(r"[+-]?\d[\d,.]*(?:[kMGT](?!\w))?")
 
 
@@ -161,10 +154,9 @@ def _compare(page: str, runs: Sequence[RunData], check: Check, same_version: boo
             f"report.html: {len(provenance)} lines on recipe, environment, data and notices differ from today's"
         )
     styles, made_styles = (cut_elements(text, "style")[1] for text in (page, expected[-1]))
-    active = sorted({(match[1] or match[2]).lower() for match in _ACTIVE.finditer(page)})
-    active += sorted({match[0] for style in styles for match in _HIDING_STYLE.finditer(style)})
-    if active:
-        check.problems.append(f"report.html has {', '.join(active)}, which no report has: it may show something else")
+    if foreign := find_foreign_markup(page, expected[-1]):
+        what = "which no report has: it may hide, move or replace what the page says"
+        check.problems.append(f"report.html has {', '.join(foreign)}, {what}")
     target = check.problems if same_version else check.notes
     target += wrong[:MAX_NAMED]
     if len(wrong) > MAX_NAMED:
@@ -242,16 +234,6 @@ def read_page_lines(page: str) -> PageLines:
     page, drawings = cut_elements(_drop_styles(drop_facts(page)), "svg")
     before, _, provenance = page.partition(PROVENANCE)
     return PageLines(_split_lines(before), _split_lines(provenance), drawings)
-
-
-def cut_elements(markup: str, name: str) -> tuple[str, list[str]]:
-    """Returns the markup without the elements of a name, and these; in one pass, whatever the markup is."""
-    kept, cut = [], []
-    for part in markup.split(f"</{name}>"):
-        before, start, element = part.partition(f"<{name}")
-        kept.append(before)
-        cut += [start + element] if start else []
-    return " ".join(kept), cut
 
 
 def _drop_styles(page: str) -> str:

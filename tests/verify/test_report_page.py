@@ -8,7 +8,8 @@ import pytest
 
 from fledgling.report import build_report
 from fledgling.report.page_footer import NO_DIGEST, add_digest
-from fledgling.verify.report_page import check_report, compare_figures, cut_elements
+from fledgling.verify.page_markup import cut_elements
+from fledgling.verify.report_page import check_report, compare_figures
 
 
 def edit_page(run, *changes, sealed=True):
@@ -78,7 +79,7 @@ ROW = r"(<tr><th scope=\"row\">bits per byte</th>\s*<td>[^<]*<[^>]*>)([^<]*)"
         (ROW, r"\g<1>9<b></b>7<!-- -->.5", "97.5"),
         (ROW, r"\g<1>⁹⁷", "97"),
         (ROW, r"\g<1>\g<2><svg><text>97.0 %</text></svg>", "97.0"),
-        ("</body>", "<SCRIPT>document.title = 1</SCRIPT></body>", "script"),
+        ("</body>", "<SCRIPT>document.title = 1</SCRIPT></body>", "SCRIPT"),
         ("<h1>", '<h1 class="a" onclick=x>', "onclick"),
         ("<h1>", "<h1 style='opacity: 0'>", "style"),
         ("</style>", "tr:nth-child(2) { display : none }</style>", "display : none"),
