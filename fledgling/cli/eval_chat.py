@@ -68,7 +68,8 @@ def chat(
     if code is not None:
         return code
     from fledgling.evals.exams import run_exams, select_exams
-    from fledgling.evals.session import EvalSession, answer_to_json
+    from fledgling.evals.saved_answers import answer_to_json
+    from fledgling.evals.session import EvalSession
 
     exams = select_exams(tasks, wordings, questions, data_dir)
     session = EvalSession.open(checkpoint, device)

@@ -107,25 +107,25 @@ def evaluate(
     from fledgling.text.sample_texts import SAMPLE_TEXTS
     from fledgling.text.tokenizer import Tokenizer, read_training_info
 
-    tokenizers = {"ours": Tokenizer.load(tokenizer)}
+    tokenizers = {"fledgling": Tokenizer.load(tokenizer)}
     folder = resolve_data_root(data_dir) / "tokenizers"
     if gpt2 := load_gpt2_tokenizer(folder / "gpt2"):
         tokenizers["gpt2"] = gpt2
     skipped = None if gpt2 else f"GPT-2 left out: no encoder.json and vocab.bpe in {folder / 'gpt2'}"
     samples = SAMPLE_TEXTS | read_udhr(folder / "udhr2.zip") | {str(path): _read_file(path) for path in texts}
     rows = compare_bytes_per_token(tokenizers, samples)
-    training, vocab_size = read_training_info(tokenizer), tokenizers["ours"].vocab_size
+    training, vocab_size = read_training_info(tokenizer), tokenizers["fledgling"].vocab_size
     if as_json:
         result = {"vocab_size": vocab_size, "seconds": training.get("seconds"), "bytes_per_token": rows}
         print(json.dumps(result | {"left_out": skipped}, indent=2, ensure_ascii=False))
         return
     width = max(len(row["kind"]) for row in rows)
-    print(f"{'bytes per token':<{width}} {'bytes':>11} {'ours':>6} {'GPT-2' if gpt2 else '':>6}".rstrip())
+    print(f"{'bytes per token':<{width}} {'bytes':>11} {'fledgling':>9} {'GPT-2' if gpt2 else '':>6}".rstrip())
     for row in rows:
         gpt2_column = f"{row['gpt2']:6.2f}" if gpt2 else ""
-        print(f"{row['kind']:<{width}} {row['bytes']:>11,} {row['ours']:6.2f} {gpt2_column}".rstrip())
+        print(f"{row['kind']:<{width}} {row['bytes']:>11,} {row['fledgling']:9.2f} {gpt2_column}".rstrip())
     time = f", trained in {training['seconds']} s" if "seconds" in training else ""
-    print(f"ours: {vocab_size:,} entries{time}")
+    print(f"fledgling: {vocab_size:,} entries{time}")
     if skipped:
         print(skipped)
 

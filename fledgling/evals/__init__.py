@@ -11,7 +11,7 @@
     chat.py          exams of chat tasks: letters by likelihood, the rest by generation
     episodes.py      answers that are episodes of an environment
     passk.py         pass@k
-    session.py       evaluates a checkpoint so that a stopped evaluation resumes
+    session.py       evaluates a checkpoint so that a stopped evaluation resumes; `saved_answers.py`: lines of its files
     exams.py         exams of a session by names, and what is recorded of them
     quality.py       one measurement for two versions of a model
     quantization.py  a checkpoint in 8 or 4 bits, and what that costs

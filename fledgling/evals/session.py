@@ -29,6 +29,14 @@ from fledgling.evals.core_results import CoreSettings, CoreTaskResult
 from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.passk import sample_answers
+from fledgling.evals.saved_answers import (
+    answer_to_json,
+    find_answers_file,
+    read_correct_counts,
+    read_saved_answers,
+    safe_file_name,
+    sample_to_json,
+)
 from fledgling.export.read_hf import read_hf
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
@@ -119,7 +127,7 @@ class EvalSession:
             "checkpoint": hashlib.sha256((self.checkpoint / "manifest.json").read_bytes()).hexdigest()[:16],
             "dtype": name_dtype(self.engine.dtype),
             "questions": len(exam.questions),
-            "asked": hashlib.sha256(questions.encode()).hexdigest()[:16],
+            "questions_digest": hashlib.sha256(questions.encode()).hexdigest()[:16],
         }
 
     def run_exam(
@@ -147,7 +155,7 @@ class EvalSession:
         key = self.exam_key(exam)
         writer, saved = None, {}
         if folder and self.world.is_main:
-            path = folder / f"{_safe_file_name(exam.name)}.jsonl"
+            path = folder / f"{safe_file_name(exam.name)}.jsonl"
             saved = {} if fresh else read_saved_answers(path, key, exam)
             writer = JsonlWriter(path)
             if saved:
@@ -187,15 +195,18 @@ class EvalSession:
     ) -> list[int]:
         world = self.world
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
-        name = f"{_safe_file_name(exam.name)}-passk-{_short_hash(key)}.jsonl"
-        writer = JsonlWriter(folder / name) if folder and world.is_main else None
+        writer = (
+            JsonlWriter(find_answers_file(folder, f"{safe_file_name(exam.name)}-passk", key))
+            if folder and world.is_main
+            else None
+        )
         correct = world.all_gather_object(read_correct_counts(writer.path) if writer else [])[0]
         progress = make_progress(f"{exam.name} pass@k")
         while len(correct) < len(exam.questions):
             first = len(correct) + world.rank * QUESTIONS_PER_SAVE
             part = Exam(exam.name, exam.task, exam.questions[first : first + QUESTIONS_PER_SAVE])
             answers = sample_answers(self.engine, part, samples, temperature, first, seed) if part.questions else []
-            for line in chain(*world.all_gather_object([_sample_line(sampled) for sampled in answers])):
+            for line in chain(*world.all_gather_object([sample_to_json(sampled) for sampled in answers])):
                 correct.append(line["correct"])
                 if writer:
                     writer.append(line)
@@ -218,7 +229,7 @@ class EvalSession:
             samples: answers to each question; temperature, seed: of their sampling.
         """
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
-        writer = JsonlWriter(folder / f"draws-{_safe_file_name(exam.name)}-{_short_hash(key)}.jsonl")
+        writer = JsonlWriter(find_answers_file(folder, f"draws-{safe_file_name(exam.name)}", key))
         lines = read_jsonl(writer.path)
         if not lines:
             writer.append({"name": name, "flops_per_token": forward_flops_per_token(self.engine.source.config), **key})
@@ -307,49 +318,6 @@ def record_measurements(stage_dir: Path, step: int, measurements: Sequence[Measu
     for measurement in measurements:
         log.append(step, asdict(measurement))
     writer.close()
-
-
-def read_saved_answers(path: Path, key: dict[str, Any], exam: Exam) -> dict[int, ExamAnswer]:
-    """Returns the answers that a file holds under the same key, by the index of their question."""
-    header, *lines = read_jsonl(path) or [{}]
-    if header.get("key") != key:
-        return {}
-    answers = {}
-    for line in lines:
-        index = line.get("index", line.get("place"))  # "place" in older versions
-        if type(index) is int and 0 <= index < len(exam.questions):
-            answers[index] = ExamAnswer(exam.questions[index], line["answer"], line["score"], line["cropped"])
-    return answers
-
-
-def read_correct_counts(path: Path) -> list[int]:
-    """Returns how many of the samples of each question are right, of a file of pass@k; "right" in older versions."""
-    return [line["correct"] if "correct" in line else line["right"] for line in read_jsonl(path)]
-
-
-def answer_to_json(answer: ExamAnswer) -> dict[str, Any]:
-    """Returns a question with its answer and score as JSON values."""
-    q = answer.question
-    facts = {"task": q.task, "prompt": q.prompt, "expected": q.answer, "facts": q.facts, "choices": list(q.choices)}
-    return {**facts, "answer": answer.text, "score": answer.score, "cropped": answer.cropped}
-
-
-def _sample_line(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
-    """Returns all answers to one question, and how many are right."""
-    correct = int(sum(answer.score for answer in answers))
-    return {
-        "prompt": answers[0].question.prompt,
-        "correct": correct,
-        "answers": [answer.text for answer in answers],
-    }
-
-
-def _short_hash(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-
-
-def _safe_file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
 
 
 def make_progress(name: str) -> ProgressCallback:

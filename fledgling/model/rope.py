@@ -52,12 +52,12 @@ def _llama3_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
 def _yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
     width, context = config.rotary_width, config.trained_context
 
-    def pair_that_turns(turns: float) -> float:
-        """The pair, as a real number, that turns so often in the trained context."""
+    def find_correction_dim(turns: float) -> float:
+        """Returns the pair, as a real number, that turns so often in the trained context."""
         return width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_base))
 
-    low = max(math.floor(pair_that_turns(config.rope_beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(config.rope_beta_slow)), width - 1)
+    low = max(math.floor(find_correction_dim(config.rope_beta_fast)), 0)
+    high = min(math.ceil(find_correction_dim(config.rope_beta_slow)), width - 1)
     pairs = torch.arange(width // 2, dtype=torch.float32, device=frequencies.device)
     share = ((pairs - low) / (high - low if high != low else 0.001)).clamp(0.0, 1.0)  # of the divided frequency
     return frequencies * (1 - share) + frequencies / config.rope_factor * share

@@ -193,7 +193,7 @@ class RunWatch:
             "name": run_title(run),
             "path": str(self.path),
             "version": self.version,
-            "alive": self.holder is not None,
+            "is_running": self.holder is not None,
             "holder": _describe_holder(self.holder),
             "stages": [
                 self.stages[name].describe(_total_steps(recipe, run.plan, self.stages[name].plan, name))

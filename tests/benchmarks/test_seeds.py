@@ -1,4 +1,4 @@
-"""Runs of several seeds become one table of middles and ranges; runs that cannot be compared are rejected."""
+"""Runs of several seeds become one table of medians and ranges; runs that cannot be compared are rejected."""
 
 import json
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def write_run(path, seed, score, **recipe):
     return path
 
 
-def test_the_table_has_middle_and_range_of_the_last_values(tmp_path, capsys):
+def test_the_table_has_median_and_range_of_the_last_values(tmp_path, capsys):
     runs = [write_run(tmp_path / f"{seed}", seed, score) for seed, score in SCORES.items()]
     assert main(["seeds", *map(str, runs), "--results", str(tmp_path / "results")]) == 0
     printed = capsys.readouterr().out

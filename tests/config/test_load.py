@@ -232,7 +232,7 @@ def test_a_key_that_nothing_reads_is_rejected(key):
         ("", ["no recipe"]),
     ],
 )
-def test_a_recipe_that_is_not_there(name, words):
+def test_a_recipe_that_does_not_exist_is_rejected_in_words_that_help(name, words):
     with pytest.raises(UserError) as caught:
         load_recipe(name)
     for word in words:

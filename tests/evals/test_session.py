@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fledgling.evals.chat import Exam, ExamAnswer, build_exams
-from fledgling.evals.session import EvalSession, answer_to_json, find_stage_dir, read_correct_counts, read_saved_answers
+from fledgling.evals.saved_answers import answer_to_json
+from fledgling.evals.session import EvalSession, find_stage_dir
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.runtime.world import World
 from fledgling.tasks import load_task
@@ -23,32 +24,6 @@ def test_a_stage_directory_is_found_only_within_a_run(tmp_path):
     assert find_stage_dir(checkpoint, {"stage": "sft"}) == stage_dir
     assert find_stage_dir(checkpoint, {"stage": "rl"}) is None
     assert find_stage_dir(stage_dir, {"stage": "sft"}) is None
-
-
-def test_saved_answers_are_read_under_their_key_only(tmp_path):
-    [exam] = build_exams(["identity"], 3)
-    writer, key = JsonlWriter(tmp_path / "identity.jsonl"), {"checkpoint": "x", "questions": 3}
-    answers = {index: ExamAnswer(exam.questions[index], f"answer {index}", 1.0) for index in (0, 2)}
-    writer.append({"key": key})
-    for index, answer in answers.items():
-        writer.append({"index": index, **answer_to_json(answer)})
-    writer.append({"index": 3, **answer_to_json(answers[0])})  # beyond the exam
-    writer.close()
-    assert read_saved_answers(writer.path, key, exam) == answers
-    assert read_saved_answers(writer.path, {**key, "checkpoint": "y"}, exam) == {}
-    assert read_saved_answers(tmp_path / "none.jsonl", key, exam) == {}
-
-
-def test_saved_results_of_older_versions_are_read(tmp_path):
-    [exam] = build_exams(["identity"], 3)
-    writer, answer = JsonlWriter(tmp_path / "identity.jsonl"), ExamAnswer(exam.questions[1], "so", 1.0)
-    for line in ({"key": {}}, {"place": 1, **answer_to_json(answer)}, {"place": [1]}):
-        writer.append(line)
-    assert read_saved_answers(writer.path, {}, exam) == {1: answer}
-    samples = JsonlWriter(tmp_path / "samples.jsonl")
-    for line in ({"right": 2}, {"correct": 1}):
-        samples.append(line)
-    assert read_correct_counts(samples.path) == [2, 1]
 
 
 @pytest.mark.parametrize("changed", ["dtype", "weights", "questions"])

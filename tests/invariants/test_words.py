@@ -21,7 +21,7 @@ RETIRED = frozenset(
     guess guesses guessed generalized preferred refuse velocity holders mine theirs ours newcomer newcomers
     seat seats untold unread speak speaks spoken spoke noted meet hear went came twin twins neighbour
     neighbours neighbor neighbors house room rooms beat beats pulse lookahead judge exponentials anew
-    damage damaged damages undamaged refused refuses refusing
+    damage damaged damages undamaged refused refuses refusing colour colours coloured
     """.split()  # noqa: SIM905 - a list of words, one a line, is four times as long
 )
 # Names of several parts; each part alone is in use with a good meaning. A name in capitals is of a class.
@@ -52,6 +52,8 @@ FILES = sorted(
     if "attacks" not in path.parts
 )
 EXAMPLES = ("sample_texts.py", "test_words.py")  # texts and words that a check needs
+ALLOWED_KEYS = frozenset({"guess"})  # the argument of a game's tool
+SCRIPT_STRING = re.compile(r"`[^`]*`|\"[^\"\n]*\"|'[^'\n]*'")
 PAGES = sorted(
     path
     for pattern in ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "fledgling/*/page/*.js", "fledgling/**/*.html")
@@ -102,8 +104,52 @@ def identifiers(source: str) -> dict[str, int]:
 
 def retired(source: str) -> list[str]:
     """Returns `line: name` for every identifier with a retired word in it, or that is a retired name."""
-    found = identifiers(source)
+    return retired_among(identifiers(source))
+
+
+def keys(source: str) -> dict[str, int]:
+    """Returns the keys of the dictionaries that a source writes down, with a line of each; old options are no keys."""
+    found = [key for node in nodes_of(source) if isinstance(node, ast.Dict) for key in node.keys]
+    return {
+        key.value: key.lineno
+        for key in found
+        if isinstance(key, ast.Constant) and isinstance(key.value, str) and re.fullmatch(r"\w[\w-]*", key.value)
+    }
+
+
+def script_names(source: str) -> dict[str, int]:
+    """Returns identifiers, and strings of one word (keys, ids), of a page's script, with a line of each."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(source.splitlines(), 1):
+        code = re.sub(r"(^|\s)//\s.*", "", line)
+        code = SCRIPT_STRING.sub(
+            lambda text: text[0] if re.fullmatch(r"[\w#.-]*", text[0][1:-1]) else _code_in(text[0]), code
+        )
+        for name in re.findall(r"[A-Za-z_$][\w$-]*", code):
+            found.setdefault(name, number)
+    return found
+
+
+def _code_in(text: str) -> str:
+    """Returns the expressions within a template of a script; "" for another string."""
+    return " ".join(re.findall(r"\$\{([^}]*)\}", text))
+
+
+def page_names(source: str) -> dict[str, int]:
+    """Returns the ids, classes and names of a page's elements, with a line of each."""
+    lines = enumerate(source.splitlines(), 1)
+    return {name: number for number, line in lines for name in re.findall(r'\b(?:id|class|for|name)="([^"]*)"', line)}
+
+
+def retired_among(found: dict[str, int]) -> list[str]:
+    """Returns `line: name` for every name with a retired word in it, or that is a retired name."""
     return [f"{found[name]}: {name}" for name in found if words_of(name) & RETIRED or has_retired_name(name)]
+
+
+def retired_keys(source: str) -> list[str]:
+    """Returns `line: key` for every key of a dictionary with a retired word in it; names are for tables of old keys."""
+    found = keys(source)
+    return [f"{found[key]}: {key}" for key in found if words_of(key) & (RETIRED - ALLOWED_KEYS)]
 
 
 RETIRED_NAME = re.compile(
@@ -151,12 +197,16 @@ def test_no_identifier_is_a_retired_word(path):
     if path.parent.name == "skills" or path.name in EXAMPLES:
         return
     is_test = "tests" in path.relative_to(ROOT).parts
+    assert is_test or retired_keys(source) == []
     assert {line: found for line, text in texts_of(source, is_test).items() if (found := retired_prose(text))} == {}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_page_has_a_retired_word(path):
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    source = path.read_text(encoding="utf-8")
+    names = {".js": script_names, ".html": page_names}.get(path.suffix)
+    assert names is None or retired_among(names(source)) == []
+    lines = enumerate(source.splitlines(), 1)
     assert {number: found for number, line in lines if (found := retired_prose(line))} == {}
 
 
@@ -182,6 +232,16 @@ def test_the_check_sees_a_retired_word():
     assert not retired("held_out = HeldOut = 1") and not retired(
         "def in_pieces_of(): ...".replace("pieces_of", "places")
     )
+
+
+def test_the_check_reads_keys_and_names_of_scripts_and_pages():
+    assert retired_keys('x = {"asked": 1, "told_rows": 2, "--lookahead": 3, "guess": 4}') == [
+        "1: asked",
+        "1: told_rows",
+    ]
+    script = 'let asked = 1; // he asked\nconst REFUSED = "he asked"; $("ask-refuse").x = `told ${saidTwice} ${asked}`;'
+    assert retired_among(script_names(script)) == ["1: asked", "2: REFUSED", "2: ask-refuse", "2: saidTwice"]
+    assert retired_among(page_names('<p id="a">told</p>\n<button id="ask-refuse">')) == ["2: ask-refuse"]
 
 
 def test_the_check_reads_docstrings_messages_comments_and_names_of_tests():

@@ -42,7 +42,7 @@ def plain(model: Transformer, weights: dict[str, torch.Tensor]) -> Transformer:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("family", "fields"), [("fledgling", {"flash_norm": True}), ("gpt2", {}), ("llama", {})])
-def test_fresh_it_changes_nothing_and_merged_it_computes_the_same(method, family, fields):
+def test_a_new_adapter_changes_nothing_and_a_merged_one_computes_the_same(method, family, fields):
     model = adapted(method, family, **fields)
     base = plain(model, model.state_dict())
     with torch.no_grad():

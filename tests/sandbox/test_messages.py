@@ -61,7 +61,7 @@ def test_large_and_special_numbers_arrive():
     )
 
 
-class Colour(enum.IntEnum):
+class Color(enum.IntEnum):
     RED = 1
 
 
@@ -70,7 +70,7 @@ class Colour(enum.IntEnum):
     [
         (Counter("aab"), {"a": 2, "b": 1}),
         (namedtuple("Point", "x y")(1, 2), (1, 2)),
-        (Colour.RED, 1),
+        (Color.RED, 1),
         (type("Text", (str,), {"__eq__": lambda *_: True})("no"), "no"),
         (type("List", (list,), {"__eq__": lambda *_: True})([1]), [1]),
     ],

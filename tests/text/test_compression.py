@@ -65,7 +65,7 @@ def test_the_command_trains_evaluates_and_shows(data, tmp_path, texts, capsys):
     kinds = {row["kind"]: row for row in result["bytes_per_token"]}
     assert [*kinds] == [*SAMPLE_TEXTS, "declaration, English", "declaration, Korean"]
     assert kinds["news"]["gpt2"] == pytest.approx(1.0, abs=0.01)
-    assert kinds["news"]["ours"] > 1.2
+    assert kinds["news"]["fledgling"] > 1.2
     assert result["left_out"] is None
     assert result["seconds"] >= 0
 

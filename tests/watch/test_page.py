@@ -44,7 +44,7 @@ def violations(page) -> list:
     return [(v["id"], v["nodes"][0]["html"]) for v in result if v["impact"] in ("serious", "critical")]
 
 
-def test_a_run_is_followed_asked_and_found_again(browser, tmp_path):  # noqa: F811
+def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_path):  # noqa: F811
     run = make_run(tmp_path / "run", stages=("pretrain", "midtrain"), scale=0.05)
     (run / "midtrain" / "done.json").unlink()
     other = make_run(tmp_path / "other", stages=("pretrain", "midtrain"), scale=0.04)

@@ -23,7 +23,7 @@ def test_it_shows_what_the_report_shows(run):
     described = watched.describe()
     data = load_run_data(run)
     assert described["order"] == ["pretrain", "midtrain", "sft", "rl"] and described["name"] == "quickstart"
-    assert not described["alive"]
+    assert not described["is_running"]
     for stage, expected in zip(described["stages"], data.stages, strict=True):
         assert stage["steps"] == [line["step"] for line in expected.metrics]
         assert stage["series"]["loss"] == expected.metric_series("loss")[1]

@@ -66,12 +66,12 @@ export function shownPath(conversation) {
 // oldest turns are left out; what exceeds the model's context is dropped by the server (`truncation`), which knows it.
 export function requestMessages(conversation, question, system) {
   const turns = [];
-  let asked = null;
+  let userMessage = null;
   for (const node of shownPath(conversation)) {
-    if (node.role === "user") asked = { role: "user", content: node.text.toWellFormed() };
-    else if (asked && hasAnswer(node)) {
-      turns.push([asked, answerMessage(node)]);
-      asked = null;
+    if (node.role === "user") userMessage = { role: "user", content: node.text.toWellFormed() };
+    else if (userMessage && hasAnswer(node)) {
+      turns.push([userMessage, answerMessage(node)]);
+      userMessage = null;
     }
     if (node.id === question.id) break;
   }

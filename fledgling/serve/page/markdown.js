@@ -1,4 +1,4 @@
-// Markdown to DOM nodes. markdown-it parses, temml sets formulas as MathML, highlight.js colours code, and DOMPurify
+// Markdown to DOM nodes. markdown-it parses, temml sets formulas as MathML, highlight.js colors code, and DOMPurify
 // makes the nodes; the page's policy (trusted types) lets nothing else make nodes from text.
 // The output of a model is untrusted: HTML in it stays text, images are shown as links and never loaded, only http,
 // https and mailto become links, and what is too long is shown as it is.

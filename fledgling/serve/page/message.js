@@ -75,7 +75,7 @@ export function renderTokens(tokens) {
 
 const isForced = ({ logprob, top_logprobs: others }) => logprob === 0 && !others.length;
 
-// What the colours mean, and the answer's mean information: -log2 of the probability, in bits a token.
+// What the colors mean, and the answer's mean information: -log2 of the probability, in bits a token.
 function tokenLegend(tokens) {
   const sampled = tokens.filter((token) => !isForced(token));
   const bits = sampled.reduce((sum, { logprob }) => sum - logprob / Math.LN2, 0) / Math.max(1, sampled.length);

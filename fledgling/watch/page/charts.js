@@ -2,11 +2,11 @@
 
 import uPlot from "./vendor/uplot.bundle.js";
 
-const COLOURS = ["#c8640a", "#2b6cb0", "#2f855a", "#8a3ab9", "#b7323c", "#00838f", "#8d6e00", "#5d6470", "#d53f8c", "#4a5568", "#6b8e23", "#a0522d"];
+const COLORS = ["#c8640a", "#2b6cb0", "#2f855a", "#8a3ab9", "#b7323c", "#00838f", "#8d6e00", "#5d6470", "#d53f8c", "#4a5568", "#6b8e23", "#a0522d"];
 const HEIGHT = 220;
 
-export const colourOf = (run) => COLOURS[run % COLOURS.length];
-const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const colorOf = (run) => COLORS[run % COLORS.length];
+const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // A short text of a value: 1.23, 45.6k.
 export function formatNumber(value) {
@@ -29,8 +29,8 @@ export function smooth(values, share) {
 export class Chart {
   // `head` is what comes above the chart; `percent` shows values as shares.
   constructor(parent, title, percent = false) {
-    this.box = document.createElement("div");
-    this.box.className = "chart";
+    this.root = document.createElement("div");
+    this.root.className = "chart";
     this.head = document.createElement("h2");
     this.name = document.createElement("span");
     this.name.textContent = title;
@@ -39,8 +39,8 @@ export class Chart {
     this.head.append(this.name, this.last);
     this.area = document.createElement("div");
     this.area.setAttribute("role", "img");
-    this.box.append(this.head, this.area);
-    parent.append(this.box);
+    this.root.append(this.head, this.area);
+    parent.append(this.root);
     this.percent = percent;
     this.shape = "";
     new ResizeObserver(() => this.plot?.setSize({ width: this.width(), height: HEIGHT })).observe(this.area);
@@ -48,10 +48,10 @@ export class Chart {
 
   width() { return Math.max(200, this.area.clientWidth); }
 
-  // lines: [{label, colour, steps, values, low, high, faint}]; low and high, where given, are drawn as a band.
+  // lines: [{label, color, steps, values, low, high, faint}]; low and high, where given, are drawn as a band.
   show(lines) {
-    this.box.hidden = !lines.some(({ values }) => values.some((value) => value !== null));
-    if (this.box.hidden) return;
+    this.root.hidden = !lines.some(({ values }) => values.some((value) => value !== null));
+    if (this.root.hidden) return;
     const tables = lines.map(({ steps, values, low, high }) => (low ? [steps, values, low, high] : [steps, values]));
     const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
     const shown = lines.filter(({ faint }) => !faint);
@@ -59,7 +59,7 @@ export class Chart {
     this.area.setAttribute("aria-label", `${this.name.textContent}: ${shown.map(({ label, steps, values }) =>
       `${label} ${this.format(values.findLast((value) => value !== null))} at step ${steps.at(-1)}`).join(", ")}`);
     const shape = JSON.stringify([document.documentElement.dataset.theme, matchMedia("(prefers-color-scheme: dark)").matches,
-      lines.map(({ label, colour, low }) => [label, colour, Boolean(low)])]);
+      lines.map(({ label, color, low }) => [label, color, Boolean(low)])]);
     if (this.plot && shape === this.shape) return this.plot.setData(data);
     this.shape = shape;
     this.plot?.destroy();
@@ -71,17 +71,17 @@ export class Chart {
   }
 
   options(lines) {
-    const ink = cssColour("--faint");
-    const axis = { stroke: ink, grid: { stroke: cssColour("--line"), width: 1 }, ticks: { stroke: cssColour("--line"), width: 1 } };
+    const text = cssColor("--muted");
+    const axis = { stroke: text, grid: { stroke: cssColor("--border"), width: 1 }, ticks: { stroke: cssColor("--border"), width: 1 } };
     const series = [{ label: "step" }];
     const bands = [];
     const value = (_, raw) => this.format(raw);
-    for (const { label, colour, low, faint } of lines) {
-      series.push({ label, value, stroke: faint ? `${colour}55` : colour, width: faint ? 1 : 2, spanGaps: true, points: { show: Boolean(low), size: 5 } });
+    for (const { label, color, low, faint } of lines) {
+      series.push({ label, value, stroke: faint ? `${color}55` : color, width: faint ? 1 : 2, spanGaps: true, points: { show: Boolean(low), size: 5 } });
       if (!low) continue;
       series.push({ label: `${label}, low`, value, stroke: "transparent", spanGaps: true, points: { show: false } },
         { label: `${label}, high`, value, stroke: "transparent", spanGaps: true, points: { show: false } });
-      bands.push({ series: [series.length - 1, series.length - 2], fill: `${colour}33` });
+      bands.push({ series: [series.length - 1, series.length - 2], fill: `${color}33` });
     }
     return {
       width: this.width(), height: HEIGHT, series, bands, scales: { x: { time: false } },

@@ -1,7 +1,7 @@
 // The watcher's page: asks the server for what is new every two seconds and shows it. It continues by itself when the
 // server or the run was away. Texts of a run become text nodes, never markup.
 
-import { Chart, colourOf, formatNumber, smooth } from "./charts.js";
+import { Chart, colorOf, formatNumber, smooth } from "./charts.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 2;
@@ -95,12 +95,12 @@ function show({ machine }) {
 function showRuns() {
   if ($("runs").childElementCount !== runs.length) $("runs").replaceChildren(...runs.map(makeRun));
   runs.forEach((run, number) => {
-    const box = $("runs").children[number];
-    const part = (name) => box.querySelector(`.${name}`);
+    const article = $("runs").children[number];
+    const part = (name) => article.querySelector(`.${name}`);
     const last = run.stages.findLast((each) => each.steps.length) ?? run.stages.at(-1);
     const finished = run.stages.filter((each) => each.finished).length;
     part("name").textContent = run.name;
-    const state = run.alive ? "running" : run.order.length && finished === run.order.length ? "finished" : "not running";
+    const state = run.is_running ? "running" : run.order.length && finished === run.order.length ? "finished" : "not running";
     part("state").textContent = `${state}${run.holder ? `: ${run.holder}` : ""}; ${run.path}`;
     part("progress").max = last?.total_steps ?? 1;
     part("progress").value = last?.step ?? 0;
@@ -113,24 +113,24 @@ function showRuns() {
       ["loss", formatNumber(smooth(last?.series.loss ?? [null], SMOOTHING).at(-1))],
       ["tokens a second", formatNumber(speed ?? null)],
       ["memory", memory ? `${(memory / 2 ** 20).toFixed(0)} MiB` : "–"],
-      ["worked", duration(last?.seconds)], ["left in this stage", run.alive ? duration(last?.seconds_left) : "–"],
-      ["in later ones, as planned", later ? duration(later) : "–"],
+      ["elapsed", duration(last?.seconds)], ["remaining in this stage", run.is_running ? duration(last?.seconds_left) : "–"],
+      ["planned for later stages", later ? duration(later) : "–"],
     ];
     part("numbers").replaceChildren(...entries.map(([name, value]) => {
       const entry = element("div");
       entry.append(element("dt", "", name), element("dd", "", value));
       return entry;
     }));
-    for (const button of box.querySelectorAll(".actions button")) button.disabled = !run.alive;
+    for (const button of article.querySelectorAll(".actions button")) button.disabled = !run.is_running;
   });
-  $("batch-button").disabled = !runs.some((run) => run.alive);
+  $("batch-button").disabled = !runs.some((run) => run.is_running);
 }
 
 function makeRun(run, number) {
-  const box = element("article", "run");
+  const article = element("article", "run");
   const head = element("h2");
   const swatch = element("span", "swatch");
-  swatch.style.setProperty("background", colourOf(number));
+  swatch.style.setProperty("background", colorOf(number));
   head.append(swatch, element("span", "name"));
   const progress = element("progress", "progress");
   progress.setAttribute("aria-label", "Steps of the stage");
@@ -141,8 +141,8 @@ function makeRun(run, number) {
     button.addEventListener("click", () => (action !== "stop" || confirm(`Save and stop ${runs[number].name}?`)) && sendAction(number, action));
     actions.append(button);
   }
-  box.append(head, element("p", "state"), progress, element("dl", "numbers"), actions);
-  return box;
+  article.append(head, element("p", "state"), progress, element("dl", "numbers"), actions);
+  return article;
 }
 
 function showMachine(machine) {
@@ -176,13 +176,13 @@ function showCharts() {
   const stages = shownStages();
   const loss = makeChart("loss", "Loss, nats a token");
   loss.show(stages.flatMap(({ run, number, each }) => (each.series.loss ? [
-    { label: `${run.name}, each step`, colour: colourOf(number), steps: each.steps, values: each.series.loss, faint: true },
-    { label: run.name, colour: colourOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
+    { label: `${run.name}, each step`, color: colorOf(number), steps: each.steps, values: each.series.loss, faint: true },
+    { label: run.name, color: colorOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
   ] : [])));
   for (const which of [0, 1]) showEvaluation(stages, which);
   for (const [name, title, percent] of QUANTITIES) makeChart(name, title, percent).show(stages
     .filter(({ each }) => each.series[name])
-    .map(({ run, number, each }) => ({ label: run.name, colour: colourOf(number), steps: each.steps, values: each.series[name] })));
+    .map(({ run, number, each }) => ({ label: run.name, color: colorOf(number), steps: each.steps, values: each.series[name] })));
 }
 
 // One of two charts of evaluations, whose name the user may choose; of one name the series with the most points.
@@ -204,7 +204,7 @@ function showEvaluation(stages, which) {
     const byCount = Map.groupBy(each.evals.filter((one) => one.name === evalName[which]), (one) => one.n);
     const longest = [...byCount.values()].reduce((best, one) => (one.length >= best.length ? one : best), []);
     return {
-      label: run.name, colour: colourOf(number), steps: longest.map((one) => one.step), values: longest.map((one) => one.value),
+      label: run.name, color: colorOf(number), steps: longest.map((one) => one.step), values: longest.map((one) => one.value),
       low: longest.map((one) => one.low), high: longest.map((one) => one.high),
     };
   }).filter(({ steps }) => steps.length);
@@ -238,16 +238,16 @@ function showTexts() {
   const samples = shownStages().flatMap(({ run, each }) => each.samples.map((sample) => ({ ...sample, run: run.name })));
   samples.sort((a, b) => b.step - a.step);
   $("samples").replaceChildren(...samples.slice(0, 40).map((sample) => {
-    const box = element("div", "sample");
-    box.append(element("div", "where", `${runs.length > 1 ? `${sample.run}, ` : ""}step ${sample.step}`), element("span", "prompt", sample.prompt), " ", sample.text);
-    return box;
+    const item = element("div", "sample");
+    item.append(element("div", "where", `${runs.length > 1 ? `${sample.run}, ` : ""}step ${sample.step}`), element("span", "prompt", sample.prompt), " ", sample.text);
+    return item;
   }));
   const notices = shownStages().flatMap(({ each }) => each.notices).reverse();
   $("notices").replaceChildren(...notices.slice(0, 40).map((text) => element("li", "", text)));
 }
 
 async function showBatch() {
-  const run = runs.findIndex((each) => each.alive);
+  const run = runs.findIndex((each) => each.is_running);
   if (run < 0) return;
   const nameOf = (batch) => `${batch?.stage} ${batch?.step}`;
   const before = nameOf((await request(`api/batch?run=${run}`)).batch);
