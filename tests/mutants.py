@@ -101,7 +101,7 @@ def draw_mutants(tree: Path, package: str, count: int, seed: int) -> tuple[list[
 def list_test_files(package: str, module: Path, ranks: bool = True) -> list[str]:
     """Returns the test files of a package, that of `module` first, those that start ranks last of the others.
 
-    ranks: False leaves out the files that start ranks, but for the module's own.
+    ranks: False leaves out the files that start ranks, except the module's own.
     """
     named = [ROOT / "tests" / package, *(ROOT / name for name in ALSO.get(package, "").split())]
     files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]

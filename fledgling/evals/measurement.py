@@ -49,5 +49,5 @@ def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     p, z2 = successes / n, Z95 * Z95
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    # At the edge the sum is exact but for rounding.
+    # At the edge the sum is exact except for rounding.
     return (max(0.0, center - half) if successes else 0.0), (min(1.0, center + half) if successes < n else 1.0)

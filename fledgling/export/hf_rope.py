@@ -78,7 +78,7 @@ def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "ro
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """Returns the contents of `rope_parameters` of layers with full attention.
 
-    `read_rope` reads them back, but for the base of layers with a window (`rope_local_base`), which is not written.
+    `read_rope` reads them back, except the base of layers with a window (`rope_local_base`), which is not written.
 
     Raises UserError for a type that no class has.
     """

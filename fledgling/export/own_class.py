@@ -68,7 +68,7 @@ def check_own_class(config: ModelConfig) -> None:
 
 
 def own_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
-    """Yields the tensors of our class, but for the head."""
+    """Yields the tensors of our class, except the head."""
     with torch.device("meta"):
         names = [name for name, _ in Transformer(config).named_parameters()]
     renamed = {"embedding": "embed_tokens", "blocks": "layers", "attention": "self_attn"}

@@ -249,7 +249,7 @@ def _read_module_number(contents: Mapping[str, Any], key: str, module: str, defa
 
 
 def _is_diagonal(rows: list[Tensor]) -> bool:
-    """Returns whether n tensors (out, n r), below each other, are zero but for n blocks on the diagonal."""
+    """Returns whether n tensors (out, n r), below each other, are zero except n blocks on the diagonal."""
     parts = [part.split(part.shape[1] // len(rows), dim=1) for part in rows]
     return not any(block.any() for i, part in enumerate(parts) for j, block in enumerate(part) if i != j)
 

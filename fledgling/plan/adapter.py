@@ -31,7 +31,7 @@ def trained_shapes(config: ModelConfig, adapter: AdapterConfig | None) -> dict[s
 
 
 def parameter_bytes(config: ModelConfig, adapter: AdapterConfig | None) -> int:
-    """Returns the bytes of all parameters: fp32, but for the blocks' matrices under an adapter that are quantized."""
+    """Returns the bytes of all parameters: fp32, except the blocks' matrices under an adapter that are quantized."""
     total = 4 * count_parameters(config)["total"]
     if adapter is None:
         return total

@@ -49,7 +49,7 @@ def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
 
 
 def render_report(run: RunData) -> str:
-    """Returns the page of a run as HTML: a function of the run's files, but for the footer (`page_footer`)."""
+    """Returns the page of a run as HTML: a function of the run's files, except the footer (`page_footer`)."""
     return add_digest(render_page("report", "run.html", **run_page_contents(run)))
 
 
@@ -361,7 +361,7 @@ def _compared_lines(run: RunData) -> list[Line]:
 
 
 def _eval_lines(run: RunData, name: str, is_alone: bool) -> list[Line]:
-    """Returns one line for each number of cases, dashed but for the longest."""
+    """Returns one line for each number of cases, dashed except the longest."""
     position = _step_positions(run)
     lines: list[Line] = []
     end = split_evaluation_name(name)[1]

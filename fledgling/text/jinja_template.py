@@ -5,7 +5,7 @@ can also neither run long nor grow: a step is counted at the start of every loop
 operation that makes a text or a list is counted by the size of its result before it is made. A template that exceeds
 either bound is cut with one line.
 
-The functions that a template may use are those of transformers, but for the date: a text that is trained on must be
+The functions that a template may use are those of transformers, except the date: a text that is trained on must be
 the text that is asked later.
 """
 

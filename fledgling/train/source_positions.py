@@ -54,7 +54,7 @@ class SetPart:
 
     @property
     def breaks(self) -> tuple[int, ...]:
-        """The documents of the shard with which a pass over the set begins, but for the first: they begin a row."""
+        """The documents of the shard with which a pass over the set begins, except the first: they begin a row."""
         if not self.pass_length:
             return ()
         held, begin = self.held, self.first - self.first % self.pass_length

@@ -173,4 +173,4 @@ def test_the_recipe_for_gguf_trains_a_model_and_a_tokenizer_that_llama_cpp_has()
         "description",
         "model",
         "run",
-    }, "the same run but for the model"
+    }, "the same run except the model"

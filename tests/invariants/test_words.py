@@ -42,7 +42,7 @@ NEEDED_IN_PROSE = frozenset(
 PHRASES = re.compile(
     r"\b(go(es|ing|ne)? on (with|from|where|after)|went on (with|to|from)|stop and go on|same command continues"
     r"|trained anew|so many (rows|tokens|steps|characters)"
-    r"|ma(de|ke|kes|king) (it |them |each step )?again"
+    r"|but for|ma(de|ke|kes|king) (it |them |each step )?again"
     r"|all that is waited for|later ideas?|practised wordings|development wordings|training wordings)\b"
 )
 FILES = sorted(

@@ -24,7 +24,7 @@ def test_plain_progress_prints_one_line_every_ten_seconds(tmp_path, capsys, monk
 
 
 def test_the_time_left_after_a_resume_is_of_this_session_and_pauses_change_it_little(tmp_path, capsys, monkeypatch):
-    """Steps 1 to 400 took ten seconds each; those of this session take two, but for a minute of evaluation."""
+    """Steps 1 to 400 took ten seconds each; those of this session take two, except a minute of evaluation."""
     now = [0.0]
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
     with Recorder(tmp_path, "pretrain", 1000) as recorder:

@@ -187,7 +187,7 @@ def test_a_page_with_steps_that_the_run_has_not_is_named(copy):
     assert any("made from 6 lines of rl/metrics.jsonl, which has 0" in problem for problem in problems)
 
 
-def test_the_footer_is_compared_but_for_the_time(copy):
+def test_the_footer_is_compared_except_the_time(copy):
     edit_page(copy, ("from the files of the run alone", "99.9 % on every exam"))
     assert any("99.9 %" in problem for problem in check_report(copy, True).problems)
 
