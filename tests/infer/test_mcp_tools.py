@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fledgling.infer.mcp_tools import DENIED, MAX_RESULT_CHARACTERS, McpTools, c
 from fledgling.infer.tools import CALCULATOR
 
 pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the extra `mcp` is not installed")
+if find_spec("mcp") is not None:
+    import_module("mcp.client.stdio")  # keeps the stderr of its import, which must be that of a file
 SERVER = f"{sys.executable} {Path(__file__).parent / 'mcp_server.py'}"
 
 
