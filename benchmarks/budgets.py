@@ -7,6 +7,7 @@ command resumes the series.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from fledgling.config import UserError
 from fledgling.record.seal import FORECAST, SPENT
 from fledgling.report.forecasts import is_exam, pair_forecasts
 from fledgling.report.run_data import finite_number, load_run_data, read_object
+from fledgling.scaling.settings import pin_settings
 
+SERIES = "series.toml"  # what all runs of a series share
 GROUPS = {
     "seconds": "time",
     "memory": "memory",
@@ -35,7 +38,11 @@ def list_cells(minutes: Sequence[float], seeds: int) -> list[tuple[float, int]]:
 
 
 def run_budgets(out: Path, minutes: Sequence[float], seeds: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """Makes the runs that are left and returns the table of all. Raises UserError where a run fails."""
+    """Makes the runs that are left and returns the table of all.
+
+    Raises UserError where a run fails, and for other overrides than those of the series in `out`.
+    """
+    pin_settings(out / SERIES, f"overrides = {json.dumps(list(overrides))}\n", "a series of budgets")
     environment = os.environ | {"FLEDGLING_CACHE": str((out / "cache").absolute())}
     for each, seed in list_cells(minutes, seeds):
         run_dir = out / f"{each:g}min-seed{seed}"

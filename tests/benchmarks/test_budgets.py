@@ -48,6 +48,8 @@ def test_a_series_resumes_where_it_was_and_counts_what_held(tmp_path, monkeypatc
     assert main(command) == 0
     assert started == ["1min-seed1", "2min-seed1", "1min-seed2", "1min-seed2", "2min-seed2"], "what is done is skipped"
     printed = capsys.readouterr().out
+    assert main([*command, "--set", "model.depth=2"]) == 1 and len(started) == 5, "finished runs have other settings"
+    assert 'overrides is [] there, ["model.depth=2"] now' in capsys.readouterr().err
     assert "| 2min-seed1 | 60 s | 60 s | 70 s | 1.500 | 1.550 | 1 of 3 |" in printed
     assert (
         "| time | 3 of 4 |" in printed and "| bits per byte | 4 of 4 |" in printed and "| exams | 0 of 4 |" in printed

@@ -47,6 +47,7 @@ def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
 def test_what_cannot_be_watched_is_one_line(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FLEDGLING_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fledgling.serve.server.Server.run", lambda *_, **__: None)  # what is served ends at once
     for file in ("recipe.toml", "pretrain/metrics.jsonl", "data/text-train-0/manifest.json"):
         path = tmp_path / "runs/quickstart" / file
         path.parent.mkdir(parents=True, exist_ok=True)
