@@ -11,10 +11,13 @@ from cyclopts import Parameter, Token
 def parse_list(type_: Any, tokens: Sequence[Token]) -> tuple[Any, ...]:
     """Returns the values of a list option, each converted to the item type of `type_` (tuple[int, ...]).
 
-    Raises ValueError, which the command prints with the option's name, for a value that cannot be converted.
+    Raises ValueError, which the command prints with the option's name, for a list without a value, and for a value that
+    cannot be converted.
     """
     item = get_args(type_)[0]
     words = [word.strip() for token in tokens for word in token.value.split(",") if word.strip()]
+    if not words:
+        raise ValueError("got no value; expected one or more, separated by commas")
     try:
         return tuple(item(word) for word in words)
     except ValueError:

@@ -29,7 +29,13 @@ def test_commas_and_repetitions_are_the_same():
 
 
 @pytest.mark.parametrize(
-    ("words", "line"), [(("--counts", "1,x"), "got 1,x; expected whole"), (("--numbers", "1;2"), "got 1;2; expected")]
+    ("words", "line"),
+    [
+        (("--counts", "1,x"), "got 1,x; expected whole"),
+        (("--numbers", "1;2"), "got 1;2; expected"),
+        (("--names", ","), "got no value; expected one or more"),
+        (("--spaced", ""), "got no value; expected one or more"),
+    ],
 )
 def test_what_cannot_be_converted_is_named(words, line, capsys):
     assert parse(*words) == {}
