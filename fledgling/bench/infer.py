@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +42,7 @@ from fledgling.model.cache import CacheRow
 from fledgling.model.transformer import Transformer
 from fledgling.plan import inference
 from fledgling.plan.flops import forward_flops
-from fledgling.runtime.device import PEAK_TRIES, measure_peak_flops, set_up_device
+from fledgling.runtime.device import PEAK_TRIES, choose_setup, measure_peak_flops, name_dtype, set_up_device
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 
@@ -100,7 +100,8 @@ def measure_inference(
     if not bits or set(bits) - {16, 8, 4}:
         raise UserError(f"bits: got {' '.join(map(str, bits)) or 'nothing'}, expected some of 16, 8 and 4")
     world = World.start(recipe.run.device)
-    device, setup = world.device, set_up_device(recipe.run, world)
+    dtype = name_dtype(choose_setup(recipe.run, world).engine_dtype)
+    device, setup = world.device, set_up_device(replace(recipe.run, dtype=dtype), world)
     config = recipe.resolve_model()
     model = make_random_model(config, setup.dtype, device)
     max_context = max(contexts) + tokens + 1

@@ -20,7 +20,7 @@ from fledgling.bench.infer import NoSpecialTokens
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
-from fledgling.runtime.device import set_up_device
+from fledgling.runtime.device import name_dtype, set_up_device
 from fledgling.runtime.world import World
 from fledgling.tasks import load_task
 from fledgling.train.rl.build import require_valid_rl_config
@@ -40,8 +40,8 @@ def measure_rollouts(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
     model, tokenizer, _ = load_model(checkpoint, world.device)
-    engine = Engine(model, tokenizer, world.device, setup.dtype)
-    plain = EngineBackend(Engine(model, NoSpecialTokens({}), world.device, setup.dtype))  # type: ignore[arg-type]
+    engine = Engine(model, tokenizer, world.device, setup.engine_dtype)
+    plain = EngineBackend(Engine(model, NoSpecialTokens({}), world.device, setup.engine_dtype))  # type: ignore[arg-type]
     tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in table.tasks.items() if weight > 0}
     micro = table.micro_batch_size or table.prompts_per_round * table.group_size
     stream = RolloutStream(engine, table, tasks, recipe.seed, micro, world)
@@ -64,7 +64,7 @@ def measure_rollouts(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict
     stream.close()
     medians = {name: median(values) for name, values in samples.items()}
     shares = {f"share_of_{name}": medians["rollouts"] / medians[name] for name in ("whole", "further")}
-    return {"batch": batch, "dtype": str(setup.dtype).removeprefix("torch."), **medians, **shares}
+    return {"batch": batch, "dtype": name_dtype(setup.engine_dtype), **medians, **shares}
 
 
 def _mean_prompt_length(stream: RolloutStream, number: int) -> int:

@@ -40,6 +40,7 @@ class DeviceSpec:
         kind: the torch device type.
         product: a pattern that the driver's name matches in full, in lower case and without vendors' names.
         is_measured: the peak is a measured product, not a datasheet's.
+        training_dtype: that training chooses; "": the first of `DTYPE_ORDER` that it multiplies, which answers have.
     """
 
     name: str
@@ -52,10 +53,16 @@ class DeviceSpec:
     kind: str = "cuda"
     product: str = ""
     is_measured: bool = False
+    training_dtype: str = ""
 
     @property
     def dtype(self) -> str:
         """The dtype that training chooses on it."""
+        return self.training_dtype or self.answer_dtype
+
+    @property
+    def answer_dtype(self) -> str:
+        """The dtype that the engine chooses on it."""
         return next(name for name in DTYPE_ORDER if name in self.peaks)
 
     def with_dtype(self, dtype: str) -> DeviceSpec:
@@ -74,11 +81,12 @@ def _make_device(
     product: str = "",
     kind: str = "cuda",
     usd_per_hour: float | None = None,
+    training_dtype: str = "",
 ) -> DeviceSpec:
     peaks = {dtype: peak * _TERA for dtype, peak in zip(DTYPE_ORDER, tera, strict=True) if peak}
     return DeviceSpec(
         name,
-        next(iter(peaks.values())),
+        peaks[training_dtype] if training_dtype else next(iter(peaks.values())),
         round(gib * _GIB),
         watts,
         usd_per_hour,
@@ -87,6 +95,7 @@ def _make_device(
         kind,
         product,
         is_measured=kind == "cpu",
+        training_dtype=training_dtype,
     )
 
 
@@ -95,6 +104,8 @@ DEVICES = {
     for device in (
         _make_device("cpu", (0, 0, 0.195), 8, 38, 30, kind="cpu"),  # two cores with AVX-512, float32
         _make_device("cpu-bf16", (0.873, 0, 0.195), 8, 38, 30, kind="cpu"),  # the same two with AVX-512 BF16
+        # Two of an Intel Xeon with AVX-512 BF16 and without matrix units, which trains in float32.
+        _make_device("cpu-mixed", (0.166, 0, 0.34), 8, 38, 30, kind="cpu", training_dtype="float32"),
         _make_device("t4", (0, 65, 8.1), 15, 320, 70, "t4"),
         _make_device("l4", (121, 121, 30.3), 22, 300, 72, "l4"),
         _make_device("l40s", (362, 362, 91.6), 45, 864, 350, "l40s"),

@@ -99,16 +99,18 @@ def _read_saved() -> dict[str, Any]:
     return {name: entry for name, entry in saved.items() if isinstance(entry, dict)} if isinstance(saved, dict) else {}
 
 
-def device_name(kind: str, dtype: str, product: str = "", memory: int = 0) -> str | None:
+def device_name(kind: str, dtype: str, product: str = "", memory: int = 0, answer_dtype: str = "") -> str | None:
     """Returns the name of a device in `plan.hardware.DEVICES`, None if it is unknown.
 
     Args:
         kind: the torch device type.
-        dtype: of the products, for CPUs.
+        dtype: of the products in training, for CPUs; answer_dtype: of the engine's, if that is another one.
         product: the driver's name of the GPU.
         memory: its bytes; 0: unknown.
     """
     if kind == "cpu":
-        return "cpu" if dtype == "float32" else "cpu-bf16"
+        if dtype == "float32":
+            return "cpu-mixed" if answer_dtype == "bfloat16" else "cpu"
+        return "cpu-bf16"
     device = find_product(kind, product, memory)
     return device.name if device else None

@@ -201,8 +201,8 @@ def _count_buffer_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of rotary tables, of a step's tokens, targets and document numbers, and the evaluation copy."""
     rotary = 4 * config.context * config.head_width if config.positions == "rope" else 0
     batch = step.tokens * step.micro_batches * (20 if step.packed_documents else 16)
-    copies_weights = step.copies_weights_for_eval and step.dtype != "float32"
-    return rotary + batch + (step.value_bytes * count_parameters(config)["total"] if copies_weights else 0)
+    copies_weights = step.copies_weights_for_eval and (step.answer_dtype or step.dtype) != "float32"
+    return rotary + batch + (step.answer_value_bytes * count_parameters(config)["total"] if copies_weights else 0)
 
 
 def _count_snapshot_bytes(config: ModelConfig, step: TrainingStep) -> int:

@@ -168,7 +168,8 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     if settings.strict or dtype in device.peaks:
         device = device.with_dtype(dtype)
     step = one_row_step(recipe.optimizer, config, ranks, device.kind, dtype, recipe.run.compile != "off")
-    step = replace(step, layout=settings.layout)
+    answer_dtype = device.answer_dtype if recipe.run.dtype == "auto" else ""
+    step = replace(step, layout=settings.layout, answer_dtype=answer_dtype)
     known_sizes = published_sizes(config.context) | dict(settings.sizes or {})
     context = _PlanContext(recipe, settings, config, device, step, known_sizes, {})
     rows = recipe_horizon(recipe).batch_tokens // config.context

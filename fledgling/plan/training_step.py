@@ -24,7 +24,8 @@ class TrainingStep:
         compiled: blocks and update rules run under torch.compile.
         deterministic: gradients are added in a binary tree (None: on a CPU with a power of two of ranks).
         packed_documents: a row holds several documents.
-        copies_weights_for_eval: evaluations keep a copy of the weights in dtype.
+        copies_weights_for_eval: evaluations keep a copy of the weights in `answer_dtype`, where that is not float32.
+        answer_dtype: of the engine's products; "": `dtype`.
         saves_checkpoints: checkpoints are written during training, from a copy in host memory.
         has_reference_model: RL keeps the initial weights in addition to the trained ones.
         layout: one of `memory.LAYOUTS`.
@@ -56,6 +57,12 @@ class TrainingStep:
     teacher: PlannedTeacher | None = None
     is_quantization_aware: bool = False
     optimizer_state: str = "float32"
+    answer_dtype: str = ""
+
+    @property
+    def answer_value_bytes(self) -> int:
+        """Bytes of a value in the engine's dtype."""
+        return DTYPE_BYTES[self.answer_dtype or self.dtype]
 
     @property
     def tokens(self) -> int:

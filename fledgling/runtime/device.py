@@ -22,7 +22,7 @@ from fledgling.runtime.device_memory import (
     keep_freed_memory,
 )
 from fledgling.runtime.known_peaks import compare_with_known_peak
-from fledgling.runtime.system_environment import collect_environment
+from fledgling.runtime.system_environment import collect_environment, read_cpu_name
 from fledgling.runtime.world import World
 
 PEAK_TRIES = 3  # further measurements of a peak that real work has exceeded
@@ -42,9 +42,9 @@ def name_dtype(dtype: torch.dtype) -> str:
 class DeviceSetup:
     """How this process computes.
 
-    dtype: of the matrix products. compiled: whether torch.compile is used. peak_flops: measured FLOP/s.
+    dtype: of the matrix products in training. compiled: whether torch.compile is used. peak_flops: measured FLOP/s.
     memory_limit: bytes that this rank may fill. fp8: whether the blocks' products in training are. peak_note: why the
-    peak is not what was measured first, or "".
+    peak is not what was measured first, or "". answer_dtype: of the products of the engine; None: `dtype`.
     """
 
     dtype: torch.dtype
@@ -53,6 +53,12 @@ class DeviceSetup:
     memory_limit: int = UNKNOWN_MEMORY
     fp8: bool = False
     peak_note: str = ""
+    answer_dtype: torch.dtype | None = None
+
+    @property
+    def engine_dtype(self) -> torch.dtype:
+        """The dtype of the engine's products, in exams, samples and rollouts."""
+        return self.answer_dtype or self.dtype
 
     @property
     def dtype_name(self) -> str:
@@ -65,6 +71,8 @@ class DeviceSetup:
         compile_state = "compiled" if self.compiled else "not compiled (no compiler found, or switched off)"
         products = ", products of the blocks in fp8" if self.fp8 else ""
         note = f" ({self.peak_note})" if self.peak_note else ""
+        if self.engine_dtype != self.dtype:
+            products += f" (answers in {name_dtype(self.engine_dtype)})"
         return f"{self.dtype_name}{products}, {compile_state}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured{note}"
 
 
@@ -96,10 +104,12 @@ def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
     device = world.device
     if config.fp8:
         require_fp8(device)
-    dtype = DTYPES[config.dtype] if config.dtype != "auto" else choose_dtype(device)
+    is_open = config.dtype == "auto"
+    dtype = choose_training_dtype(device) if is_open else DTYPES[config.dtype]
+    answer_dtype = choose_dtype(device) if is_open else None
     compiled = should_compile(config.compile, device)
     memory_limit = get_usable_memory(device) // count_ranks_sharing_memory(world)
-    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8)
+    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8, answer_dtype=answer_dtype)
 
 
 def require_fp8(device: torch.device) -> None:
@@ -116,10 +126,25 @@ def require_fp8(device: torch.device) -> None:
         raise UserError("run.fp8 needs torchao, which is not installed: pip install 'fledgling[fp8]', or run.fp8=false")
 
 
+def choose_training_dtype(device: torch.device) -> torch.dtype:
+    """Returns the dtype whose products are the fastest in training: `choose_dtype`, but float32 on some Intel CPUs.
+
+    On Intel processors with AVX-512 BF16 and without matrix units (AMX) a large product of bfloat16 takes twice as long
+    as one of float32, as `fledgling doctor` measures. The engine's products of few rows are limited by memory, where
+    bfloat16 is faster.
+    """
+    dtype = choose_dtype(device)
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return dtype
+    has_matrix_units = torch.cpu.get_capabilities().get("amx_bf16", False)
+    is_intel = "intel" in read_cpu_name().lower()
+    return torch.float32 if is_intel and not has_matrix_units else dtype
+
+
 def choose_dtype(device: torch.device) -> torch.dtype:
     """Returns bfloat16 where the hardware multiplies it, else float16 on CUDA and float32 on the others.
 
-    float16 trains with a gradient scaler (`fledgling.optim.loss_scale`).
+    It is the engine's dtype. float16 trains with a gradient scaler (`fledgling.optim.loss_scale`).
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

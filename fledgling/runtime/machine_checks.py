@@ -113,10 +113,9 @@ def check_gpus(torch: Any) -> Finding:
 def measure_matmul_speed(torch: Any) -> list[Finding]:
     """Measures a square matrix product in float32 and bfloat16 on the device that training would choose.
 
-    It warns where training would multiply bfloat16 and float32 is faster: on an Intel processor with bfloat16
-    instructions and without matrix units.
+    It warns where training would multiply bfloat16 and float32 is faster.
     """
-    from fledgling.runtime.device import choose_dtype, measure_peak_flops
+    from fledgling.runtime.device import choose_training_dtype, measure_peak_flops
     from fledgling.runtime.world import choose_device
 
     device = torch.device(choose_device())
@@ -124,7 +123,7 @@ def measure_matmul_speed(torch: Any) -> list[Finding]:
     flops = {name: measure_peak_flops(device, dtype) for name, dtype in names.items()}
     ratio = flops["float32"] / flops["bfloat16"]
     advice = ""
-    if choose_dtype(device) == torch.bfloat16 and ratio > FASTER_FLOAT32:
+    if choose_training_dtype(device) == torch.bfloat16 and ratio > FASTER_FLOAT32:
         advice = (
             f"float32 multiplies {ratio:.1f} times as fast here: --set run.dtype=float32 trains faster, but decodes "
             "more slowly; compare with `fledgling bench train` and `bench infer`"

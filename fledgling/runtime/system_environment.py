@@ -21,7 +21,7 @@ def collect_environment() -> dict:
         "python": platform.python_version(),
         "torch": _package_version("torch"),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": read_cpu_name(),
         "cores": count_cores(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else None,
         "gpus": _gpu_names(),
@@ -46,7 +46,8 @@ def _command_output(*command: str) -> str | None:
 
 
 @functools.cache
-def _cpu_name() -> str:
+def read_cpu_name() -> str:
+    """Returns the processor's name as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(errors="replace").splitlines():

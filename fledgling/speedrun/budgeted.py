@@ -80,8 +80,7 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     setup = set_up_device(recipe.run, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
     device = find_run_device(recipe.run, setup, world)
-    dtypes = {setup.dtype_name: setup.peak_flops}
-    device = replace(device, peaks=dict(device.peaks) | dtypes)
+    device = replace(device, peaks=dict(device.peaks) | {setup.dtype_name: setup.peak_flops})
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
     seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)
 

@@ -70,7 +70,9 @@ def assume_hardware(run: RunConfig) -> tuple[World, DeviceSetup]:
     device = find_device(run.hardware)
     dtype = device.dtype if run.dtype == "auto" else run.dtype
     device = device.with_dtype(dtype)
-    setup = DeviceSetup(DTYPES[dtype], run.compile != "off", device.peak_flops, device.memory)
+    answer_dtype = DTYPES[device.answer_dtype] if run.dtype == "auto" else None
+    compiled = run.compile != "off"
+    setup = DeviceSetup(DTYPES[dtype], compiled, device.peak_flops, device.memory, answer_dtype=answer_dtype)
     return World(0, run.ranks, 0, torch.device("meta")), setup
 
 

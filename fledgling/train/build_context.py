@@ -73,7 +73,7 @@ def build_context(
         model=model,
         tokenizer=tokenizer,
         engine=Engine(
-            model, tokenizer, world.device, setup.dtype, device_decode="auto" if setup.compiled else "graphs"
+            model, tokenizer, world.device, setup.engine_dtype, device_decode="auto" if setup.compiled else "graphs"
         ),
         recorder=recorder,
         preparer=preparer,

@@ -31,7 +31,7 @@ from fledgling.plan.split import (
     require_row_each,
 )
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
-from fledgling.plan.stage_step import one_row_step, stage_step
+from fledgling.plan.stage_step import stage_step
 from fledgling.plan.teacher import plan_teacher
 from fledgling.record import checkpoint
 from fledgling.record.jsonl import format_bytes
@@ -44,6 +44,7 @@ from fledgling.tasks.exam_names import exam_names
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.data_preparer import DataPreparer, split_mixture
+from fledgling.train.device_step import make_device_step
 from fledgling.train.distill.build import require_valid_teaching
 from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.preference_data import load_preferences
@@ -211,7 +212,7 @@ def _check_length(
 def _find_step(name: str, config: ModelConfig, context: _CheckContext, found: _Findings) -> memory.TrainingStep:
     """Returns one row of the stage's step, as the planner counts it; finds settings that do not fit together."""
     recipe, setup, world = context.recipe, context.setup, context.world
-    step = one_row_step(recipe.optimizer, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
+    step = make_device_step(recipe.optimizer, config, setup, world)
     teacher = None
     found.attempt(lambda: require_valid_settings(recipe, name))
     with found.collecting():

@@ -17,7 +17,7 @@ from fledgling.plan import memory
 from fledgling.plan.derive import derive_warmup
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_micro_batch_size, choose_split
-from fledgling.plan.stage_step import one_row_step, stage_step
+from fledgling.plan.stage_step import stage_step
 from fledgling.plan.teacher import PlannedTeacher
 from fledgling.record import Recorder
 from fledgling.record.run_lock import RunLock
@@ -25,6 +25,7 @@ from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.data_preparer import DataPreparer, find_held_out_source
+from fledgling.train.device_step import make_device_step
 from fledgling.train.source_positions import Positions
 from fledgling.train.stage_weights import StageWeights
 
@@ -101,7 +102,7 @@ def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingSte
     """Returns one row of a step of this process, as the planner counts its memory."""
     setup, config, world = context.setup, context.model.config, context.world
     optimizer = context.recipe.optimizer
-    step = one_row_step(optimizer, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
+    step = make_device_step(optimizer, config, setup, world)
     step = stage_step(step, table, context.adapter, context.teacher)
     return resolve_recompute(context.recipe.run.recompute, config, step, setup.memory_limit)
 

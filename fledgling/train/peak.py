@@ -10,14 +10,14 @@ import torch
 from fledgling.plan import measured_speed
 from fledgling.plan.hardware import DEVICES
 from fledgling.runtime import device as runtime_device
-from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.device import DeviceSetup, name_dtype
 from fledgling.runtime.known_peaks import NOISE
 
 
 def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
     """Returns the planner's name of a device with the dtype of `setup`; None if its table has no such device."""
     name, memory = describe_gpu(device)
-    return measured_speed.device_name(device.type, setup.dtype_name, name, memory)
+    return measured_speed.device_name(device.type, setup.dtype_name, name, memory, name_dtype(setup.engine_dtype))
 
 
 def describe_gpu(device: torch.device) -> tuple[str, int]:

@@ -38,7 +38,7 @@ from fledgling.train.derived_values import write_derived_values
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.free_cores import follow_free_cores
 from fledgling.train.health import Health, Rollback
-from fledgling.train.history import extend_history
+from fledgling.train.history import describe_other_dtype, extend_history
 from fledgling.train.hooks import NO_HOOKS, StageHooks
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
@@ -265,7 +265,9 @@ def build_stage(
     require_same_data(world, context.preparer, context.tokenizer)
     stage = hooks.adapt_stage(replace(stage, evals=hooks.select_evals(stage.evals)))
     context = derive_context(context, stage)
-    history = extend_history(saved.state if saved else None, context.recipe, prepared.read_files)
+    history = extend_history(saved.state if saved else None, context.recipe, context.setup, prepared.read_files)
+    if saved and (line := describe_other_dtype(history, int(saved.state["step"]))):
+        context.recorder.log_notice(f"{name}: {line}")
     return stage, replace(context, history=tuple(history))
 
 

@@ -81,7 +81,7 @@ def write_run_files(origin: StageOrigin, setup: DeviceSetup, world: World, step:
     write_json(run_dir / "environment.json", collect_environment())
     real = replace(
         recipe.run,
-        dtype=setup.dtype_name,
+        dtype=setup.dtype_name if setup.engine_dtype == setup.dtype else recipe.run.dtype,
         compile="on" if setup.compiled else "off",
         ranks=world.size,
         hardware=name_device(setup, world.device) or recipe.run.hardware,

@@ -17,9 +17,9 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import choose_split
-from fledgling.plan.stage_step import one_row_step
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
+from fledgling.train.device_step import make_device_step
 from fledgling.train.loop import train_step
 from fledgling.train.trial_step import make_random_stage
 
@@ -38,7 +38,7 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
     advice = "choose another size with --set model.depth=N, or plan for a GPU with `fledgling plan --gpu NAME`"
     try:
         rows = recipe_horizon(recipe).batch_tokens // config.context
-        step = one_row_step(recipe.optimizer, config, world.size, device.type, setup.dtype_name, setup.compiled)
+        step = make_device_step(recipe.optimizer, config, setup, world)
         step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
         split = choose_split(config, rows, setup.memory_limit, step, recipe.pretrain.micro_batch_size)
         model = build_model(config, setup, device)

@@ -177,7 +177,9 @@ def make_trial_step(
     rollout_seconds = 0.0
     with measure_peak_memory(world.device) as peak:
         if name == "rl" and tokenizer is not None:
-            rollout_seconds = _time_rollouts(recipe.rl, Engine(model, tokenizer, world.device, setup.dtype), world)
+            rollout_seconds = _time_rollouts(
+                recipe.rl, Engine(model, tokenizer, world.device, setup.engine_dtype), world
+            )
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
             train_step(stage, model, optimizer, stage.batches.next(), world)

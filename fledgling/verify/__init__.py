@@ -4,7 +4,8 @@
     stage_order.py  which stages still follow from one another, where an earlier one was trained again
     figures.py      the report (`report_page.py`, what may be on it: `page_markup.py`), the sums and the learning rates,
                     recomputed from the record
-    steps.py        the data that every step has read, and steps replayed from a checkpoint in a scratch copy
+    steps.py        the data that every step has read, and steps replayed from a checkpoint in a scratch copy, with what
+                    they ran with (`segment.py`)
     scores.py       scores of exams, recomputed from the weights
     check.py        the result of one check
     verify.py       all of it, within a time

@@ -43,6 +43,7 @@ from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_horizon import StageHorizon, read_changes
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR
 from fledgling.verify.files import is_usable, list_stage_checkpoints, list_stages
+from fledgling.verify.segment import choose_replayed_dtype, find_segment
 from fledgling.verify.stage_order import (
     explain_lost_parent,
     find_stage_parent,
@@ -134,34 +135,6 @@ def draw_distances(
 
 
 # ---- replaying them ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What the steps of a stage from one on ran with. last: the last of them; None: up to the end."""
-
-    recipe: str | None  # as TOML; None: recipe.toml
-    machine: dict[str, Any]
-    last: int | None
-    files: dict[str, str] = field(default_factory=dict)  # digests of those that were read as they are
-
-
-def find_segment(run_dir: Path, stage: str, step: int) -> Segment:
-    """Returns what the step after `step` ran with, and up to which one that holds."""
-    history: list[dict[str, Any]] = []
-    data: dict[str, Any] = {}  # an earlier version's history has no files: the newest checkpoint has those of the end
-    for path in list_stage_checkpoints(run_dir, stage)[::-1]:
-        if is_usable(path):
-            state = checkpoint.read_checkpoint_state(path)
-            history = state.get("history") or [{"after_step": 0, "recipe": state["recipe"], "machine": {}}]
-            data = state.get("data") or {}
-            break
-    if not history:
-        return Segment(None, {}, None)
-    number = max((i for i, entry in enumerate(history) if entry["after_step"] <= step), default=0)
-    last = history[number + 1]["after_step"] if number + 1 < len(history) else None
-    files = history[number].get("files", {name: facts.get("digest", "") for name, facts in data.items()})
-    return Segment(history[number]["recipe"], history[number]["machine"], last, files)
 
 
 def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
@@ -336,7 +309,8 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
 
     with scratch_run(run_dir, start) as scratch:
         recipe = read_stage_recipe(run_dir, start.stage, start.step)
-        recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
+        dtype = choose_replayed_dtype(recipe.run, find_segment(run_dir, start.stage, start.step))
+        recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=(), dtype=dtype))
         if resumes_alone(run_dir, start):
             recipe = leave_out_parents(recipe, start.stage)
         stopped = False

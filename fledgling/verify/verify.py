@@ -23,6 +23,7 @@ from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
 from fledgling.verify.report_page import check_report
 from fledgling.verify.scores import check_scores
+from fledgling.verify.segment import find_segment
 from fledgling.verify.stage_order import list_outdated
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
@@ -178,7 +179,7 @@ def check_steps(
             reason = f"{start} cannot be replayed: {steps.name_run(str(error), run_dir)}"
             (replayed.notes if is_known else replayed.problems).append(reason)
             continue
-        machine = steps.find_segment(run_dir, start.stage, start.step).machine
+        machine = find_segment(run_dir, start.stage, start.step).machine
         elsewhere = machine and any(machine.get(key) != here[key] for key in MACHINE_KEYS)
         _compare(run_dir, start, result, max(TOLERANCES.values()) if elsewhere else tolerance, checks)
         if result.saved is not None:

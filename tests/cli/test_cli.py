@@ -107,7 +107,7 @@ def test_doctor_finds_something(monkeypatch, capsys):
 def test_doctor_warns_where_training_would_take_the_slower_product(monkeypatch, float32, chosen, warns):
     speeds = {torch.float32: float32, torch.bfloat16: 84e9}
     monkeypatch.setattr("fledgling.runtime.device.measure_peak_flops", lambda device, dtype: speeds[dtype])
-    monkeypatch.setattr("fledgling.runtime.device.choose_dtype", lambda device: getattr(torch, chosen))
+    monkeypatch.setattr("fledgling.runtime.device.choose_training_dtype", lambda device: getattr(torch, chosen))
     plain, bfloat16 = measure_matmul_speed(torch)
     assert plain.ok and bfloat16.ok is not warns
     assert ("float32 multiplies 2.2 times as fast here" in bfloat16.advice) is warns

@@ -11,6 +11,7 @@ def test_a_device_is_found_by_name():
     assert {name: device.kind for name, device in DEVICES.items() if device.kind == "cpu"} == {
         "cpu": "cpu",
         "cpu-bf16": "cpu",
+        "cpu-mixed": "cpu",
     }
 
 
@@ -23,7 +24,7 @@ def test_every_device_has_its_name_and_plausible_figures():
 def test_an_unknown_device_names_the_known_ones():
     with pytest.raises(UserError, match=r'unknown GPU "h10".*h100'):
         find_device("h10")
-    with pytest.raises(UserError, match="there are cpu, cpu-bf16, t4"):
+    with pytest.raises(UserError, match="there are cpu, cpu-bf16, cpu-mixed, t4"):
         find_device("abacus")
 
 
@@ -86,3 +87,10 @@ def test_a_gpu_of_ones_own_is_given_by_its_figures():
         make_own_device(None, peak_tera=5)
     with pytest.raises(UserError, match="--memory -1: expected a number above 0"):
         make_own_device(listed, memory_gib=-1)
+
+
+def test_a_processor_that_trains_in_float32_answers_in_bfloat16():
+    device = DEVICES["cpu-mixed"]
+    assert (device.dtype, device.answer_dtype) == ("float32", "bfloat16")
+    assert device.peak_flops == device.peaks["float32"] > device.peaks["bfloat16"]
+    assert all(device.dtype == device.answer_dtype for name, device in DEVICES.items() if name != "cpu-mixed")

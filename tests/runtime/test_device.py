@@ -10,6 +10,7 @@ from fledgling.runtime import device
 from fledgling.runtime.device import (
     DeviceSetup,
     choose_dtype,
+    choose_setup,
     is_peak_settled,
     measure_peak_flops,
     set_up_device,
@@ -49,6 +50,26 @@ def test_the_dtype_is_bfloat16_only_where_the_hardware_multiplies_it(monkeypatch
     assert choose_dtype(CPU) == torch.bfloat16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
     assert choose_dtype(CPU) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "has_matrix_units", "training"),
+    [
+        ("Intel(R) Xeon(R) Processor", False, torch.float32),
+        ("Intel(R) Xeon(R) Processor", True, torch.bfloat16),
+        ("AMD EPYC 9R14", False, torch.bfloat16),
+    ],
+)
+def test_an_intel_processor_without_matrix_units_trains_in_float32_and_answers_in_bfloat16(
+    monkeypatch, name, has_matrix_units, training
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": has_matrix_units})
+    monkeypatch.setattr(device, "read_cpu_name", lambda: name)
+    setup = choose_setup(RunConfig(compile="off"), World(0, 1, 0, CPU))
+    assert (setup.dtype, setup.engine_dtype) == (training, torch.bfloat16)
+    assert ("(answers in bfloat16)" in setup.summary) is (training == torch.float32)
+    given = choose_setup(RunConfig(compile="off", dtype="float32"), World(0, 1, 0, CPU))
+    assert given.dtype == given.engine_dtype == torch.float32
 
 
 def test_the_setup_follows_the_recipe_and_keeps_the_random_state():
