@@ -29,6 +29,7 @@ WIDENING = 0.5  # of an interval, for each doubling outside the past runs
 BEYOND = 0.03  # of the logarithm of a value, for each doubling outside, however well the past runs agree
 MIN_LAW_RUNS = 4  # for three coefficients
 MIN_EXAM_RUNS = 4
+LEAST_SHARE = 0.005  # right or wrong, of an exam of 200 questions: none and one count alike
 PUBLISHED_PARAMETERS = 20_000_000  # of the smallest models that a published law says something about
 UNKNOWN_SPREAD = 0.15  # of the logarithm of a value of which no past run says anything
 STUDENT_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # 95 % quantiles for 1, 2, ... degrees of freedom
@@ -277,8 +278,13 @@ def _widen(name: str, middle: float, radius: float, outside: float, runs: int, n
 
 
 def _logit(share: float) -> float:
-    share = min(max(share, 0.005), 0.995)
+    share = min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)
     return math.log(share / (1 - share))
+
+
+def _round_to_ends(share: float) -> float:
+    """Returns 0 or 1 for a share nearer to it than the fit tells apart: an interval that ends there includes it."""
+    return 0.0 if share <= LEAST_SHARE else 1.0 if share >= 1 - LEAST_SHARE else share
 
 
 def _share(logit: float) -> float:
@@ -312,7 +318,8 @@ def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forec
     outside = count_doublings_outside(planned.later_flops, [run.later_flops for run in own])
     middle, radius = _fit_line(points)(at), quantile_radius(errors) * (1 + WIDENING * outside)
     note = f"beyond the past runs by a factor of {2**outside:.1f}" if outside > 0.1 else ""
-    return Forecast(exam, _share(middle), _share(middle - radius), _share(middle + radius), len(groups), note)
+    low, high = (_round_to_ends(_share(end)) for end in (middle - radius, middle + radius))
+    return Forecast(exam, _share(middle), low, high, len(groups), note)
 
 
 def forecast_ratio(name: str, planned: float, runs: Sequence[PastRun]) -> Forecast:

@@ -94,26 +94,25 @@ def pair_forecasts(run: RunData) -> list[ForecastPair]:
 
 
 def describe_other_steps(run: RunData) -> str:
-    """Returns " (pretrain: 146 steps, 112 expected)" for the finished stages with another number than was forecast."""
+    """Returns a line that names the finished stages with another number of steps than was forecast; "" without one."""
     listed = run.forecast.get("stages")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     expected = {str(entry.get("name")): finite_number(entry.get("steps")) for entry in entries}
     changed = [
-        f"{stage.name}: {stage.last_step:,} steps, {planned:,.0f} expected"
+        f"{stage.name} {stage.last_step:,}, {planned:,.0f} expected"
         for stage in run.stages
         if stage.done and (planned := expected.get(stage.name)) and round(planned) != stage.last_step
     ]
-    return f" ({'; '.join(changed)})" if changed else ""
+    return f"bits per byte and exams are of other steps than expected: {'; '.join(changed)}" if changed else ""
 
 
 def forecast_rows(run: RunData) -> list[tuple[str, str, str, str, str]]:
     """Returns (quantity, forecast, 90 % interval, measured, whether it lies in the interval)."""
-    rows, other = [], describe_other_steps(run)
+    rows = []
     for pair in pair_forecasts(run):
         interval = f"{pair.format(pair.low)} to {pair.format(pair.high)}"
         outcome = {True: "inside", False: "OUTSIDE", None: "-"}[pair.holds]
-        of_weights = other if pair.name not in (SECONDS, MEMORY) and pair.measured is not None else ""
-        rows.append((pair.label + of_weights, pair.format(pair.value), interval, pair.format(pair.measured), outcome))
+        rows.append((pair.label, pair.format(pair.value), interval, pair.format(pair.measured), outcome))
     return rows
 
 
@@ -124,7 +123,8 @@ def make_forecasts_table(run_dir: Path | str) -> Table:
 
     run = load_run_data(run_dir)
     since = f" ({OUTSIDE})" if run.has_steps_after_end else ""
-    table = Table(box=SIMPLE_HEAD, title=f"expected and measured{since}", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=f"expected and measured{since}", title_justify="left", caption_justify="left")
+    table.caption = describe_other_steps(run) or None
     for name in ("", "expected", "90 % interval", "measured", ""):
         table.add_column(name, justify="right" if name else "left")
     for row in forecast_rows(run):

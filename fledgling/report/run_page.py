@@ -17,7 +17,7 @@ from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
-from fledgling.report.forecasts import forecast_rows
+from fledgling.report.forecasts import describe_other_steps, forecast_rows
 from fledgling.report.page_footer import add_digest, hash_code
 from fledgling.report.prediction_pairs import hourly_price, pair_predictions
 from fledgling.report.provenance import data_rows, environment_rows, reading_rows
@@ -70,6 +70,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "reading": reading_rows(run),
         "predictions": prediction_rows(run),
         "forecasts": forecast_rows(run),
+        "other_steps": describe_other_steps(run),
         "samples": sample_groups(run),
         "left_out": {"evals": describe_left_out_evals(run), "samples": describe_left_out_samples(run)},
         "notices": [(stage.name, text) for stage in run.stages for text in stage.notices],

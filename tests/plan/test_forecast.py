@@ -123,3 +123,13 @@ def test_runs_that_began_in_the_same_way_count_as_one_error_and_do_not_predict_e
     assert "law nanochat: 4 past runs (1 independent)" in forecast_bits(plan, same).note
     assert choose_laws(same, DATA, 1000, True).laws == () and forecast_exam(plan, same, "counting") is None
     assert forecast_ratio(SECONDS, 60.0, same).runs == 4 and forecast_ratio(MEMORY, 1e8, same).runs == 1
+
+
+def test_an_interval_that_reaches_the_end_of_an_exam_includes_it():
+    """Shares of 0 and of .005 are the same point of the fit, so that 0 is no surprise where .005 is none."""
+    draw = random.Random(3)
+    runs = [replace(make_run(draw, tokens=200_000 + 1000 * n), start=f"seed {n}") for n in range(12)]
+    runs = [replace(run, measured=run.measured | {"spelling": draw.choice([0.0, 0.03, 0.6])}) for run in runs]
+    plan = plan_of(runs[0])
+    forecast = forecast_exam(plan, runs, "spelling")
+    assert forecast.low == 0.0 < forecast.value and forecast.holds(0.0)

@@ -6,7 +6,8 @@ import pytest
 
 from fledgling.export.card_origin import describe_origin
 from fledgling.record.budget_end import has_steps_after_end
-from fledgling.report.forecasts import forecast_rows
+from fledgling.report import build_report, make_forecasts_table
+from fledgling.report.forecasts import describe_other_steps, forecast_rows
 from fledgling.report.provenance import environment_rows
 from fledgling.report.run_data import load_run_data
 
@@ -37,8 +38,8 @@ def test_a_run_that_does_not_say_when_it_ended_says_nothing(tmp_path, spent):
     assert not has_steps_after_end(tmp_path)
 
 
-@pytest.mark.parametrize(("steps", "label"), [(2, ""), (2.4, ""), (3, " (pretrain: 2 steps, 3 expected)")])
-def test_a_score_after_another_number_of_steps_than_expected_says_so(tmp_path, steps, label):
+@pytest.mark.parametrize(("steps", "stages_named"), [(2, ""), (2.4, ""), (3, "pretrain 2, 3 expected")])
+def test_a_run_of_another_number_of_steps_than_expected_says_so(tmp_path, steps, stages_named):
     write_run(tmp_path, 100.0, {"seconds": 9.0, "finished": True, "time": 100.0})
     forecasts = [{"name": name, "value": 2.0, "low": 1.0, "high": 9.0} for name in ("memory", "pretrain bits_per_byte")]
     stages = [{"name": "start", "steps": 0}, {"name": "pretrain", "steps": steps}, 3]
@@ -46,5 +47,6 @@ def test_a_score_after_another_number_of_steps_than_expected_says_so(tmp_path, s
     (tmp_path / "pretrain/done.json").write_text('{"stage": "pretrain", "step": 2}')
     line = {"step": 2, "time": 90.0, "name": "bits_per_byte", "value": 1.5, "n": 4}
     (tmp_path / "pretrain/evals.jsonl").write_text(json.dumps(line) + "\n")
-    labels = [row[0] for row in forecast_rows(load_run_data(tmp_path))]
-    assert labels == ["peak memory", "bits per byte, after pretrain" + label]
+    line = describe_other_steps(load_run_data(tmp_path))
+    assert line.rpartition("than expected: ")[2] == stages_named
+    assert (line in build_report(tmp_path).read_text()) and (make_forecasts_table(tmp_path).caption or "") == line
