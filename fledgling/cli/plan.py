@@ -17,6 +17,7 @@ from fledgling.plan.communication import LINKS
 from fledgling.plan.forecast_text import format_budgeted_run
 from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device
 from fledgling.plan.inference import plan_recipe_inference
+from fledgling.plan.measured_speed import name_planned_device
 from fledgling.plan.plan import PlanSettings, load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
 from fledgling.record.stage_aside import describe_stages_aside
@@ -119,7 +120,7 @@ def plan(
         return
     from fledgling.train.source_sizes import count_source_sizes
 
-    gpu_name = gpu or (chosen.run.hardware if peak is None else None)
+    gpu_name = gpu or (name_planned_device(chosen.run) if peak is None else None)
     device = make_own_device(find_device(gpu_name) if gpu_name else None, peak, bandwidth, memory)
     ranks = chosen.run.ranks if gpus is None else gpus
     if budget := read_budget(minutes, hours, usd, device, ranks, price):

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fledgling.plan.hardware import find_product
+from fledgling.config import RunConfig
+from fledgling.plan.hardware import DEVICES, find_product
 from fledgling.record import write_json
 from fledgling.runtime.known_peaks import find_cache_folder
 
@@ -60,6 +61,18 @@ def list_speeds(device: str) -> list[MeasuredSpeed]:
         if plausible and speed.device == device:
             found.append(speed)
     return found
+
+
+def name_planned_device(run: RunConfig) -> str:
+    """Returns `run.hardware`; of processors the kind that this machine is, where its speed was measured.
+
+    A recipe says no more than that it trains on a processor. Where several kinds were measured, with `run.dtype`, it is
+    the fastest, which training chooses.
+    """
+    kinds = {spec.name for spec in DEVICES.values() if spec.kind == "cpu"}
+    reached = {speed.mfu * speed.peak_flops: kind for kind in kinds for speed in list_speeds(kind)}
+    is_open = run.dtype == "auto" and run.hardware in kinds
+    return reached[max(reached)] if reached and is_open else run.hardware
 
 
 def load_speed(device: str, flops_per_token: float, micro_batch_tokens: int) -> MeasuredSpeed | None:

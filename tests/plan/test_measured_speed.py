@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fledgling.cli import main
 from fledgling.config import load_recipe
 from fledgling.plan import cost, measured_speed
 from fledgling.plan.plan import PlanSettings, make_plan
@@ -85,3 +86,18 @@ def test_a_run_and_its_plan_have_one_peak(monkeypatch, tmp_path):
     assert rebased["time"]["hours"] == pytest.approx(benchmark["time"]["hours"]), "the speed is the same"
     too_low = make_plan(recipe, PlanSettings(peak_flops=1e11))
     assert too_low["time"]["mfu"] == 0.5 and too_low["time"]["peak_source"] == "benchmark"
+
+
+def test_a_recipe_of_a_processor_is_planned_for_the_one_that_was_measured(monkeypatch, tmp_path, capsys):
+    """A recipe says `cpu-bf16`, and this machine may be one that trains in float32."""
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    assert measured_speed.name_measured_cpu("cpu-bf16") == "cpu-bf16"
+    save("cpu-bf16", 0.7, 1.6e11)
+    save("cpu-mixed", 0.6, 3.2e11)
+    assert (
+        measured_speed.name_measured_cpu("cpu-bf16") == "cpu-mixed" and measured_speed.name_measured_cpu("t4") == "t4"
+    )
+    main(["plan", "quickstart", "--json"])
+    assert json.loads(capsys.readouterr().out)["hardware"]["name"] == "cpu-mixed"
+    main(["plan", "quickstart", "--json", "--set", "run.dtype=bfloat16"])
+    assert json.loads(capsys.readouterr().out)["hardware"]["name"] == "cpu-bf16"
