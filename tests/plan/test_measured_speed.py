@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fledgling.cli import main
-from fledgling.config import load_recipe
+from fledgling.config import RunConfig, load_recipe
 from fledgling.plan import cost, measured_speed
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.text import format_plan
@@ -91,11 +91,13 @@ def test_a_run_and_its_plan_have_one_peak(monkeypatch, tmp_path):
 def test_a_recipe_of_a_processor_is_planned_for_the_one_that_was_measured(monkeypatch, tmp_path, capsys):
     """A recipe says `cpu-bf16`, and this machine may be one that trains in float32."""
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
-    assert measured_speed.name_measured_cpu("cpu-bf16") == "cpu-bf16"
+    run = RunConfig(hardware="cpu-bf16")
+    assert measured_speed.name_planned_device(run) == "cpu-bf16"
     save("cpu-bf16", 0.7, 1.6e11)
     save("cpu-mixed", 0.6, 3.2e11)
     assert (
-        measured_speed.name_measured_cpu("cpu-bf16") == "cpu-mixed" and measured_speed.name_measured_cpu("t4") == "t4"
+        measured_speed.name_planned_device(run) == "cpu-mixed"
+        and measured_speed.name_planned_device(RunConfig(hardware="t4")) == "t4"
     )
     main(["plan", "quickstart", "--json"])
     assert json.loads(capsys.readouterr().out)["hardware"]["name"] == "cpu-mixed"
