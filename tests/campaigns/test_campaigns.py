@@ -48,6 +48,10 @@ def test_a_run_that_ends_with_other_bytes_is_found(tmp_path):
 def test_flipped_bits_are_found(tmp_path):
     hit, problems = flips.run_campaign(tmp_path, 24, seed=5)
     assert problems == [] and len(hit) == 6 and min(hit.values()) == 4
+    directory = tmp_path / "pretrain" / "checkpoints"
+    manifest = directory / "step-00000600" / "manifest.json"
+    digit = manifest.read_bytes().index(b"fledgling checkpoint ") + len(b"fledgling checkpoint ")
+    assert all(flips.flip(directory, manifest, 8 * digit + bit) == [] for bit in range(8)), "another version's number"
 
 
 def test_a_disk_that_is_full_at_any_page_corrupts_nothing(capfd):
