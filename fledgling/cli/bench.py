@@ -11,6 +11,7 @@ from fledgling.cli.learn import learn
 from fledgling.cli.lists import NameList, SpacedCountList
 from fledgling.cli.options import Depth, Gpus, Json, Overrides, VocabSize, print_to_stderr
 from fledgling.config import load_recipe
+from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.launch import launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process, leave_process_group
 
@@ -84,7 +85,7 @@ def train(
         print(f"{result['share_of_datasheet']:.1%} MFU of the datasheet's dense peak, as others publish it")
     if result["notice"]:
         print(result["notice"])
-    print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
+    print(f"{format_bytes(result['peak_memory'])} peak memory")
     if result["saved_for"]:
         print(
             f"fledgling plan now uses this utilization for --gpu {result['saved_for']} and shapes within twice of this"

@@ -13,6 +13,7 @@ from fledgling.cli.inspect import inspect
 from fledgling.cli.options import DataDir, Json, Overrides, print_to_stderr
 from fledgling.cli.overlap import overlap
 from fledgling.config import UserError, load_recipe
+from fledgling.record.jsonl import format_bytes
 
 app = App(name="data", help="Show, fetch and prepare training text.")
 
@@ -111,7 +112,7 @@ def _show_sets(data_dir: Path | None, as_json: bool) -> None:
         return
     print(f"data root  {root}\n")
     for entry in sets:
-        local = f"{entry['files']} files, {entry['bytes'] / 1e9:.2f} GB here" if entry["files"] else "not fetched"
+        local = f"{entry['files']} files, {format_bytes(entry['bytes'])} here" if entry["files"] else "not fetched"
         print(f"{entry['name']:<17} {local}\n  {entry['description']}\n  {entry['size']}; {entry['license']}")
         print(f"  {entry['repository']} at {entry['revision'][:12]}")
 

@@ -10,6 +10,7 @@ from typing import Any
 from fledgling.cli.lists import NameList
 from fledgling.cli.options import DataDir, Json
 from fledgling.config import UserError
+from fledgling.record.jsonl import format_bytes
 
 MAX_SHOWN = 3  # matches printed for each set; --json has all
 
@@ -43,7 +44,7 @@ def overlap(
         raise UserError(f"sources {list(sources)}, --words {words}: expected at least one source and 2 words")
 
     def show_progress(documents: int, size: int, seconds: float) -> None:
-        print(f"{documents:,} documents, {size / 1e6:,.0f} MB, {size / 1e6 / seconds:.0f} MB/s", file=sys.stderr)
+        print(f"{documents:,} documents, {format_bytes(size)}, {format_bytes(size / seconds)}/s", file=sys.stderr)
 
     report = measure_contamination(sources, tasks, items, words, data_dir, show_progress)
     if as_json:
@@ -53,7 +54,7 @@ def overlap(
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    size = f"{report['documents']:,} documents, {report['bytes'] / 1e6:,.1f} MB"
+    size = f"{report['documents']:,} documents, {format_bytes(report['bytes'])}"
     print(f"runs of {report['words']} words in {', '.join(report['sources'])}: {size}, {report['seconds']} s")
     for name, item_set in report["sets"].items():
         short = item_set["items"] - item_set["searchable"]

@@ -45,6 +45,7 @@ from fledgling.corpora.tokenization import (
 from fledgling.corpora.trained_tokenizer import read_training_facts, save_trained_tokenizer
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_documents
 from fledgling.files import resolve_data_root, split_columns
+from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.runtime.cores import count_cores
 from fledgling.text.tokenizer import Tokenizer
@@ -388,9 +389,10 @@ class DocumentPreparer:
         finally:
             if bar:
                 bar.close()
-        seconds, megabytes = time.perf_counter() - start, stats.num_bytes / 1e6
+        seconds = time.perf_counter() - start
         self._log_contents(source, contents, read_facts(folder, inputs.digest).get("skipped", ""))
+        speed = f"{stats.documents / seconds:,.0f} documents/s, {format_bytes(stats.num_bytes / seconds)}/s"
         self.log(
-            f"{source}: {stats.documents:,} documents, {megabytes:,.0f} MB of text, {stats.tokens:,} tokens in "
-            f"{seconds:,.0f} s ({stats.documents / seconds:,.0f} documents/s, {megabytes / seconds:,.1f} MB/s)"
+            f"{source}: {stats.documents:,} documents, {format_bytes(stats.num_bytes)} of text, {stats.tokens:,} "
+            f"tokens in {seconds:,.0f} s ({speed})"
         )

@@ -27,6 +27,7 @@ from urllib.parse import quote
 from fledgling.config import UserError, did_you_mean
 from fledgling.files import resolve_data_root
 from fledgling.record.durable import make_directory, replace_file, write_file
+from fledgling.record.jsonl import format_bytes
 
 LOCK_FILE = "public.lock.json"
 HUB_URL = "https://huggingface.co"
@@ -305,8 +306,8 @@ def download_file(url: str, path: Path, file: dict[str, Any], progress: Download
         size = part.stat().st_size if part.exists() else 0
         free = shutil.disk_usage(path.parent).free
     if free < file["size"] - size:
-        need = (file["size"] - size) / 1e9
-        raise UserError(f"{path.parent}: {need:.1f} GB needed, {free / 1e9:.1f} GB free; free some or use --data-dir")
+        need = format_bytes(file["size"] - size)
+        raise UserError(f"{path.parent}: {need} needed, {format_bytes(free)} free; free some or use --data-dir")
     failure: BaseException | None = None
     for attempt in range(MAX_ATTEMPTS):
         if part.exists() and part.stat().st_size == file["size"]:

@@ -33,6 +33,7 @@ import numpy as np
 
 from fledgling.config import UserError
 from fledgling.record.atomic_directory import MANIFEST, make_temporary_directory, publish_directory, write_manifest
+from fledgling.record.jsonl import format_bytes
 
 FORMAT = "fledgling-tokens-1"
 SHARD_FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
@@ -231,7 +232,7 @@ def _describe_disk_error(error: OSError, directory: Path, written: int) -> UserE
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     return UserError(
-        f"{directory}: the disk is full after {written / 1e6:,.1f} MB of tokens, {free / 1e6:,.1f} MB free "
+        f"{directory}: the disk is full after {format_bytes(written)} of tokens, {format_bytes(free)} free "
         "now; nothing was kept. Free some space or choose another data directory"
     )
 

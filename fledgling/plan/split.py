@@ -15,6 +15,7 @@ from fledgling.plan.memory import estimate_peak_memory, fits_memory, memory_slac
 from fledgling.plan.optimizer_state import find_fitting_state
 from fledgling.plan.stage_length import open_batch
 from fledgling.plan.training_step import TrainingStep
+from fledgling.record.jsonl import format_bytes
 
 MAX_MICRO_BATCH_ROWS = 64  # of an automatically chosen forward/backward
 MAX_MICRO_BATCH_TOKENS = {"cpu": 8192}  # a larger micro-batch is not faster on a CPU
@@ -108,6 +109,6 @@ def explain_memory_shortage(config: ModelConfig, step: TrainingStep, memory: int
     advice = advice or ["a smaller model.depth and width"]
     zero3_hint = "" if step.shards_parameters else ", more ranks with optimizer.zero_stage=3"
     return (
-        f"{step.rows} rows of {step.context} tokens need {needed / 2**30:,.1f} GiB and there are "
-        f"{memory / 2**30:,.1f} GiB: use {', or '.join(advice)}{zero3_hint}, or a larger device"
+        f"{step.rows} rows of {step.context} tokens need {format_bytes(needed, binary=True)} and there are "
+        f"{format_bytes(memory, binary=True)}: use {', or '.join(advice)}{zero3_hint}, or a larger device"
     )

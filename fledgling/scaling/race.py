@@ -27,6 +27,7 @@ from fledgling.corpora.document import Document, split_held_out
 from fledgling.corpora.prepare import DocumentPreparer, read_source
 from fledgling.corpora.prepared_data import digest_code
 from fledgling.record import write_json, write_text
+from fledgling.record.jsonl import format_bytes
 from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race_run
@@ -299,7 +300,7 @@ def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, 
             size += document.num_bytes
             if size > MAX_TEXT_BYTES:
                 raise UserError(
-                    f"{source}: more than {MAX_TEXT_BYTES / 1e6:.0f} MB of text, which a race splits in memory; "
+                    f"{source}: more than {format_bytes(MAX_TEXT_BYTES)} of text, which a race splits in memory; "
                     "give some of its files with --text"
                 )
     training, validation = split_held_out(documents)
@@ -313,7 +314,7 @@ def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, 
     write_documents(held_out, kept)
     write_json(folder / TEXT_STAMP, digest_sources(sources, data_dir, folder))
     write_documents(train, training)  # last: it says that both are complete
-    log(f"race: {sum(d.num_bytes for d in training) / 1e6:.1f} MB to train on, measured on {len(kept):,} documents")
+    log(f"race: {format_bytes(sum(d.num_bytes for d in training))} to train on, measured on {len(kept):,} documents")
 
 
 def digest_sources(sources: Sequence[str], data_dir: str | None, folder: Path) -> dict[str, str]:

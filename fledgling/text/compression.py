@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fledgling.record.jsonl import format_bytes
 from fledgling.text.tokenizer import Tokenizer
 
 # Languages of the Universal Declaration of Human Rights, by their names in udhr2.zip.
@@ -152,7 +153,7 @@ def measure_compressed_bpb(
             result[name] = None
             continue
         if progress:
-            progress(f"{name} over {len(window) / 1e6:.1f} MB")
+            progress(f"{name} over {format_bytes(len(window))}")
         with ThreadPoolExecutor(2) as pool:  # the compressors release the interpreter's lock
             alone, together = pool.map(compress, [window, window + held_out])
         result[name] = 8 * (together - alone) / len(held_out)

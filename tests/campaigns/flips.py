@@ -3,8 +3,8 @@
 Every flip changes one bit of one file of the newest checkpoint of a stage. Checks of each: `verify_checkpoint`,
 `load_checkpoint` and `fledgling checkpoint verify` reject it and name the file, a run would resume from the checkpoint
 before, and with the bit restored the checkpoint is valid again. A flip that makes another version's number of the
-format is told as that, and nothing falls back: such a checkpoint may be whole. The files take turns, so that small ones
-are hit as often as large ones.
+format is named as that, and nothing falls back: such a checkpoint may be whole. The files take turns, so that small
+ones are hit as often as large ones.
 """
 
 import argparse
