@@ -115,7 +115,7 @@ def build_app(called: str | None = None) -> App:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit code."""
-    from cyclopts import CycloptsError, UnknownOptionError
+    from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
     argv = list(sys.argv[1:] if argv is None else argv)
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
@@ -139,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             option = (error.token.keyword or error.token.value).partition("=")[0]
             if new := RENAMED_OPTIONS.get(command, {}).get(option):
                 message = f"option {option} was renamed to {new}"
+        if isinstance(error, UnusedCliTokensError):
+            message = describe_unused_words(error.unused_tokens or [])
         return _fail(f"{message} (see fledgling {f'{command} ' if command else ''}--help)", USAGE_ERROR)
     except UserError as error:
         return _fail(str(error), FAILED)
@@ -147,6 +149,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fledgling plan | head -1`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def describe_unused_words(words: Sequence[str]) -> str:
+    """Returns a line about words that no option or argument takes; settings need an option each."""
+    left = f"no argument or option takes {' '.join(words)}"
+    settings = " ".join(f"--set {word}" for word in words if "=" in word and not word.startswith("-"))
+    return f"{left}: repeat the option, {settings}" if settings else left
 
 
 @contextmanager

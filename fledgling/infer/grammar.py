@@ -234,6 +234,11 @@ def _check_numbers(value: Any) -> None:
 
 
 def _shorten_reason(text: str) -> str:
-    """Returns the library's reason without the place in, and the text of, the grammar that it was given."""
-    line = _PLACE.sub("", text.replace("<non-verbose/>", "").strip().split("\n")[0])
+    """Returns the library's reason without the place in, and the text of, the grammar that it was given.
+
+    The reason of a regular expression's error is below a copy of the expression.
+    """
+    first, *others = text.replace("<non-verbose/>", "").strip().split("\n")
+    reason = next((line.partition("error: ")[2] for line in others if line.strip().startswith("error: ")), "")
+    line = _PLACE.sub("", f"{first} {reason}" if first.endswith(":") else first)
     return line if len(line) <= MAX_SHOWN_CHARS else f"{line[:MAX_SHOWN_CHARS]}..."

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 MAX_COUNTED_NAMES = 64  # further names are counted as "other": a client chooses them
 MAX_NAME_CHARS = 64
 MISSPELLED = 0.85  # similarity from which a name is taken for a misspelled one
-NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {})
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+NEUTRAL = (*EMPTY, False, 0)
 
 UNSUPPORTED = {  # fields that would change an answer: what to use, or that there is nothing
     "functions": "use tools",
@@ -31,6 +32,9 @@ UNSUPPORTED = {  # fields that would change an answer: what to use, or that ther
     "bad_words": "use logit_bias",
     "allowed_token_ids": "use logit_bias",
     "length_penalty": "",
+    "repetition_penalty_range": "the whole text counts",
+    "frequency_penalty_range": "the whole text counts",
+    "presence_penalty_range": "the whole text counts",
     "use_beam_search": "",
     "best_of": "use n",
     "echo": "use /v1/completions",
@@ -49,6 +53,7 @@ UNSUPPORTED = {  # fields that would change an answer: what to use, or that ther
     "chat_template": "the model has one layout",
     "template": "the model has one layout",
 }
+OTHERS = ("models",)  # that other servers know, and that are no misspelled names of ours
 NEUTRAL_ONES = ("length_penalty", "typical_p", "tfs_z", "best_of")  # 1 asks for nothing
 
 
@@ -79,9 +84,12 @@ def _check_settings(body: BaseModel) -> Iterator[str]:
     """Yields the fields that a body ignores. Raises UnsupportedField for one that would change the answer."""
     for name, value in (body.model_extra or {}).items():
         hint = UNSUPPORTED.get(name)
-        if hint is not None and value not in NEUTRAL and not (name in NEUTRAL_ONES and value == 1):
+        asks_nothing = value in NEUTRAL or (name in NEUTRAL_ONES and value == 1)
+        if hint is not None and not asks_nothing:
             raise UnsupportedField(name, f"{name}: not supported{'; ' if hint else ''}{hint}")
-        if hint is None and (near := get_close_matches(name[:MAX_NAME_CHARS], type(body).model_fields, 1, MISSPELLED)):
+        fields, is_other = type(body).model_fields, hint is not None or name in OTHERS or value in EMPTY
+        near = [] if is_other else get_close_matches(name[:MAX_NAME_CHARS], fields, 1, MISSPELLED)
+        if near and value != fields[near[0]].default:
             raise UnsupportedField(name[:MAX_NAME_CHARS], f"{name[:MAX_NAME_CHARS]}: no such field; {near[0]}?")
         yield name
 

@@ -113,6 +113,13 @@ def test_doctor_warns_where_training_would_take_the_slower_product(monkeypatch, 
     assert ("float32 multiplies 2.2 times as fast here" in bfloat16.advice) is warns
 
 
+def test_words_that_nothing_takes_are_named_with_what_to_do(capsys):
+    assert main(["plan", "quickstart", "--set", "seed=2", "run.out=runs/a"]) == 2
+    line = "no argument or option takes run.out=runs/a: repeat the option, --set run.out=runs/a"
+    assert capsys.readouterr().err == f"error: {line} (see fledgling plan --help)\n"
+    assert main(["doctor", "now"]) == 2 and "no argument or option takes now (see" in capsys.readouterr().err
+
+
 def test_an_interrupt_is_130(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

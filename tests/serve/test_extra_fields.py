@@ -45,6 +45,15 @@ def test_a_misspelled_field_is_rejected_with_the_name_that_was_meant(name):
         parse(**{name: 1})
 
 
+def test_a_name_near_ours_passes_where_another_server_has_it_or_it_asks_for_nothing():
+    body = parse(models=["a", "b"], frequencyPenalty=None, toolChoice=None, temprature="")
+    assert sorted(body.ignored_fields) == ["frequencyPenalty", "models", "temprature", "toolChoice"]
+    with pytest.raises(BadRequest, match=r"temprature: no such field; temperature\?"):
+        parse(temprature=0)  # not what is left out
+    with pytest.raises(BadRequest, match="frequency_penalty_range: not supported; the whole text counts"):
+        parse(frequency_penalty_range=1024)
+
+
 def test_a_client_cannot_make_the_counter_grow():
     counter = FieldCounter()
     counter.add(f"name{number}" for number in range(1000))
