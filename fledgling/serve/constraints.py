@@ -11,15 +11,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from fledgling.infer.grammar import Grammar, GrammarCompiler, GrammarError, write_json_rule
+from fledgling.serve.extra_fields import MISSPELLED
 from fledgling.serve.json_body import shorten_text
 from fledgling.serve.schemas import MAX_GRAMMAR_CHARS, BadRequest, ChatRequest, CommonRequest
 
 MAX_CALLS = 8  # of the request's tools in one answer
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 JSON_OBJECT: dict[str, Any] = {"type": "object"}
+NOTHING: tuple[Any, ...] = (None, "", [])  # values of a constraint that demand nothing; {} is the schema of any JSON
 CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar")
 
 
@@ -127,12 +130,15 @@ def _find_constraint(body: CommonRequest) -> tuple[str, str, str | None, Any]:
     if response_format:
         found += _read_response_format(response_format)
     for kind in ("json", "regex", "choice", "grammar"):
-        if (value := getattr(body, f"guided_{kind}")) is not None:
+        if (value := getattr(body, f"guided_{kind}")) not in NOTHING:
             found.append((f"guided_{kind}", f"guided_{kind}", kind, value))
-    if body.grammar is not None:
+    if body.grammar not in NOTHING:
         found.append(("grammar", "grammar", "grammar", body.grammar))
     for name, value in (body.structured_outputs or {}).items():
-        if name in CONSTRAINTS and value not in (None, False):
+        if near := [] if name in CONSTRAINTS else get_close_matches(name, CONSTRAINTS, 1, MISSPELLED):
+            shown = f"structured_outputs.{shorten_text(name)}"
+            raise BadRequest(f"{shown}: no such field; {near[0]}?", "structured_outputs")
+        if name in CONSTRAINTS and value not in (*NOTHING, False):
             found.append((f"structured_outputs.{name}", "structured_outputs", name, value))
     if len(found) > 1:
         raise BadRequest(f"{found[1][0]}: an answer has one constraint; {found[0][0]} is another", found[1][1])
@@ -193,8 +199,12 @@ def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
 
 def _choose_tools(tools: list[ToolDefinition], choice: str | Mapping[str, Any]) -> tuple[list[ToolDefinition], str]:
     """Returns the tools that may be called, and "none", "auto" or "required"."""
+    if isinstance(choice, Mapping) and set(choice) == {"type"} and isinstance(choice["type"], str):
+        choice = choice["type"]
     if isinstance(choice, str):
         choice = {"any": "required"}.get(choice, choice)
+        if named := [tool for tool in tools if tool.name == choice and choice not in ("none", "auto", "required")]:
+            return named, "required"
         if choice not in ("none", "auto", "required"):
             expected = "none, auto, required or a tool"
             raise BadRequest(f"tool_choice: expected {expected}, got {shorten_text(choice)!r}", "tool_choice")

@@ -25,7 +25,8 @@ from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name,
 from fledgling.serve.service import Service
 from fledgling.serve.worker import TaskHandle
 
-MAX_TEXTS = 256  # of one request
+MAX_TEXTS = 2048  # of one request, as in OpenAI's API
+QUEUE_SHARE = 4  # of the places in the queue, a request's texts take one in so many at a time
 
 
 class EmbeddingsRequest(IgnoringBody):
@@ -59,14 +60,17 @@ def embeddings_handler(service: Service) -> Handler:
     async def respond(request: Request) -> Response:
         body = await read_body(request, service.max_body_bytes)
         parsed, inputs = await run_sync(_parse_request, service, body)
-        results = _Results(service, inputs)
-        try:
-            vectors = await results.wait()
-        except asyncio.CancelledError:
-            results.cancel()
-            raise
-        except Exception:  # its reason is the worker's last error
-            return JSONResponse(build_error("the engine failed on this text", "server_error"), 500)
+        vectors: list[list[float]] = []
+        count = max(1, service.worker.max_queue_size // QUEUE_SHARE)
+        for start in range(0, len(inputs), count):
+            results = _Results(service, inputs[start : start + count])
+            try:
+                vectors += await results.wait()
+            except asyncio.CancelledError:
+                results.cancel()
+                raise
+            except Exception:  # its reason is the worker's last error
+                return JSONResponse(build_error("the engine failed on this text", "server_error"), 500)
         service.ignored_fields.add(parsed.ignored_fields)
         content = await run_sync(lambda: encode_json(_build_response(service, parsed, inputs, vectors)))
         return Response(content, media_type="application/json")
@@ -86,9 +90,6 @@ def _parse_request(service: Service, raw: bytes) -> tuple[EmbeddingsRequest, lis
         if not 0 < len(ids) < service.context:
             message = f"input {number} has {len(ids):,} tokens; expected 1 to {service.context - 1:,}"
             raise BadRequest(message, "input", "context_length_exceeded" if ids else None)
-    if len(inputs) > service.worker.max_queue_size:
-        message = f"input: {len(inputs)} texts are more than the server's queue holds ({service.worker.max_queue_size})"
-        raise BadRequest(message, "input")
     return body, inputs
 
 

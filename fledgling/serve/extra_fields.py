@@ -53,8 +53,29 @@ UNSUPPORTED = {  # fields that would change an answer: what to use, or that ther
     "chat_template": "the model has one layout",
     "template": "the model has one layout",
 }
+LENGTH = "use max_tokens, or max_output_tokens of /v1/responses"
+UNSUPPORTED |= dict.fromkeys(("max_new_tokens", "n_predict", "num_predict", "max_length", "maxTokens"), LENGTH)
+UNSUPPORTED |= {
+    "stop_sequences": "use stop",
+    "repeat_penalty": "use repetition_penalty",
+    "json_schema": "use response_format",
+    "guided_decoding": "use response_format, or guided_json",
+    "regex": "use guided_regex",
+    "format": "use response_format, or text.format of /v1/responses",
+    "system": "use a message of the role system, or instructions of /v1/responses",
+}
+OF_OTHER_ROUTES = {  # fields that some bodies have: what to use in the others
+    "max_tokens": LENGTH,
+    "max_completion_tokens": LENGTH,
+    "max_output_tokens": LENGTH,
+    "response_format": "use text.format",
+    "prompt": "prompts are not stored: send the whole conversation",
+    "tools": "use /v1/chat/completions",
+    "truncation": "use /v1/chat/completions",
+}
 OTHERS = ("models",)  # that other servers know, and that are no misspelled names of ours
-NEUTRAL_ONES = ("length_penalty", "typical_p", "tfs_z", "best_of")  # 1 asks for nothing
+NEUTRAL_ONES = ("length_penalty", "typical_p", "tfs_z", "best_of", "repeat_penalty")  # 1 asks for nothing
+NEUTRAL_LENGTHS = (-1, "disabled")  # no limit, and truncation that is off
 
 
 class UnsupportedField(ValueError):
@@ -83,8 +104,9 @@ def list_ignored(body: BaseModel) -> list[str]:
 def _check_settings(body: BaseModel) -> Iterator[str]:
     """Yields the fields that a body ignores. Raises UnsupportedField for one that would change the answer."""
     for name, value in (body.model_extra or {}).items():
-        hint = UNSUPPORTED.get(name)
+        hint = UNSUPPORTED.get(name, OF_OTHER_ROUTES.get(name))
         asks_nothing = value in NEUTRAL or (name in NEUTRAL_ONES and value == 1)
+        asks_nothing |= (hint == LENGTH or name == "truncation") and value in NEUTRAL_LENGTHS
         if hint is not None and not asks_nothing:
             raise UnsupportedField(name, f"{name}: not supported{'; ' if hint else ''}{hint}")
         fields, is_other = type(body).model_fields, hint is not None or name in OTHERS or value in EMPTY

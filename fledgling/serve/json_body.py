@@ -32,7 +32,7 @@ def parse_json(body: bytes) -> Any:
         return _build_object(pairs)
 
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=build_object, parse_constant=_reject_constant)
+        value = json.loads(body.decode("utf-8-sig"), object_pairs_hook=build_object, parse_constant=_reject_constant)
         if b"\\ud" in body or b"\\uD" in body:  # a pair of surrogates is one character, half of one is none
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value

@@ -71,7 +71,11 @@ def parse_request(service: Service, body: ResponsesRequest) -> ParsedRequest:
         "logprobs": with_logprobs,
         "top_logprobs": body.top_logprobs if with_logprobs else None,
     }
-    parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
+    try:
+        parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
+    except BadRequest as error:
+        error.param = {"messages": "input", "max_tokens": "max_output_tokens"}.get(error.param or "", error.param)
+        raise
     parsed.id, parsed.body = make_id("resp"), body
     return parsed
 

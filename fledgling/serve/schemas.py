@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -59,12 +60,18 @@ def _check_schema_size(value: Any) -> Any:
     return value
 
 
+def _read_no_limit(value: Any) -> Any:
+    return None if type(value) is int and value == -1 else value  # as llama.cpp and LM Studio write it
+
+
 Number = StrictInt | StrictFloat
 ContextText = Annotated[StrictStr, Field(json_schema_extra={"x-bounded-by": "the model's context"})]
 Name = Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
+ModelName = Annotated[Name, BeforeValidator(lambda value: "" if value is None else value)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 StopString = Annotated[StrictStr, Field(max_length=MAX_STOP_CHARS)]
 TokenCount = Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)]
+TokenLimit = Annotated[TokenCount | None, BeforeValidator(_read_no_limit)]
 PromptIds = Annotated[list[StrictInt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_IDS)]
 SchemaText = Annotated[StrictStr, Field(max_length=MAX_GRAMMAR_CHARS)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_check_schema_size)]
@@ -190,7 +197,7 @@ class IgnoringBody(_Body):
 class CommonRequest(IgnoringBody):
     """The fields of both kinds of completion."""
 
-    model: Name = ""
+    model: ModelName = ""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
@@ -238,8 +245,8 @@ class ChatRequest(CommonRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: TokenCount | None = None
-    max_completion_tokens: TokenCount | None = None
+    max_tokens: TokenLimit = None
+    max_completion_tokens: TokenLimit = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     calculator: StrictBool = True

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve.extra_fields import FieldCounter
 from fledgling.serve.responses import GeneratedChoice
-from fledgling.serve.schemas import BadRequest, CommonRequest, IgnoringBody
+from fledgling.serve.schemas import BadRequest, CommonRequest, CompletionRequest, IgnoringBody
 from fledgling.serve.worker import ChoiceEvent, GenerationJob, Worker
 from fledgling.text.tokenizer import Tokenizer
 
@@ -86,23 +86,27 @@ class Service:
         """Returns the largest number of UTF-8 bytes that can fit into the context: that of its longest tokens."""
         return self.context * max(map(len, self.tokenizer.token_bytes))
 
-    def check_prompt_size(self, texts: Iterable[str], num_ids: int = 0) -> None:
+    def check_prompt_size(self, texts: Iterable[str], num_ids: int = 0, field: str = "messages") -> None:
         """Raises BadRequest where texts and token ids cannot fit into the context, before anything is tokenized.
 
         The check costs no more than the length of the texts; what passes it may still be too long.
+
+        Args:
+            texts, num_ids: the texts of the prompt, and how many token ids it has besides.
+            field: of the body, that the error names.
         """
         num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         if num_bytes > self.max_text_bytes or num_ids >= self.context:
             size = f"{num_ids:,} tokens" if num_ids else f"{num_bytes:,} bytes, which are more tokens than fit,"
             message = f"the prompt has {size} and the model's whole context is {self.context:,} tokens"
-            raise BadRequest(message, "messages", "context_length_exceeded")
+            raise BadRequest(message, field, "context_length_exceeded")
 
     def tokenize_text(self, text: str | list[int], field: str) -> list[int]:
         """Returns a text, or token ids, as ids; raises BadRequest for ids out of range and for control tokens."""
         if isinstance(text, str):
-            self.check_prompt_size([text])
+            self.check_prompt_size([text], field=field)
             return self.tokenizer.encode(text)
-        self.check_prompt_size((), num_ids=len(text))
+        self.check_prompt_size((), num_ids=len(text), field=field)
         control = set(self.tokenizer.special_tokens.values())
         invalid = next((i for i in text if not 0 <= i < self.tokenizer.vocab_size or i in control), None)
         if invalid is not None:
@@ -116,7 +120,8 @@ class Service:
         free_tokens = self.context - len(prompt)
         if free_tokens < 1:
             message = f"the prompt has {len(prompt):,} tokens and the model's whole context is {self.context:,}"
-            raise BadRequest(message, "messages", "context_length_exceeded")
+            field = "prompt" if isinstance(body, CompletionRequest) else "messages"
+            raise BadRequest(message, field, "context_length_exceeded")
         vocab_size = self.worker.engine.model.config.vocab_size
         defaults = self.tokenizer.sampling_defaults
         return SamplingParams(

@@ -160,6 +160,8 @@ def test_embeddings_have_length_one_and_depend_on_their_text_alone(api, roomy_en
     assert several[1].embedding == pytest.approx(one, abs=1e-5) and several[0].embedding != pytest.approx(one, abs=1e-2)
     ids = roomy_engine.tokenizer.encode("the quick fox")
     assert api.embeddings.create(model="", input=[ids]).data[0].embedding == pytest.approx(one, abs=1e-5)
+    many = api.embeddings.create(model="", input=["a dog"] * 40 + ["the quick fox"], encoding_format="float").data
+    assert len(many) == 41 and many[40].embedding == pytest.approx(one, abs=1e-5), "more than the queue holds"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_embeddings_have_length_one_and_depend_on_their_text_alone(api, roomy_en
         ({"input": "a", "dimensions": 7}, "dimensions: expected 32"),
         ({"input": ""}, "input 0 has 0 tokens"),
         ({"input": []}, "input: at least 1"),
-        ({"input": ["a"] * 40}, "40 texts are more than the server's queue holds"),
+        ({"input": ["a"] * 2049}, "input: at most 2,048"),
         ({"input": "fox " * 3000}, "whole context"),
         ({"input": [5, 329]}, "329 is not the id"),
         ({}, "input: required"),
@@ -179,6 +181,14 @@ def test_what_cannot_be_embedded_is_named(roomy_server, fields, message):
         roomy_server[0], "/v1/embeddings", json.dumps(fields).encode(), Content_Type="application/json"
     )
     assert code == 400 and message in answer["error"]["message"]
+    assert answer["error"]["param"] in ("input", "dimensions")
+
+
+def test_a_prompt_that_is_too_long_is_named_by_the_field_of_its_route(roomy_server):
+    for route, field in (("completions", "prompt"), ("responses", "input"), ("embeddings", "input")):
+        body = json.dumps({field: "fox " * 3000}).encode()
+        code, answer, _ = call(roomy_server[0], f"/v1/{route}", body, Content_Type="application/json")
+        assert (code, answer["error"]["param"], answer["error"]["code"]) == (400, field, "context_length_exceeded")
 
 
 @pytest.mark.parametrize(

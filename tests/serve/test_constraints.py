@@ -80,7 +80,7 @@ def test_an_answer_that_is_cut_is_reported_as_cut(address):
         ({"guided_regex": "(", "guided_json": SIZE}, "guided_regex: an answer has one constraint; guided_json"),
         ({"guided_regex": "("}, "guided_regex: the constraint"),
         ({"guided_regex": "(?=a)b"}, "regex parse error: look-around, including"),
-        ({"guided_choice": []}, "guided_choice: expected a list of texts"),
+        ({"structured_outputs": {"jsn": SIZE}}, "structured_outputs.jsn: no such field; json?"),
         ({"grammar": "root ::= ("}, "grammar: the constraint"),
         ({"grammar": "a" * 20_000}, "grammar: at most 16,384 characters, 20,000 given"),
         ({"structured_outputs": {"regex": "a" * 20_000}}, "expected text of at most 16,384 characters"),
@@ -103,6 +103,20 @@ def test_an_answer_that_is_cut_is_reported_as_cut(address):
 def test_what_cannot_be_demanded_is_named(address, fields, message):
     code, answer = post(address, **fields)
     assert code == 400 and message in answer["error"]["message"], answer
+
+
+@pytest.mark.parametrize("name", ["grammar", "guided_regex", "guided_grammar", "guided_choice"])
+def test_a_constraint_without_a_value_demands_nothing(address, name):
+    plain = post(address, seed=1)[1]["choices"][0]["message"]["content"]
+    answer = post(address, seed=1, **{name: [] if name == "guided_choice" else ""})
+    assert answer[0] == 200 and answer[1]["choices"][0]["message"]["content"] == plain != ""
+
+
+def test_a_tool_may_be_chosen_by_its_name_and_a_mode_by_its_type(address):
+    for choice in ("add", {"type": "required"}):
+        answer = post(address, tools=[ADD], tool_choice=choice, max_tokens=200, seed=1)[1]["choices"][0]
+        assert answer["message"]["tool_calls"][0]["function"]["name"] == "add"
+    assert post(address, tools=[ADD], tool_choice={"type": "auto"}, seed=1)[0] == 200
 
 
 def test_required_tools_are_called_with_valid_arguments(address):

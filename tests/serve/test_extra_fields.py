@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from fledgling.serve.extra_fields import MAX_COUNTED_NAMES, UNSUPPORTED, FieldCounter
-from fledgling.serve.schemas import BadRequest, ChatRequest, parse_body
+from fledgling.serve.extra_fields import MAX_COUNTED_NAMES, OF_OTHER_ROUTES, UNSUPPORTED, FieldCounter
+from fledgling.serve.responses_api import ResponsesRequest
+from fledgling.serve.schemas import BadRequest, ChatRequest, CompletionRequest, parse_body
 
 ASK = [{"role": "user", "content": "a"}]
 
@@ -52,6 +54,24 @@ def test_a_name_near_ours_passes_where_another_server_has_it_or_it_asks_for_noth
         parse(temprature=0)  # not what is left out
     with pytest.raises(BadRequest, match="frequency_penalty_range: not supported; the whole text counts"):
         parse(frequency_penalty_range=1024)
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponsesRequest])
+def test_a_field_of_another_route_is_rejected_with_the_name_to_use(kind):
+    given = {"messages": ASK} if kind is ChatRequest else {"prompt" if kind is CompletionRequest else "input": "a"}
+    for name, hint in OF_OTHER_ROUTES.items():
+        if name in kind.model_fields:
+            continue
+        parse_body(kind, json.dumps(given | {name: None}).encode())
+        with pytest.raises(BadRequest, match=re.escape(f"{name}: not supported; {hint}")):
+            parse_body(kind, json.dumps(given | {name: 2}).encode())
+
+
+def test_minus_one_is_no_limit_and_no_name_is_the_served_model():
+    assert parse(max_tokens=-1, n_predict=-1, model=None).max_tokens is None
+    assert parse_body(ChatRequest, b"\xef\xbb\xbf" + json.dumps({"messages": ASK}).encode()).messages
+    with pytest.raises(BadRequest, match="max_tokens: "):
+        parse(max_tokens=-2)
 
 
 def test_a_client_cannot_make_the_counter_grow():
