@@ -64,7 +64,7 @@ def chat(
     system
         System prompt.
     temperature
-        0 always takes the most likely token; 1 samples from the model's distribution.
+        0 always takes the most likely token; 1 samples from the model's distribution; at most 2.
     top_k
         Sample from this many most likely tokens; 0: from all.
     top_p
@@ -83,6 +83,7 @@ def chat(
     from fledgling.infer.sampling import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p, min_p, max_new_tokens, seed)  # raises before a model is loaded
+    require_server_temperature(sampling)
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -153,11 +154,21 @@ def run_conversation(session: ChatSession, sampling: SamplingParams, out: TextIO
                 print_reply(session, text, sampling, out, out)
 
 
+def require_server_temperature(sampling: SamplingParams) -> None:
+    """Raises UserError for a temperature above the server's highest."""
+    from fledgling.infer.sampling import MAX_TEMPERATURE
+
+    if sampling.temperature > MAX_TEMPERATURE:
+        raise UserError(f"temperature = {sampling.temperature}: expected at most {MAX_TEMPERATURE}, as in the server")
+
+
 def _set(sampling: SamplingParams, words: list[str], out: TextIO) -> SamplingParams:
     """Returns the sampling parameters with one value changed, or unchanged where it is invalid; prints them."""
     if len(words) == 2 and words[0] in SETTABLE:
         try:
-            sampling = replace(sampling, **{words[0]: SETTABLE[words[0]](words[1])})
+            changed = replace(sampling, **{words[0]: SETTABLE[words[0]](words[1])})
+            require_server_temperature(changed)
+            sampling = changed
         except ValueError:
             print(f"{words[0]}: got {escape_control_characters(words[1])}, expected a number", file=out)
         except UserError as error:

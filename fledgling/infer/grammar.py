@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import UserError
+from fledgling.infer.json_schema import drop_empty_demands
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
@@ -217,11 +218,12 @@ class _Vocabulary:
 def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
     """Returns a rule of a Lark grammar: JSON that the schema accepts, with spaces as json.dumps writes them.
 
-    `lenient` drops keywords that the library does not know and reads `oneOf` as `anyOf`, instead of an error. Raises
-    GrammarError for numbers that it cannot represent.
+    Keywords that demand nothing are dropped, and formats that the library does not know (`drop_empty_demands`).
+    `lenient` drops all keywords that the library does not know and reads `oneOf` as `anyOf`, instead of an error.
+    Raises GrammarError for numbers that it cannot represent.
     """
     _check_numbers(schema)
-    document = dict(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
+    document = drop_empty_demands(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
     style = {**JSON_STYLE, "lenient": lenient, "coerce_one_of": lenient}
     return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
 

@@ -111,8 +111,9 @@ class McpTools:
             except UserError:
                 raise
             except Exception as error:  # whatever the SDK or a server's answer raises
-                reason = clean_text(" ".join(str(error).split()) or type(error).__name__, 200)
-                raise UserError(f"MCP server {command!r} did not start or list its tools: {reason}") from None
+                reason = clean_text(describe_cause(error), 200)
+                failure = f"MCP server {command!r} did not start or list its tools: {reason}"
+                raise UserError(f"{failure}; what it wrote to stderr is above") from None
         return portal
 
     def _list_tools(self, portal: BlockingPortal, number: int) -> None:
@@ -158,7 +159,7 @@ class McpTools:
         try:
             result = self.portal.call(partial(client.call_tool, name, arguments, CALL_TIMEOUT))
         except Exception as error:  # whatever the SDK or the server's answer raises
-            return clean_text(f"error: {' '.join(str(error).split()) or type(error).__name__}", MAX_RESULT_CHARACTERS)
+            return clean_text(f"error: {describe_cause(error)}", MAX_RESULT_CHARACTERS)
         return clean_text(read_result(result), MAX_RESULT_CHARACTERS)
 
     def run(self, text: str) -> str:
@@ -185,6 +186,13 @@ class McpTools:
     def close(self) -> None:
         """Ends the servers."""
         self.stack.close()
+
+
+def describe_cause(error: BaseException) -> str:
+    """Returns an error's text in one line; of a group of errors, as the SDK's tasks raise them, that of its first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_result(result: CallToolResult) -> str:

@@ -21,6 +21,7 @@ from fledgling.config import UserError
 
 UINT64_MASK = (1 << 64) - 1
 MIN_TEMPERATURE = 1e-30  # lower ones overflow fp32 in logits / temperature; far above it sampling is already greedy
+MAX_TEMPERATURE = 2  # of chats, in the terminal and of the server: beyond it, answers are noise
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
     for number, tool in enumerate(tools):
         head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
         rules.append(f'tool{number}: {head} arguments{number} "}}"')
-        parameters = tool.parameters or JSON_OBJECT
+        parameters = {**tool.parameters, **JSON_OBJECT}  # without a type, they would accept text and numbers too
         if not tool.strict and not _can_compile(parameters, compiler):
             parameters = JSON_OBJECT
         rules.append(write_json_rule(f"arguments{number}", parameters, lenient=not tool.strict))
@@ -190,6 +190,10 @@ def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
         parameters = function.get("parameters") or {}
         if not isinstance(parameters, Mapping):
             raise BadRequest(f"{place}.function.parameters: expected a JSON schema", "tools")
+        kind = parameters.get("type", "object")
+        if "object" not in (kind if isinstance(kind, list) else [kind]):
+            given = f"got type {shorten_text(json.dumps(kind))}"
+            raise BadRequest(f"{place}.function.parameters: expected the schema of an object, {given}", "tools")
         description = function.get("description") or ""
         if not isinstance(description, str):
             raise BadRequest(f"{place}.function.description: expected text", "tools")

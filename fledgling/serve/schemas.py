@@ -31,6 +31,7 @@ from pydantic import (
     ValidationError,
 )
 
+from fledgling.infer.sampling import MAX_TEMPERATURE
 from fledgling.serve.extra_fields import UnsupportedField, list_ignored
 from fledgling.serve.field_errors import describe_invalid_field
 from fledgling.serve.json_body import MAX_OBJECT_KEYS, InvalidJSON, parse_json, shorten_text
@@ -200,7 +201,7 @@ class CommonRequest(IgnoringBody):
     model: ModelName = ""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, le=1_000_000, description="-1 and 0: all tokens.")] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None

@@ -56,7 +56,7 @@ def list_available_exams(names: Sequence[str], context: StageContext) -> list[st
     found = []
     for name in names:
         try:
-            load_task(name, context.recipe.run.data_dir).list_exams({TEST: 1})
+            load_task(name, context.recipe.run.data_dir).list_exams({TEST: 1, DEV: 1})
             found.append(name)
         except UserError as error:
             context.recorder.log_notice(f"no exam in {name}: {error}")

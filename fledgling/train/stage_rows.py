@@ -20,7 +20,7 @@ from fledgling.data.stream import RowSource
 from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, require_end, row_weights
 from fledgling.tasks import load_task
 from fledgling.tasks.exam_names import exam_names
-from fledgling.tasks.task import TEST
+from fledgling.tasks.task import DEV, TEST
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.data_preparer import DataPreparer, MixtureParts, find_held_out_source, split_mixture
 from fledgling.train.objectives import OBJECTIVES
@@ -222,4 +222,4 @@ def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] 
         documents = [*parts.documents, *([held_out] if held_out and reads_held_out else [])]
         preparer.require_sources(documents, [*parts.conversations, *practiced])
         for name in exam_names(config, recipe.sft.mixture) if not kept else ():
-            load_task(name, recipe.run.data_dir).list_exams({TEST: 1})
+            load_task(name, recipe.run.data_dir).list_exams({TEST: 1, DEV: 1})

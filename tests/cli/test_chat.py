@@ -63,6 +63,11 @@ def test_one_prompt_is_answered_and_the_command_ends(checkpoint, capsys) -> None
     assert capsys.readouterr().out == ANSWER
 
 
+def test_a_temperature_that_the_server_rejects_is_rejected(checkpoint, capsys) -> None:
+    assert main(["chat", str(checkpoint), "-p", "add", "--temperature", "5"]) == 1
+    assert "temperature = 5.0: expected at most 2" in capsys.readouterr().err
+
+
 def test_standard_input_is_the_prompt(checkpoint, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("add\n"))
     assert main(["chat", str(checkpoint), "--temperature", "0"]) == 0
@@ -90,7 +95,7 @@ def test_a_conversation_obeys_its_commands(session, capsys, monkeypatch) -> None
 
 def test_again_set_and_history_do_what_help_says(session, monkeypatch) -> None:
     typed = iter(["/again", "add", "/set temperature 0", "/set top_p 7", "/set nothing 1", "/set seed x", "/again"])
-    typed = iter([*typed, "/history", "/exit"])
+    typed = iter([*typed, "/set temperature 5", "/history", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     out = io.StringIO()
     assert run_conversation(session, GREEDY, out) == 0
@@ -99,6 +104,7 @@ def test_again_set_and_history_do_what_help_says(session, monkeypatch) -> None:
         shown.startswith("there is no message to answer again") and shown.count(ANSWER) == 3 and len(session.turns) == 1
     )
     assert "temperature 0.0" in shown and "top_p = 7.0: expected a share" in shown and "top_p 1.0" in shown
+    assert "temperature = 5.0: expected at most 2, as in the server\ntemperature 0.0" in shown
     assert "expected /set and one of temperature" in shown and "seed: got x, expected a number" in shown
     assert shown.endswith(f"user: add\nassistant: {ANSWER}")
 

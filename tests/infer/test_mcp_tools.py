@@ -96,7 +96,8 @@ def test_a_server_that_ends_or_floods_is_an_error_of_the_call(name):
         (["'"], [], "No closing quotation"),
         ([""], [], "is empty"),
         ([f"{sys.executable} -c 'print(1)'"], [], "did not start or list its tools"),
-        (["/nowhere/server"], [], "did not start or list its tools"),
+        (["/nowhere/server"], [], r"did not start or list its tools: (?!.*TaskGroup)\w"),
+        ([f"{sys.executable} -c 'import nothing_of_this_name'"], [], r"its tools: (?!.*TaskGroup)\w"),
         ([SERVER], ["nope"], "no tool nope to allow"),
     ],
 )

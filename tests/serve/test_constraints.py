@@ -88,6 +88,10 @@ def test_an_answer_that_is_cut_is_reported_as_cut(address):
         ({"tools": [ADD, ADD]}, "tools.1.function.name: 'add' is another tool's name too"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type: expected function, got 'web_search'"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name: expected 1 to 64"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            'tools.0.function.parameters: expected the schema of an object, got type "string"',
+        ),
         ({"tools": [ADD], "tool_choice": "maybe"}, "got 'maybe'"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": "add"}}, "tool_choice: expected none, auto"),
@@ -193,7 +197,7 @@ def test_a_thought_is_returned_apart_from_the_prose(address):
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"not": {}}, {"oneOf": [{"type": "string"}, {"minLength": 2}]}, {"format": "iri", "type": "string"}]
+    "parameters", [{"not": {}}, {"oneOf": [{"type": "string"}, {"minLength": 2}]}, {"uniqueItems": True}]
 )
 def test_a_tool_that_is_not_strict_may_have_a_schema_that_cannot_be_promised(address, parameters):
     schema = {"type": "object", "properties": {"x": parameters}}
@@ -203,3 +207,12 @@ def test_a_tool_that_is_not_strict_may_have_a_schema_that_cannot_be_promised(add
     strict = {"type": "function", "function": tool["function"] | {"strict": True}}
     code, answer = post(address, tools=[strict], **settings)
     assert code == 400 and answer["error"]["param"] == "tools", answer
+
+
+def test_arguments_are_an_object_where_the_parameters_name_no_type(address):
+    parameters = {"required": ["a"], "properties": {"a": {"enum": [1, 2]}}, "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": True}}
+    for seed in range(3):
+        message = post(address, tools=[tool], tool_choice="required", parallel_tool_calls=False, seed=seed)[1]
+        arguments = json.loads(message["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
+        assert arguments in ({"a": 1}, {"a": 2})

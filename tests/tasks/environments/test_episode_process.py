@@ -70,6 +70,17 @@ class Nosy(Environment):
 class Free(Nosy):
     sandboxed = False
 
+class Same(Doubling):
+    solution = property(lambda self: '1')
+
+class Wrong(Doubling):
+    identity = property(lambda self: str(self.seed))
+    solution = "nan"
+    def reward(self, answer):
+        return float(answer)
+    def turn_reward(self):
+        return float("nan")
+
 class Bare(Environment):
     tools = lambda self: {}
     solution = property(lambda self: str(self.seed))
@@ -145,6 +156,29 @@ def test_a_class_that_fails_ends_the_round_with_its_name_and_works_afterwards(sp
         episode.call(f"add({number})")
     monkeypatch.setattr(episode_process, "CALL_TIMEOUT", 20.0)
     assert task.start(task.get_practice_question(0, 1)).call("add(2)") == "2"
+
+
+def test_an_environment_without_held_out_instances_says_so_wherever_it_is_used(spec):
+    task = load_task(spec.replace("Doubling", "Same"))
+    for use in (
+        lambda: task.list_exams({TEST: 1000}),
+        lambda: task.get_practice_question(0, 1),
+        lambda: task.get_train_conversation(0, 1),
+    ):
+        with pytest.raises(UserError, match=r"Same: none of 200 instances is .*1 identities, one is '1'; expected"):
+            use()
+
+
+@pytest.mark.parametrize("reward", ["nan", "inf", "-inf", "1.5", "-0.1"])
+def test_a_reward_outside_0_to_1_is_an_error_that_names_the_instance(spec, reward):
+    task = load_task(spec.replace("Doubling", "Wrong"))
+    question = task.get_practice_question(0, 1)
+    with pytest.raises(
+        UserError, match=rf"Wrong, instance \d+: reward returned {reward}; expected a number from 0 to 1"
+    ):
+        task.score_batch([(question, write_transcript([], reward))])
+    with pytest.raises(UserError, match="turn_reward returned nan; expected a finite number"):
+        task.score_turns(question, write_transcript(["add(1)"], "1"))
 
 
 def test_a_class_without_demonstrations_says_where_it_can_be_used(spec):
