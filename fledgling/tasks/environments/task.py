@@ -159,5 +159,6 @@ def _require_sets(task: EnvironmentTask) -> None:
         if {TRAIN, TEST} <= found:
             return
     missing = DESCRIPTIONS[TEST if TEST not in found else TRAIN]
-    counted = f"they have {len(identities)} identities, one is {min(identities)[:40]!r}"
+    others = f"one of {len(identities)} identities" if len(identities) > 1 else "the identity of all"
+    counted = f"{min(identities)[:40]!r} is {others}"
     raise UserError(f"{task.name}: none of {MAX_DRAWS} instances is {missing}: {counted}; {EXPECTED}")

@@ -165,7 +165,7 @@ def test_an_environment_without_held_out_instances_says_so_wherever_it_is_used(s
         lambda: task.get_practice_question(0, 1),
         lambda: task.get_train_conversation(0, 1),
     ):
-        with pytest.raises(UserError, match=r"Same: none of 200 instances is .*1 identities, one is '1'; expected"):
+        with pytest.raises(UserError, match=r"Same: none of 200 instances is .*: '1' is the identity of all; expected"):
             use()
 
 
