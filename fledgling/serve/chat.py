@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from fledgling.infer.detokenizer import ContentPart
-from fledgling.serve.constraints import read_answer_form
+from fledgling.serve.constraints import AnswerForm, read_answer_form
 from fledgling.serve.errors import build_error
 from fledgling.serve.responses import (
     FAILURES,
@@ -47,7 +48,12 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, max_new_tokens)
     service.check_prompt_size(_iterate_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
-    sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
+    try:
+        sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
+    except BadRequest as error:
+        if form.tools and error.code == "context_length_exceeded":
+            error.message += f"; {_describe_tools_size(service, form)}"
+        raise
     n = body.n or 1
     service.check_num_choices(n)
     options = body.stream_options
@@ -71,6 +77,13 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         created=unix_time(),
         dropped_turns=dropped,
     )
+
+
+def _describe_tools_size(service: Service, form: AnswerForm) -> str:
+    """Returns how much of a prompt is the description of its tools, for a client that could offer fewer."""
+    described = json.dumps([tool.describe() for tool in form.tools])
+    size = len(service.tokenizer.encode(described))
+    return f"{len(form.tools)} tools take about {size:,} of them: offer fewer, or none"
 
 
 def _iterate_texts(messages: list[dict[str, Any]]) -> Iterator[str]:

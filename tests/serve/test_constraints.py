@@ -116,6 +116,15 @@ def test_a_constraint_without_a_value_demands_nothing(address, name):
     assert answer[0] == 200 and answer[1]["choices"][0]["message"]["content"] == plain != ""
 
 
+def test_tools_that_fill_the_context_are_named_with_their_size(address):
+    tools = [
+        ADD | {"function": ADD["function"] | {"name": f"add{number}", "description": "x" * 900}} for number in "ab"
+    ]
+    code, answer = post(address, tools=tools)
+    assert code == 400 and answer["error"]["code"] == "context_length_exceeded"
+    assert "2 tools take about" in answer["error"]["message"] and "offer fewer, or none" in answer["error"]["message"]
+
+
 def test_a_tool_may_be_chosen_by_its_name_and_a_mode_by_its_type(address):
     for choice in ("add", {"type": "required"}):
         answer = post(address, tools=[ADD], tool_choice=choice, max_tokens=200, seed=1)[1]["choices"][0]

@@ -120,3 +120,25 @@ def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, addr
     assert tools.calls[-1] == ("echo", {})
     assert page.evaluate("window.hit") is None and page.locator(".message img").count() == 0
     page.close()
+
+
+class LongTools(MadeUpTools):
+    """Tools whose descriptions alone fill the context."""
+
+    def describe(self):
+        tools = super().describe()
+        return [tool | {"function": tool["function"] | {"description": "x" * 900}} for tool in tools]
+
+
+def test_tools_that_do_not_fit_are_left_out_and_the_question_is_answered(browser, random_engine):
+    with serving(random_engine, mcp=LongTools()) as (address, _):
+        page = browser.new_page()
+        page.set_default_timeout(15_000)
+        page.goto(address)
+        page.locator("#status", has_text="Connected").wait_for()
+        page.fill("#message", "question")
+        page.press("#message", "Enter")
+        page.locator("#status", has_text="Answer complete.").wait_for()
+        notice = page.locator(".message .notice").last.inner_text()
+        assert notice == "The tools do not fit into the model's context: it answered without them."
+        page.close()

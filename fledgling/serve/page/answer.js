@@ -42,6 +42,11 @@ export async function generateAnswer({ conversation, question, node, fields, sys
     }
     if (!hasAnswer(node)) node.failed = "The model gave an empty answer.";
   } catch (error) {
+    if (fields.tools && error.code === "context_length_exceeded" && !hasAnswer(node)) {
+      const { tools, parallel_tool_calls, ...others } = fields; // they have filled the context
+      node.withoutTools = true;
+      return generateAnswer({ conversation, question, node, fields: others, system, key, signal, changed });
+    }
     if (error.name === "AbortError") node.reason = "stopped";
     else node.failed = error instanceof RequestError ? error.message : `The answer cannot be shown: ${error.message}`;
   }

@@ -63,6 +63,7 @@ function messageNode(node) {
   box.dataset.id = node.id;
   const who = node.role === "user" ? "You" : `fledgling${node.label ? ` · ${node.label}` : ""}`;
   box.setAttribute("aria-label", node.role === "user" ? "You" : "The model");
+  if (node.withoutTools) box.append(makeElement("p", "notice", "The tools do not fit into the model's context: it answered without them."));
   if (node.dropped) box.append(makeElement("p", "notice", "The conversation exceeds the model's context: " +
     (node.dropped === 1 ? "the oldest turn was dropped." : `the ${node.dropped} oldest turns were dropped.`)));
   const body = makeElement("div", "body");

@@ -16,6 +16,9 @@ export function formatNumber(value) {
   return Number.isInteger(value) ? String(value) : value.toPrecision(4);
 }
 
+// A single value is no line: it is drawn as a point.
+const isLone = (values) => values.filter((value) => value !== null).length === 1;
+
 // Moving average that begins with the first value and skips gaps.
 export function smooth(values, share) {
   let mean = null;
@@ -59,7 +62,7 @@ export class Chart {
     this.area.setAttribute("aria-label", `${this.name.textContent}: ${shown.map(({ label, steps, values }) =>
       `${label} ${this.format(values.findLast((value) => value !== null))} at step ${steps.at(-1)}`).join(", ")}`);
     const shape = JSON.stringify([document.documentElement.dataset.theme, matchMedia("(prefers-color-scheme: dark)").matches,
-      lines.map(({ label, color, low }) => [label, color, Boolean(low)])]);
+      lines.map(({ label, color, low, values }) => [label, color, Boolean(low), isLone(values)])]);
     if (this.plot && shape === this.shape) return this.plot.setData(data);
     this.shape = shape;
     this.plot?.destroy();
@@ -76,8 +79,8 @@ export class Chart {
     const series = [{ label: "step" }];
     const bands = [];
     const value = (_, raw) => this.format(raw);
-    for (const { label, color, low, faint } of lines) {
-      series.push({ label, value, stroke: faint ? `${color}55` : color, width: faint ? 1 : 2, spanGaps: true, points: { show: Boolean(low), size: 5 } });
+    for (const { label, color, low, faint, values } of lines) {
+      series.push({ label, value, stroke: faint ? `${color}55` : color, width: faint ? 1 : 2, spanGaps: true, points: { show: Boolean(low) || isLone(values), size: 5 } });
       if (!low) continue;
       series.push({ label: `${label}, low`, value, stroke: "transparent", spanGaps: true, points: { show: false } },
         { label: `${label}, high`, value, stroke: "transparent", spanGaps: true, points: { show: false } });
@@ -85,7 +88,7 @@ export class Chart {
     }
     return {
       width: this.width(), height: HEIGHT, series, bands, scales: { x: { time: false } },
-      axes: [axis, { ...axis, size: 62, values: (_, splits) => splits.map((split) => this.format(split)) }],
+      axes: [axis, { ...axis, size: 72, values: (_, splits) => splits.map((split) => this.format(split)) }],
       cursor: { drag: { x: true, y: false } }, legend: { live: true },
     };
   }

@@ -174,7 +174,7 @@ function makeChart(name, title, percent) {
 
 function showCharts() {
   const stages = shownStages();
-  const loss = makeChart("loss", "Loss, nats a token");
+  const loss = makeChart("loss", "Loss: nats a token, in RL of the policy");
   loss.show(stages.flatMap(({ run, number, each }) => (each.series.loss ? [
     { label: `${run.name}, each step`, color: colorOf(number), steps: each.steps, values: each.series.loss, faint: true },
     { label: run.name, color: colorOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
