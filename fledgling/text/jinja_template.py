@@ -5,19 +5,22 @@ can also neither run long nor grow: a step is counted at the start of every loop
 operation that makes a text or a list is counted by the size of its result before it is made. A template that exceeds
 either bound is cut with one line.
 
-The functions that a template may use are those of transformers, except the date: a text that is trained on must be
-the text that is asked later.
+The functions that a template may use are those of transformers, except that the date never changes: a text that is
+trained on must be the text that is asked later. For a template that tests whether `strftime_now` is defined it is not,
+and the template takes the date that it has for that case.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fledgling.config import UserError
@@ -25,11 +28,15 @@ from fledgling.config import UserError
 MAX_STEPS = 100_000  # bodies of loops and macros of one rendering
 MAX_MADE = 64_000_000  # characters and items that one rendering makes
 MAX_TEMPLATE = 1 << 20  # characters of the template itself
+MAX_DATE_FORM = 64  # characters of the form of a date
 STEP = "fledgling_step"
+CLOCK = "strftime_now"
+DATE = datetime(2024, 7, 26)  # that Llama 3's templates have where there is no clock
 FAILURES = (TemplateError, RecursionError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 METHODS = {  # of texts, lists and tables, that a template may call
     *("strip", "lstrip", "rstrip", "split", "rsplit", "startswith", "endswith", "replace", "lower", "upper", "title"),
     *("capitalize", "find", "rfind", "count", "index", "items", "keys", "values", "get", "isdigit", "join"),
+    "splitlines",
 }
 FILTERS = {
     *("trim", "tojson", "length", "count", "join", "map", "select", "reject", "selectattr", "rejectattr", "list"),
@@ -40,6 +47,17 @@ FILTERS = {
 
 class TemplateLimitError(TemplateError):
     """A template that does too much work, or makes too much text."""
+
+
+class _GenerationBlocks(Extension):
+    """{% generation %} marks what an assistant says, for trainers that read the marks: its body is rendered alone."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Any) -> list[nodes.Node]:
+        """Returns what is within the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Budget:
@@ -70,7 +88,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%", "//", "/", "-"))
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
+        )
         self.budget = _Budget()
         self.filters = {name: self._count_arguments(one) for name, one in self.filters.items() if name in FILTERS}
         self.filters["tojson"] = self._count_arguments(_to_json)
@@ -160,6 +180,12 @@ def _count_work(template: nodes.Template) -> None:
         node.body.insert(0, nodes.Output([step]))  # type: ignore[attr-defined]
 
 
+def _asks_for_clock(template: nodes.Template) -> bool:
+    """Returns whether a template handles the case that there is no clock."""
+    tests = (test for test in template.find_all(nodes.Test) if test.name in ("defined", "undefined"))
+    return any(isinstance(test.node, nodes.Name) and test.node.name == CLOCK for test in tests)
+
+
 @lru_cache(maxsize=16)
 def _compile(source: str) -> tuple[_Environment, Any]:
     """Returns an environment and the compiled template. Raises UserError for one that cannot be read."""
@@ -168,6 +194,8 @@ def _compile(source: str) -> tuple[_Environment, Any]:
     environment = _Environment()
     try:
         parsed = environment.parse(source)
+        if not _asks_for_clock(parsed):
+            environment.globals[CLOCK] = lambda form: DATE.strftime(str(form)[:MAX_DATE_FORM])
         _count_work(parsed)
         parsed.set_environment(environment)
         parsed.set_lineno(1)

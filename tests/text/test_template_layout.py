@@ -144,3 +144,23 @@ def test_a_template_that_runs_away_is_cut_in_one_line_and_bounded_memory(name):
         tracemalloc.stop()
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert peak < 400e6 and time.process_time() - start < 30, "bounds, not timings"
+
+
+def render(template: str) -> str:
+    return render_template(template, [{"role": "user", "content": "a\nb"}], {}, asks=False)
+
+
+def test_the_date_of_a_template_never_changes():
+    """SmolLM3's calls the clock; Llama 3's asks first whether there is one, and has a date for the other case."""
+    assert render("{{ strftime_now('%d %B %Y') }}") == "26 July 2024"
+    asking = "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}its own{% endif %}"
+    assert render(asking) == "its own"
+
+
+def test_marks_for_other_trainers_and_lines_of_a_text_are_rendered():
+    assert render("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}!{% endfor %}") == "a\nb!"
+    assert render("{{ messages[0].content.splitlines() | join('|') }}") == "a|b"
+    with pytest.raises(UserError, match="takes more than"):
+        render(
+            "{% for i in range(400) %}{% generation %}{% for j in range(400) %}x{% endfor %}{% endgeneration %}{% endfor %}"
+        )
