@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fledgling.config import Recipe
+from fledgling.config import Recipe, UserError
 from fledgling.data.batch import Batch
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
@@ -111,6 +111,8 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         on a CPU, of the allocator on a GPU), saved_for, the device name under which the speed was saved, or "", and
         notice: what was wrong with the peak, or "".
     """
+    if steps < 1 or rows < 1:
+        raise UserError(f"--steps {steps}, --batch {rows}: expected at least 1 of each")
     world, setup, model, optimizer = build_training(recipe)
     config = model.config
     forward, optimizer_clock, step_clock, communication = clocks = [Clock(world.device) for _ in range(4)]

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from fledgling.cli.lists import SpacedCountList, SpacedNameList
 from fledgling.cli.options import Hours, Json, Minutes, Overrides, Usd, VocabSize
 from fledgling.config import ModelConfig, Recipe, UserError
-from fledgling.plan.amount import read_budget
+from fledgling.plan.amount import pins_size, read_budget
 from fledgling.plan.communication import LINKS
 from fledgling.plan.forecast_text import format_budgeted_run
 from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device
@@ -126,7 +126,7 @@ def plan(
     if budget := read_budget(minutes, hours, usd, device, ranks, price):
         from fledgling.speedrun.choose import plan_budgeted_run
 
-        run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None)
+        run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None or pins_size(overrides))
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
     sizes, teacher = count_source_sizes(chosen), _find_teacher(chosen, folder)

@@ -25,11 +25,11 @@ from fledgling.cli.options import (
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.cli.watch import WATCH_PORT, watching
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.plan.amount import Budget, read_budget
+from fledgling.plan.amount import Budget, pins_size, read_budget
 from fledgling.plan.hardware import find_device
 from fledgling.record.seal import FORECAST
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
-from fledgling.runtime.world import is_launched_rank, is_main_process
+from fledgling.runtime.world import count_launched_ranks, is_launched_rank, is_main_process
 from fledgling.train.start_recipe import load_start_recipe
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def speedrun(
     for name, value in (("gpu", gpu), ("price", price)):
         if value is not None and usd is None:
             raise UserError(f"--{name} {value} has no effect without --usd")
-    budget = read_budget(minutes, hours, usd, device, gpus or 1, price)
+    ranks = count_launched_ranks() if is_launched_rank() else (gpus or 1) * nodes  # all of them are paid for
+    budget = read_budget(minutes, hours, usd, device, ranks, price)
     if gpus is not None and not is_launched_rank():
         given = {"minutes": minutes, "hours": hours, "usd": usd, "gpu": gpu, "price": price}
         amount = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
@@ -108,7 +109,7 @@ def speedrun(
 
     if budget and usd is not None and device is not None and not dry_run:
         require_gpu(chosen.run, device)
-    is_pinned = any(override.startswith(("model.depth", "model.width")) for override in overrides)
+    is_pinned = pins_size(overrides)
     if dry_run:
         return print_dry_run(chosen, budget, is_pinned, started)
     out = chosen.run.out

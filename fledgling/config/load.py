@@ -100,7 +100,7 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
     """
     path = _find_recipe_file(str(name_or_path))
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read as a recipe: {error}") from error
     if not table and path.name == RECIPE_FILE:  # a recipe of defaults alone would be another run's
@@ -192,7 +192,8 @@ def _find_recipe_file(name_or_path: str) -> Path:
     if path.is_dir() and (path / RECIPE_FILE).is_file():
         return path / RECIPE_FILE
     if path.is_file():
-        return path
+        is_link = path.name != RECIPE_FILE and path.resolve().name == RECIPE_FILE  # to a run's recipe: it is that run
+        return path.resolve() if is_link else path
     shipped = RECIPES_DIR / f"{name_or_path}.toml"
     if path.name == name_or_path and shipped.is_file():
         return shipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fledgling.config import UserError, require_number
@@ -35,6 +36,11 @@ class Budget:
         amount = seconds / self.unit_seconds
         step = 10.0 ** (math.floor(math.log10(amount)) - DIGITS + 1) if amount > 0 else 1.0
         return f"{self.option} {math.ceil(amount / step) * step:.10g}"
+
+
+def pins_size(overrides: Sequence[str]) -> bool:
+    """Returns whether settings fix the size of the model, which a budget then leaves as it is."""
+    return any(override.startswith(("model.depth", "model.width", "model.heads")) for override in overrides)
 
 
 def read_budget(

@@ -333,6 +333,11 @@ def is_main_process() -> bool:
     return _int_from_env("RANK", 0) == 0
 
 
+def count_launched_ranks() -> int:
+    """Returns how many ranks the launcher of this process has started, on all machines; 1 without a launcher."""
+    return _int_from_env("WORLD_SIZE", 1)
+
+
 def get_restart_count() -> int:
     """Returns how often the launcher has restarted the ranks after a fault."""
     return _int_from_env("TORCHELASTIC_RESTART_COUNT", 0)

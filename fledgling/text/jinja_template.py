@@ -52,7 +52,7 @@ class TemplateLimitError(TemplateError):
 class _GenerationBlocks(Extension):
     """{% generation %} marks what an assistant says, for trainers that read the marks: its body is rendered alone."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         """Returns what is within the block."""

@@ -104,6 +104,22 @@ def list_score_lines(run_dir: Path) -> list[ScoreLine]:
     return found
 
 
+def find_added_measurements(run_dir: Path) -> list[str]:
+    """Returns a line for each value after the seal that training alone measures, and whose step it has measured."""
+    found = []
+    for stage in list_stages(run_dir):
+        seal, lines = read_seal(run_dir / stage), read_jsonl(run_dir / stage / "evals.jsonl")
+        count = len(seal["lines"].get("evals", [])) if seal else len(lines)
+        measured = {(line.get("step"), str(line.get("name"))) for line in lines[:count]}
+        for number, line in enumerate(lines[count:], start=count + 1):
+            key = (line.get("step"), str(line.get("name")))
+            if key[1].startswith(MADE_ELSEWHERE) and key in measured:
+                found.append(
+                    f"{stage}/evals.jsonl line {number}: {key[1]} of step {key[0]} is in the seal, and once more"
+                )
+    return found
+
+
 def check_scores(
     run_dir: Path, count: int, deadline: float, chance: random.Random, is_elsewhere: bool, show: Callable[[str], None]
 ) -> Check:
@@ -118,6 +134,7 @@ def check_scores(
         show: is called before each checkpoint.
     """
     check, lines = Check("exam scores recomputed", "values"), list_score_lines(run_dir)
+    check.problems += find_added_measurements(run_dir)
     possible = []
     for line in lines:
         if not (obstacle := line.find_obstacle()):

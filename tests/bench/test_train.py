@@ -1,8 +1,10 @@
 """The peak that a training benchmark gives shares of."""
 
+import pytest
 import torch
 
-from fledgling.bench.train import measure_peak_above
+from fledgling.bench.train import measure_peak_above, measure_training
+from fledgling.config import UserError, load_recipe
 from fledgling.runtime import device
 from fledgling.runtime.device import DeviceSetup
 
@@ -37,3 +39,8 @@ def test_a_step_above_both_has_the_peak_measured_again_and_reported(monkeypatch)
 def test_a_step_above_every_measurement_has_no_share(monkeypatch):
     peak, notice = peak_above(monkeypatch, 1e9, [2e9, 2e9, 2e9, 3e9], 4e9)
     assert peak is None and "still too low" in notice
+
+
+def test_no_step_is_an_error():
+    with pytest.raises(UserError, match="--steps 0, --batch 8: expected at least 1 of each"):
+        measure_training(load_recipe("quickstart"), 8, steps=0)

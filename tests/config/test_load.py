@@ -57,8 +57,18 @@ def test_a_run_given_by_its_directory_is_that_directory_however_it_is_named(tmp_
     for name, content in {"recipe.toml": text, "environment.json": "{}"}.items():
         (run / name).write_text(content, encoding="utf-8")
     (tmp_path / "link").symlink_to(run)
+    (tmp_path / "link.toml").symlink_to(run / "recipe.toml")
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/copy", "runs/copy/", "./runs/../runs/copy", run, "link", "link/", "runs/copy/recipe.toml"):
+    for name in (
+        "link.toml",
+        "runs/copy",
+        "runs/copy/",
+        "./runs/../runs/copy",
+        run,
+        "link",
+        "link/",
+        "runs/copy/recipe.toml",
+    ):
         assert Path(load_recipe(name).run.out).samefile(run), name
     monkeypatch.chdir(run)
     assert load_recipe(".").run.out == str(run.resolve())

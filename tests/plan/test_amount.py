@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fledgling.config import UserError
-from fledgling.plan.amount import Budget, read_budget
+from fledgling.plan.amount import Budget, pins_size, read_budget
 from fledgling.plan.hardware import find_device
 
 H100 = find_device("h100")
@@ -34,6 +34,10 @@ def test_what_is_no_budget_is_rejected(options, message):
     with pytest.raises(UserError) as error:
         read_budget(**{"minutes": None, "hours": None, "usd": None} | options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_setting_of_the_models_size_leaves_no_choice():
+    assert pins_size(["seed=1", "model.heads=4"]) and pins_size(["model.depth=2"]) and not pins_size(["seed=1"])
 
 
 def test_money_buys_time_at_the_price_of_all_gpus():

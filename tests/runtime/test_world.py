@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from fledgling.config import UserError
-from fledgling.runtime.world import World, choose_backend, choose_device
+from fledgling.runtime.world import World, choose_backend, choose_device, count_launched_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +118,10 @@ def test_the_device_is_the_requested_or_the_first_available(monkeypatch):
         choose_device("cuda")
     with pytest.raises(UserError, match="tpu"):
         choose_device("tpu")
+
+
+def test_the_ranks_of_a_launcher_are_counted_on_all_machines(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert count_launched_ranks() == 1
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert count_launched_ranks() == 16

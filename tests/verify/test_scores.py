@@ -55,6 +55,20 @@ def test_a_forged_score_is_named(copy, sealed, monkeypatch):
     assert "from the weights of" in problem and found.checked == (found.total if sealed else 1)
 
 
+def test_a_second_value_of_what_training_alone_measures_is_named(copy):
+    """Whatever its number of rows: the report would quote the last line."""
+    lines = [json.loads(line) for line in (copy / "rl/evals.jsonl").read_text().splitlines()]
+    bits = [line for line in lines if line["name"] == "bits_per_byte"][-1]
+    assert scores.find_added_measurements(copy) == []
+    with (copy / "rl/evals.jsonl").open("a") as file:
+        file.write(json.dumps(bits | {"value": 0.5, "n": 13}) + "\n")
+    (problem,) = scores.find_added_measurements(copy)
+    assert problem.startswith(
+        f"rl/evals.jsonl line {len(lines) + 1}: bits_per_byte of step {bits['step']} is in the seal"
+    )
+    assert problem in check(copy, count=1).problems
+
+
 NOT_RECOMPUTED = [
     ({"name": "core"}, "is not an exam that is recomputed, and no seal has it"),
     ({"name": ["x"]}, "is not an exam that is recomputed"),
