@@ -71,7 +71,10 @@ def load_variant(variant: Variant) -> ctypes.CDLL | None:
     """Returns the library of one variant: a prebuilt one, one that was compiled before, or one compiled now."""
     prebuilt = PREBUILT_FOLDER / variant.file_name
     if prebuilt.is_file():
-        return ctypes.CDLL(str(prebuilt))
+        try:
+            return ctypes.CDLL(str(prebuilt))
+        except OSError as problem:  # a cut file, or a library that it needs is missing
+            print(f"the prebuilt native kernels cannot be loaded ({problem})", file=sys.stderr)
     compiler = find_cxx_compiler()
     if compiler is None:
         return None

@@ -70,7 +70,13 @@ LINKS = {
         Link("loopback", 40e-6, Bandwidth(4e9, shared=2.8e9)),
     )
 }
-DEFAULT_LINKS = {"a100": "nvlink-a100", "h100": "nvlink-h100", "h200": "nvlink-h100", "b200": "nvlink-b200"}
+DEFAULT_LINKS = {
+    "a100-40": "nvlink-a100",
+    "a100-80": "nvlink-a100",
+    "h100": "nvlink-h100",
+    "h200": "nvlink-h100",
+    "b200": "nvlink-b200",
+}
 
 
 @dataclass(frozen=True)

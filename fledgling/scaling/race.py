@@ -195,7 +195,11 @@ def is_job_finished(job: race_run.Job) -> bool:
     path = job.run_dir / race_run.RESULT
     if not path.is_file():
         return False
-    there, here = json.loads(path.read_text(encoding="utf-8"))["job"], json.loads(json.dumps(asdict(job)))
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))["job"]
+    except (ValueError, LookupError, TypeError):  # it was cut: its last words are written again
+        return False
+    here = json.loads(json.dumps(asdict(job)))
     for name in ("recipe", "overrides", "seed", "seconds", "points", "clock"):
         if there.get(name) != here[name]:
             raise UserError(

@@ -12,9 +12,9 @@ Does not import torch.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -114,7 +114,8 @@ def _parse_point(row: dict[str, Any], place: str) -> tuple[Point, int]:
         value = values.get(name)
         if value is None and name in ("tokens", "flops"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= sys.float_info.max:
             found = json.dumps(value, default=str)[:40]
             raise UserError(f'{place}: "{name}" is {found}; expected a number of at least 0')
     point = Point(int(values["steps"]), values["seconds"], values["bits"], values["tokens"], values["flops"])

@@ -107,6 +107,14 @@ def test_a_prebuilt_library_needs_no_compiler(tmp_path, monkeypatch):
     assert native.load_variant(variants[0]) is not None
 
 
+def test_a_prebuilt_library_that_cannot_be_loaded_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(native, "PREBUILT_FOLDER", tmp_path)
+    monkeypatch.setattr(native, "find_cxx_compiler", lambda: None)
+    (tmp_path / VARIANTS[0].file_name).write_bytes(b"\x7fELF cut")
+    assert native.load_variant(VARIANTS[0]) is None
+    assert "the prebuilt native kernels cannot be loaded" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_threads_change_no_bit_of_a_step(bits, rows, monkeypatch):

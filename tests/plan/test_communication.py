@@ -17,6 +17,7 @@ from benchmarks import topologies
 from fledgling.cli import main
 from fledgling.config import Recipe, UserError
 from fledgling.plan import communication
+from fledgling.plan.hardware import DEVICES
 from fledgling.plan.plan import PlanSettings, make_plan
 
 ALPHA, BETA = 3.0, 2.0  # seconds per message and bytes per second of the simulated ports
@@ -201,3 +202,9 @@ def test_the_command_prints_the_communication_section(capsys):
     assert section["topologies"]["ZeRO-1"]["bytes_sent"] == 2 * 7 * 4 * 560_988_160 // 8
     assert main(["plan", "--depth", "4", "--gpus", "1"]) == 0
     assert "communication" not in capsys.readouterr().out
+
+
+def test_every_device_that_has_a_link_of_its_own_is_in_the_table():
+    assert set(communication.DEFAULT_LINKS) <= set(DEVICES)
+    assert set(communication.DEFAULT_LINKS.values()) <= set(communication.LINKS)
+    assert communication.default_link("a100-80") == "nvlink-a100" and communication.default_link("t4") == "pcie4"

@@ -236,3 +236,9 @@ def test_a_text_that_was_edited_since_the_race_began_is_reported(tmp_path):
     text.unlink()
     race.write_race_text([str(text)], None, tmp_path / "copy", 1000, lines.append)
     assert len(lines) == 3 and all("has changed since this race began" in line for line in lines[1:])
+
+
+def test_a_number_that_no_float_holds_is_named(tmp_path):
+    (tmp_path / "theirs.jsonl").write_text('{"steps": 1, "seconds": 1.0, "bits": 1' + "0" * 400 + "}\n")
+    with pytest.raises(UserError, match=r'"bits" is 1.*; expected a number of at least 0'):
+        read_points(tmp_path / "theirs.jsonl")

@@ -162,5 +162,6 @@ def test_marks_for_other_trainers_and_lines_of_a_text_are_rendered():
     assert render("{{ messages[0].content.splitlines() | join('|') }}") == "a|b"
     with pytest.raises(UserError, match="takes more than"):
         render(
-            "{% for i in range(400) %}{% generation %}{% for j in range(400) %}x{% endfor %}{% endgeneration %}{% endfor %}"
+            "{% for i in range(400) %}{% generation %}{% for j in range(400) %}x{% endfor %}{% endgeneration %}"
+            "{% endfor %}"
         )
