@@ -276,12 +276,17 @@ def _fit_steps(
     for evaluations in EVALUATIONS:
         share, capped = 1.0, set[str]()
         for _ in range(3):  # stages of open length are not longer than their data
-            steps = {name: (1.0 if name in capped else share) * stage["steps"] for name, stage in base.items()}
-            stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, exams, evaluations)
-            fixed = sum(stage.fixed_seconds for stage in stages)
-            free = sum(s.steps * s.step_seconds for s in stages if s.name in base and s.name not in capped) / share
-            bound = sum(s.steps * s.step_seconds for s in stages if s.name in capped)
-            share = (seconds - fixed - bound) / free if free else 0.0
+            none, whole = (
+                stage_seconds.estimate_run(
+                    recipe,
+                    base,
+                    {name: (1.0 if name in capped else part) * stage["steps"] for name, stage in base.items()},
+                    *(speed.flops, core, exams, evaluations),
+                )
+                for part in (0.0, 1.0)
+            )
+            fixed = total_seconds(none)  # the time of the whole is linear in the share: text that is tokenized too
+            share = (seconds - fixed) / (total_seconds(whole) - fixed) if total_seconds(whole) > fixed else 0.0
             if share <= 0:
                 break
             too_long = {n for n in base if share > 1 and n not in capped and _has_end(n, recipe.stage_config(n))}

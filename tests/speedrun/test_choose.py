@@ -74,3 +74,11 @@ def test_losses_of_another_text_of_the_same_name_are_not_this_texts(tmp_path, mo
             (tmp_path / "text" / "00.txt").write_text("another text")
         laws.append(planned.law)
     assert "6 past runs" in laws[0] and "6 past runs" not in laws[1], laws
+
+
+@pytest.mark.parametrize(("gpus", "steps"), [(8, "none"), (64, "none"), (8, "10"), (8, "1000000")])
+def test_text_that_is_tokenized_is_counted_for_the_steps_that_are_chosen(gpus, steps):
+    """The recipe's own steps read another amount of text: they left half of the budget, or took half more."""
+    recipe = load_recipe("d20-8xh100", [f"pretrain.steps={steps}"])
+    run = plan_budgeted_run(recipe, Budget(3600.0, "--minutes 60"), find_device("h100"), gpus, None)
+    assert 0.95 * 3600 < run.planned["seconds"] <= 0.97 * 3600
