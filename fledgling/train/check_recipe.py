@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
 from fledgling.config.unused_settings import describe_unused
+from fledgling.corpora.prepare import read_source
 from fledgling.evals.chat import encode_question
 from fledgling.files import ROW_FILES, require_file, resolve_data_root, split_columns
 from fledgling.plan import memory
@@ -286,12 +288,15 @@ def _check_mixture(
     length = None
     with found.collecting():
         parts = split_mixture(table.mixture)
+        kept = read_prepared_data(Path(recipe.run.out), name) or {}  # their texts need not be here
+        for source in parts.documents:
+            if source not in kept and Path(split_columns(source)[0]).exists():
+                found.attempt(partial(require_document, source, recipe.run.data_dir))
         if name == "pretrain" and table.num_epochs is None:
             horizon = recipe_horizon(recipe) if config == recipe.resolve_model() else None
             if horizon is not None:
                 return horizon.batch_tokens // config.context, horizon.steps
         known = published_sizes(config.context) | dict(context.sizes)
-        kept = read_prepared_data(Path(recipe.run.out), name) or {}  # their texts need not be here
         for source in (*parts.tasks, *parts.conversations):
             with suppress(UserError) if source in kept else found.collecting():
                 if tokenizer is not None:
@@ -307,6 +312,12 @@ def _check_mixture(
     if is_assumed or (tokenizer is None and table.batch_tokens is None):
         found.notices.append("its batch and steps are estimated: its conversations are no tokens yet")
     return rows, steps
+
+
+def require_document(source: str, data_dir: str | None) -> None:
+    """Raises UserError for a source of the user's own without a document, such as a file of conversations."""
+    if next(iter(read_source(source, data_dir)), None) is None:
+        raise UserError(f"{source}: no document with text")
 
 
 def _check_conversations(

@@ -201,3 +201,22 @@ def test_the_memory_of_a_trial_is_that_of_its_step(tmp_path):
         for rows in (1, 16)
     )
     assert many.peak_bytes > few.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
+            "use it as chat:",
+        ),
+        ("", "no document in it"),
+    ],
+)
+def test_documents_that_are_none_are_named_before_the_first_stage(tmp_path, text, reason):
+    """A later stage would fail over them once the earlier ones are paid for."""
+    (tmp_path / "mine.jsonl").write_text(text)
+    mixture = f'sft.mixture={{"{tmp_path / "mine.jsonl"}" = 1.0}}'
+    checks = check_all(load_recipe(write_recipe(tmp_path), [mixture]), 2**40, World(0, 1, 0, torch.device("meta")))
+    problems = {check.stage: check.problems for check in checks}
+    assert reason in problems["sft"][0] and not problems["pretrain"]
