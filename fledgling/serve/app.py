@@ -25,7 +25,7 @@ from fledgling import __version__
 from fledgling.infer.mcp_tools import McpTools
 from fledgling.serve import chat, completion, messages_api, ollama_api, responses_api
 from fledgling.serve.embeddings import embeddings_handler
-from fledgling.serve.errors import build_error
+from fledgling.serve.errors import ErrorResponse, build_error
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.mcp_api import make_mcp_routes
 from fledgling.serve.metrics import render_metrics
@@ -230,7 +230,7 @@ async def _collect_response(
             choice, event = choice_event
             if isinstance(event, ChoiceFinished) and event.finish_reason in FAILURES:
                 message, kind, status = FAILURES[event.finish_reason]
-                return JSONResponse(build_error(message, kind), status)
+                return ErrorResponse(build_error(message, kind), status)
             parsed.choices[choice].update(event)
         body = await run_sync(lambda: encode_json(endpoint.build_response(service, parsed)))
         return Response(body, media_type="application/json")
@@ -241,8 +241,8 @@ async def _collect_response(
 async def _no_such_route(request: Request, error: Any) -> Response:
     text = f"{request.method} {request.scope['path'][:200]}: no such route"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    return JSONResponse(build_error(text, "invalid_request_error", None, code), error.status_code, error.headers)
+    return ErrorResponse(build_error(text, "invalid_request_error", None, code), error.status_code, error.headers)
 
 
 async def _server_error(request: Request, error: Exception) -> Response:
-    return JSONResponse(build_error("the server failed; its log has the reason", "server_error"), 500)
+    return ErrorResponse(build_error("the server failed; its log has the reason", "server_error"), 500)

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from fledgling.serve import chat
 from fledgling.serve.json_body import shorten_text
+from fledgling.serve.other_settings import OTHER_SETTINGS, reject_fields
 from fledgling.serve.request_body import Handler, answer_errors, read_body
 from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id
 from fledgling.serve.schemas import (
@@ -66,6 +67,9 @@ class MessagesRequest(IgnoringBody):
     stop_sequences: StopStrings | None = None
     tools: Tools | None = None
     tool_choice: JsonObject | None = None
+    thinking: JsonObject | None = None
+    output_format: JsonObject | None = None
+    output_config: JsonObject | None = None
 
 
 def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
@@ -76,6 +80,9 @@ def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
     choice, kind = body.tool_choice or {}, (body.tool_choice or {}).get("type", "auto")
     if kind not in (*TOOL_CHOICES, "tool"):
         raise BadRequest(f"tool_choice.type: expected auto, any, tool or none, got {shorten_text(str(kind))!r}")
+    if (body.thinking or {}).get("type") == "enabled":
+        raise BadRequest("thinking: not supported; leave it out, or send the type disabled", "thinking")
+    reject_fields(body, ("stop", *OTHER_SETTINGS), dict.fromkeys(["stop"], "use stop_sequences"))
     fields = {
         "model": body.model,
         "messages": messages,
@@ -87,6 +94,7 @@ def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
         "stop": body.stop_sequences,
         "tools": [_read_tool(number, tool) for number, tool in enumerate(body.tools or ())],
         "tool_choice": {"function": {"name": choice.get("name")}} if kind == "tool" else TOOL_CHOICES[kind],
+        "response_format": _read_format(body),
         "parallel_tool_calls": not choice.get("disable_parallel_tool_use"),
     }
     parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
@@ -94,10 +102,24 @@ def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
     return parsed
 
 
+def _read_format(body: MessagesRequest) -> dict[str, Any] | None:
+    """Returns the response format of output_config.format, or of output_format as it was called before."""
+    config = body.output_config or {}
+    name, form = ("output_config.format", config["format"]) if config.get("format") else ("output_format", None)
+    form = form or body.output_format
+    if not form:
+        return None
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise BadRequest(f"{name}: expected the type json_schema and a schema", name.split(".")[0])
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"], "strict": True}}
+
+
 def _read_tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     if "input_schema" not in tool:  # Anthropic's own tools have a type and no schema
         raise BadRequest(f"tools.{number}.input_schema: required", "tools")
     function = {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool["input_schema"]}
+    if tool.get("strict") is not None:
+        function["strict"] = tool["strict"]
     return {"type": "function", "function": function}
 
 

@@ -18,11 +18,10 @@ from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fledgling.serve.errors import build_error
+from fledgling.serve.errors import ErrorResponse, build_error
 
 
 class AccessPolicy(Protocol):
@@ -67,7 +66,7 @@ class AccessMiddleware:
         else:
             await (self._error_response(scope) or self.app)(scope, receive, send)
 
-    def _error_response(self, scope: Scope) -> JSONResponse | None:
+    def _error_response(self, scope: Scope) -> ErrorResponse | None:
         if self.hosts is None:
             return None
         given = Headers(scope=scope).getlist("host")
@@ -77,7 +76,7 @@ class AccessMiddleware:
         if name.lower() in self.hosts and (not port or (port[0] == ":" and port[1:].isdecimal())):
             return None
         text = f"the host {host[:80]!r} is not a name of this server; start it with --allow-host NAME"
-        return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
+        return ErrorResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
 
 
 class KeyMiddleware:
@@ -100,7 +99,7 @@ class KeyMiddleware:
         )  # Anthropic's header
         return hmac.compare_digest(given.encode(), self.key.encode())
 
-    def _make_rejection(self) -> JSONResponse:
+    def _make_rejection(self) -> ErrorResponse:
         text = "an API key is required: Authorization: Bearer KEY"
         body = build_error(text, "invalid_request_error", None, "invalid_api_key")
-        return JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})
+        return ErrorResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StrictBool, StrictInt
 
 from fledgling.serve import chat
-from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text
+from fledgling.serve.other_settings import OTHER_SETTINGS, reject_fields
+from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id, unix_time
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
     MAX_TOOL_CALLS,
@@ -44,6 +45,13 @@ OPTION_NAMES = {  # Ollama's name: the field of a chat request
         for name in ["temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty"]
     },
 }
+SETTINGS = ("context", "think", *OTHER_SETTINGS, *OPTION_NAMES)
+HINTS = {
+    "context": "send the earlier turns to /api/chat",
+    "think": "the model decides",
+    "response_format": "use format",
+}
+HINTS |= {name: f"use options.{name}" for name in OPTION_NAMES}
 LATEST = ":latest"  # the tag that Ollama's clients append to a name
 Image = Annotated[list[Any], Field(max_length=0, description="Only empty: the model reads text only.")]
 
@@ -82,14 +90,16 @@ class _OllamaRequest(IgnoringBody):
 class OllamaChatRequest(_OllamaRequest):
     """Body of POST /api/chat."""
 
-    messages: Annotated[list[OllamaMessage], Field(fail_fast=True, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[OllamaMessage], Field(fail_fast=True, max_length=MAX_MESSAGES)] = Field(
+        default_factory=list
+    )
     tools: Tools | None = None
 
 
 class GenerateRequest(_OllamaRequest):
     """Body of POST /api/generate: one question; `raw`, which would leave out the layout, is not supported."""
 
-    prompt: ContextText
+    prompt: ContextText = ""
     system: ContextText | None = None
     images: Image | None = None
     raw: Annotated[StrictBool, Field(description="Only false: use /v1/completions.")] | None = None
@@ -111,6 +121,8 @@ def parse_generate(service: Service, body: GenerateRequest) -> ParsedRequest:
     if body.raw:
         raise BadRequest("raw: not supported; use /v1/completions", "raw")
     system = [{"role": "system", "content": body.system}] if body.system else []
+    if not body.prompt:
+        return _parse_body(service, body, [], None)
     return _parse_body(service, body, [*system, {"role": "user", "content": body.prompt}], None)
 
 
@@ -122,6 +134,13 @@ def _read_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_body(service: Service, body: _OllamaRequest, messages: list[Any], tools: list[Any] | None) -> ParsedRequest:
+    reject_fields(body, SETTINGS, HINTS)
+    if not messages:  # Ollama's request to load the model
+        service.check_model_name(body.model)
+        stream = body.stream is not False
+        loaded = ParsedRequest([], stream, False, False, [], make_id("chatcmpl"), unix_time())
+        loaded.body = time.monotonic_ns()
+        return loaded
     options = body.options or Options()
     fields = {field: getattr(options, name) for name, field in OPTION_NAMES.items()}
     if (options.num_predict or 0) <= 0:
@@ -169,6 +188,12 @@ def _make_envelope(service: Service) -> dict[str, Any]:
     return {"model": service.model_name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
+def _make_loaded_line(line: Line, service: Service, parsed: ParsedRequest) -> dict[str, Any]:
+    """Returns the answer to a request without a question, which loads the model in Ollama; here it always is."""
+    text = {"response": ""} if line is _generate_line else {"message": {"role": "assistant", "content": ""}}
+    return {**_make_envelope(service), **text, "done": True, "done_reason": "load"}
+
+
 def _make_end_fields(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str, Any]:
     reason = "length" if choice.finish_reason in ("length", "context") else "stop"
     counts = {"prompt_eval_count": parsed.prompt_tokens, "eval_count": parsed.completion_tokens}
@@ -177,6 +202,8 @@ def _make_end_fields(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str
 
 def _response_builder(line: Line) -> Callable[[Service, ParsedRequest], dict[str, Any]]:
     def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
+        if not parsed.jobs:
+            return _make_loaded_line(line, service, parsed)
         choice = parsed.choices[0]
         return {
             **_make_envelope(service),
@@ -194,8 +221,9 @@ class OllamaLines:
         self.line, self.service, self.parsed = line, service, parsed
 
     def start(self) -> Iterator[dict[str, Any]]:
-        """Yields nothing."""
-        yield from ()
+        """Yields the only line where nothing is generated."""
+        if not self.parsed.jobs:
+            yield _make_loaded_line(self.line, self.service, self.parsed)
 
     def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
         """Adds an event of the worker to the choice and yields the line that reports it."""

@@ -42,6 +42,10 @@ EVENT = _describe_object({"data": {"type": "string", "description": "a chunk as 
 ERROR = _describe_object(
     {"error": _describe_object({"message": TEXT, "type": TEXT, "param": _allow_null(TEXT), "code": _allow_null(TEXT)})}
 )
+OLLAMA_ERROR = _describe_object({"error": TEXT})
+ANTHROPIC_ERROR = _describe_object(
+    {"type": {"const": "error"}, "error": _describe_object({"type": TEXT, "message": TEXT})}
+)
 MODEL = _describe_object({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT})
 USAGE = _describe_object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
 REASON = {"enum": ["stop", "length", "tool_calls"]}
@@ -95,18 +99,24 @@ def build_openapi() -> dict[str, Any]:
             },
             "/v1/embeddings": {"post": _describe_operation("A vector for each text.", EMBEDDINGS, embeddings)},
             "/v1/messages": {
-                "post": _describe_operation("Answers a conversation, as blocks.", BLOCKS, blocks, stream=EVENT_STREAM)
+                "post": _describe_operation(
+                    "Answers a conversation, as blocks.", BLOCKS, blocks, EVENT_STREAM, ANTHROPIC_ERROR
+                )
             },
             "/v1/messages/count_tokens": {
-                "post": _describe_operation("Counts a prompt.", _describe_object({"input_tokens": COUNT}), blocks)
+                "post": _describe_operation(
+                    "Counts a prompt.", _describe_object({"input_tokens": COUNT}), blocks, error=ANTHROPIC_ERROR
+                )
             },
             "/api/chat": {
                 "post": _describe_operation(
-                    "Answers a conversation, as Ollama does.", LINE, ollama_chat, stream=LINE_STREAM
+                    "Answers a conversation, as Ollama does.", LINE, ollama_chat, LINE_STREAM, OLLAMA_ERROR
                 )
             },
             "/api/generate": {
-                "post": _describe_operation("Answers a question, as Ollama does.", LINE, generate, stream=LINE_STREAM)
+                "post": _describe_operation(
+                    "Answers a question, as Ollama does.", LINE, generate, LINE_STREAM, OLLAMA_ERROR
+                )
             },
             "/v1/models": {
                 "get": _describe_operation("The model.", _describe_object({"object": TEXT, "data": _list(MODEL)}))
@@ -125,7 +135,11 @@ def build_openapi() -> dict[str, Any]:
 
 
 def _describe_operation(
-    summary: str, response: dict[str, Any], body: dict[str, Any] | None = None, stream: StreamForm | None = None
+    summary: str,
+    response: dict[str, Any],
+    body: dict[str, Any] | None = None,
+    stream: StreamForm | None = None,
+    error: dict[str, Any] = ERROR,
 ) -> dict[str, Any]:
     """Returns one operation with its response and its errors."""
     content = {"application/json": {"schema": response}}
@@ -143,7 +157,7 @@ def _describe_operation(
         errors |= {"400": "an invalid field", "413": "too large", "415": "not JSON"}
     responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
     for status, text in sorted(errors.items()):
-        responses[status] = {"description": text, "content": {"application/json": {"schema": ERROR}}}
+        responses[status] = {"description": text, "content": {"application/json": {"schema": error}}}
     operation: dict[str, Any] = {"summary": summary, "security": [{"key": []}, {}], "responses": responses}
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fledgling.config import UserError
-from fledgling.serve.errors import build_error
+from fledgling.serve.errors import OLLAMA_PATHS, ErrorResponse, build_error
 from fledgling.serve.schemas import BadRequest
 from fledgling.serve.worker import QueueFull
 
@@ -29,8 +29,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         BadRequest: wrong content type, a body that is too large or does not arrive in time.
     """
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise BadRequest(f"content type {content_type[:80]!r}: expected application/json", status=415)
+    if content_type != "application/json" and not _is_other_client(request):
+        hint = 'send the header "Content-Type: application/json"'
+        raise BadRequest(f"content type {content_type[:80]!r}: expected application/json; {hint}", status=415)
     too_large = BadRequest(f"the body is larger than {max_bytes:,} bytes", code="body_too_large", status=413)
     content_length = request.headers.get("content-length", "")
     if content_length.isdecimal() and int(content_length) > MAX_READ_FACTOR * max_bytes:
@@ -52,6 +53,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+def _is_other_client(request: Request) -> bool:
+    """Tells whether a request on Ollama's routes comes from no page: its clients send a form's content type, or none.
+
+    A page can send those to another site without a preflight request (none: with a Blob that has no type), but not
+    without the headers `Origin` and `Sec-Fetch-Site`, which the browser sets.
+    """
+    from_page = "origin" in request.headers or "sec-fetch-site" in request.headers
+    return request.scope["path"].startswith(OLLAMA_PATHS) and not from_page
+
+
 def answer_errors(respond: Handler) -> Handler:
     """Returns a handler that answers what `respond` raises: a bad request, a full queue, a client that left."""
 
@@ -67,15 +78,15 @@ def answer_errors(respond: Handler) -> Handler:
         except QueueFull as error:
             headers = {"Retry-After": str(error.retry_after)}
             text = "the server is at its limit of requests; try again later"
-            return JSONResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=headers)
+            return ErrorResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=headers)
         except ClientDisconnect:
             return Response(status_code=499)
 
     return respond_or_error
 
 
-def bad_request_response(error: BadRequest) -> JSONResponse:
-    """Returns OpenAI's error response for a bad request."""
+def bad_request_response(error: BadRequest) -> ErrorResponse:
+    """Returns the error response for a bad request."""
     body = build_error(error.message, "invalid_request_error", error.param, error.code)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after), "Connection": "close"}
-    return JSONResponse(body, error.status, headers)
+    return ErrorResponse(body, error.status, headers)

@@ -80,6 +80,13 @@ def test_a_tool_is_called_in_one_turn_and_its_result_used_in_the_next(roomy_serv
             "a block of type image; the model reads",
         ),
         ({"tools": [{"type": "computer_20250124", "name": "computer"}]}, "tools.0.input_schema: required"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking: not supported"),
+        ({"stop": ["a"]}, "stop: not supported; use stop_sequences"),
+        ({"guided_choice": ["a", "b"]}, "guided_choice: not supported"),
+        ({"frequency_penalty": 1}, "frequency_penalty: not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format: not supported"),
+        ({"output_format": {"type": "xml"}}, "output_format: expected the type json_schema"),
+        ({"tools": [TOOL | {"strict": True, "input_schema": {"not": {}}}]}, "not"),
         ({"tool_choice": {"type": "maybe"}}, "got 'maybe'"),
         ({"stop_sequences": ["a"] * 5}, "stop_sequences: at most 4 items, 5 given"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "no message of the user"),
@@ -89,3 +96,11 @@ def test_what_cannot_be_read_is_named(roomy_server, fields, message):
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         status, answer = post(roomy_server[0], path, **fields)
         assert status == 400 and message in answer["error"]["message"]
+        assert answer["type"] == "error" and answer["error"]["type"] == "invalid_request_error"
+
+
+def test_an_output_format_constrains_the_answer(roomy_server):
+    form = {"type": "json_schema", "schema": TOOL["input_schema"]}
+    for fields in ({"output_format": form}, {"output_config": {"format": form, "effort": "low"}}):
+        answer = post(roomy_server[0], max_tokens=200, **fields)[1]
+        assert json.loads(answer["content"][0]["text"])["size"] in ("s", "l")

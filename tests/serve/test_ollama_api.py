@@ -81,9 +81,34 @@ def test_the_served_model_is_listed(roomy_server):
         ("/api/chat", {"messages": [ASK], "options": {"temperature": 9}}, "temperature: expected at most 2"),
         ("/api/chat", {"messages": [ASK], "options": {"temprature": 1}}, "temprature: no such field; temperature?"),
         ("/api/chat", {"messages": [ASK], "options": {"mirostat": 2}}, "mirostat: not supported"),
+        ("/api/generate", {"prompt": "a", "context": [1]}, "context: not supported; send the earlier turns"),
+        ("/api/chat", {"messages": [ASK], "think": True}, "think: not supported"),
+        ("/api/chat", {"messages": [ASK], "temperature": 0}, "temperature: not supported; use options.temperature"),
+        ("/api/chat", {"messages": [], "model": "owl"}, "no model 'owl'"),
         ("/api/chat", {"messages": [ASK], "model": "owl"}, "no model 'owl'"),
     ],
 )
 def test_what_cannot_be_honored_is_named(roomy_server, path, fields, message):
     status, answer = send(roomy_server[0], path, **fields)
-    assert status in (400, 404) and message in answer["error"]["message"]
+    assert status in (400, 404) and message in answer["error"]
+
+
+def test_a_request_without_a_question_is_done_at_once(roomy_server):
+    for path, fields in (("/api/chat", {"messages": []}), ("/api/generate", {"keep_alive": "5m"})):
+        answer = send(roomy_server[0], path, **fields)[1]
+        assert answer["done"] and answer["done_reason"] == "load"
+        assert [line["done_reason"] for line in read_lines(roomy_server[0], path, **fields)] == ["load"]
+
+
+def test_a_form_s_content_type_is_read_on_these_routes_unless_a_page_sends_it(roomy_server):
+    address, body = roomy_server[0], b'{"messages": [], "stream": false}'
+    form = "application/x-www-form-urlencoded"  # curl -d, urllib
+    assert call(address, "/api/chat", body, Content_Type=form)[0] == 200
+    assert call(address, "/api/chat", body, Content_Type="")[0] == 200
+    pages = ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"})
+    for content_type in (form, "", "text/plain", "multipart/form-data"):
+        for page in pages:
+            status, answer, _ = call(address, "/api/chat", body, Content_Type=content_type, **page)
+            assert status == 415 and 'send the header "Content-Type: application/json"' in answer["error"]
+        assert call(address, "/v1/chat/completions", body, Content_Type=content_type)[0] == 415
+    assert call(address, "/api/none")[1]["error"].endswith("no such route")
