@@ -66,6 +66,7 @@ def make_app(service: Service, others: Sequence[Service] = (), mcp: McpTools | N
         Route("/api/chat", _completion_handler(services, ollama_api.CHAT), methods=["POST"]),
         Route("/api/generate", _completion_handler(services, ollama_api.GENERATE), methods=["POST"]),
         Route("/api/tags", _json_handler(lambda request: ollama_api.describe_tags(services))),
+        Route("/api/show", ollama_api.show_handler(services), methods=["POST"]),
         Route("/api/version", _json_handler(lambda request: {"version": __version__})),
         Route("/v1/models", _json_handler(lambda request: _describe_models(services))),
         Route("/v1/models/{name:path}", _json_handler(partial(_describe_model, services))),
