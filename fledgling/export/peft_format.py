@@ -11,6 +11,7 @@ r rank; out and in, the widths of a matrix.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +28,13 @@ from fledgling.export.untrusted import open_safetensors, read_json, require_floa
 
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 1 << 12
+MAX_PATTERN, MAX_REPEATS = 512, 4  # characters of a pattern of modules, and repeats in it
 PREFIX = "base_model.model."
 # Keys that change what the tensors mean, with the values that leave them as they are read here.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base when peft loads them
     "modules_to_save": (None, []),
     "lora_bias": (False, None),
     "layer_replication": (None,),
@@ -238,12 +241,25 @@ def _number(contents: Mapping[str, Any], key: str) -> float:
 
 
 def _read_module_number(contents: Mapping[str, Any], key: str, module: str, default: float) -> float:
-    """Returns the number that a pattern gives a module: that of its whole name, or of its last parts."""
+    """Returns the number that a pattern gives a module.
+
+    As in peft, a pattern is a regular expression of the module's whole name or of its last parts; the first one counts.
+    Raises UserError for one whose match could take long.
+    """
     patterns = contents.get(key) or {}
     if not isinstance(patterns, dict):
         raise UserError(f"{key} is {str(patterns)[:60]!r}; expected a table of numbers")
     for name, value in patterns.items():
-        if module == name or module.endswith(f".{name}"):
+        repeats = len(re.findall(r"[*+{]", name))
+        if len(name) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+?{]", name):
+            raise UserError(
+                f"{key} has the pattern {name[:60]!r}; expected at most {MAX_REPEATS} repeats, none of a group"
+            )
+        try:
+            matches = re.match(rf"(.*\.)?({name})$", module) is not None
+        except re.error as error:
+            raise UserError(f"{key} has the pattern {name[:60]!r}: {error}") from None
+        if matches:
             return _number({"r" if key == "rank_pattern" else key: value}, "r" if key == "rank_pattern" else key)
     return default
 

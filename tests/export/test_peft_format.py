@@ -80,6 +80,7 @@ def test_an_adapter_that_peft_made_computes_the_same_here(make, tokenizer, tmp_p
     names = ["c_attn", "c_fc"] if family == "gpt2" else ["q_proj", "gate_proj"]
     config = LoraConfig(
         r=3, lora_alpha=5, target_modules=names, rank_pattern={names[1]: 2}, init_lora_weights=False, use_dora=True,
+        alpha_pattern={rf".*\.0\..*{names[0]}|no_proj": 64},
         fan_in_fan_out=family == "gpt2",
     )  # fmt: skip
     torch.manual_seed(0)
@@ -103,6 +104,10 @@ HOSTILE = [
     ({"r": 5}, {}, "rank 5 implies"),
     ({"rank_pattern": ["q_proj"]}, {}, "rank_pattern"),
     ({"rank_pattern": {"q_proj": -1}}, {}, "r is"),
+    ({"alpha_pattern": {"(q+)+_proj": 8}}, {}, "alpha_pattern has the pattern"),
+    ({"alpha_pattern": {"(q_proj": 8}}, {}, "alpha_pattern has the pattern"),
+    ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
+    ({"init_lora_weights": "olora"}, {}, "init_lora_weights"),
     ({}, {"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 2)}, "belongs to no matrix"),
     ({}, {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)}, "belongs to no"),
     ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_C": torch.zeros(2)}, "is of no matrix"),
