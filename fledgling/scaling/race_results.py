@@ -114,8 +114,7 @@ def _parse_point(row: dict[str, Any], place: str) -> tuple[Point, int]:
         value = values.get(name)
         if value is None and name in ("tokens", "flops"):
             continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value <= sys.float_info.max:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             found = json.dumps(value, default=str)[:40]
             raise UserError(f'{place}: "{name}" is {found}; expected a number of at least 0')
     point = Point(int(values["steps"]), values["seconds"], values["bits"], values["tokens"], values["flops"])
