@@ -106,6 +106,10 @@ HOSTILE = [
     ({"rank_pattern": {"q_proj": -1}}, {}, "r is"),
     ({"alpha_pattern": {"(q+)+_proj": 8}}, {}, "alpha_pattern has the pattern"),
     ({"alpha_pattern": {"(q_proj": 8}}, {}, "alpha_pattern has the pattern"),
+    ({"alpha_pattern": {"(.|.)" * 31 + "!": 8}}, {}, "alpha_pattern has the pattern"),  # each takes exponential time
+    ({"alpha_pattern": {".?" * 31 + "!": 8}}, {}, "alpha_pattern has the pattern"),
+    ({"alpha_pattern": {"(?x:(.+) +!)": 8}}, {}, "alpha_pattern has the pattern"),
+    ({"rank_pattern": {f"q{number}": 2 for number in range(1_025)}}, {}, "1,025 patterns"),
     ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
     ({"init_lora_weights": "olora"}, {}, "init_lora_weights"),
     ({}, {"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 2)}, "belongs to no matrix"),
