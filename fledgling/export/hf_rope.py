@@ -89,6 +89,6 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
         value = config.trained_context if key == "original_max_position_embeddings" else getattr(config, FIELDS[key][0])
         if key != "attention_factor" or value:
             rope[key] = value
-    if config.partial_rotary_factor != 1.0:
+    if config.partial_rotary_factor != 1.0 or config.family == "gpt_neox":  # whose default is .25
         rope["partial_rotary_factor"] = config.partial_rotary_factor
     return rope

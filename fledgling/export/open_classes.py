@@ -41,7 +41,8 @@ class OpenClass:
     norm_offset: our weight of a norm less the stored one.
     theta: default of rope_theta.
     head_dim: its default; 0 is width / heads.
-    window: how layers have windows where config.json has no layer_types: "all", "from" a layer, "every" n-th not, "no".
+    window: how layers have windows where config.json has no layer_types: "all", "from" a layer, "every" n-th not, those
+        that are "unrotated", "no".
     """
 
     name: str
@@ -61,7 +62,7 @@ CLASSES = {
     "phi3": OpenClass("Phi3ForCausalLM", "phi3", joint=True, window="all", norm_eps=1e-5),
     "qwen2": OpenClass("Qwen2ForCausalLM", "qwen2", window="from"),
     "qwen3": OpenClass("Qwen3ForCausalLM", "qwen3", window="from", head_dim=128),
-    "smollm3": OpenClass("SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0),
+    "smollm3": OpenClass("SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0, window="unrotated"),
     "olmo2": OpenClass("Olmo2ForCausalLM", "olmo2", theta=500_000.0, norm_eps=1e-5),
     "olmo3": OpenClass("Olmo3ForCausalLM", "olmo3", theta=500_000.0, norm_eps=1e-5, window="every"),
     "gemma3": OpenClass(
@@ -229,6 +230,7 @@ def _read_layers(family: str, config_json: Mapping[str, Any], values: Mapping[st
     """Returns the fields that say which layers have a window, and which have no positions."""
     depth, kind = values["depth"], CLASSES[family]
     fields: dict[str, Any] = {}
+    rotated: Any = []
     if family == "smollm3":
         rotated = config_json.get("no_rope_layers")
         if rotated is None:
@@ -239,15 +241,16 @@ def _read_layers(family: str, config_json: Mapping[str, Any], values: Mapping[st
         fields["rope_pattern"] = shorten_pattern("".join("NR"[int(value)] for value in rotated))
     window = config_json.get("sliding_window")
     uses = config_json.get("use_sliding_window", family not in ("qwen2", "qwen3", "smollm3"))
-    if window is None or not uses or (kind.window == "no" and "layer_types" not in config_json):
-        return fields
     types = config_json.get("layer_types")
+    if window is None or not uses or (kind.window == "no" and types is None):
+        return fields
     if types is None:
         first, every = config_json.get("max_window_layers", 28), config_json.get("sliding_window_pattern")
         every = every if type(every) is int and every > 0 else 6 if family == "gemma3" else 4
         pattern = {
             "all": "S" * depth,
             "from": "".join("S" if layer >= first else "L" for layer in range(depth)) if type(first) is int else "",
+            "unrotated": "".join("L" if int(value) else "S" for value in rotated),
             "every": "".join("L" if (layer + 1) % every == 0 else "S" for layer in range(depth)),
         }[kind.window]
     elif not isinstance(types, list) or len(types) != depth or not all(str(one) in LAYER_TYPES for one in types):

@@ -48,6 +48,10 @@ CASES = {  # name: class of the configuration, its keys
     "qwen2": ("Qwen2Config", {**SIZES, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
     "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 16, "tie_word_embeddings": True}),
     "smollm3": ("SmolLM3Config", {**SIZES, "no_rope_layer_interval": 3}),
+    "smollm3, windows": (
+        "SmolLM3Config",
+        {**SIZES, "no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 7},
+    ),
     "olmo2": ("Olmo2Config", {**SIZES, "rope_parameters": PLAIN}),
     "olmo3": (
         "Olmo3Config",
@@ -62,6 +66,7 @@ CASES = {  # name: class of the configuration, its keys
         },
     ),
     "gpt_neox": ("GPTNeoXConfig", {**NO_GROUPS, "rotary_pct": 0.5}),
+    "gpt_neox, all rotated": ("GPTNeoXConfig", {**NO_GROUPS, "rotary_pct": 1.0}),
     "gpt_neox, in sequence": (
         "GPTNeoXConfig",
         {**NO_GROUPS, "rotary_pct": 0.5, "use_parallel_residual": False},
@@ -122,6 +127,21 @@ def test_the_configuration_of_a_class_survives_both_ways(name):
     kind, keys = CASES[name]
     config = from_hf_config(getattr(transformers, kind)(**keys).to_dict())
     assert from_hf_config(to_hf_config(config)) == config
+
+
+@pytest.mark.parametrize("types", [{}, {"layer_types": None}])
+def test_windows_without_types_of_layers_are_those_that_transformers_derives(types):
+    import transformers
+
+    kind, keys = CASES["smollm3, windows"]
+    written = getattr(transformers, kind)(**keys).to_dict()
+    expected = from_hf_config(written)
+    del written["layer_types"]
+    assert from_hf_config(written | types) == expected and expected.window_size == 7
+    kind, keys = CASES["olmo2"]
+    plain = getattr(transformers, kind)(**keys).to_dict()
+    plain.pop("layer_types", None)
+    assert from_hf_config(plain | types | {"sliding_window": 7}) == from_hf_config(plain), "it has no windows"
 
 
 HOSTILE = [
