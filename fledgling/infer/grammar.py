@@ -220,12 +220,15 @@ def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool =
 
     Keywords that demand nothing are dropped, and formats that the library does not know (`drop_empty_demands`).
     `lenient` drops all keywords that the library does not know and reads `oneOf` as `anyOf`, instead of an error.
-    Raises GrammarError for numbers that it cannot represent.
+    Raises GrammarError for numbers that it cannot represent, and for a schema that is nested too deeply.
     """
-    _check_numbers(schema)
-    document = drop_empty_demands(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
     style = {**JSON_STYLE, "lenient": lenient, "coerce_one_of": lenient}
-    return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
+    try:
+        _check_numbers(schema)
+        document = drop_empty_demands(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
+        return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
+    except RecursionError:
+        raise GrammarError("the schema is nested too deeply") from None
 
 
 def _check_numbers(value: Any) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-OLLAMA_PATHS, ANTHROPIC_PATHS = "/api/", "/v1/messages"
+ANTHROPIC_PATHS = "/v1/messages"
+# Ollama's routes, of which this server has some. Other applications with the same middleware have /api/ too (`watch`).
+OLLAMA_NAMES = ("chat", "copy", "create", "delete", "embed", "embeddings", "generate", "ps", "pull", "push", "show")
+OLLAMA_PATHS = frozenset(f"/api/{name}" for name in (*OLLAMA_NAMES, "tags", "version"))
 ANTHROPIC_KINDS = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
 ANTHROPIC_KINDS |= {429: "rate_limit_error"}
 
@@ -21,7 +24,7 @@ def build_error(message: str, kind: str, param: str | None = None, code: str | N
 def convert_error(body: dict[str, Any], path: str, status: int) -> dict[str, Any]:
     """Returns OpenAI's error body as the clients of a path's API expect it."""
     message = body["error"]["message"]
-    if path.startswith(OLLAMA_PATHS):
+    if path in OLLAMA_PATHS:
         return {"error": message}
     if path == ANTHROPIC_PATHS or path.startswith(f"{ANTHROPIC_PATHS}/"):
         kind = ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")

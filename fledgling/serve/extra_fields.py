@@ -53,7 +53,7 @@ UNSUPPORTED = {  # fields that would change an answer: what to use, or that ther
     "chat_template": "the model has one layout",
     "template": "the model has one layout",
 }
-LENGTH = "use max_tokens, or max_output_tokens of /v1/responses"
+LENGTH = "use max_tokens, max_output_tokens of /v1/responses, or options.num_predict of /api"
 UNSUPPORTED |= dict.fromkeys(("max_new_tokens", "n_predict", "num_predict", "max_length", "maxTokens"), LENGTH)
 UNSUPPORTED |= {
     "stop_sequences": "use stop",
@@ -68,7 +68,7 @@ OF_OTHER_ROUTES = {  # fields that some bodies have: what to use in the others
     "max_tokens": LENGTH,
     "max_completion_tokens": LENGTH,
     "max_output_tokens": LENGTH,
-    "response_format": "use text.format",
+    "response_format": "use text.format of /v1/responses, output_config of /v1/messages, or format of /api",
     "prompt": "prompts are not stored: send the whole conversation",
     "tools": "use /v1/chat/completions",
     "truncation": "use /v1/chat/completions",

@@ -60,7 +60,7 @@ def _is_other_client(request: Request) -> bool:
     without the headers `Origin` and `Sec-Fetch-Site`, which the browser sets.
     """
     from_page = "origin" in request.headers or "sec-fetch-site" in request.headers
-    return request.scope["path"].startswith(OLLAMA_PATHS) and not from_page
+    return request.scope["path"] in OLLAMA_PATHS and not from_page
 
 
 def answer_errors(respond: Handler) -> Handler:

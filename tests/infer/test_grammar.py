@@ -12,7 +12,7 @@ import torch
 
 from fledgling.config.model import ModelConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.grammar import ALLOWED_SECONDS, LIMITS, SECONDS_PER_MASK, GrammarError, WorkMeter
+from fledgling.infer.grammar import ALLOWED_SECONDS, LIMITS, SECONDS_PER_MASK, GrammarError, WorkMeter, write_json_rule
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model.transformer import Transformer
 
@@ -180,3 +180,11 @@ def test_a_step_beyond_its_limits_ends_that_answer_alone(engine, monkeypatch):
     failed, free = answer(engine, [grammar, None], logit_bias=((97, 50.0), (98, 50.0)))
     assert failed.finish_reason == "constraint" and free.finish_reason in ("length", "context")
     assert len(failed.tokens) == len(failed.logprobs) == len(failed.forced) > 0
+
+
+def test_a_schema_that_is_nested_too_deeply_is_named():
+    schema = {"type": "integer"}
+    for _ in range(5_000):
+        schema = {"not": schema}
+    with pytest.raises(GrammarError, match="nested too deeply"):
+        write_json_rule("start", schema)

@@ -111,7 +111,7 @@ def test_a_form_s_content_type_is_read_on_these_routes_unless_a_page_sends_it(ro
             status, answer, _ = call(address, "/api/chat", body, Content_Type=content_type, **page)
             assert status == 415 and 'send the header "Content-Type: application/json"' in answer["error"]
         assert call(address, "/v1/chat/completions", body, Content_Type=content_type)[0] == 415
-    assert call(address, "/api/none")[1]["error"].endswith("no such route")
+    assert call(address, "/api/ps")[1]["error"].endswith("no such route")
 
 
 def test_the_served_model_is_shown(roomy_server):

@@ -69,7 +69,7 @@ def test_only_the_page_and_health_need_no_key(run):
     for method, path in routes:
         assert fetch(app, method, path).status_code == 401
         wrong = fetch(app, method, path, headers={"Authorization": "Bearer x"})
-        assert wrong.status_code == 401
+        assert wrong.status_code == 401 and "key" in wrong.json()["error"]["message"], "which the page shows"
     assert fetch(app, "GET", "/api/runs", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
     local = make_watch_app(WatchedRuns([run]), WatchAccess(None, ("localhost",)))
     assert fetch(local, "GET", "/api/runs", headers={"Host": "evil.example"}).status_code == 421

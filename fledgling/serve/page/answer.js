@@ -44,8 +44,9 @@ export async function generateAnswer({ conversation, question, node, fields, sys
   } catch (error) {
     if (fields.tools && error.code === "context_length_exceeded" && !hasAnswer(node)) {
       const { tools, parallel_tool_calls, ...others } = fields; // they have filled the context
-      node.withoutTools = true;
-      return generateAnswer({ conversation, question, node, fields: others, system, key, signal, changed });
+      const problem = await generateAnswer({ conversation, question, node, fields: others, system, key, signal, changed });
+      node.withoutTools = hasAnswer(node); // else the conversation alone is too long, and the tools are not to blame
+      return problem;
     }
     if (error.name === "AbortError") node.reason = "stopped";
     else node.failed = error instanceof RequestError ? error.message : `The answer cannot be shown: ${error.message}`;
