@@ -7,7 +7,8 @@ the cap a new one takes the place of the connection that has waited longest with
 with the most connections: thousands of idle or half-sent requests cannot keep `/health` out. Requests that are being
 answered are never closed for a new one; their number is bounded by the worker's queue.
 
-A client gets 408 if it was too slow, 429 if its address is at its cap, 503 if the server is; with Retry-After.
+A client gets 408 if it was too slow, 429 if its address is at its cap, 503 if the server is; with Retry-After, in the
+form of the API whose path it asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import socket
 import struct
 import sys
@@ -28,11 +30,12 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fledgling.serve.errors import build_error
+from fledgling.serve.errors import build_error, convert_error
 
 MAX_HEADER_BYTES = 16_384  # of one request; also the bytes of a body that h11 gets to parse at once
 HEADER_PART_BYTES = 512  # of headers that it gets to parse at once
 MAX_EARLY_BYTES = 65_536  # of requests that arrive before the answer to the one before them
+REQUEST_LINE = re.compile(rb"[A-Z]{1,16} (/[^? ]{0,256})[? ]")
 MAX_CHUNKS = 4096  # of a chunked body: one-byte chunks cost a hundred times their length
 READ_RATE = 16_384  # bytes a second: a client that reads its answer at this rate loses nothing of its budget
 RETRY_AFTER = 2  # seconds, in 408, 429 and 503 of this module
@@ -234,9 +237,10 @@ class LimitedProtocol(H11Protocol):
             self._settle_stall()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers a request that is not HTTP, or too large to parse, in the server's own format."""
-        status = getattr(sys.exc_info()[1], "error_status_hint", 400)
-        self._end_with_error(status, msg, "invalid_http_request", retry=False)
+        """Answers a request that is not HTTP, or too large to parse, in the form of its route."""
+        error = sys.exc_info()[1]
+        status = getattr(error, "error_status_hint", 400)
+        self._end_with_error(status, str(error) if status == 413 else msg, "invalid_http_request", retry=False)
 
     # ---- phases ----------------------------------------------------------------------------------
 
@@ -342,11 +346,19 @@ class LimitedProtocol(H11Protocol):
 
     def _encode_error(self, status: int, message: str, code: str, retry: bool) -> bytes:
         kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
-        body = json.dumps(build_error(message, kind, None, code)).encode()
+        error = convert_error(build_error(message, kind, None, code), self._find_path(), status)
+        body = json.dumps(error).encode()
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Content-Type: application/json"]
         head += [f"Content-Length: {len(body)}", "Connection: close"]
         head += [f"Retry-After: {RETRY_AFTER}"] if retry else []
         return "\r\n".join([*head, "", ""]).encode() + body
+
+    def _find_path(self) -> str:
+        """Returns the path of the current request, "" where it has not arrived (a connection above the caps)."""
+        if self.cycle and not self.cycle.response_complete:
+            return self.scope["path"]
+        head = REQUEST_LINE.match(self.conn.trailing_data[0])
+        return head[1].decode("ascii", "replace") if head else ""
 
     # ---- slow readers ----------------------------------------------------------------------------
 

@@ -99,6 +99,29 @@ def test_half_a_request_is_a_408_with_retry_after(impatient, sent, code):
     assert headers["retry-after"] == str(RETRY_AFTER) and headers["connection"] == "close"
 
 
+@pytest.mark.parametrize("rest", [b"Content-Le", b"Content-Length: 99\r\n\r\n{"], ids=["headers", "body"])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/embed?x=1", "/v1/messages", "/v1/completions"])
+def test_a_time_limit_is_reported_in_the_form_of_the_path_s_api(impatient, path, rest):
+    with connect(impatient) as client:
+        client.sendall(HEAD.replace(b"/v1/completions", path.encode()) + rest)
+        status, _, body = read_to_end(client)
+    assert status == 408
+    if path.startswith("/api"):
+        assert list(body) == ["error"] and "did not arrive" in body["error"]
+    elif path == "/v1/messages":
+        assert body["type"] == "error" and body["error"]["type"] == "invalid_request_error"
+    else:
+        assert body["error"]["code"].endswith("_timeout")
+
+
+def test_too_many_chunks_are_an_error_in_the_form_of_the_path_s_api(small):
+    head = HEAD.replace(b"/v1/completions", b"/api/chat") + b"Transfer-Encoding: chunked\r\n\r\n"
+    with connect(small) as client:
+        client.sendall(head + b"1\r\n{\r\n" * (MAX_CHUNKS + 2))
+        status, _, body = read_to_end(client)
+    assert status == 413 and "chunks" in body["error"]
+
+
 @pytest.mark.parametrize(
     ("length", "statuses"), [(MAX_HEADER_BYTES - 200, {200}), (MAX_HEADER_BYTES + 600, {400, 431})]
 )
