@@ -63,7 +63,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
                 prompt=tuple(prompt),
                 sampling=sampling,
                 n=n,
-                stop_strings=body.stop_strings(),
+                stop_strings=service.choose_stop_strings(body, form.is_whole),
                 tools=body.calculator and (form.grammar is None or bool(form.tools)),
                 grammar=form.grammar,
                 client_calls=bool(form.tools),

@@ -35,6 +35,7 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
     score_prompt = bool(body.echo) and body.logprobs is not None
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     grammar = compile_constraint(body, service.worker.engine.grammars)
+    stop_strings = service.choose_stop_strings(body, grammar is not None)
     jobs, echo_prefixes = [], []
     for prompt in prompts:
         ids = [service.tokenizer.bos, *service.tokenize_text(prompt, "prompt")]
@@ -42,7 +43,7 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
             prompt=tuple(ids),
             sampling=service.make_sampling_params(body, ids, max(1, max_tokens), body.logprobs or 0),
             n=n,
-            stop_strings=body.stop_strings(),
+            stop_strings=stop_strings,
             tools=False,
             score_prompt=score_prompt,
             generate=max_tokens > 0,

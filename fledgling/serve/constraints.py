@@ -42,10 +42,14 @@ class ToolDefinition:
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """The tools that an answer may call and the grammar that it obeys; None: any text."""
+    """The tools that an answer may call and the grammar that it obeys; None: any text.
+
+    is_whole: the grammar says where the answer ends, and a stop string would break what it promises.
+    """
 
     tools: tuple[ToolDefinition, ...] = ()
     grammar: Grammar | None = None
+    is_whole: bool = False
 
 
 def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_tokens: bool) -> AnswerForm:
@@ -54,13 +58,14 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
     if body.tool_choice is not None:
         tools, choice = _choose_tools(tools, body.tool_choice)
     if choice == "none" or not tools:
-        return AnswerForm((), compile_constraint(body, compiler))
+        grammar = compile_constraint(body, compiler)
+        return AnswerForm((), grammar, grammar is not None)
     if not has_tool_tokens:
         raise BadRequest("tools: the model's vocabulary has no tokens for calls", "tools")
     field, _, kind, value = _find_constraint(body)
     if kind not in (None, "json", "json_object"):
         raise BadRequest(f"{field}: a pattern or grammar cannot be combined with tools", field)
-    count = 1 if body.parallel_tool_calls is False else MAX_CALLS
+    count = 1 if body.parallel_tool_calls is False or choice == "named" else MAX_CALLS
     rules = [f"call: <|python_start|> ({' | '.join(f'tool{i}' for i in range(len(tools)))}) <|python_end|>"]
     for number, tool in enumerate(tools):
         head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
@@ -70,7 +75,7 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
             parameters = JSON_OBJECT
         rules.append(write_json_rule(f"arguments{number}", parameters, lenient=not tool.strict))
     calls = f"call{{1,{count}}}"
-    if choice == "required":
+    if choice in ("required", "named"):
         rules.insert(0, f"start: {calls}")
     elif kind is not None:
         rules.insert(0, f"start: {calls} | json")
@@ -81,7 +86,8 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
         rules.append(r"TEXT: /(.|\n)+/")
         if body.calculator:
             rules.append(r"own: <|python_start|> /[^{](.|\n)*/ <|python_end|>")
-    return AnswerForm(tuple(tools), _compile("tools", lambda: compiler.compile_lark("\n".join(rules))))
+    grammar = _compile("tools", lambda: compiler.compile_lark("\n".join(rules)))
+    return AnswerForm(tuple(tools), grammar, choice in ("required", "named") or kind is not None)
 
 
 def compile_constraint(body: CommonRequest, compiler: GrammarCompiler) -> Grammar | None:
@@ -202,13 +208,13 @@ def _read_tools(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
 
 
 def _choose_tools(tools: list[ToolDefinition], choice: str | Mapping[str, Any]) -> tuple[list[ToolDefinition], str]:
-    """Returns the tools that may be called, and "none", "auto" or "required"."""
+    """Returns the tools that may be called, and "none", "auto", "required" or "named": one call of one tool."""
     if isinstance(choice, Mapping) and set(choice) == {"type"} and isinstance(choice["type"], str):
         choice = choice["type"]
     if isinstance(choice, str):
         choice = {"any": "required"}.get(choice, choice)
         if named := [tool for tool in tools if tool.name == choice and choice not in ("none", "auto", "required")]:
-            return named, "required"
+            return named, "named"
         if choice not in ("none", "auto", "required"):
             expected = "none, auto, required or a tool"
             raise BadRequest(f"tool_choice: expected {expected}, got {shorten_text(choice)!r}", "tool_choice")
@@ -219,10 +225,10 @@ def _choose_tools(tools: list[ToolDefinition], choice: str | Mapping[str, Any]) 
         if choice.get("type") == "allowed_tools":
             allowed = choice.get("allowed_tools", choice)
             names = [entry.get("function", entry).get("name") for entry in allowed.get("tools") or ()]
-            mode = str(allowed.get("mode", "auto"))
+            mode = "required" if allowed.get("mode") == "required" else "auto"
         else:
             names = [(choice.get("function") or choice).get("name")]
-            mode = "required"
+            mode = "named"
     except (AttributeError, TypeError):
         form = '{"type": "function", "function": {"name": "NAME"}} or {"type": "allowed_tools", "tools": [...]}'
         raise BadRequest(f"tool_choice: expected none, auto, required or {form}", "tool_choice") from None
@@ -230,4 +236,4 @@ def _choose_tools(tools: list[ToolDefinition], choice: str | Mapping[str, Any]) 
     if not chosen:
         shown = shorten_text(", ".join(map(str, names)))
         raise BadRequest(f"tool_choice: {shown!r} is none of the tools", "tool_choice")
-    return chosen, mode if mode in ("auto", "required") else "auto"
+    return chosen, mode

@@ -113,6 +113,17 @@ class Service:
             raise BadRequest(f"{invalid} is not the id of a token of text", field)
         return text
 
+    def choose_stop_strings(self, body: CommonRequest, is_constrained: bool) -> tuple[str, ...]:
+        """Returns a body's stop strings; none, and counts the field as ignored, where a constraint ends the answer.
+
+        A stop string within JSON would cut it, and clients send their list with every request.
+        """
+        found = body.stop_strings()
+        if is_constrained and found:
+            self.ignored_fields.add(["stop"])
+            return ()
+        return found
+
     def make_sampling_params(
         self, body: CommonRequest, prompt: Sequence[int], max_new_tokens: int | None, num_top_logprobs: int
     ) -> SamplingParams:
@@ -137,6 +148,11 @@ class Service:
             frequency_penalty=float(body.frequency_penalty or 0.0),
             num_top_logprobs=min(num_top_logprobs, vocab_size),
         )
+
+
+def find_service(services: Sequence[Service], model: str) -> Service:
+    """Returns the service of a model; the first for "" and for a name that none has, which it then rejects."""
+    return next((service for service in services if service.model_name == model), services[0])
 
 
 @dataclass

@@ -64,6 +64,24 @@ def test_each_field_constrains_chat_and_text(address, fields, check):
         assert check in json.loads(answer["choices"][0]["text"])
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_stop_string_does_not_cut_a_constrained_answer_and_is_counted(address, path):
+    prompt = {"prompt": "the"} if path == "completions" else {}
+    for stop in ("size", ['"', "}"], ["\n"]):
+        code, answer = post(address, path, stop=stop, guided_json=SIZE, max_tokens=60, seed=1, **prompt)
+        assert code == 200, answer
+        choice = answer["choices"][0]
+        assert json.loads(choice.get("text") or choice["message"]["content"])["size"] in ("s", "l")
+    assert 'fledgling_ignored_fields_total{field="stop"}' in urlopen(f"{address}/metrics").read().decode()
+
+
+def test_a_stop_string_ends_prose_next_to_tools(address):
+    free = post(address, tools=[ADD], seed=5, max_tokens=30)[1]["choices"][0]["message"]["content"]
+    assert free and len(free) > 4
+    cut = post(address, tools=[ADD], seed=5, max_tokens=30, stop=free[2:4])[1]["choices"][0]
+    assert cut["message"]["content"] == free[: free.index(free[2:4])] and cut["finish_reason"] == "stop"
+
+
 def test_an_answer_that_is_cut_is_reported_as_cut(address):
     answer = post(address, response_format={"type": "json_object"}, max_tokens=1)[1]["choices"][0]
     assert answer["finish_reason"] == "length" and answer["message"]["content"] == "{"
@@ -154,6 +172,15 @@ def test_one_call_at_a_time_and_a_named_tool(address):
         message = answer["choices"][0]["message"]
         assert [each["function"]["name"] for each in message["tool_calls"]] == ["add"] and message["content"] is None
         assert "parts" not in message
+
+
+def test_a_named_tool_is_called_once(address):
+    bias = {str(ord("a")): 20}
+    for choice in ({"type": "function", "function": {"name": "add"}}, "add"):
+        for seed in range(4):
+            settings = {"tools": [STOP, ADD], "tool_choice": choice, "seed": seed, "logit_bias": bias}
+            (call,) = post(address, **settings)[1]["choices"][0]["message"]["tool_calls"]
+            assert call["function"]["name"] == "add"
 
 
 def test_a_stream_gives_the_calls_of_the_whole_answer(address):
