@@ -20,6 +20,12 @@ from typing import Any, Literal
 QUESTION = "What is 2 + 3?"
 MODEL = "tiny"
 KEY = "none"
+PARAMETERS = {
+    "type": "object",
+    "properties": {"size": {"enum": ["small", "large"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
 ENDS = {"guided_regex": "[a-z]{4,9}"}  # openai-python's stream helpers raise for answers that are cut
 Check = tuple[str, Callable[[], Any]]
 
@@ -35,6 +41,11 @@ def size_class() -> Any:
         fits: bool
 
     return Size
+
+
+def make_pick_tool() -> dict[str, Any]:
+    """Returns a tool in OpenAI's form, which Ollama's has too."""
+    return {"type": "function", "function": {"name": "pick", "description": "Picks.", "parameters": PARAMETERS}}
 
 
 def require(value: Any) -> None:
@@ -146,10 +157,30 @@ def check_litellm(address: str) -> Iterator[Check]:
         answer = litellm.completion(messages=messages, **settings).choices[0].message
         litellm.completion(messages=[*messages, answer.model_dump(), *messages], **settings)
 
+    pick = make_pick_tool()
+
+    def check_provider(provider: str, base: str) -> Iterator[Check]:
+        own = settings | {"model": f"{provider}/{MODEL}", "api_base": base}
+        long = own | {"max_tokens": 400, "messages": messages}
+        yield f"{provider}: completion", lambda: litellm.completion(messages=messages, **own)
+        yield f"{provider}: streamed", lambda: list(litellm.completion(messages=messages, stream=True, **own))
+        yield f"{provider}: tools", lambda: litellm.completion(**long, tools=[pick])
+        yield (
+            f"{provider}: response_format of a class",
+            lambda: size.model_validate_json(
+                litellm.completion(**long, response_format=size).choices[0].message.content
+            ),
+        )
+
+    size = size_class()
+    yield from check_provider("ollama", address)
+    yield from check_provider("ollama_chat", address)
+    yield from check_provider("anthropic", address)
+    vectors = {"model": f"ollama/{MODEL}", "api_base": address, "input": ["a", "b"]}
+    yield "ollama: embedding", lambda: litellm.embedding(**vectors).data[1]["embedding"][0]
     yield "completion", lambda: litellm.completion(messages=messages, **settings)
     yield "completion, streamed", lambda: list(litellm.completion(messages=messages, stream=True, **settings))
     yield "its answer sent back", replay
-    size = size_class()
     yield (
         "response_format of a class",
         lambda: size.model_validate_json(
@@ -183,6 +214,21 @@ def check_pydantic_ai(address: str) -> Iterator[Check]:
     short: Any = {"max_tokens": 20}
     yield "an agent", lambda: Agent(chat).run_sync(QUESTION, model_settings=short)
     yield "an agent with a class as output", lambda: Agent(chat, output_type=size).run_sync(QUESTION).output.size
+    if find_spec("ollama"):
+        from pydantic_ai.providers.ollama import OllamaProvider
+
+        other = OpenAIChatModel(MODEL, provider=OllamaProvider(base_url=f"{address}/v1"))
+        yield "an agent, Ollama's provider", lambda: Agent(other, output_type=size).run_sync(QUESTION).output.size
+    if find_spec("anthropic"):
+        from pydantic_ai.models.anthropic import AnthropicModel
+        from pydantic_ai.providers.anthropic import AnthropicProvider
+
+        blocks = AnthropicModel(MODEL, provider=AnthropicProvider(base_url=address, api_key=KEY))
+        yield "an agent, Anthropic's API", lambda: Agent(blocks).run_sync(QUESTION, model_settings=short)
+        yield (
+            "an agent with a class as output, Anthropic's API",
+            lambda: Agent(blocks, output_type=size).run_sync(QUESTION).output.size,
+        )
     responses = OpenAIResponsesModel(MODEL, provider=provider)
     yield "an agent, Responses API", lambda: Agent(responses).run_sync(QUESTION, model_settings=short)
 
@@ -193,8 +239,8 @@ def check_anthropic(address: str) -> Iterator[Check]:
 
     api = anthropic.Anthropic(base_url=address, api_key=KEY, max_retries=0)
     ask: dict[str, Any] = {"model": MODEL, "max_tokens": 20, "messages": [{"role": "user", "content": QUESTION}]}
-    schema = {"type": "object", "properties": {"size": {"enum": ["small", "large"]}}, "required": ["size"]}
-    tool = {"name": "pick", "description": "Picks.", "input_schema": schema | {"additionalProperties": False}}
+    tool = {"name": "pick", "description": "Picks.", "input_schema": PARAMETERS}
+    size = size_class()
 
     def stream() -> None:
         with api.messages.stream(**ask) as events:
@@ -213,6 +259,16 @@ def check_anthropic(address: str) -> Iterator[Check]:
     yield "messages", lambda: api.messages.create(**ask, system="Be brief.")
     yield "messages.stream()", stream
     yield "tools, two turns", loop
+    blocks = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    usual: dict[str, Any] = {"metadata": {"user_id": "a"}, "thinking": {"type": "disabled"}, "system": blocks}
+    yield "messages, usual settings", lambda: api.messages.create(**ask, **usual, stop_sequences=["x"])
+    yield "messages, stream=True", lambda: list(api.messages.create(**ask, stream=True))
+    yield (
+        "messages.parse()",
+        lambda: require(api.messages.parse(**ask | {"max_tokens": 300}, output_format=size).parsed_output),
+    )
+    yield "models.list()", lambda: api.models.list().data[0].id
+    yield "models.retrieve()", lambda: api.models.retrieve(MODEL).id
     yield "count_tokens", lambda: api.messages.count_tokens(model=MODEL, messages=ask["messages"]).input_tokens
 
 
@@ -233,7 +289,82 @@ def check_ollama(address: str) -> Iterator[Check]:
             api.chat(model=MODEL, messages=messages, format=size.model_json_schema()).message.content
         ),
     )
-    yield "list", lambda: api.list().models[0].model
+    pick = make_pick_tool()
+
+    def loop() -> None:
+        answer = api.chat(model=MODEL, messages=messages, tools=[pick], options={"num_predict": 300})
+        call = {"function": {"name": "pick", "arguments": {"size": "small"}}}
+        reply = (
+            answer.message if answer.message.tool_calls else {"role": "assistant", "content": "", "tool_calls": [call]}
+        )
+        result = {"role": "tool", "tool_name": "pick", "content": "5"}
+        api.chat(model=MODEL, messages=[*messages, reply, result], tools=[pick], options=short)
+
+    def add(a: int, b: int) -> int:
+        """Adds two numbers.
+
+        Args:
+            a: one.
+            b: the other.
+        """
+        return a + b
+
+    yield "tools, two turns", loop
+    yield "tools of functions", lambda: api.chat(model=MODEL, messages=messages, tools=[add], options=short)
+    yield (
+        "chat, think=False, keep_alive",
+        lambda: api.chat(model=MODEL, messages=messages, think=False, keep_alive="5m", options=short),
+    )
+    yield "generate, streamed", lambda: list(api.generate(model=MODEL, prompt=QUESTION, options=short, stream=True))
+    yield (
+        "generate, format of a class",
+        lambda: size.model_validate_json(
+            api.generate(model=MODEL, prompt=QUESTION, system="Be brief.", format=size.model_json_schema()).response
+        ),
+    )
+    yield "embed", lambda: api.embed(model=MODEL, input=["a", "b"]).embeddings[1][0]
+    yield "embeddings", lambda: api.embeddings(model=MODEL, prompt="a").embedding[0]
+    yield "list", lambda: api.list().models[0].size.human_readable()
+    yield "ps", lambda: require(api.ps().models[0].expires_at)
+    yield "show", lambda: require(api.show(MODEL).modelinfo)
+
+
+def check_langchain_ollama(address: str) -> Iterator[Check]:
+    """Yields the checks of langchain-ollama."""
+    from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
+
+    settings: dict[str, Any] = {"base_url": address, "model": MODEL}
+    chat, long, size = ChatOllama(**settings, num_predict=20), ChatOllama(**settings), size_class()
+    yield "invoke", lambda: chat.invoke(QUESTION)
+    yield (
+        "invoke, usual settings",
+        lambda: ChatOllama(
+            **settings, num_predict=20, temperature=0, num_ctx=2048, repeat_penalty=1.1, stop=["x"], reasoning=False
+        ).invoke(QUESTION),
+    )
+    yield (
+        "invoke, validate_model_on_init",
+        lambda: ChatOllama(**settings, num_predict=20, validate_model_on_init=True).invoke(QUESTION),
+    )
+    yield "stream", lambda: list(chat.stream(QUESTION))
+    yield "bind_tools", lambda: chat.bind_tools([make_pick_tool()]).invoke(QUESTION)
+    yield "with_structured_output, json_schema", lambda: require(long.with_structured_output(size).invoke(QUESTION))
+    yield "embeddings", lambda: OllamaEmbeddings(**settings).embed_documents(["a", "b"])
+    yield "completion", lambda: OllamaLLM(**settings, num_predict=20).invoke(QUESTION)
+
+
+def check_langchain_anthropic(address: str) -> Iterator[Check]:
+    """Yields the checks of langchain-anthropic."""
+    from langchain_anthropic import ChatAnthropic
+
+    settings: dict[str, Any] = {"base_url": address, "model": MODEL, "api_key": KEY, "max_retries": 0}
+    chat, long, size = ChatAnthropic(**settings, max_tokens=20), ChatAnthropic(**settings, max_tokens=400), size_class()
+    yield "invoke", lambda: chat.invoke([("system", "Be brief."), ("human", QUESTION)])
+    yield "stream", lambda: list(chat.stream(QUESTION))
+    yield "bind_tools", lambda: long.bind_tools([make_pick_tool()], tool_choice="any").invoke(QUESTION)
+    for method in ("json_schema", "function_calling"):
+        structured = long.with_structured_output(size, method=method)
+        yield f"with_structured_output, {method}", partial(structured.invoke, QUESTION)
 
 
 CLIENTS = {
@@ -244,6 +375,8 @@ CLIENTS = {
     "pydantic-ai-slim": check_pydantic_ai,
     "anthropic": check_anthropic,
     "ollama": check_ollama,
+    "langchain-ollama": check_langchain_ollama,
+    "langchain-anthropic": check_langchain_anthropic,
 }
 
 

@@ -3,7 +3,8 @@
 The clients are packages of other environments (`--python`, `--node-modules`), so that their dependencies need not fit
 this project's. What is not installed is reported as such.
 
-    pip install openai langchain-openai litellm llama-index-llms-openai-like pydantic-ai-slim[openai] anthropic ollama
+    pip install openai langchain-openai litellm llama-index-llms-openai-like pydantic-ai-slim[openai,anthropic]
+    pip install anthropic ollama langchain-ollama langchain-anthropic
     npm install openai ai @ai-sdk/openai-compatible zod
 """
 

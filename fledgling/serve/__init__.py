@@ -8,7 +8,8 @@ chat.py          /v1/chat/completions: `responses.py` has the bodies of answers,
 completion.py    /v1/completions
 embeddings.py    /v1/embeddings
 *_api.py         the APIs of OpenAI's Responses, Anthropic's Messages, Ollama, and the tools of MCP servers;
-                 `other_settings.py` rejects settings that two of them lack
+                 `other_settings.py` rejects settings that two of them lack, `ollama_models.py` has Ollama's lists and
+                 vectors
 app.py           routes, limits, streaming: `middleware.py` controls access, `errors.py` has the bodies of errors
 metrics.py       /metrics; `openapi.py` describes the server
 page_files.py    the static page, which is in page/; `examples.py` has its first questions

@@ -23,19 +23,20 @@ from starlette.routing import Route
 
 from fledgling import __version__
 from fledgling.infer.mcp_tools import McpTools
-from fledgling.serve import chat, completion, messages_api, ollama_api, responses_api
+from fledgling.serve import chat, completion, messages_api, ollama_api, ollama_models, responses_api
 from fledgling.serve.embeddings import embeddings_handler
 from fledgling.serve.errors import ErrorResponse, build_error
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.mcp_api import make_mcp_routes
 from fledgling.serve.metrics import render_metrics
 from fledgling.serve.middleware import AccessMiddleware
+from fledgling.serve.ollama_models import EmbeddingsPromptRequest, EmbedRequest
 from fledgling.serve.openapi import build_openapi
 from fledgling.serve.page_files import make_page_routes
 from fledgling.serve.request_body import Handler, answer_errors, bad_request_response, read_body
 from fledgling.serve.responses import FAILURES
 from fledgling.serve.schemas import BadRequest, parse_body
-from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service, StreamForm
+from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service, StreamForm, find_service
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx passes each chunk on at once
@@ -65,8 +66,11 @@ def make_app(service: Service, others: Sequence[Service] = (), mcp: McpTools | N
         Route("/v1/embeddings", embeddings_handler(service), methods=["POST"]),
         Route("/api/chat", _completion_handler(services, ollama_api.CHAT), methods=["POST"]),
         Route("/api/generate", _completion_handler(services, ollama_api.GENERATE), methods=["POST"]),
-        Route("/api/tags", _json_handler(lambda request: ollama_api.describe_tags(services))),
-        Route("/api/show", ollama_api.show_handler(services), methods=["POST"]),
+        Route("/api/tags", _json_handler(lambda request: ollama_models.describe_tags(services))),
+        Route("/api/ps", _json_handler(lambda request: ollama_models.describe_running(services))),
+        Route("/api/show", ollama_models.show_handler(services), methods=["POST"]),
+        Route("/api/embed", ollama_models.embed_handler(service, EmbedRequest), methods=["POST"]),
+        Route("/api/embeddings", ollama_models.embed_handler(service, EmbeddingsPromptRequest), methods=["POST"]),
         Route("/api/version", _json_handler(lambda request: {"version": __version__})),
         Route("/v1/models", _json_handler(lambda request: _describe_models(services))),
         Route("/v1/models/{name:path}", _json_handler(partial(_describe_model, services))),
@@ -87,11 +91,6 @@ def _describe_models(services: Sequence[Service]) -> dict[str, Any]:
 def _describe_model(services: Sequence[Service], request: Request) -> dict[str, Any]:
     name = request.path_params["name"]
     return find_service(services, name).describe_model(name)
-
-
-def find_service(services: Sequence[Service], model: str) -> Service:
-    """Returns the service of a model; the first for "" and for a name that none has, which it then rejects."""
-    return next((service for service in services if service.model_name == model), services[0])
 
 
 def _json_handler(build_body: Callable[[Request], dict[str, Any]]) -> Handler:

@@ -15,10 +15,10 @@ import torch
 from anyio.to_thread import run_sync
 from pydantic import Field, StrictInt
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fledgling.infer.engine import Engine
-from fledgling.serve.errors import build_error
+from fledgling.serve.errors import ErrorResponse, build_error
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.request_body import Handler, answer_errors, read_body
 from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, PromptIds, parse_body
@@ -26,6 +26,7 @@ from fledgling.serve.service import Service
 from fledgling.serve.worker import TaskHandle
 
 MAX_TEXTS = 2048  # of one request, as in OpenAI's API
+FAILED = ErrorResponse(build_error("the engine failed on this text", "server_error"), 500)
 QUEUE_SHARE = 4  # of the places in the queue, a request's texts take one in so many at a time
 
 
@@ -60,17 +61,9 @@ def embeddings_handler(service: Service) -> Handler:
     async def respond(request: Request) -> Response:
         body = await read_body(request, service.max_body_bytes)
         parsed, inputs = await run_sync(_parse_request, service, body)
-        vectors: list[list[float]] = []
-        count = max(1, service.worker.max_queue_size // QUEUE_SHARE)
-        for start in range(0, len(inputs), count):
-            results = _Results(service, inputs[start : start + count])
-            try:
-                vectors += await results.wait()
-            except asyncio.CancelledError:
-                results.cancel()
-                raise
-            except Exception:  # its reason is the worker's last error
-                return JSONResponse(build_error("the engine failed on this text", "server_error"), 500)
+        vectors = await embed_texts(service, inputs)
+        if vectors is None:
+            return FAILED
         service.ignored_fields.add(parsed.ignored_fields)
         content = await run_sync(lambda: encode_json(_build_response(service, parsed, inputs, vectors)))
         return Response(content, media_type="application/json")
@@ -78,19 +71,43 @@ def embeddings_handler(service: Service) -> Handler:
     return answer_errors(respond)
 
 
+async def embed_texts(service: Service, inputs: list[list[int]]) -> list[list[float]] | None:
+    """Returns the vectors of texts, given as token ids; None where the engine failed (the worker has the reason).
+
+    Raises QueueFull where the worker rejects a text.
+    """
+    vectors: list[list[float]] = []
+    count = max(1, service.worker.max_queue_size // QUEUE_SHARE)
+    for start in range(0, len(inputs), count):
+        results = _Results(service, inputs[start : start + count])
+        try:
+            vectors += await results.wait()
+        except asyncio.CancelledError:
+            results.cancel()
+            raise
+        except Exception:
+            return None
+    return vectors
+
+
 def _parse_request(service: Service, raw: bytes) -> tuple[EmbeddingsRequest, list[list[int]]]:
     """Returns the body and the token ids of its texts. Raises BadRequest."""
     body: EmbeddingsRequest = parse_body(EmbeddingsRequest, raw)
     service.check_model_name(body.model)
-    width = service.worker.engine.model.config.width
-    if body.dimensions not in (None, width):
-        raise BadRequest(f"dimensions: expected {width}, the model's width, got {body.dimensions}", "dimensions")
+    check_dimensions(service, body.dimensions)
     inputs = [service.tokenize_text(value, "input") for value in body.input_list()]
     for number, ids in enumerate(inputs):
         if not 0 < len(ids) < service.context:
             message = f"input {number} has {len(ids):,} tokens; expected 1 to {service.context - 1:,}"
             raise BadRequest(message, "input", "context_length_exceeded" if ids else None)
     return body, inputs
+
+
+def check_dimensions(service: Service, dimensions: int | None) -> None:
+    """Raises BadRequest for another length of vectors than the model's width."""
+    width = service.worker.engine.model.config.width
+    if dimensions not in (None, width):
+        raise BadRequest(f"dimensions: expected {width}, the model's width, got {dimensions}", "dimensions")
 
 
 class _Results:

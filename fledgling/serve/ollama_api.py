@@ -1,4 +1,4 @@
-"""Ollama's routes (chat, generate, tags, show) over the same conversation, in lines of JSON unless complete.
+"""Ollama's answers (chat, generate) over the same conversation, in lines of JSON unless complete.
 
 Options that change an answer are honored under Ollama's names; those of its runner (`num_ctx`, `num_thread`) are
 ignored and counted. The durations are those that this server knows: the whole request's, in nanoseconds.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, StrictInt
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from fledgling.serve import chat
 from fledgling.serve.other_settings import OTHER_SETTINGS, reject_fields
-from fledgling.serve.request_body import Handler, answer_errors, read_body
 from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id, unix_time
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
@@ -34,7 +31,6 @@ from fledgling.serve.schemas import (
     StopString,
     StopStrings,
     Tools,
-    parse_body,
     validate_body,
 )
 from fledgling.serve.service import LINE_STREAM, Endpoint, ParsedRequest, Service
@@ -110,12 +106,6 @@ class GenerateRequest(_OllamaRequest):
     system: ContextText | None = None
     images: Image | None = None
     raw: Annotated[StrictBool, Field(description="Only false: use /v1/completions.")] | None = None
-
-
-class ShowRequest(IgnoringBody):
-    """Body of POST /api/show."""
-
-    model: ModelTag = ""
 
 
 def parse_chat(service: Service, body: OllamaChatRequest) -> ParsedRequest:
@@ -254,40 +244,6 @@ class OllamaLines:
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields nothing: the last line is that of the choice's end."""
         yield from ()
-
-
-def describe_tags(services: Sequence[Service]) -> dict[str, Any]:
-    """Returns the body of /api/tags: the served models."""
-    models = []
-    for service in services:
-        name = f"{service.model_name}{LATEST}"
-        modified = datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z")
-        models.append({"name": name, "model": name, "modified_at": modified, "details": {"family": "fledgling"}})
-    return {"models": models}
-
-
-def describe_shown(service: Service, body: ShowRequest) -> dict[str, Any]:
-    """Returns the body of /api/show: what is known of the model. Raises BadRequest for another one."""
-    service.check_model_name(body.model)
-    engine = service.worker.engine
-    model_info = {
-        "general.architecture": "fledgling",
-        "general.parameter_count": engine.model.count_parameters(),
-        "fledgling.context_length": service.context,
-    }
-    capabilities = ["completion", *(["tools"] if engine.has_tool_tokens else [])]
-    return {"details": {"family": "fledgling"}, "model_info": model_info, "capabilities": capabilities}
-
-
-def show_handler(services: Sequence[Service]) -> Handler:
-    """Returns the handler of /api/show."""
-
-    async def respond(request: Request) -> Response:
-        body = parse_body(ShowRequest, await read_body(request, services[0].max_body_bytes))
-        service = next((each for each in services if each.model_name == body.model), services[0])
-        return JSONResponse(describe_shown(service, body))
-
-    return answer_errors(respond)
 
 
 def _make_endpoint(body: type[IgnoringBody], parse: Callable[[Service, Any], ParsedRequest], line: Line) -> Endpoint:

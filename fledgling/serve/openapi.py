@@ -10,19 +10,11 @@ from fledgling import __version__
 from fledgling.serve.embeddings import EmbeddingsRequest
 from fledgling.serve.messages_api import MessagesRequest
 from fledgling.serve.ollama_api import GenerateRequest, OllamaChatRequest
+from fledgling.serve.ollama_models import EmbeddingsPromptRequest, EmbedRequest, ShowRequest
 from fledgling.serve.responses_api import ResponsesRequest
 from fledgling.serve.schemas import ChatRequest, CompletionRequest
 from fledgling.serve.service import EVENT_STREAM, LINE_STREAM, StreamForm
 
-BODIES = (
-    ChatRequest,
-    CompletionRequest,
-    ResponsesRequest,
-    EmbeddingsRequest,
-    MessagesRequest,
-    OllamaChatRequest,
-    GenerateRequest,
-)
 TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
@@ -71,67 +63,16 @@ EMBEDDING = _describe_object({"object": {"const": "embedding"}, "index": COUNT, 
 EMBEDDINGS = _describe_object({"object": {"const": "list"}, "model": TEXT, "data": _list(EMBEDDING)})
 BLOCKS = _describe_object({"id": TEXT, "type": {"const": "message"}, "content": _list({"type": "object"})}, usage={})
 LINE = _describe_object({"model": TEXT, "created_at": TEXT, "done": {"type": "boolean"}}, message={}, response=TEXT)
+OLLAMA_MODEL = _describe_object({"name": TEXT, "model": TEXT, "size": COUNT, "digest": TEXT, "details": {}})
+OLLAMA_MODELS = _describe_object({"models": _list(OLLAMA_MODEL)})
+SHOWN = _describe_object({"details": {}, "model_info": {"type": "object"}, "capabilities": _list(TEXT)})
+NUMBERS = _list({"type": "number"})
+TOKENS = _describe_object({"input_tokens": COUNT})
+EMBEDDED_PROMPT = _describe_object({"embedding": NUMBERS})
+EMBEDDED = _describe_object({"model": TEXT, "embeddings": _list(NUMBERS), "prompt_eval_count": COUNT})
 HEALTH = _describe_object(
     {"status": {"const": "ok"}, "model": TEXT, "load": COUNT, "max_queue_size": COUNT, "max_batch_size": COUNT}
 )
-
-
-def build_openapi() -> dict[str, Any]:
-    """Returns the description as a dictionary."""
-    names, schemas = models_json_schema(
-        [(kind, "validation") for kind in BODIES], ref_template="#/components/schemas/{model}"
-    )
-    chat, text, responses, embeddings, blocks, ollama_chat, generate = (names[kind, "validation"] for kind in BODIES)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "fledgling", "version": __version__},
-        "paths": {
-            "/v1/chat/completions": {
-                "post": _describe_operation("Answers a conversation.", CHAT, chat, stream=EVENT_STREAM)
-            },
-            "/v1/completions": {
-                "post": _describe_operation("Continues a text.", COMPLETION, text, stream=EVENT_STREAM)
-            },
-            "/v1/responses": {
-                "post": _describe_operation(
-                    "Answers a conversation, as items.", RESPONSE, responses, stream=EVENT_STREAM
-                )
-            },
-            "/v1/embeddings": {"post": _describe_operation("A vector for each text.", EMBEDDINGS, embeddings)},
-            "/v1/messages": {
-                "post": _describe_operation(
-                    "Answers a conversation, as blocks.", BLOCKS, blocks, EVENT_STREAM, ANTHROPIC_ERROR
-                )
-            },
-            "/v1/messages/count_tokens": {
-                "post": _describe_operation(
-                    "Counts a prompt.", _describe_object({"input_tokens": COUNT}), blocks, error=ANTHROPIC_ERROR
-                )
-            },
-            "/api/chat": {
-                "post": _describe_operation(
-                    "Answers a conversation, as Ollama does.", LINE, ollama_chat, LINE_STREAM, OLLAMA_ERROR
-                )
-            },
-            "/api/generate": {
-                "post": _describe_operation(
-                    "Answers a question, as Ollama does.", LINE, generate, LINE_STREAM, OLLAMA_ERROR
-                )
-            },
-            "/v1/models": {
-                "get": _describe_operation("The model.", _describe_object({"object": TEXT, "data": _list(MODEL)}))
-            },
-            "/v1/models/{name}": {
-                "parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}],
-                "get": _describe_operation("The model of that name.", MODEL),
-            },
-            "/health": {"get": _describe_operation("Whether the server is alive, and its load.", HEALTH)},
-        },
-        "components": {
-            "schemas": schemas["$defs"],
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
-    }
 
 
 def _describe_operation(
@@ -162,3 +103,49 @@ def _describe_operation(
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return operation
+
+
+POSTS: tuple[tuple[Any, ...], ...] = (  # path, summary, response, and of some: body, stream, error
+    ("/v1/chat/completions", "Answers a conversation.", CHAT, ChatRequest, EVENT_STREAM),
+    ("/v1/completions", "Continues a text.", COMPLETION, CompletionRequest, EVENT_STREAM),
+    ("/v1/responses", "Answers a conversation, as items.", RESPONSE, ResponsesRequest, EVENT_STREAM),
+    ("/v1/embeddings", "A vector for each text.", EMBEDDINGS, EmbeddingsRequest),
+    ("/v1/messages", "Answers a conversation, as blocks.", BLOCKS, MessagesRequest, EVENT_STREAM, ANTHROPIC_ERROR),
+    ("/v1/messages/count_tokens", "Counts a prompt.", TOKENS, MessagesRequest, None, ANTHROPIC_ERROR),
+    ("/api/chat", "Answers a conversation, as Ollama does.", LINE, OllamaChatRequest, LINE_STREAM, OLLAMA_ERROR),
+    ("/api/generate", "Answers a question, as Ollama does.", LINE, GenerateRequest, LINE_STREAM, OLLAMA_ERROR),
+    ("/api/embed", "A vector for each text.", EMBEDDED, EmbedRequest, None, OLLAMA_ERROR),
+    ("/api/embeddings", "A vector for a text.", EMBEDDED_PROMPT, EmbeddingsPromptRequest, None, OLLAMA_ERROR),
+    ("/api/show", "The model.", SHOWN, ShowRequest, None, OLLAMA_ERROR),
+)
+GETS: tuple[tuple[Any, ...], ...] = (
+    ("/api/tags", "The models.", OLLAMA_MODELS, None, None, OLLAMA_ERROR),
+    ("/api/ps", "The loaded models.", OLLAMA_MODELS, None, None, OLLAMA_ERROR),
+    ("/v1/models", "The model.", _describe_object({"object": TEXT, "data": _list(MODEL)})),
+    ("/v1/models/{name}", "The model of that name.", MODEL),
+    ("/health", "Whether the server is alive, and its load.", HEALTH),
+)
+
+
+def build_openapi() -> dict[str, Any]:
+    """Returns the description as a dictionary."""
+    bodies = {operation[3] for operation in POSTS}
+    names, schemas = models_json_schema(
+        [(kind, "validation") for kind in sorted(bodies, key=lambda kind: kind.__name__)],
+        ref_template="#/components/schemas/{model}",
+    )
+    paths: dict[str, Any] = {}
+    for path, summary, response, body, *others in POSTS:
+        paths[path] = {"post": _describe_operation(summary, response, names[body, "validation"], *others)}
+    for path, *operation in GETS:
+        paths[path] = {"get": _describe_operation(*operation)}
+    paths["/v1/models/{name}"]["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fledgling", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }

@@ -1,7 +1,8 @@
 """Real clients against a server: their helpers work, and nothing that an ordinary default sends is rejected.
 
 openai-python is among the tests' packages; `python -m benchmarks clients` tries the others and writes docs/clients.md.
-Bodies of programs without a Python package are written from memory, not recorded (request_bodies.py).
+Bodies of programs without a Python package are written from memory; those of other clients were recorded
+(request_bodies.py).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from typing import Literal
+from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.serve.conftest import serving
-from tests.serve.request_bodies import BODIES
+from tests.serve.request_bodies import BODIES, RECORDED
 from tests.serve.test_app import ASK, call
 
 pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="openai is not installed")
@@ -47,6 +49,16 @@ def test_what_a_program_sends_by_default_is_answered(roomy_server, name):
 
 
 SHORT = {"max_tokens": 4, "stream": False}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_a_client_sent_is_answered(roomy_server, name):
+    path, content_type, fields = RECORDED[name]
+    body = json.dumps({"model": "tiny", **fields}).encode()
+    request = Request(roomy_server[0] + path, body, {"Content-Type": content_type})
+    with urlopen(request, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    assert answer.status == 200 and not any("error" in json.loads(line) for line in lines)
 
 
 def test_the_stream_helper_accumulates_calls_of_the_models_own_tool(adder, client):

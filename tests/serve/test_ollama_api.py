@@ -66,11 +66,6 @@ def test_formats_and_tools_constrain_the_answer(roomy_server):
     )
 
 
-def test_the_served_model_is_listed(roomy_server):
-    models = call(roomy_server[0], "/api/tags")[1]["models"]
-    assert [model["name"] for model in models] == ["tiny:latest"] and call(roomy_server[0], "/api/version")[0] == 200
-
-
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
@@ -111,10 +106,4 @@ def test_a_form_s_content_type_is_read_on_these_routes_unless_a_page_sends_it(ro
             status, answer, _ = call(address, "/api/chat", body, Content_Type=content_type, **page)
             assert status == 415 and 'send the header "Content-Type: application/json"' in answer["error"]
         assert call(address, "/v1/chat/completions", body, Content_Type=content_type)[0] == 415
-    assert call(address, "/api/ps")[1]["error"].endswith("no such route")
-
-
-def test_the_served_model_is_shown(roomy_server):
-    answer = send(roomy_server[0], "/api/show")[1]
-    assert answer["model_info"]["fledgling.context_length"] == 800 and "tools" in answer["capabilities"]
-    assert send(roomy_server[0], "/api/show", model="owl")[0] == 404
+    assert call(address, "/api/pull")[1]["error"].endswith("no such route")

@@ -56,6 +56,11 @@ LIMITS = {  # the other routes, and the field that limits an answer
     "POST /v1/messages/count_tokens": (),
     "POST /api/chat": ("options", "num_predict"),
     "POST /api/generate": ("options", "num_predict"),
+    "POST /api/embed": (),
+    "POST /api/embeddings": (),
+    "POST /api/show": (),
+    "GET /api/tags": (),
+    "GET /api/ps": (),
     "GET /health": (),
 }
 

@@ -1,0 +1,182 @@
+"""Ollama's routes that generate nothing: the served models (tags, show, ps), and vectors of texts (embed, embeddings).
+
+The vectors are those of embeddings.py. `digest` tells served models apart and is no hash of their files; a model never
+expires. A text that exceeds the context is cut, as Ollama does, unless `truncate` is false.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from pydantic import Field, StrictBool, StrictInt
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fledgling.serve.embeddings import FAILED, MAX_TEXTS, check_dimensions, embed_texts
+from fledgling.serve.json_body import encode_json
+from fledgling.serve.ollama_api import LATEST, ModelTag, Options
+from fledgling.serve.request_body import Handler, answer_errors, read_body
+from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, parse_body
+from fledgling.serve.service import Service, find_service
+
+NEVER = "9999-12-31T23:59:59Z"  # when a model is unloaded
+
+
+class ShowRequest(IgnoringBody):
+    """Body of POST /api/show; `name` is the older name of `model`."""
+
+    model: ModelTag = ""
+    name: ModelTag = ""
+
+
+class _VectorRequest(IgnoringBody):
+    model: ModelTag = ""
+    truncate: StrictBool | None = None  # None: true
+    options: Options | None = None  # of sampling: no vector depends on them
+
+
+class EmbedRequest(_VectorRequest):
+    """Body of POST /api/embed."""
+
+    input: ContextText | Annotated[list[ContextText], Field(fail_fast=True, max_length=MAX_TEXTS)] = ""
+    dimensions: StrictInt | None = None
+
+    def texts(self) -> list[str]:
+        """Returns the texts; none where the request only loads the model."""
+        return ([self.input] if self.input else []) if isinstance(self.input, str) else self.input
+
+
+class EmbeddingsPromptRequest(_VectorRequest):
+    """Body of POST /api/embeddings, the older form of /api/embed, for one text."""
+
+    prompt: ContextText = ""
+
+    def texts(self) -> list[str]:
+        """Returns the text; none where the request only loads the model."""
+        return [self.prompt] if self.prompt else []
+
+
+def format_time(seconds: float) -> str:
+    """Returns Unix time as Ollama's clients read it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def describe_model(service: Service) -> dict[str, Any]:
+    """Returns what lists of models have of a served model."""
+    name = f"{service.model_name}{LATEST}"
+    digest = hashlib.sha256(f"{name} {service.created}".encode()).hexdigest()
+    entry = {"name": name, "model": name, "size": _count_bytes(service), "digest": digest}
+    return {**entry, "details": _describe_details(service)}
+
+
+def _count_bytes(service: Service) -> int:
+    model = service.worker.engine.model
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _describe_details(service: Service) -> dict[str, Any]:
+    count = service.worker.engine.model.count_parameters()
+    size = next(
+        f"{count / unit:.1f}{name}" for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if count >= unit / 10
+    )
+    family = {"parent_model": "", "format": "safetensors", "family": "fledgling", "families": ["fledgling"]}
+    return {**family, "parameter_size": size, "quantization_level": "unknown"}
+
+
+def describe_tags(services: Sequence[Service]) -> dict[str, Any]:
+    """Returns the body of /api/tags: the served models."""
+    models = [describe_model(service) | {"modified_at": format_time(service.created)} for service in services]
+    return {"models": models}
+
+
+def describe_running(services: Sequence[Service]) -> dict[str, Any]:
+    """Returns the body of /api/ps: the same models, all of which are loaded."""
+    models = []
+    for service in services:
+        entry = describe_model(service)
+        on_gpu = service.worker.engine.device.type != "cpu"
+        entry |= {"expires_at": NEVER, "size_vram": entry["size"] if on_gpu else 0, "context_length": service.context}
+        models.append(entry)
+    return {"models": models}
+
+
+def describe_shown(service: Service, body: ShowRequest) -> dict[str, Any]:
+    """Returns the body of /api/show: what is known of the model. Raises BadRequest for another one."""
+    service.check_model_name(body.model or body.name)
+    engine = service.worker.engine
+    model_info = {
+        "general.architecture": "fledgling",
+        "general.parameter_count": engine.model.count_parameters(),
+        "fledgling.context_length": service.context,
+        "fledgling.embedding_length": engine.model.config.width,
+    }
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",  # the layout of a conversation is no template of Go
+        "license": "",
+        "modified_at": format_time(service.created),
+        "details": _describe_details(service),
+        "model_info": model_info,
+        "capabilities": ["completion", "embedding", *(["tools"] if engine.has_tool_tokens else [])],
+    }
+
+
+def show_handler(services: Sequence[Service]) -> Handler:
+    """Returns the handler of /api/show."""
+
+    async def respond(request: Request) -> Response:
+        body = parse_body(ShowRequest, await read_body(request, services[0].max_body_bytes))
+        service = find_service(services, body.model or body.name)
+        return _json_response(describe_shown(service, body))
+
+    return answer_errors(respond)
+
+
+def embed_handler(service: Service, kind: type[EmbedRequest] | type[EmbeddingsPromptRequest]) -> Handler:
+    """Returns the handler of /api/embed or /api/embeddings; the vectors are the first model's."""
+
+    async def respond(request: Request) -> Response:
+        start = time.monotonic_ns()
+        raw = await read_body(request, service.max_body_bytes)
+        body, inputs = await run_sync(_read_texts, service, kind, raw)
+        vectors = await embed_texts(service, inputs)
+        if vectors is None:
+            return FAILED
+        service.ignored_fields.add(body.ignored_fields)
+        if kind is EmbeddingsPromptRequest:
+            return _json_response({"embedding": vectors[0] if vectors else []})
+        counts = {"total_duration": time.monotonic_ns() - start, "load_duration": 0}
+        counts["prompt_eval_count"] = sum(map(len, inputs))
+        return _json_response({"model": f"{service.model_name}{LATEST}", "embeddings": vectors, **counts})
+
+    return answer_errors(respond)
+
+
+def _read_texts(service: Service, kind: Any, raw: bytes) -> tuple[Any, list[list[int]]]:
+    """Returns the body and the token ids of its texts, cut where `truncate` allows it. Raises BadRequest."""
+    body = parse_body(kind, raw)
+    service.check_model_name(body.model)
+    check_dimensions(service, getattr(body, "dimensions", None))
+    field = "input" if kind is EmbedRequest else "prompt"
+    inputs, longest = [], service.context - 1
+    for number, text in enumerate(body.texts()):
+        if body.truncate is not False:
+            text = text[: service.max_text_bytes]  # no token has more characters than bytes
+            ids = service.tokenizer.encode(text)[:longest]
+        else:
+            ids = service.tokenize_text(text, field)
+        if not 0 < len(ids) <= longest:
+            message = f"{field} {number} has {len(ids):,} tokens; expected 1 to {longest:,}"
+            raise BadRequest(message, field, "context_length_exceeded" if ids else None)
+        inputs.append(ids)
+    return body, inputs
+
+
+def _json_response(value: dict[str, Any]) -> Response:
+    return Response(encode_json(value), media_type="application/json")

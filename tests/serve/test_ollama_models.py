@@ -1,0 +1,81 @@
+"""Ollama's lists of models, and its vectors: as its clients decode them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import pytest
+
+from tests.serve.conftest import ROOMY_CONTEXT
+from tests.serve.test_app import call
+from tests.serve.test_ollama_api import send
+
+WIDTH = 32
+
+
+def vectors_of_openai(address: str, *texts: str) -> list[list[float]]:
+    body = json.dumps({"input": list(texts)}).encode()
+    answer = call(address, "/v1/embeddings", body, Content_Type="application/json")[1]
+    return [entry["embedding"] for entry in answer["data"]]
+
+
+def test_the_served_model_is_listed_and_loaded(roomy_server):
+    address = roomy_server[0]
+    (listed,), (loaded,) = (call(address, f"/api/{name}")[1]["models"] for name in ("tags", "ps"))
+    assert listed["name"] == listed["model"] == "tiny:latest" and call(address, "/api/version")[0] == 200
+    same = ("name", "model", "size", "digest", "details")
+    assert [listed[key] for key in same] == [loaded[key] for key in same]
+    assert listed["size"] > 0 and len(listed["digest"]) == 64 and listed["details"]["parameter_size"].endswith("K")
+    assert loaded["context_length"] == ROOMY_CONTEXT and loaded["size_vram"] == 0
+    for moment in (listed["modified_at"], loaded["expires_at"]):
+        assert datetime.fromisoformat(moment).tzinfo
+
+
+@pytest.mark.parametrize("field", ["model", "name"])
+def test_the_served_model_is_shown(roomy_server, field):
+    answer = send(roomy_server[0], "/api/show", **{"model": "", field: "tiny"})[1]
+    assert answer["model_info"]["fledgling.context_length"] == ROOMY_CONTEXT
+    assert set(answer["capabilities"]) == {"completion", "embedding", "tools"}
+    status, answer = send(roomy_server[0], "/api/show", **{"model": "", field: "owl"})
+    assert status == 404 and "no model 'owl'" in answer["error"]
+
+
+def test_vectors_are_those_of_the_other_route(roomy_server):
+    address = roomy_server[0]
+    both = vectors_of_openai(address, "the fox", "a dog")
+    answer = send(address, "/api/embed", input=["the fox", "a dog"], keep_alive="5m")[1]
+    assert answer["embeddings"] == both and answer["model"] == "tiny:latest" and answer["prompt_eval_count"] > 2
+    assert send(address, "/api/embed", input="a dog", dimensions=WIDTH)[1]["embeddings"] == both[1:]
+    assert send(address, "/api/embeddings", prompt="the fox")[1] == {"embedding": both[0]}
+
+
+def test_a_request_without_a_text_is_done_at_once(roomy_server):
+    for value in ("", []):
+        assert send(roomy_server[0], "/api/embed", input=value)[1]["embeddings"] == []
+    assert send(roomy_server[0], "/api/embeddings")[1] == {"embedding": []}
+
+
+def test_a_text_beyond_the_context_is_cut_unless_truncate_is_false(roomy_server):
+    address = roomy_server[0]
+    for text in ("a " * 3_000, "a " * 100_000):
+        answer = send(address, "/api/embed", input=text)[1]
+        assert answer["prompt_eval_count"] == ROOMY_CONTEXT - 1
+        status, answer = send(address, "/api/embed", input=text, truncate=False)
+        assert status == 400 and "tokens" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("/api/embed", {"input": ["a", ""]}, "input 1 has 0 tokens"),
+        ("/api/embed", {"input": 3}, "input"),
+        ("/api/embed", {"input": "a", "dimensions": 7}, "dimensions: expected 32"),
+        ("/api/embed", {"input": "a", "model": "owl"}, "no model 'owl'"),
+        ("/api/embed", {"inputs": "a"}, "inputs: no such field; input?"),
+        ("/api/embeddings", {"prompt": ["a"]}, "prompt"),
+    ],
+)
+def test_what_cannot_be_embedded_is_named(roomy_server, path, fields, message):
+    status, answer = send(roomy_server[0], path, **fields)
+    assert status in (400, 404) and message in answer["error"]
