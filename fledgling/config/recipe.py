@@ -124,6 +124,11 @@ class DPOConfig(LoopConfig):
         """Whether each answer has a label of its own; otherwise answers come in pairs."""
         return OBJECTIVE_TRAITS[self.objective].labels_answers
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether a value head scores answers, instead of the model's log p."""
+        return OBJECTIVE_TRAITS[self.objective].trains_head
+
 
 @dataclass(frozen=True)
 class RLConfig(LoopConfig):

@@ -17,11 +17,13 @@ class ObjectiveTraits:
     Attributes:
         uses_reference: it compares the weights with those that the stage begins with.
         labels_answers: each answer has a label of its own; otherwise answers come in pairs.
+        trains_head: a value head scores answers, instead of the model's log p, and no answer is written.
         settings: of [dpo], which not every objective reads.
     """
 
     uses_reference: bool = False
     labels_answers: bool = False
+    trains_head: bool = False
     settings: frozenset[str] = frozenset()
 
 
@@ -43,7 +45,7 @@ OBJECTIVE_TRAITS = {
         labels_answers=True,
         settings=frozenset({"beta", "desirable_weight", "undesirable_weight"}),
     ),
-    "reward": ObjectiveTraits(),
+    "reward": ObjectiveTraits(trains_head=True),
 }
 OBJECTIVE_SETTINGS = frozenset().union(*(traits.settings for traits in OBJECTIVE_TRAITS.values()))
 

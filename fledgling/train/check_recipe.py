@@ -55,7 +55,7 @@ from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards
 from fledgling.train.source_sizes import count_source_sizes
 from fledgling.train.stage_rows import require_data
-from fledgling.train.stage_settings import require_valid_settings
+from fledgling.train.stage_settings import describe_unused_here, require_valid_settings
 from fledgling.train.trial_step import trace_step
 
 SAMPLED_PROMPTS = 64
@@ -167,6 +167,7 @@ class _CheckContext:
 def _check_stage(name: str, config: ModelConfig | None, context: _CheckContext) -> StageCheck:
     """Checks one stage; config: of its model, None where that is not known yet."""
     found = _Findings()
+    found.notices += describe_unused_here(context.recipe, name, context.world.device.type)
     _check_sources(name, context, found)
     if config is None:
         found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")

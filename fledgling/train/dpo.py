@@ -26,7 +26,6 @@ from fledgling.text.preferences import EXPECTED_JUDGED, EXPECTED_PAIR
 from fledgling.train.context import StageContext, held_out_shards, make_schedule, resolve_micro_batch_size
 from fledgling.train.evals import build_evals
 from fledgling.train.loss import StepMetrics
-from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.preference_data import exchange_answers, load_preferences
 from fledgling.train.preference_loss import collect_answers, preference_batch_loss
 from fledgling.train.read_files import list_read_files
@@ -128,13 +127,13 @@ class PreferenceStream:
 def build_dpo_stage(name: str, context: StageContext) -> Stage:
     """Returns the dpo stage as the recipe's [dpo] table describes it."""
     config, recipe = context.recipe.dpo, context.recipe
-    objective, labelled = OBJECTIVES[config.objective], config.labels_answers
+    labelled = config.labels_answers
     if config.pairs is None:
         expected = EXPECTED_JUDGED if labelled else EXPECTED_PAIR
         raise UserError(f"dpo.pairs is not set: expected a file of rows like {expected}")
     if labelled and config.batch_size < 2:
         raise UserError('dpo.batch_size is 1: with dpo.objective="kto" an answer is compared with others; expected 2')
-    if objective.trains_head and recipe.stages[-1] != name:
+    if config.trains_head and recipe.stages[-1] != name:
         raise UserError(
             'dpo.objective="reward" makes a model that scores answers and writes none: let dpo be the last of stages, '
             'and name the run in rl.rewards of another, as "model:RUN"'
@@ -151,7 +150,7 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
     steps = derive_dpo_steps(config, len(rollouts))
     if (passes := steps * config.batch_size / len(rollouts)) > 1:
         log(f"dpo: each of {len(rollouts):,} {'answers' if labelled else 'pairs'} is read {passes:.1f} times")
-    evals = () if objective.trains_head else build_evals(config, context, held_out_shards(context), micro_batch_size)
+    evals = () if config.trains_head else build_evals(config, context, held_out_shards(context), micro_batch_size)
     return Stage(
         name=name,
         steps=steps,

@@ -109,7 +109,6 @@ class Objective:
     """
 
     pair_loss: PairLoss | None = None
-    trains_head: bool = False  # the value head of critic.py, instead of the model's log p
     beta: float = 0.1  # where `dpo.beta` is open
 
 
@@ -121,5 +120,5 @@ OBJECTIVES = {
     ),
     "orpo": Objective(lambda chosen, other, config, beta: orpo_loss(chosen.mean, other.mean, beta)),
     "kto": Objective(),
-    "reward": Objective(trains_head=True),
+    "reward": Objective(),
 }

@@ -38,7 +38,7 @@ def preference_batch_loss(
     objective = OBJECTIVES[config.objective]
     beta = objective.beta if config.beta is None else config.beta
     hidden = model(batch.tokens, batch.document_ids)
-    if objective.trains_head:
+    if config.trains_head:
         scores = get_critic(model)(hidden, with_bias=False)  # a bias has no gradient but that of rounding
         values = last_target_values(scores, batch)  # (B, N)
         margin, weight = values[:, 0::2] - values[:, 1::2], answer_weights(batch)[:, 0::2]

@@ -15,6 +15,7 @@ from fledgling.train.copied_source import describe_changed_source
 from fledgling.train.init_from import INIT_DIR, find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.kept_bases import describe_dependents
 from fledgling.train.resume_check import reconcile
+from fledgling.train.stage_settings import describe_unused_here
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR, recipe_with_adapter
 
 
@@ -68,6 +69,7 @@ def find_stage_origin(
         derived = derive_recipe(given)
         notices += describe_incomplete_parent(name, parent) if saved is None else []
         notices += describe_unused(derived) if saved is None and parent == init else []  # of a recipe that is new
+        notices += describe_unused_here(derived, name, world.device.type) if saved is None else []
         notices += describe_dependents(run_dir, name) + describe_derived(name, given, derived)
         if init is not None and parent == init:
             notices += describe_changed_source(run_dir / INIT_DIR, "run.init_from")

@@ -23,7 +23,6 @@ from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import DEV, TEST
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.data_preparer import DataPreparer, MixtureParts, find_held_out_source, split_mixture
-from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.source_positions import Positions, SetPart, SourcePositions
 
 SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
@@ -218,7 +217,7 @@ def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] 
         parts = split_mixture(config.mixture) if config.mixture else MixtureParts({}, {}, {})
         tasks = config.tasks if isinstance(config, RLConfig) else {}
         practiced = [name for name, weight in tasks.items() if weight > 0]
-        reads_held_out = stage == "rl" or (stage == "dpo" and not OBJECTIVES[recipe.dpo.objective].trains_head)
+        reads_held_out = stage == "rl" or (stage == "dpo" and not recipe.dpo.trains_head)
         documents = [*parts.documents, *([held_out] if held_out and reads_held_out else [])]
         preparer.require_sources(documents, [*parts.conversations, *practiced])
         for name in exam_names(config, recipe.sft.mixture) if not kept else ():

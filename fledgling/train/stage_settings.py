@@ -1,10 +1,16 @@
-"""Settings that do not go together in a stage, or that no stage would follow. Start with `require_valid_settings`."""
+"""Settings that do not go together in a stage, or that no stage would follow. Start with `require_valid_settings`.
+
+What follows from the recipe's tables alone is in `fledgling.config.unused_settings`; what only the tasks or the device
+show is here.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fledgling.config import Recipe, StageConfig, UserError
+from fledgling.plan.optimizer_state import resolve_state
+from fledgling.tasks.exam_names import exam_names
 
 
 def require_valid_settings(recipe: Recipe, name: str) -> None:
@@ -68,6 +74,21 @@ def require_mtp_targets(recipe: Recipe, name: str) -> None:
         )
     if table.mtp_decay_steps and not table.mtp_targets:
         raise UserError(f"{name}.mtp_decay_steps={table.mtp_decay_steps} needs mtp_targets, such as 2")
+
+
+def describe_unused_here(recipe: Recipe, name: str, device_kind: str) -> list[str]:
+    """Returns one line for each stated setting that stage `name` does not read, given its exams and the device.
+
+    device_kind: "cpu", "cuda", ...
+    """
+    lines, table, state = [], recipe.stage_config(name), recipe.optimizer.state
+    is_examined = exam_names(table, recipe.sft.mixture) or (name == "dpo" and recipe.dpo.trains_head)
+    if f"{name}.eval_questions" in recipe.stated and not is_examined:
+        given = f"{name}.eval_questions = {table.eval_questions}"
+        lines.append(f"{given} is not read: nothing in {name}.mixture has an exam")
+    if "optimizer.state" in recipe.stated and resolve_state(state, device_kind) != state:
+        lines.append(f'optimizer.state = "{state}" is not read: a {device_kind.upper()} has no other memory')
+    return lines
 
 
 def require_effect(recipe: Recipe) -> None:

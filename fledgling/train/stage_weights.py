@@ -41,7 +41,6 @@ from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.copied_source import read_source_name, write_source
 from fledgling.train.critic import CRITIC, split_critic
-from fledgling.train.objectives import OBJECTIVES
 
 INIT_ADAPTER_DIR = "init_adapter"  # in the run directory: a copy of adapter.init_from
 
@@ -264,4 +263,4 @@ def trains_value_head(recipe: Recipe, name: str) -> bool:
     """Returns whether a stage trains a value head besides the model: PPO's critic, or a reward model's score."""
     if name == "rl":
         return recipe.rl.uses_critic
-    return name == "dpo" and OBJECTIVES[recipe.dpo.objective].trains_head
+    return name == "dpo" and recipe.dpo.trains_head

@@ -7,6 +7,7 @@ from fledgling.config.changes import compare_recipes
 from fledgling.config.unused_settings import describe_unused
 
 ALL_STAGES = 'stages=["pretrain", "midtrain", "sft", "dpo", "rl"]'
+ADAPTER = ('stages=["sft", "rl"]', "adapter.method=lora")
 EXAMPLES = [
     ("adapter.rank=4", (), "adapter.method=lora"),
     ("adapter.quantization=nf4", (), "adapter.method=lora"),
@@ -27,8 +28,39 @@ EXAMPLES = [
     ("distill.weight=0.5", ("distill.teacher=elsewhere", "distill.stages=[]"), 'distill.stages=["sft"]'),
     ("adapter.rank=8", ("adapter.method=lora", 'adapter.stages=["dpo"]', 'stages=["sft"]'), 'adapter.stages=["sft"]'),
     ("midtrain.mixture_unit=examples", ('stages=["sft"]',), 'stages=["midtrain", "sft"]'),
+    ("sft.mixture_unit=examples", ("sft.mixture={stdlib = 1.0}",), "sft.mixture={stdlib = 1.0, spelling = 1.0}"),
+    ("sft.decay_fraction=0.7", ("sft.final_lr_fraction=1",), "sft.final_lr_fraction=0.9"),
+    ("rl.drop_uniform_groups=false", ("rl.kl_weight=0", "rl.algorithm=ppo"), "rl.algorithm=grpo"),
+    ("rl.drop_uniform_groups=false", ("rl.kl_weight=0", "rl.algorithm=distill"), "rl.algorithm=gspo"),
+    ("rl.length_penalty=0.5", ("rl.algorithm=distill",), "rl.algorithm=grpo"),
+    ("rl.length_penalty=0.5", ("rl.length_penalty_free_tokens=64",), "rl.length_penalty_free_tokens=63"),
+    ("dpo.eval_every=7", ("dpo.objective=reward",), "dpo.objective=dpo"),
+    ("dpo.sample_every=7", ("dpo.objective=reward",), "dpo.objective=dpo"),
+    ("distill.weight=0.5", ("rl.algorithm=distill", 'stages=["sft"]'), "distill.teacher=elsewhere"),
+    (
+        "distill.temperature=2",
+        ("rl.algorithm=distill", "distill.teacher=elsewhere", "distill.stages=[]"),
+        'distill.stages=["sft"]',
+    ),
+    ("optimizer.matrix_lr=0.5", (*ADAPTER, 'adapter.stages=["sft", "rl"]'), 'adapter.stages=["sft"]'),
+    ("optimizer.momentum=0.5", (*ADAPTER, 'adapter.stages=["sft", "rl"]'), "adapter.method=none"),
+    ("optimizer.head_lr=0.5", ADAPTER, "adapter.method=none"),
+    ("optimizer.cautious_weight_decay=true", ("optimizer.weight_decay=0",), "optimizer.weight_decay=0.1"),
+    ("optimizer.embedding_lr=0.5", ("model.tie_embeddings=true",), "model.tie_embeddings=false"),
+    ("model.window_size=60", (), "model.window_pattern=SL"),
+    ("model.rope_base=500", ("model.positions=learned",), "model.positions=rope"),
+    ("model.rope_beta_fast=5", ("model.rope_type=ntk", "model.rope_factor=2"), "model.rope_type=yarn"),
+    ("model.embedding_multiplier=2", (), "model.embedding_norm=false"),
+    ("model.preset=nanochat-2026", ("model.family=llama",), "model.family=fledgling"),
 ]
-ONLY_NEW = [  # no run that has begun reads them
+ONLY_NEW = [  # no run that has begun reads them, or a change of them is rejected
+    ("optimizer.tied_updates=5", ('stages=["sft"]',), 'stages=["pretrain", "sft"]'),
+    ("pretrain.num_epochs=3", (), "pretrain.steps=none"),
+    ("pretrain.save_every=3", ('stages=["sft"]',), 'stages=["pretrain", "sft"]'),
+    ("tokenizer.max_digits=3", ("run.init_from=elsewhere",), "run.init_from=none"),
+    ("model.window_size=300", ("model.window_pattern=SL", "model.context=300"), "model.context=512"),
+    ("model.rope_type=linear", (), "model.rope_factor=2"),
+    ("run.init_rope=ntk", ("run.init_from=elsewhere",), "run.init_context=512"),
     ("run.init_context=64", (), "run.init_from=elsewhere"),
 ]
 

@@ -34,6 +34,7 @@ def test_a_start_from_a_stage_that_has_not_finished_is_named_in_the_notices_and_
     assert not_read == [
         'adapter.rank = 3 is not read: adapter.method is "none"',
         'rl.gamma = 0.5 is not read: rl.algorithm is "grpo"',
+        "pretrain.eval_questions = 1 is not read: nothing in pretrain.mixture has an exam",
     ]
     newest = checkpoint.find_latest_checkpoint(run_dir / "sft/checkpoints")
     rows = describe_origin(checkpoint.read_checkpoint_state(newest), run_dir)

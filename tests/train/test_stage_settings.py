@@ -4,7 +4,7 @@ import pytest
 
 from fledgling.config import UserError, load_recipe
 from fledgling.train import run
-from fledgling.train.stage_settings import require_valid_settings
+from fledgling.train.stage_settings import describe_unused_here, require_valid_settings
 from tests.fast_run import write_recipe
 
 LORA, TIED = "adapter.method=lora", "optimizer.tied_updates=9"
@@ -49,6 +49,19 @@ def test_what_goes_together_is_not(tmp_path):
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1}\n')
     require(tmp_path, "sft", "distill.teacher=runs/t", "distill.stages=[]")  # an older run is resumed with it
+
+
+def test_what_the_exams_and_the_device_leave_unread_is_reported():
+    def lines(*settings: str, device: str = "cpu") -> list[str]:
+        return describe_unused_here(load_recipe("quickstart", settings), "pretrain", device)
+
+    questions = "pretrain.eval_questions=50"
+    assert lines(questions) == lines("optimizer.state=8bit") == lines("optimizer.state=host", device="cuda") == []
+    assert lines("pretrain.mixture={embedded = 1.0}") == [], "nobody stated eval_questions"
+    assert lines(questions, "pretrain.mixture={embedded = 1.0}") == [
+        "pretrain.eval_questions = 50 is not read: nothing in pretrain.mixture has an exam"
+    ]
+    assert lines("optimizer.state=host") == ['optimizer.state = "host" is not read: a CPU has no other memory']
 
 
 def test_a_stage_of_an_adapter_that_is_unknown_is_rejected():

@@ -159,7 +159,7 @@ class RewardScorer:
             turns = [[(position, weight * reward) for position, reward in rewards] for rewards in turns]
         parts |= {name: np.array(reward.scores(candidates)) for name, reward in self.custom_rewards.items()}
         total: np.ndarray = sum(weight * parts[name] for name, weight in self.weights.items())  # type: ignore[assignment]
-        if self.config.length_penalty:
+        if self.config.length_penalty and not self.config.uses_teacher:  # a teacher scores tokens, not answers
             max_tokens, free_tokens = self.config.max_new_tokens, self.config.length_penalty_free_tokens
             free_tokens = max_tokens // 2 if free_tokens is None else free_tokens
             costs = [overlong_penalty(len(answer.tokens), free_tokens, max_tokens) for answer in answers]
