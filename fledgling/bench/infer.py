@@ -142,6 +142,7 @@ def measure_inference(
         "threads": torch.get_num_threads(),
         "limits": {"bytes_per_second": bandwidths, "flops": peak},
         "rows": rows,
+        "llama_cpp": _describe_llama_cpp(backends),
         "notes": find_exceeded_limits(rows),
         "logits_differ": _logits_difference(backends, prompts[0][: contexts[0]]),
     }
@@ -207,6 +208,12 @@ def _make_backends(
         for width in bits:
             backends[f"llama.cpp {LLAMA_CPP_FORMATS[width]}"] = LlamaCppBackend(model, width, folder, max_context)
     return backends
+
+
+def _describe_llama_cpp(backends: dict[str, GenerationBackend]) -> str | None:
+    """Returns which llama.cpp ran, of which package and with which instructions; None if none did."""
+    library = next((backend.library for backend in backends.values() if isinstance(backend, LlamaCppBackend)), None)
+    return library and llama_cpp.describe_llama_library(library)
 
 
 def _make_cases(
@@ -293,6 +300,8 @@ def format_inference_table(result: dict[str, Any]) -> str:
             f"{row['share_of_bandwidth']:>11.1%}{row['share_of_bandwidth_best']:>8.1%}{row['share_of_flops']:>8.1%}"
         )
     lines += format_peer_ratios(result["rows"])
+    if result["llama_cpp"]:
+        lines.append(result["llama_cpp"])
     if result["logits_differ"] is not None:
         lines.append(f"logits after a prompt differ by at most {result['logits_differ']:.2g} standard deviations")
     return "\n".join([*lines, *result["notes"]])

@@ -1,14 +1,16 @@
-"""llama.cpp itself reads a file: logits of every position and tokens of a text, through the library of xllamacpp.
+"""llama.cpp itself reads a file: logits of every position and tokens of a text, through a package's shared library.
 
-That package has a server and no call for logits. Its shared library exports llama.cpp's C interface, whose structures
-are declared here as far as they are used. `load_llama_library` compares their default values with those of the version
-that they were written for (2026.10.11549): another layout is not used, so that it gives no wrong figure.
+llama-cpp-python is compiled where it is installed, so for its processor; xllamacpp is a wheel for any with AVX2. Their
+libraries export llama.cpp's C interface, whose structures are declared here as far as they are used.
+`load_llama_library` compares their default values with those of the version that they were written for (xllamacpp
+2026.10.11549): another layout is not used, so that it gives no wrong figure.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from torch import Tensor
 
 from fledgling.config import UserError
 
+LIBRARIES = (  # distribution, its module, where in it the library is
+    ("llama-cpp-python", "llama_cpp", "lib/libllama.*"),
+    ("xllamacpp", "xllamacpp", "xllamacpp*.so"),
+)
 MIN_CONTEXT = 32  # tokens
 DEFAULTS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_threads": 4, "flash_attn_type": -1}
 DEFAULTS |= {"defrag_thold": -1, "type_k": 1, "type_v": 1}
@@ -75,14 +81,22 @@ def ignore_log(level: int, text: bytes, data: int) -> None:
 
 @cache
 def load_llama_library() -> Any:
-    """Returns the library with its functions declared; None where it is not installed, or has another layout."""
-    package = find_spec("xllamacpp")
-    folders = package.submodule_search_locations if package else None
-    path = next((path for folder in folders or () for path in Path(folder).glob("xllamacpp*.so")), None)
-    if path is None:
-        return None
-    library = ctypes.CDLL(str(path))
+    """Returns the library with its functions declared; None where none is installed, or all have another layout."""
+    for distribution, module, pattern in LIBRARIES:
+        found = find_spec(module)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            for path in sorted(Path(folder).glob(pattern)):
+                library: Any = ctypes.CDLL(str(path))
+                if declare_functions(library):
+                    library.distribution = distribution
+                    return library
+    return None
+
+
+def declare_functions(library: Any) -> bool:
+    """Declares the functions that are used; False where one is missing or the structures have another layout."""
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
+    vocabulary = (pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool)
     for name, result, arguments in (
         ("llama_model_default_params", ModelParams, ()),
         ("llama_context_default_params", ContextParams, ()),
@@ -94,16 +108,24 @@ def load_llama_library() -> Any:
         ("llama_free", None, (pointer,)),
         ("llama_model_free", None, (pointer,)),
         ("llama_log_set", None, (LOG, pointer)),
+        ("llama_tokenize", integer, vocabulary),
+        ("llama_print_system_info", ctypes.c_char_p, ()),
     ):
         function = getattr(library, name, None)
         if function is None:
-            return None
+            return False
         function.restype, function.argtypes = result, arguments
-    vocabulary = (pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool)
-    library.llama_tokenize.restype, library.llama_tokenize.argtypes = integer, vocabulary
     library.llama_log_set(ignore_log, None)
     given = library.llama_context_default_params()
-    return library if all(getattr(given, name) == value for name, value in DEFAULTS.items()) else None
+    return all(getattr(given, name) == value for name, value in DEFAULTS.items())
+
+
+def describe_llama_library(library: Any) -> str:
+    """Returns the package with its version and the instructions that it uses: "llama.cpp (xllamacpp 1.2; AVX2 FMA)"."""
+    info = library.llama_print_system_info().decode(errors="replace")  # "CPU : AVX2 = 1 | FMA = 1 | "
+    features = [part.rpartition(":")[2].split("=") for part in info.split("|")]
+    used = [feature[0].strip() for feature in features if feature[-1].strip() == "1"]
+    return f"llama.cpp ({library.distribution} {version(library.distribution)}; {' '.join(used)})"
 
 
 class LlamaCpp:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig
 from fledgling.export import gguf
-from fledgling.export.llama_cpp import LlamaCpp, load_llama_library
+from fledgling.export.llama_cpp import LlamaCpp, describe_llama_library, load_llama_library
 from fledgling.export.own_class import needs_own_class
 from fledgling.export.read_hf import read_hf
 from fledgling.model.cache import CacheRow, KVCache
@@ -154,8 +153,9 @@ def compare_gguf(model: Transformer, path: Path, start: int | None) -> Iterator[
     if load_llama_library() is not None:
         with LlamaCpp(path) as other:
             size = model.config.vocab_size
-            name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
-            yield compare_reader(reference, lambda tokens: other.compute_logits(tokens, size), name)
+            yield compare_reader(
+                reference, lambda tokens: other.compute_logits(tokens, size), describe_llama_library(other.library)
+            )
 
 
 def compare_mlx(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:

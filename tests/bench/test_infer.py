@@ -1,7 +1,9 @@
 """The inference benchmark on a tiny model: shares follow from the times, and two backends run the same model."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fledgling.bench import infer
@@ -9,6 +11,7 @@ from fledgling.bench.infer import find_exceeded_limits, format_inference_table, 
 from fledgling.bench.train import with_model_size
 from fledgling.cli import main
 from fledgling.config import load_recipe
+from fledgling.export.llama_cpp import describe_llama_library
 
 RUN = ["run.dtype=float32", "run.device=cpu", "run.threads=1"]
 
@@ -72,6 +75,13 @@ def test_llama_cpp_is_compared_case_by_case():
     rows = [{"engine": name, "batch": 1, "context": 8, "tokens_per_second": speed} for name, speed in speeds.items()]
     (line,) = infer.format_peer_ratios([*rows, {**rows[0], "batch": 4}])
     assert line == "1 x 8, each further token, fledgling against llama.cpp: 1.50 x f16, 0.80 x q8_0"
+
+
+def test_llama_cpp_is_named_with_its_package_and_instructions():
+    library = SimpleNamespace(
+        distribution="numpy", llama_print_system_info=lambda: b"CPU : AVX2 = 1 | FMA = 0 | LLAMAFILE = 1 | "
+    )
+    assert describe_llama_library(library) == f"llama.cpp (numpy {np.__version__}; AVX2 LLAMAFILE)"
 
 
 def test_json_is_printed_without_peers(capsys):
