@@ -155,3 +155,26 @@ def prompt_lookup(
 
     _, model, tokenizer, _ = load_any_model(checkpoint, World.start("auto").device)
     return measure_prompt_lookup(model, tokenizer, drafts, tokens=tokens, repeats=repeats)
+
+
+@experiment(table_of("benchmarks.watch_cost", "format_watch_cost"), name="watch-cost")
+def watch_cost(
+    *,
+    viewer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("client", "chromium"),
+    repeats: int = 10,
+    seconds: float = 15.0,
+) -> dict:
+    """Time a run's steps while its page is open and while it is not, in turns.
+
+    Parameters
+    ----------
+    viewer
+        client: requests as the page makes them, nothing drawn; chromium: the page in a browser on this machine.
+    repeats
+        Rounds of a turn without and a turn with the page.
+    seconds
+        Of a turn.
+    """
+    from benchmarks.watch_cost import measure_watch_cost
+
+    return measure_watch_cost(viewer, repeats, seconds)
