@@ -7,11 +7,11 @@ and `cost` (estimates, marked as such). `plan` combines them; training calls the
     derive           rates, weight decay and warm-up that a recipe leaves open, by the rules of config/scaling_rules.py
     stage_length     the batch and steps of the other stages, from their data (`published_sizes`: of the public sets)
     stage_step       a stage's training step as it is counted (`training_step`); `split`: its rows over ranks and
-                     micro-batches
+                     micro-batches, and whether blocks recompute their activations
     parameters       parameters by component
     flops            floating-point operations per token
     memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters;
-                     `recompute`: which blocks recompute activations; `optimizer_state`: formats of the state)
+                     `optimizer_state`: formats of the state)
     adapter          what an adapter adds; `teacher`: what a teacher adds
     hardware         device table: peak FLOP/s, memory, power; `measured_speed`: what this machine reached
     largest          the largest depth that each device trains

@@ -65,6 +65,10 @@ class DeviceSpec:
         """The dtype that the engine chooses on it."""
         return next(name for name in DTYPE_ORDER if name in self.peaks)
 
+    def compiles(self, setting: str) -> bool:
+        """Returns whether training with that `run.compile` is counted as compiled: never on an Apple GPU."""
+        return setting != "off" and self.kind != "mps"
+
     def with_dtype(self, dtype: str) -> DeviceSpec:
         """Returns the device with the peak of a dtype. Raises UserError if it does not multiply that."""
         if dtype not in self.peaks:

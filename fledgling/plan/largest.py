@@ -8,20 +8,19 @@ parameter, with the most rows that fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fledgling.config import ModelConfig, OptimizerConfig, UserError, require_number
+from fledgling.config import ModelConfig, OptimizerConfig, RunConfig, require_number
 from fledgling.plan import cost, flops, memory
 from fledgling.plan.amount import MOST
 from fledgling.plan.cost import require_utilization
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.parameters import count_parameters
-from fledgling.plan.recompute import resolve_recompute
-from fledgling.plan.split import choose_micro_batch_size
-from fledgling.plan.stage_step import one_row_step
+from fledgling.plan.split import find_split
+from fledgling.plan.stage_step import device_row_step
 from fledgling.plan.utilization import choose_utilization
 
 MAX_DEPTH = 160  # beyond any device of the table
@@ -70,8 +69,7 @@ def describe_devices(
     for device in devices:
 
         def fits(depth: int, device: DeviceSpec = device) -> bool:
-            config, step = make_step(device, depth, vocab_size, context)
-            return memory.fits_memory(config, step, device.memory)
+            return fit_step(device, depth, vocab_size, context) is not None
 
         @cache
         def train(depth: int, device: DeviceSpec = device) -> TrainedModel | None:
@@ -96,12 +94,15 @@ def find_largest(holds: Callable[[int], bool], most: int = MAX_DEPTH) -> int | N
     return low * DEPTH_STEP or None
 
 
-def make_step(device: DeviceSpec, depth: int, vocab_size: int, context: int) -> tuple[ModelConfig, memory.TrainingStep]:
-    """Returns the model of a depth, and a step of one row at a time, in the dtype that training chooses."""
+def fit_step(
+    device: DeviceSpec, depth: int, vocab_size: int, context: int
+) -> tuple[ModelConfig, memory.TrainingStep] | None:
+    """Returns the model of a depth and its training step on one device, as `plan` splits it; None if no row fits."""
     config = ModelConfig(depth=depth, context=context).resolve(vocab_size)
-    step = one_row_step(OptimizerConfig(), config, 1, device.kind, device.dtype, compiled=device.kind != "mps")
-    step = replace(step, micro_batches=compute_horizon(config).batch_tokens // context)
-    return config, resolve_recompute("auto", config, step, device.memory)
+    step = device_row_step(OptimizerConfig(), RunConfig(), config, 1, device)
+    rows = compute_horizon(config).batch_tokens // context
+    split = find_split(config, rows, device.memory, step, recompute=RunConfig().recompute)
+    return None if split is None else (config, split)
 
 
 def plan_depth(
@@ -116,20 +117,18 @@ def plan_depth(
         price: US dollars per hour; None: the device's.
         mfu: fraction of the peak FLOP/s; None: what is assumed of the device.
     """
-    config, step = make_step(device, depth, vocab_size, context)
-    horizon = compute_horizon(config)
-    try:
-        rows = choose_micro_batch_size(config, step.micro_batches, device.memory, step)
-    except UserError:
+    fitting = fit_step(device, depth, vocab_size, context)
+    if fitting is None:
         return None
-    step = replace(step, rows=rows, micro_batches=step.micro_batches // rows)
+    config, step = fitting
+    horizon = compute_horizon(config)
     per_token = flops.training_flops_per_token(config)
     utilization, device = choose_utilization(device, mfu, None, per_token, step.tokens)
     hours = cost.estimate_hours(per_token * horizon.tokens, device, 1, utilization["mfu"])
     return TrainedModel(
         depth,
         count_parameters(config)["total"],
-        rows,
+        step.rows,
         step.recompute,
         memory.estimate_peak_memory(config, step)["total"],
         hours,

@@ -24,7 +24,6 @@ from fledgling.plan.parameters import (
     rule_of_thumb_bytes,
 )
 from fledgling.plan.published_sizes import published_sizes
-from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
@@ -33,7 +32,7 @@ from fledgling.plan.split import (
     require_row_each,
 )
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
-from fledgling.plan.stage_step import one_row_step, stage_step
+from fledgling.plan.stage_step import device_row_step, stage_step
 from fledgling.plan.teacher import plan_teacher
 from fledgling.plan.utilization import choose_utilization
 
@@ -167,9 +166,8 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
     if settings.strict or dtype in device.peaks:
         device = device.with_dtype(dtype)
-    step = one_row_step(recipe.optimizer, config, ranks, device.kind, dtype, recipe.run.compile != "off")
-    answer_dtype = device.answer_dtype if recipe.run.dtype == "auto" else ""
-    step = replace(step, layout=settings.layout, answer_dtype=answer_dtype)
+    step = device_row_step(recipe.optimizer, recipe.run, config, ranks, device)
+    step = replace(step, layout=settings.layout)
     known_sizes = published_sizes(config.context) | dict(settings.sizes or {})
     context = _PlanContext(recipe, settings, config, device, step, known_sizes, {})
     rows = recipe_horizon(recipe).batch_tokens // config.context
@@ -321,7 +319,7 @@ def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> m
     stage = context.recipe.stage_config(name)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
     step = stage_step(context.step, stage, adapter, plan_teacher(context.recipe, name, context.settings.teacher))
-    step = resolve_recompute(context.recipe.run.recompute, config, step, device.memory)
+    recompute = context.recipe.run.recompute
     if (
         context.settings.strict
         and pinned is not None
@@ -336,11 +334,11 @@ def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> m
             f"for example {nearest}"
         )
     try:
-        split = choose_split(config, rows, device.memory, step, pinned)
+        split = choose_split(config, rows, device.memory, step, pinned, recompute)
     except UserError as problem:
         if context.settings.strict:
             raise UserError(f"{name} does not fit {device.name}: {problem}") from None
-        return choose_split(config, rows, device.memory, step, pinned=1)
+        return choose_split(config, rows, device.memory, step, 1, recompute)
     if context.settings.strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
         shortage = explain_memory_shortage(config, split, device.memory)
         raise UserError(f"{name}.micro_batch_size={pinned} does not fit {device.name}: {shortage}")

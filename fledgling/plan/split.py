@@ -3,6 +3,10 @@
 Micro-batch k of a step goes to rank k modulo the number of ranks, and every rank makes as many passes as the one with
 the most. So R rows in micro-batches of m on N ranks cost ceil(ceil(R / m) / N) passes of m rows: `choose_split` takes
 the m that costs least, the largest of several. Where N does not divide R, some of the slots are empty.
+
+A block that recomputes keeps only its input, (rows, context, width) in the dtype of the products, and runs forward once
+more in backward: a third more FLOPs of the blocks (Chen et al. 2016, arXiv 1604.06174). Plan, dry run and training all
+ask `choose_split` whether it does, because that depends on the split: several passes also hold their sum of gradients.
 """
 
 from __future__ import annotations
@@ -44,48 +48,74 @@ def empty_share(rows: int, step: TrainingStep) -> float:
 
 
 def choose_split(
-    config: ModelConfig, rows: int, available: int, step: TrainingStep, pinned: int | None = None
+    config: ModelConfig,
+    rows: int,
+    available: int,
+    step: TrainingStep,
+    pinned: int | None = None,
+    recompute: str | None = None,
 ) -> TrainingStep:
-    """Returns `step` with the rows of a micro-batch and the passes of a rank.
+    """Returns `step` with the rows of a micro-batch, the passes of a rank, and whether blocks recompute activations.
 
     Args:
         rows: of the whole step, over all of `step.ranks` ranks.
         available: bytes of one rank.
         pinned: rows of a micro-batch that the recipe asks for, whether they fit or not; taken up to a rank's share.
+        recompute: `run.recompute`: "on", "off", or "auto", where a step fits only so; None: as `step` has it.
 
     Raises:
         UserError: if not even one row fits.
     """
+    split = find_split(config, rows, available, step, pinned, recompute)
+    if split is None:
+        least = replace(step, rows=1, micro_batches=count_passes(rows, 1, step.ranks))
+        least = least if recompute is None else replace(least, recompute=recompute != "off")
+        raise UserError(explain_memory_shortage(config, least, available))
+    return split
+
+
+def find_split(
+    config: ModelConfig,
+    rows: int,
+    available: int,
+    step: TrainingStep,
+    pinned: int | None = None,
+    recompute: str | None = None,
+) -> TrainingStep | None:
+    """Returns what `choose_split` does; None if not even one row fits."""
+    if recompute != "auto":
+        step = step if recompute is None else replace(step, recompute=recompute == "on")
+        return _split_rows(config, rows, available, step, pinned)
+    splits = (_split_rows(config, rows, available, replace(step, recompute=on), pinned) for on in (False, True))
+    first: TrainingStep | None = None
+    for split in splits:
+        first = first or split
+        if split and (pinned is None or fits_memory(config, split, available)):
+            return split
+    return first  # of a pinned size that fits in neither way
+
+
+def _split_rows(
+    config: ModelConfig, rows: int, available: int, step: TrainingStep, pinned: int | None
+) -> TrainingStep | None:
+    """Returns the step with the rows of a micro-batch and the passes of a rank; None if not even one row fits."""
     share = -(-rows // step.ranks)
     if pinned is not None:
-        size = min(pinned, share)
-        return replace(step, rows=size, micro_batches=count_passes(rows, size, step.ranks))
-    if rows % step.ranks == 0:
-        size = choose_micro_batch_size(config, share, available, step)
-        return replace(step, rows=size, micro_batches=share // size)
-    sizes = range(min(share, largest_micro_batch(step)), 0, -1)
+        sizes = [min(pinned, share)]
+    else:
+        sizes = list(range(min(share, largest_micro_batch(step)), 0, -1))
+        if rows % step.ranks == 0:
+            sizes = [size for size in sizes if share % size == 0]
     splits = [replace(step, rows=size, micro_batches=count_passes(rows, size, step.ranks)) for size in sizes]
-    for split in sorted(splits, key=lambda split: split.rows * split.micro_batches):  # stable: the largest comes first
-        if fits_memory(config, split, available):
-            return split
-    raise UserError(explain_memory_shortage(config, splits[-1], available))
+    splits.sort(key=lambda split: split.rows * split.micro_batches)  # stable: the largest comes first
+    if pinned is not None:
+        return splits[0]
+    return next((split for split in splits if fits_memory(config, split, available)), None)
 
 
 def largest_micro_batch(step: TrainingStep) -> int:
     """Returns the most rows of one forward/backward that are chosen automatically, however large the memory."""
     return min(MAX_MICRO_BATCH_ROWS, max(1, MAX_MICRO_BATCH_TOKENS.get(step.device, 1 << 62) // step.context))
-
-
-def choose_micro_batch_size(config: ModelConfig, rows: int, memory: int, step: TrainingStep) -> int:
-    """Returns the most rows of one forward/backward that divide a rank's `rows` and fit into `memory` bytes.
-
-    `plan` proposes it and `train` uses it. At most MAX_MICRO_BATCH_ROWS, and no more tokens than increase the device's
-    speed. Raises UserError if not even one row fits.
-    """
-    for size in range(min(rows, largest_micro_batch(step)), 0, -1):
-        if rows % size == 0 and fits_memory(config, replace(step, rows=size, micro_batches=rows // size), memory):
-            return size
-    raise UserError(explain_memory_shortage(config, replace(step, rows=1, micro_batches=rows), memory))
 
 
 def explain_memory_shortage(config: ModelConfig, step: TrainingStep, memory: int) -> str:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, OptimizerConfig, RLConfig, StageConfig
+from fledgling.config import (
+    AdapterConfig,
+    DPOConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RLConfig,
+    RunConfig,
+    StageConfig,
+)
 from fledgling.plan import memory
+from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.optimizer_state import resolve_state
 from fledgling.plan.teacher import PlannedTeacher
 
@@ -36,6 +46,24 @@ def one_row_step(
         matrix_optimizer=optimizer.matrix_optimizer,
         optimizer_state=resolve_state(optimizer.state, device_kind),
     )
+
+
+def device_row_step(
+    optimizer: OptimizerConfig, run: RunConfig, config: ModelConfig, ranks: int, device: DeviceSpec
+) -> memory.TrainingStep:
+    """Returns one row of a training step on a device of the table: of every plan, for one recipe or for all depths.
+
+    Args:
+        optimizer: as for `one_row_step`.
+        run: whose dtype and compiler count.
+        config: of the model.
+        ranks: over which the step is divided.
+        device: that each rank has.
+    """
+    is_open = run.dtype == "auto"
+    dtype = device.dtype if is_open else run.dtype
+    step = one_row_step(optimizer, config, ranks, device.kind, dtype, device.compiles(run.compile))
+    return replace(step, answer_dtype=device.answer_dtype if is_open else "")
 
 
 def stage_step(

@@ -71,7 +71,7 @@ def assume_hardware(run: RunConfig) -> tuple[World, DeviceSetup]:
     dtype = device.dtype if run.dtype == "auto" else run.dtype
     device = device.with_dtype(dtype)
     answer_dtype = DTYPES[device.answer_dtype] if run.dtype == "auto" else None
-    compiled = run.compile != "off"
+    compiled = device.compiles(run.compile)
     setup = DeviceSetup(DTYPES[dtype], compiled, device.peak_flops, device.memory, answer_dtype=answer_dtype)
     return World(0, run.ranks, 0, torch.device("meta")), setup
 

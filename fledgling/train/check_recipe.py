@@ -24,7 +24,6 @@ from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.published_sizes import published_sizes
-from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
@@ -222,8 +221,7 @@ def _find_step(name: str, config: ModelConfig, context: _CheckContext, found: _F
         require_valid_teaching(recipe, name, config)
         teacher = plan_teacher(recipe, name, read_teacher_config(recipe, name))
     adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
-    step = stage_step(step, recipe.stage_config(name), adapter, teacher)
-    return resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
+    return stage_step(step, recipe.stage_config(name), adapter, teacher)
 
 
 def _check_memory(
@@ -239,11 +237,12 @@ def _check_memory(
     rows: of a step; None for DPO and RL, and where it is not known.
     """
     table, world, limit = context.recipe.stage_config(name), context.world, context.setup.memory_limit
+    recompute = context.recipe.run.recompute
     if rows is None and isinstance(table, StageConfig):
         return None, None
     try:
         step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
-        split = choose_split(config, step_rows, limit, step, table.micro_batch_size)
+        split = choose_split(config, step_rows, limit, step, table.micro_batch_size, recompute)
         peak = memory.estimate_peak_memory(config, split)["total"]
     except UserError as error:
         found.problems.append(str(error))

@@ -15,8 +15,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
 from fledgling.plan.derive import derive_warmup
-from fledgling.plan.recompute import resolve_recompute
-from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_micro_batch_size, choose_split
+from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_split
 from fledgling.plan.stage_step import stage_step
 from fledgling.plan.teacher import PlannedTeacher
 from fledgling.record import Recorder
@@ -60,16 +59,18 @@ class StageContext:
         return self.start.adapter if self.start else None
 
 
-def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = MAX_MICRO_BATCH_ROWS) -> int:
-    """Returns the rows of one forward/backward: the recipe's, or the planner's proposal for `rows` rows of a rank.
+def resolve_micro_batch_size(config: LoopConfig, context: StageContext) -> int:
+    """Returns the rows of one forward/backward, of any number of rows in a step: the recipe's, or the planner's.
 
     A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
     """
-    size = config.micro_batch_size
-    set_recompute(context, planned_step(context, config).recompute)
-    if size is None and context.saved_micro_batch_size is None:
-        size = propose_micro_batch_size(context, rows, config)
-    return min(known for known in (size, context.saved_micro_batch_size) if known)
+    split = resolve_split(config, context, MAX_MICRO_BATCH_ROWS * context.world.size)
+    return min(list_known_sizes(config, context), default=split.rows)
+
+
+def list_known_sizes(config: LoopConfig, context: StageContext) -> list[int]:
+    """Returns the rows of a micro-batch that the recipe gives, and those that a resumed stage had."""
+    return [size for size in (config.micro_batch_size, context.saved_micro_batch_size) if size]
 
 
 def resolve_split(config: LoopConfig, context: StageContext, rows: int) -> memory.TrainingStep:
@@ -77,10 +78,13 @@ def resolve_split(config: LoopConfig, context: StageContext, rows: int) -> memor
 
     A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
     """
-    known = [size for size in (config.micro_batch_size, context.saved_micro_batch_size) if size]
-    step = planned_step(context, config)
-    set_recompute(context, step.recompute)
-    return choose_split(context.model.config, rows, context.setup.memory_limit, step, min(known, default=None))
+    setup, model = context.setup, context.model.config
+    step = make_device_step(context.recipe.optimizer, model, setup, context.world)
+    step = stage_step(step, config, context.adapter, context.teacher)
+    pinned = min(list_known_sizes(config, context), default=None)
+    split = choose_split(model, rows, setup.memory_limit, step, pinned, context.recipe.run.recompute)
+    set_recompute(context, split.recompute)
+    return split
 
 
 def set_recompute(context: StageContext, recompute: bool) -> None:
@@ -88,23 +92,8 @@ def set_recompute(context: StageContext, recompute: bool) -> None:
     context.model.recompute = recompute
     if recompute:
         is_set = context.recipe.run.recompute == "on"
-        reason = "run.recompute is on" if is_set else "not one row fits in memory otherwise"
+        reason = "run.recompute is on" if is_set else "its micro-batch fits in memory only so"
         context.recorder.log_notice(f"blocks recompute their activations in backward: {reason}")
-
-
-def propose_micro_batch_size(context: StageContext, rows: int, config: LoopConfig) -> int:
-    """Returns the most rows that fit this machine's memory, by the planner's count, and divide `rows`."""
-    step = planned_step(context, config)
-    return choose_micro_batch_size(context.model.config, max(1, rows), context.setup.memory_limit, step)
-
-
-def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingStep:
-    """Returns one row of a step of this process, as the planner counts its memory."""
-    setup, config, world = context.setup, context.model.config, context.world
-    optimizer = context.recipe.optimizer
-    step = make_device_step(optimizer, config, setup, world)
-    step = stage_step(step, table, context.adapter, context.teacher)
-    return resolve_recompute(context.recipe.run.recompute, config, step, setup.memory_limit)
 
 
 def make_schedule(recipe: Recipe, name: str, steps: int) -> Callable[[float], float]:

@@ -15,7 +15,6 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.horizon import recipe_horizon
-from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import choose_split
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
@@ -39,10 +38,11 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
     try:
         rows = recipe_horizon(recipe).batch_tokens // config.context
         step = make_device_step(recipe.optimizer, config, setup, world)
-        step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
-        split = choose_split(config, rows, setup.memory_limit, step, recipe.pretrain.micro_batch_size)
+        pinned, recompute = recipe.pretrain.micro_batch_size, recipe.run.recompute
+        split = choose_split(config, rows, setup.memory_limit, step, pinned, recompute)
         model = build_model(config, setup, device)
         model.initialize(recipe.seed)
+        model.recompute = split.recompute
         optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
         alone = replace(recipe, distill=DistillConfig())  # the FLOPs of a teacher are the plan's
         stage = make_random_stage(alone, "pretrain", config, split.rows, split.micro_batches)

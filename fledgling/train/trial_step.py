@@ -163,6 +163,7 @@ def make_trial_step(
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # as in a run: built in host memory
     model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
     model.initialize(recipe.seed)
+    model.recompute = split.recompute
     _prepare_training(model, recipe, name)
     if recipe.adapter.trains_in(name):
         initialize_adapter(model, recipe.seed)

@@ -8,6 +8,7 @@ from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.plan.hardware import find_device, make_own_device
 from fledgling.plan.largest import describe_devices, find_largest, plan_depth
+from fledgling.plan.plan import PlanSettings, load_planned_recipe, make_plan
 
 NAMED = ["rtx3060", "rtx4090", "t4", "h100", "m1"]
 
@@ -55,3 +56,18 @@ def test_a_t4_takes_as_long_as_a_float16_gpu(capsys):
         assert expected in capsys.readouterr().err
     with pytest.raises(UserError, match="above 0"):
         describe_devices([], 8192, 512, -1.0, {})
+
+
+@pytest.mark.parametrize("name", ["cpu-mixed", "t4", "rtx3060", "m1"])
+def test_the_largest_depth_of_a_device_can_be_planned_and_the_next_cannot(name):
+    """A step that sums the gradients of several passes holds more than one pass: both commands count the same."""
+    device = find_device(name)
+    (entry,) = describe_devices([device], 65_536, 2_048, 24.0, {})
+    depth = entry["largest"].depth
+    plan = make_plan(load_planned_recipe(None, depth, [f"model.depth={depth}"]), PlanSettings(gpu=name))
+    assert entry["largest"].recompute, "it is the largest for blocks that recompute"
+    assert plan["horizon"]["micro_batch_size"] == entry["largest"].rows
+    assert plan["memory"]["per_rank"]["total"] == entry["largest"].bytes
+    assert plan["time"]["hours"] == pytest.approx(entry["largest"].hours)
+    with pytest.raises(UserError, match=f"pretrain does not fit {name}: 1 rows of 2048 tokens need"):
+        make_plan(load_planned_recipe(None, depth + 2, [f"model.depth={depth + 2}"]), PlanSettings(gpu=name))

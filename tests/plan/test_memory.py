@@ -111,7 +111,7 @@ def test_deterministic_sums_keep_the_gradients_of_a_binary_tree():
 @given(rows=st.integers(1, 200), gib=st.integers(9, 80))
 def test_the_micro_batch_size_divides_the_rows_fits_and_is_the_largest(rows, gib):
     d12, step = config(12), TrainingStep(1, 2_048)
-    micro = split.choose_micro_batch_size(d12, rows, gib * 2**30, step)
+    micro = split.choose_split(d12, rows, gib * 2**30, step).rows
     assert rows % micro == 0
     assert memory.fits_memory(d12, replace(step, rows=micro, micro_batches=rows // micro), gib * 2**30)
     larger = [n for n in range(micro + 1, min(rows, split.MAX_MICRO_BATCH_ROWS) + 1) if rows % n == 0]
@@ -120,8 +120,8 @@ def test_the_micro_batch_size_divides_the_rows_fits_and_is_the_largest(rows, gib
 
 def test_a_cpu_gets_no_larger_micro_batch_than_makes_it_faster():
     d4 = config(4, 1_024, 256)
-    assert split.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")) == 8_192 // 256
-    assert split.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")) == 64
+    assert split.choose_split(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")).rows == 8_192 // 256
+    assert split.choose_split(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")).rows == 64
 
 
 def test_state_in_eight_bits_or_in_host_memory_is_counted_and_offered_where_a_row_does_not_fit():
@@ -135,13 +135,13 @@ def test_state_in_eight_bits_or_in_host_memory_is_counted_and_offered_where_a_ro
     between = (plain["total"] + eight["total"]) // 2
     between += memory.memory_slack(between, "cuda")
     with pytest.raises(UserError, match=r'use optimizer\.state="8bit"'):
-        split.choose_micro_batch_size(config(20), 8, between, step)
-    assert split.choose_micro_batch_size(config(20), 8, between, small) == 1
+        split.choose_split(config(20), 8, between, step)
+    assert split.choose_split(config(20), 8, between, small).rows == 1
     with pytest.raises(UserError, match=r"use (?!optimizer.state)"):
-        split.choose_micro_batch_size(config(20), 8, 2**30, replace(step, device="cpu"))
+        split.choose_split(config(20), 8, 2**30, replace(step, device="cpu"))
     assert resolve_state("host", "cpu") == resolve_state("host", "mps") == "float32"
 
 
 def test_a_step_that_does_not_fit_is_one_line():
     with pytest.raises(UserError, match=r"1 rows of 2048 tokens need .* GiB .* 1\.0 GiB: use .*or a larger device"):
-        split.choose_micro_batch_size(config(20), 8, 2**30, TrainingStep(1, 2_048))
+        split.choose_split(config(20), 8, 2**30, TrainingStep(1, 2_048))

@@ -75,7 +75,10 @@ BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["
             ["model.depth=30", "model.context=2048"],
             r"pretrain does not fit t4: 1 rows .* need .* GiB .*use .*or a larger device",
         ),
-        (["model.depth=12", "model.context=2048", "pretrain.micro_batch_size=64"], "use a micro-batch of "),
+        (
+            ["model.depth=12", "model.context=2048", "pretrain.micro_batch_size=64", "run.recompute=off"],
+            "use a micro-batch of ",
+        ),
         (["model.width=100", "model.heads=3"], "try heads = "),
         (["pretrain.micro_batch_size=5"], "expected a divisor .* for example 4"),
     ],
@@ -94,8 +97,8 @@ def test_the_advised_settings_fit():
     settings = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768"]
     advised = set()
     for depth, pinned in (
-        (22, "pretrain.warmup_steps=0"),
-        (24, "pretrain.warmup_steps=0"),
+        (24, "run.recompute=auto"),
+        (26, "run.recompute=off"),
         (12, "pretrain.micro_batch_size=64"),
     ):
         with pytest.raises(UserError) as caught:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.plan.memory import fits_memory
+from fledgling.plan.memory import estimate_peak_memory, fits_memory, memory_slack
 from fledgling.plan.split import choose_split, count_passes, empty_share
 from fledgling.plan.training_step import TrainingStep
 
@@ -37,3 +37,23 @@ def test_a_pinned_micro_batch_is_at_most_a_ranks_share():
     assert (choose_split(config(2), 256, 0, step, 32).rows, choose_split(config(2), 256, 0, step, 4).rows) == (11, 4)
     assert choose_split(config(2), 256, 0, step, 4).micro_batches == 3
     assert empty_share(256, choose_split(config(2), 256, 0, step, 32)) == pytest.approx(1 - 256 / 264)
+
+
+def test_blocks_recompute_where_a_step_fits_only_so_whatever_decides_its_rows():
+    model, step = config(4), TrainingStep(1, 512)
+    again = replace(step, recompute=True)
+
+    def needed(step, rows):
+        total = estimate_peak_memory(model, replace(step, rows=rows, micro_batches=64 // rows))["total"]
+        return total + memory_slack(total, step.device)
+
+    assert needed(again, 1) < needed(step, 1), "of 64 passes, which also hold the sum of their gradients"
+    for rows, pinned in ((1, None), (16, 16)):
+        between = (needed(again, rows) + needed(step, rows)) // 2
+        kept, fitting = (choose_split(model, 64, n, step, pinned, "auto") for n in (2 * needed(step, rows), between))
+        assert not kept.recompute and fitting.recompute
+        assert not choose_split(model, 64, 2 * between, again, pinned, "off").recompute
+        assert choose_split(model, 64, 2 * between, step, pinned, "on").recompute
+        with pytest.raises(UserError, match="1 rows of 512"):
+            choose_split(model, 64, needed(again, 1) - 2**20, step, None, "auto")
+    assert not choose_split(model, 64, 0, step, 16, "auto").recompute, "of a size that fits in neither way"

@@ -18,6 +18,7 @@ from fledgling.speedrun.dry_run import dry_run, format_dry_run, try_stages
 from fledgling.speedrun.stages import run_stages
 from fledgling.train import check_recipe as check_recipe_module
 from fledgling.train.check_recipe import check_recipe
+from fledgling.train.training_speed import measure_training_speed
 from fledgling.train.trial_step import make_trial_step, trace_step
 from tests.fast_run import WORDS, write_recipe
 from tests.made_up_sets import write_public_sets, write_rows
@@ -190,6 +191,25 @@ def test_a_step_that_fails_at_full_size_is_a_problem_of_its_stage(tmp_path, monk
     monkeypatch.setattr("fledgling.speedrun.dry_run.make_trial_step", run_out_of_memory)
     outcome = try_stages(recipe, checks, setup, world)
     assert not outcome.is_sound and "out of memory" in outcome.checks[0].problems[0]
+
+
+def test_what_is_measured_recomputes_activations_where_the_run_would(tmp_path, monkeypatch):
+    """Otherwise a step that fits only so fails in the trial, and before the first step of a run with a budget."""
+    recipe = load_recipe(write_recipe(tmp_path), ["run.recompute=on"])
+    world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
+    made = []
+
+    def record(stage, model, *arguments):
+        made.append(model.recompute)
+        raise RuntimeError("recorded")
+
+    for module in ("trial_step", "training_speed"):
+        monkeypatch.setattr(f"fledgling.train.{module}.train_step", record)
+    checks = check_recipe(recipe, ["pretrain"], setup, world)
+    assert "recorded" in try_stages(recipe, checks, setup, world).checks[0].problems[0]
+    with pytest.raises(UserError, match="recorded"):
+        measure_training_speed(recipe, world, setup)
+    assert made[-2:] == [True, True]
 
 
 def test_the_memory_of_a_trial_is_that_of_its_step(tmp_path):
