@@ -195,10 +195,18 @@ class RowSource:
     def read_row_documents(self, index: int) -> np.ndarray:
         """Returns the number of the document that each token of row `index` is of, (T + 1,) int64; padding is -1."""
         plan, row = self._locate_row(index)
-        pieces = slice(int(plan.row_starts[row]), int(plan.row_starts[row + 1]))
-        lengths = plan.piece_lengths[pieces] + plan.adds_bos
-        numbers = np.repeat(plan.piece_documents[pieces], lengths)
-        return np.concatenate([numbers, np.full(plan.row_length - len(numbers), -1, np.int64)])
+        documents = plan.piece_documents[plan.row_starts[row] : plan.row_starts[row + 1]]
+        return np.append(documents, -1)[self.number_row_pieces(index) - 1]
+
+    def number_row_pieces(self, index: int) -> np.ndarray:
+        """Returns the number in its row, from 1, of the piece that each token of row `index` is of, (T + 1,) int64.
+
+        Padding is one more piece. What separates documents is where they begin, and no token: the chat templates of
+        some models write no BOS.
+        """
+        plan, row = self._locate_row(index)
+        lengths = plan.piece_lengths[plan.row_starts[row] : plan.row_starts[row + 1]] + plan.adds_bos
+        return np.repeat(np.arange(1, len(lengths) + 2), np.append(lengths, plan.row_length - lengths.sum()))
 
     def _locate_row(self, index: int) -> tuple[PackingPlan, int]:
         """Returns the plan of the section that row `index` of the endless sequence is in, and its row there."""
@@ -215,16 +223,6 @@ class RowSource:
             order = self._permute(self.seed, epoch + 1, plan.num_rows, section)  # key 0 is the order of documents
             self._current_section = (epoch, section, plan, order)
         return plan, int(order[position - int(count_rows_before[place])])
-
-
-def assign_document_ids(tokens: np.ndarray, bos: int) -> np.ndarray:
-    """Returns the document number of each of the tokens (B, T), (B, T) int32: it grows by one at each BOS.
-
-    A BOS after a BOS does not begin another document, so that padding is one document.
-    """
-    starts = tokens == bos
-    starts[:, 1:] &= ~starts[:, :-1]
-    return np.cumsum(starts, axis=1, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -259,10 +257,11 @@ class BatchBuilder:
         tokens = np.stack([tokens for tokens, _ in pairs])  # (B, T + 1)
         is_target = np.stack([mask for _, mask in pairs])[:, 1:]  # (B, T)
         inputs = tokens[:, :-1]
+        pieces = np.stack([self.sources[source].number_row_pieces(index) for source, index in rows])
         return Batch(
             tokens=torch.from_numpy(np.ascontiguousarray(inputs)),
             targets=torch.from_numpy(np.where(is_target, tokens[:, 1:], IGNORE_INDEX)),
-            document_ids=torch.from_numpy(assign_document_ids(inputs, self.sources[0].bos)),
+            document_ids=torch.from_numpy(pieces[:, :-1].astype(np.int32)),
         )
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fledgling.text.template_layout import split_thought
+
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
@@ -77,8 +79,10 @@ class ThoughtSplitter:
     thought and after it belongs to neither.
     """
 
-    def __init__(self) -> None:
-        self.state = "start"  # then "open" (its new lines), "thought", "gap" (white space after it), "prose"
+    def __init__(self, is_begun: bool = False) -> None:
+        """is_begun: the prompt ends with the start of a thought, as some models' chat templates ask."""
+        # "start", then "open" (its new lines), "thought", "gap" (white space after it), "prose"
+        self.state = "open" if is_begun else "start"
         self.held_back = ""
 
     def push(self, text: str) -> tuple[str, str]:
@@ -173,11 +177,11 @@ def decode_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[dict[str, 
 
 
 def decode_final_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    """Returns an answer's prose after the last tool output; all of its prose where there is none."""
+    """Returns an answer's prose after its thought and after the last tool output; all of its prose without these."""
     text = ""
     for part in decode_parts(tokenizer, tokens):
         if part["type"] == "text":
             text += part["text"]
         elif part["type"] == "output":
             text = ""
-    return text
+    return split_thought(text)[1] if THOUGHT_END in text else text

@@ -25,7 +25,7 @@ from fledgling.serve.schemas import BadRequest, ChatRequest
 from fledgling.serve.service import Endpoint, ParsedRequest, Service
 from fledgling.serve.tool_calls import CallPiece, CallStream, StreamedToolCall, is_tool_call, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
-from fledgling.text.conversation import render_prompt
+from fledgling.text.conversation import begins_thought, render_prompt
 from fledgling.text.truncation import drop_oldest_turns
 from fledgling.text.turns import normalize_turns
 
@@ -67,6 +67,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
                 tools=body.calculator and (form.grammar is None or bool(form.tools)),
                 grammar=form.grammar,
                 client_calls=bool(form.tools),
+                begins_thought=begins_thought(service.tokenizer, prompt),
             )
         ],
         stream=bool(body.stream),

@@ -74,6 +74,7 @@ class GenerationJob:
     generate: bool = True  # False: only score the prompt
     grammar: Grammar | None = None  # that every answer obeys
     client_calls: bool = False  # calls in the form of a client's tools are not run here
+    begins_thought: bool = False  # the prompt ends with the start of a thought
 
 
 class _Choice:
@@ -83,7 +84,7 @@ class _Choice:
         self.number, self.job, self.request = number, job, request
         self.detokenizer = AnswerDetokenizer(engine.tokenizer)
         self.stop_matcher = StopStringMatcher(job.stop_strings)
-        self.thoughts = ThoughtSplitter()
+        self.thoughts = ThoughtSplitter(job.begins_thought)
         self.reported = 0
 
     def poll_events(self) -> tuple[list[ChoiceEvent], bool]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,7 @@ def _count_row_tokens(entries: Sequence[Entry], tokenizer: Tokenizer) -> Iterato
         return
     rendered = iter(render_conversations(tokenizer, [c for entry in entries for c in entry.conversations]))
     for entry in entries:
-        parts = [next(rendered) for _ in entry.conversations]
+        parts = [row for _ in entry.conversations for row in next(rendered)]
         yield sum(len(part.tokens) for part in parts), sum(int(part.mask.sum()) for part in parts)
 
 
@@ -317,7 +317,7 @@ def _render_example(entry: Entry, tokenizer: Tokenizer) -> dict[str, Any]:
         pieces = [(entry.text[:MAX_SHOWN_CHARACTERS], True)]
     else:
         pieces = []
-        for rendered in render_conversations(tokenizer, entry.conversations):
+        for rendered in chain.from_iterable(render_conversations(tokenizer, entry.conversations)):
             pieces += _split_by_mask(rendered, tokenizer)
     shown, left = [], MAX_SHOWN_CHARACTERS
     for text, is_learned in pieces:

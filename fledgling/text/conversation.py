@@ -10,7 +10,8 @@ not. Tokens and mask are both computed from that list, so they cannot disagree. 
                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ supervised
 
 There is one layout, which `fledgling.export` writes as a chat template, and that of an open model's own template
-(template_layout.py). Messages that it cannot take are first joined or dropped by the rule of turns.py.
+(template_turns.py), where a conversation can be several rows of training. Messages that a layout cannot take are first
+joined or dropped by the rule of turns.py.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.text.template_layout import encode_pieces, render_pieces
+from fledgling.text.template_layout import encode_pieces, join_pieces, render_pieces
+from fledgling.text.template_turns import BEGUN_THOUGHT, TemplateRow, render_rows, render_turn
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.turns import PART_TYPES, is_learned, normalize_turns
 
 ROLES = ("system", "user", "assistant")
+THOUGHT_TOKENS = 16  # that "<think>" and the white space after it have at most
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class RenderedConversation:
     tokens: np.ndarray  #    (T,) int32
     mask: np.ndarray  #      (T,) bool, True where the token is the assistant's own, and a target of the loss
     turn_ends: list[int]  #  tokens up to the end of each assistant turn, inclusive
+    dropped_thoughts: int = 0  # answers whose thought the model's template leaves out
 
 
 @dataclass(frozen=True)
@@ -85,24 +89,34 @@ def check_conversation(conversation: Mapping[str, Any]) -> None:
 def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> RenderedConversation:
     """Returns tokens, mask and turn ends of a conversation, which may have `tools` besides its messages.
 
+    By a model's own template these are the tokens with which its last answer is asked for, and the answer, which alone
+    is learned; `render_conversations` gives all rows of training.
+
     Raises:
         UserError: what neither the rule of turns.py nor the layout can take.
     """
     if tokenizer.chat_layout:
-        return _render_by_template(tokenizer, conversation)
+        messages, _ = _take_texts(conversation)
+        last = len(messages) - 1
+        rows = render_rows(tokenizer, messages, [last] if messages[last]["role"] == "assistant" else [])
+        return _to_rendered(rows[0])
     segments = _list_segments(conversation)
     return _render_segments(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.special))
 
 
 def render_conversations(
     tokenizer: Tokenizer, conversations: Iterable[Mapping[str, Any]]
-) -> list[RenderedConversation]:
-    """Renders many conversations, with their text encoded in one batch on all cores."""
+) -> list[list[RenderedConversation]]:
+    """Returns the rows of training of each conversation; the text of all is encoded in one batch on all cores.
+
+    A conversation is one row, except by the template of a model that rewrites the history (template_turns.py).
+    """
     if tokenizer.chat_layout:
-        return [_render_by_template(tokenizer, conversation) for conversation in conversations]
+        taken = map(_take_texts, conversations)
+        return [[_to_rendered(row) for row in render_rows(tokenizer, *each)] for each in taken]
     segments = [_list_segments(conversation) for conversation in conversations]
     encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.special]))
-    return [_render_segments(tokenizer, each, encoded) for each in segments]
+    return [[_render_segments(tokenizer, each, encoded)] for each in segments]
 
 
 def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list[int]:
@@ -112,10 +126,12 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
     it, after a tool's result or in the middle of a text. Raises UserError as `render_conversation` does.
     """
     if tokenizer.chat_layout:
-        messages = _take_texts(conversation)
-        continues = messages[-1]["role"] == "assistant"
-        pieces = render_pieces(tokenizer, messages, asks=not continues)
-        return encode_pieces(tokenizer, pieces[:-1] if continues else pieces)[0]
+        messages, _ = _take_texts(conversation)
+        if messages[-1]["role"] != "assistant":
+            return encode_pieces(tokenizer, render_pieces(tokenizer, messages, asks=True))[0]
+        turn = render_turn(tokenizer, messages)
+        answer, _ = encode_pieces(tokenizer, turn.answer_so_far, join_pieces(turn.prompt))
+        return encode_pieces(tokenizer, turn.prompt)[0] + answer
     segments = _list_segments(conversation)
     continued = segments[-1].special and segments[-1].text == "<|assistant_end|>"
     if continued:
@@ -125,24 +141,35 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
     return ids if continued else [*ids, tokenizer.assistant_start]
 
 
-def _take_texts(conversation: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the messages of a conversation as texts, for a template. Raises UserError for a call of a tool."""
+def begins_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Returns whether a prompt that `render_prompt` made ends with the start of a thought, <think>."""
+    return bool(tokenizer.chat_layout) and bool(BEGUN_THOUGHT.search(tokenizer.decode(prompt[-THOUGHT_TOKENS:])))
+
+
+def _take_texts(conversation: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[int]]:
+    """Returns the messages of a conversation as texts, for a template, and which of them are learned.
+
+    An answer that was joined from messages of which one has the weight 0 is not learned. Raises UserError for a call
+    of a tool.
+    """
     if not isinstance(conversation, Mapping) or not conversation.get("messages"):
         check_conversation(conversation)
     messages, _ = normalize_turns(conversation["messages"], conversation.get("tools"))
     check_conversation({"messages": messages})
+    learned = []
     for number, message in enumerate(messages, start=1):
         content = message["content"]
         if not isinstance(content, str) and any(part["type"] != "text" for part in content):
             raise UserError(f"message {number} calls a tool, for which this model's chat template has no place here")
-    return [{"role": message["role"], "content": _join_text_parts(message["content"])} for message in messages]
+        if message["role"] == "assistant" and (isinstance(content, str) or all(map(is_learned, content))):
+            learned.append(number - 1)
+    return [{"role": one["role"], "content": _join_text_parts(one["content"])} for one in messages], learned
 
 
-def _render_by_template(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> RenderedConversation:
-    """Returns a conversation in the layout that the model brought."""
-    tokens, mask = encode_pieces(tokenizer, render_pieces(tokenizer, _take_texts(conversation), asks=False))
-    ends = [n + 1 for n, token in enumerate(tokens) if token == tokenizer.assistant_end and mask[n]]
-    return RenderedConversation(np.array(tokens, dtype=np.int32), np.array(mask, dtype=bool), ends)
+def _to_rendered(row: TemplateRow) -> RenderedConversation:
+    """Returns a row in the layout that the model brought."""
+    tokens, mask = np.array(row.tokens, dtype=np.int32), np.array(row.mask, dtype=bool)
+    return RenderedConversation(tokens, mask, row.turn_ends, row.dropped_thoughts)
 
 
 def _check_content(number: int, role: str, content: Any) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.text.turns import is_learned, normalize_turns
+from fledgling.text.turns import THOUGHTS, is_learned, normalize_turns
 
 MESSAGES = ("messages", "conversations", "conversation")
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
@@ -195,7 +195,8 @@ def _read_message(number: int, message: Any) -> Message:
     role = ROLES.get(role.lower(), role.lower())
     if role in CALL_ROLES:
         return {"role": "assistant", "content": None, "tool_calls": _read_calls(number, content)}
-    read = {name: message[name] for name in ("tool_calls", "tool_call_id", "weight") if message.get(name) is not None}
+    kept = ("tool_calls", "tool_call_id", "weight", *THOUGHTS)
+    read = {name: message[name] for name in kept if message.get(name) is not None}
     if role == "assistant" and isinstance(call := message.get("function_call"), Mapping):  # before tool_calls
         read["tool_calls"] = [{"function": call}]
     return {"role": role, "content": content, **read}

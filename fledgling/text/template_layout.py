@@ -1,16 +1,13 @@
-"""Conversations by a model's own chat template: tokens, and which of them the assistant learns.
+"""Conversations by a model's own chat template: its text, the contents in it, and its tokens.
 
-The template renders the whole conversation once with a mark in the place of every content, which shows what is the
-template's own text and where contents begin and end; then with the contents, which must give the same text with the
-contents in these places (without white space around them, where a template trims). The tokens are those of the whole
-text, as other programs tokenize it, unless a content has the name of a control token: then each content is tokenized
-by itself, so that it stays text.
-
-An answer is learned from the token with its first character to the end of turn that the template writes after it.
+The tokens are those of the whole text, as other programs tokenize it, unless a content has the name of a control token:
+then the template is rendered once more with a mark in the place of every content, and each content is tokenized by
+itself, so that it stays text. Which tokens an answer has is in template_turns.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +16,9 @@ from fledgling.config import UserError
 from fledgling.text.jinja_template import render_template
 
 MARK = "\ue0f0{}\ue0f1"  # private characters, which are no text
+_MARKS = re.compile("\ue0f0(\\d+)\ue0f1")
+THOUGHT = re.compile(r"(\s*(?:<think>)?\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
+NEAR = 4_096  # characters before the end of a context in which its last control token is looked for first
 
 
 class LayoutTokenizer(Protocol):
@@ -40,70 +40,110 @@ class LayoutTokenizer(Protocol):
         """Returns the tokens of a text."""
         ...
 
-    def encode_layout(self, text: str) -> tuple[list[int], list[int]]:
-        """Returns the ids of a rendered conversation, and the position of each one's last character in the text."""
+    def encode_layout(self, text: str) -> list[int]:
+        """Returns the tokens of a rendered text, in which names of control tokens are these tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the rendered text; role: of the message whose content it is, "" for the template's own text."""
+    """A stretch of a rendered text; is_content: it is of a message, and no control token may come of it."""
 
     text: str
-    role: str
+    is_content: bool
+
+
+def join_pieces(pieces: Sequence[Piece]) -> str:
+    """Returns the text of pieces."""
+    return "".join(piece.text for piece in pieces)
+
+
+def cut_pieces(pieces: Sequence[Piece], start: int, end: int) -> list[Piece]:
+    """Returns the pieces of the text [start:end] of pieces."""
+    kept, place = [], 0
+    for piece in pieces:
+        text = piece.text[max(0, start - place) : max(0, end - place)]
+        if text:
+            kept.append(Piece(text, piece.is_content))
+        place += len(piece.text)
+    return kept
+
+
+def split_thought(content: str) -> tuple[str, str]:
+    """Returns what the assistant thinks at the beginning of an answer, to </think>, and the rest.
+
+    The <think> before it may be missing: some templates have it in the prompt.
+    """
+    found = THOUGHT.fullmatch(content)
+    return (found[2], found[4].strip()) if found else ("", content.strip())
 
 
 def render_pieces(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, Any]], asks: bool) -> list[Piece]:
-    """Returns the rendered text in pieces. Raises UserError if the template does not show where the contents are."""
+    """Returns the rendered text: one piece, or where a content has the name of a control token, contents as pieces.
+
+    Args:
+        messages: of {"role", "content"}; content is text.
+        asks: whether the beginning of an answer is added.
+
+    Raises:
+        UserError: the template fails, or leaves a content out; a thought of an earlier answer may be left out.
+    """
     layout = tokenizer.chat_layout
     assert layout is not None
-    template = layout["chat_template"]
     names = {key: layout[key] for key in ("bos_token", "eos_token") if layout.get(key)}
-    marked = [{**message, "content": MARK.format(number)} for number, message in enumerate(messages)]
-    skeleton = render_template(template, marked, names, asks)
-    pieces: list[Piece] = []
-    rest = skeleton
-    for number, message in enumerate(messages):
-        before, mark, rest = rest.partition(MARK.format(number))
-        if not mark:
-            raise UserError(f"the chat template leaves out the content of message {number + 1} ({message['role']})")
-        pieces += [Piece(before, ""), Piece(message["content"], message["role"])]
-    pieces.append(Piece(rest, ""))
-    if MARK[0] in rest:
-        raise UserError("the chat template repeats a message, so what is learned is not known")
-    whole = render_template(template, messages, names, asks)
-    for candidate in (pieces, [Piece(p.text.strip() if p.role else p.text, p.role) for p in pieces]):
-        if "".join(piece.text for piece in candidate) == whole:
-            return candidate
-    raise UserError("the chat template changes the contents of messages, so what is learned is not known")
+    whole = render_template(layout["chat_template"], messages, names, asks)
+    for number, message in enumerate(messages, start=1):
+        content = message["content"]
+        if (split_thought(content)[1] if message["role"] == "assistant" else content.strip()) not in whole:
+            raise UserError(
+                f"the chat template leaves out the content of message {number} ({message['role']}), or changes it"
+            )
+    if not any(name in message["content"] for message in messages for name in tokenizer.special_tokens):
+        return [Piece(whole, False)]
+    cores: list[str] = []
+    marked = [{**message, "content": _mark_content(message, cores)} for message in messages]
+    skeleton = _MARKS.split(render_template(layout["chat_template"], marked, names, asks))
+    pieces = [Piece(cores[int(part)] if index % 2 else part, bool(index % 2)) for index, part in enumerate(skeleton)]
+    if join_pieces(pieces) != whole:
+        raise UserError("the chat template changes messages with names of control tokens, so they cannot stay text")
+    return [piece for piece in pieces if piece.text]
 
 
-def find_end_of_turn(tokenizer: LayoutTokenizer, ends: Sequence[str]) -> str:
-    """Returns which of these control tokens the template writes after an answer; the first if it writes none."""
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    after = render_pieces(tokenizer, messages, asks=False)[-1].text
-    found = {name: after.find(name) for name in ends if name in after}
-    return min(found, key=found.__getitem__) if found else ends[0]
+def _mark_content(message: Mapping[str, Any], cores: list[str]) -> str:
+    """Returns a content with marks in the place of its texts without white space around them, added to `cores`."""
+
+    def mark(text: str) -> str:
+        core = text.strip()
+        cores.append(core)
+        before, _, after = text.partition(core) if core else (text, "", "")
+        return before + (MARK.format(len(cores) - 1) if core else "") + after
+
+    found = THOUGHT.fullmatch(message["content"]) if message["role"] == "assistant" else None
+    return found[1] + mark(found[2]) + found[3] + mark(found[4]) if found else mark(message["content"])
 
 
-def encode_pieces(tokenizer: LayoutTokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:
-    """Returns the tokens of a rendered text, and whether each is the assistant's own."""
-    controls = tokenizer.special_tokens
-    if any(name in piece.text for piece in pieces if piece.role for name in controls):
-        encoded = [tokenizer.encode(one.text) if one.role else tokenizer.encode_layout(one.text)[0] for one in pieces]
-        tokens = [token for ids in encoded for token in ids]
-        owners = [piece.role for piece, ids in zip(pieces, encoded, strict=True) for _ in ids]
-    else:
-        tokens, places = tokenizer.encode_layout("".join(piece.text for piece in pieces))
-        owners, bounds, end = [], iter(pieces), 0
-        piece = pieces[0]
-        for place in places:
-            while place >= end and (following := next(bounds, None)) is not None:
-                piece, end = following, end + len(following.text)
-            owners.append(piece.role)
-    mask = [owner == "assistant" for owner in owners]
-    ends = {tokenizer.assistant_end}
-    for index in range(1, len(tokens)):  # the end of turn belongs to the answer before it
-        if tokens[index] in ends and mask[index - 1]:
-            mask[index] = True
-    return tokens, mask
+def encode_pieces(tokenizer: LayoutTokenizer, pieces: Sequence[Piece], context: str = "") -> tuple[list[int], bool]:
+    """Returns the tokens of pieces that follow the text `context`, and whether they are those of the whole text."""
+    if not any(piece.is_content for piece in pieces):
+        return _encode_after(tokenizer, context, join_pieces(pieces))
+    tokens: list[int] = []
+    for piece in pieces:
+        tokens += tokenizer.encode(piece.text) if piece.is_content else tokenizer.encode_layout(piece.text)
+    return tokens, True
+
+
+def _encode_after(tokenizer: LayoutTokenizer, context: str, text: str) -> tuple[list[int], bool]:
+    """Returns the tokens of a rendered text as it continues `context`, whose own tokens stay as they are.
+
+    They are those of the whole text (True) unless a token of the whole would be of both. Control tokens split a text
+    before anything else, so what comes before the last one of `context` plays no part.
+    """
+    if not context:
+        return tokenizer.encode_layout(text), True
+    near = context[-NEAR:]
+    places = [near.rfind(name) for name in tokenizer.special_tokens]
+    tail = near[max(places) :] if max(places, default=-1) >= 0 else context
+    before, both = tokenizer.encode_layout(tail), tokenizer.encode_layout(tail + text)
+    if both[: len(before)] == before:
+        return both[len(before) :], True
+    return tokenizer.encode_layout(text), False

@@ -30,7 +30,7 @@ from fledgling.text.sentence_piece import (
     piece_bytes,
     vocabulary_of,
 )
-from fledgling.text.template_layout import find_end_of_turn
+from fledgling.text.template_turns import find_end_of_turn
 from fledgling.text.tokenizer_json import LAYOUT, SPECIAL_TOKENS, build_tokenizer_json, without_special_tokens
 
 # of this project, Llama 3, Llama 2 and Mistral, Gemma, GPT-2 and Qwen
@@ -300,13 +300,9 @@ class Tokenizer:
         """Whether conversations can be rendered: by a layout of its own, or with the tokens of ours."""
         return bool(self.chat_layout) or {"<|user_start|>", "<|assistant_end|>"} <= self.special_tokens.keys()
 
-    def encode_layout(self, text: str) -> tuple[list[int], list[int]]:
-        """Returns the ids of a rendered conversation, and the place of each one's last character in the text.
-
-        Names of control tokens become these tokens.
-        """
-        encoding = self._whole.encode(replace_surrogates(text), add_special_tokens=False)
-        return encoding.ids, [max(start, end - 1) for start, end in encoding.offsets]
+    def encode_layout(self, text: str) -> list[int]:
+        """Returns the ids of a rendered conversation; names of control tokens become these tokens."""
+        return self._whole.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     @cached_property
     def _whole(self) -> Any:
@@ -326,8 +322,10 @@ class Tokenizer:
 
     @property
     def bos_or_none(self) -> int | None:
-        """The id that begins every document, under any name of `BOS_NAMES`; None if there is none."""
-        return next((self.special_tokens[name] for name in BOS_NAMES if name in self.special_tokens), None)
+        """The id that begins every document: of `BOS_NAMES`, or that of the chat template; None if there is none."""
+        layout = self.chat_layout or {}
+        names = (*BOS_NAMES, *(layout[key] for key in ("bos_token", "eos_token") if layout.get(key)))
+        return next((self.special_tokens[name] for name in names if name in self.special_tokens), None)
 
     @property
     def bos(self) -> int:

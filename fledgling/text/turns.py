@@ -4,9 +4,10 @@ Clients, data sets and agents write histories with empty answers, two messages o
 middle and calls of tools with their results. The layout has one user's and one assistant's turn in alternation, the
 user's first, each with text. `normalize_turns` joins or drops what does not fit, in this order:
 
-1. `developer` is `system`, `function` is `tool`. An assistant's `tool_calls` become parts of its message; the results
-   in the `tool` messages that follow become parts after them, in the order of the calls. A result without its call is
-   dropped; a call without a result has an empty one where a later call has one.
+1. `developer` is `system`, `function` is `tool`. What an assistant thought (`THOUGHTS`) begins its text, as <think>.
+   An assistant's `tool_calls` become parts of its message; the results in the `tool` messages that follow become parts
+   after them, in the order of the calls. A result without its call is dropped; a call without a result has an empty one
+   where a later call has one.
 2. Messages without text (blank text counts as none) and without a call are dropped.
 3. System messages before all others are joined to one, with the descriptions of `tools` at its end. A later one is a
    message of the user. If no message of the user is left, the first one is too.
@@ -26,6 +27,7 @@ from fledgling.config import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 PART_TYPES = ("text", "python", "output")  # of an assistant's message; the others have text alone
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of an assistant's message
 SEPARATOR = "\n\n"  # between what is joined
 TOOLS_INTRODUCTION = 'Tools, one on each line. A call is {"name": NAME, "arguments": {...}}.'
 
@@ -38,8 +40,9 @@ def normalize_turns(
     """Returns messages that the layout takes, and the changes that were made.
 
     Args:
-        messages: {"role", "content"} and, in OpenAI's form, `tool_calls` and `tool_call_id`. Content is text, a list of
-            parts {"type", "text"}, or None. An assistant's message or part of `weight` 0 is read and not learned.
+        messages: {"role", "content"}, one of `THOUGHTS` and, in OpenAI's form, `tool_calls` and `tool_call_id`. Content
+            is text, a list of parts {"type", "text"}, or None. An assistant's message or part of `weight` 0 is read and
+            not learned.
         tools: descriptions of tools, in OpenAI's form or as {"name", "description", "parameters"}.
 
     Returns:
@@ -145,6 +148,8 @@ def _merge_tool_results(messages: Sequence[Mapping[str, Any]], changes: list[str
         add_results()
         role = "system" if role == "developer" else role
         parts = _read_content(number, role, message.get("content"))
+        if role == "assistant" and (thought := _find_thought(message)) and not join_text(parts).startswith("<think>"):
+            parts.insert(0, {"type": "text", "text": f"<think>\n{thought}\n</think>\n\n"})
         for call in (message.get("tool_calls") or ()) if role == "assistant" else ():
             name, arguments, call_id = _read_tool_call(number, call)
             parts.append({"type": "python", "text": write_call(name, arguments)})
@@ -156,6 +161,12 @@ def _merge_tool_results(messages: Sequence[Mapping[str, Any]], changes: list[str
         turns.append((role, parts))
     add_results()
     return turns
+
+
+def _find_thought(message: Mapping[str, Any]) -> str:
+    """Returns what an assistant thought before a message, "" where it says nothing of it."""
+    texts = (message.get(key) for key in THOUGHTS)
+    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _read_tool_call(number: int, call: Any) -> tuple[str, str | Mapping[str, Any], str | None]:

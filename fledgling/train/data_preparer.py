@@ -174,8 +174,9 @@ class DataPreparer:
         else:
             assert source is not None
             reader = islice(EpochReader(source, self.seed, limit=SAMPLED_CONVERSATIONS), SAMPLED_CONVERSATIONS)
-            lengths = [len(rendered.tokens) for rendered in render_conversations(tokenizer, list(reader))]
-            count = len(source) or math.inf
+            rendered = render_conversations(tokenizer, list(reader))
+            lengths = [len(row.tokens) for rows in rendered for row in rows]
+            count = (len(source) or math.inf) * len(lengths) / max(1, len(rendered))
         rows = sum(min(length, context + 1) for length in lengths) / (context + 1) / max(1, len(lengths))
         return SourceSize(count, rows)
 
@@ -242,7 +243,8 @@ class DataPreparer:
         self.log(f"{name}: conversations {first:,} to {first + described['read'] - 1:,}{of}")
         left_out = frozenset(described.get("left_out_rows", ()))
         pass_length = int(described["pass_length"]) if "pass_length" in described else None
-        return shard, SetPart(name, key, first, int(described["read"]), skipped, left_out, pass_length)
+        documents = tuple(described.get("documents_by_row", ()))
+        return shard, SetPart(name, key, first, int(described["read"]), skipped, left_out, pass_length, documents)
 
     def _find_position(self, name: str, content: str, positions: Positions) -> tuple[str, int, frozenset[int]]:
         """Returns the key of a set's position, its first conversation that no stage has read, and those read ahead."""
@@ -304,17 +306,21 @@ class DataPreparer:
                 tokenizer=tokenizer.fingerprint(),
                 metadata=metadata,
             ) as writer:
-                iterator = iter(examples)
+                iterator, documents, dropped_thoughts = iter(examples), [], 0
                 while tokens is None or writer.tokens < tokens:
                     if not (group := list(islice(iterator, CONVERSATIONS_PER_BATCH))):
                         break
-                    for rendered in render_conversations(tokenizer, group):
-                        writer.add_document(rendered.tokens, rendered.mask)
+                    for rows in render_conversations(tokenizer, group):
+                        documents.append(len(rows))
+                        for rendered in rows:
+                            writer.add_document(rendered.tokens, rendered.mask)
+                            dropped_thoughts += rendered.dropped_thoughts
                 if isinstance(examples, EpochReader):
                     writer.metadata |= {"left_out": examples.describe(), "read": examples.read, **(described or {})}
                     writer.metadata |= {"left_out_rows": examples.left_out} if examples.left_out else {}
+                writer.metadata |= _describe_documents(documents, dropped_thoughts)
         shard = TokenShard.open(directory, tokenizer.fingerprint())
-        if report := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
+        if report := "; ".join(filter(None, map(shard.metadata.get, ("contents", "left_out", "by_template")))):
             self.log(f"{source}: {report}")
         prepared.record_used(source, facts, [directory])
         self.documents.record_digest((shard,))
@@ -340,6 +346,22 @@ class DataPreparer:
         prepared.record_used(source, facts, directories)
         self.documents.record_digest((shard,))
         return shard
+
+
+def _describe_documents(documents: Sequence[int], dropped_thoughts: int) -> dict[str, Any]:
+    """Returns what a shard's metadata says of conversations that a model's template makes into several documents.
+
+    Args:
+        documents: of each conversation.
+        dropped_thoughts: answers whose thought the template leaves out.
+    """
+    described: list[str] = []
+    if several := sum(count > 1 for count in documents):
+        described.append(f"{several:,} conversations are several rows, since the chat template rewrites their history")
+    if dropped_thoughts:
+        described.append(f"the chat template leaves out the thoughts of {dropped_thoughts:,} answers")
+    found: dict[str, Any] = {"documents_by_row": list(documents)} if several else {}
+    return found | ({"by_template": "; ".join(described)} if described else {})
 
 
 def _digest_tasks() -> str:

@@ -124,4 +124,5 @@ def _render_answers(tokenizer: Tokenizer, conversations: Sequence[dict], where: 
 def _make_rollout(documents: Sequence[np.ndarray], prompt_length: int) -> Rollout:
     ids = np.concatenate(documents).astype(np.int64)
     is_target = np.concatenate([np.arange(len(document)) >= prompt_length for document in documents])
-    return Rollout(ids, is_target, np.zeros(len(ids), np.float32))
+    ends = np.cumsum([len(document) for document in documents]).tolist()
+    return Rollout(ids, is_target, np.zeros(len(ids), np.float32), starts=(0, *ends[:-1]))

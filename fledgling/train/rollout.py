@@ -34,6 +34,7 @@ class Rollout:
     advantage: float = 0.0
     loss_weight: float = 1.0  # of each of its tokens
     early_rewards: tuple[tuple[int, float], ...] = ()  # (position, part of the reward that arises there), of its turns
+    starts: tuple[int, ...] = (0,)  # where its documents begin: a pair of answers is two
 
     @classmethod
     def from_completion(
@@ -90,7 +91,7 @@ def pack_rollouts(rollouts: Sequence[Rollout], context: int, micro_batch_size: i
     tokens = np.full((rows, width), bos, dtype=np.int64)
     sampled = np.zeros((rows, width), dtype=bool)
     logprobs, rewards, advantages, loss_weights = np.zeros((4, rows, width), dtype=np.float32)
-    starts = np.zeros((rows, width), dtype=bool)  # of documents: at a BOS, unless it is sampled, when it ends an answer
+    starts = np.zeros((rows, width), dtype=bool)  # of documents, whatever tokens they begin with
     for row in range(plan.num_rows):
         position = 0
         for piece in range(plan.row_starts[row], plan.row_starts[row + 1]):
@@ -99,7 +100,7 @@ def pack_rollouts(rollouts: Sequence[Rollout], context: int, micro_batch_size: i
             tokens[row, span], sampled[row, span] = rollout.tokens[:length], rollout.sampled[:length]
             logprobs[row, span], loss_weights[row, span] = rollout.logprobs[:length], rollout.loss_weight
             rewards[row, span], advantages[row, span] = rollout.place_rewards(length), rollout.advantage
-            starts[row, span] = (tokens[row, span] == bos) & ~sampled[row, span]
+            starts[row, [position + start for start in rollout.starts if start < length]] = True
             position += length
         starts[row, position : position + 1] = True
     starts[plan.num_rows :, 0] = True  # a row of padding is one document; documents are numbered from 1

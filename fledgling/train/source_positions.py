@@ -45,12 +45,15 @@ class SetPart:
     skipped: frozenset[int] = frozenset()
     left_out: frozenset[int] = frozenset()
     pass_length: int | None = None  # conversations of a pass; None: its rows may have conversations of two passes
+    documents: tuple[int, ...] = ()  # of each conversation in the shard; (): one
 
     @property
     def held(self) -> list[int]:
-        """The numbers of the conversations in the shard, in their order."""
+        """The number of the conversation of each document in the shard."""
         absent = self.skipped | self.left_out
-        return [number for number in range(self.first, self.first + self.span) if number not in absent]
+        numbers = [number for number in range(self.first, self.first + self.span) if number not in absent]
+        counts = self.documents or (1,) * len(numbers)
+        return [number for number, count in zip(numbers, counts, strict=True) for _ in range(count)]
 
     @property
     def breaks(self) -> tuple[int, ...]:
@@ -71,7 +74,8 @@ class SetPart:
         is_left = np.ones(len(held), dtype=bool)
         is_left[read] = False
         entry["row"] = first_left = held[int(is_left.argmax())]
-        ahead = {held[document] for document in read.tolist()} | self.skipped
+        left = {held[document] for document in is_left.nonzero()[0].tolist()}
+        ahead = {held[document] for document in read.tolist()} - left | self.skipped
         if later := sorted(number for number in ahead if number > first_left):
             entry["ahead"] = later
         return entry

@@ -13,7 +13,7 @@ from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX
 from fledgling.data.prefetch import PREFETCH_STEPS, Prefetcher
 from fledgling.data.shards import ShardWriter, TokenShard
-from fledgling.data.stream import MixtureStream, RowSource, assign_document_ids, permutation
+from fledgling.data.stream import MixtureStream, RowSource, permutation
 
 BOS, USER, END = 90, 91, 92
 
@@ -116,9 +116,14 @@ def test_only_the_assistants_tokens_of_a_conversation_are_targets():
     assert batch.targets.tolist() == [[USER, 1, 2, END, BOS, USER, 1, 2, END, _, _]]  # padding is never learned
 
 
-def test_padding_is_one_document():
-    tokens = np.array([[BOS, 1, BOS, 2, BOS, BOS, BOS], [BOS, 1, 2, 3, 4, 5, BOS]])
-    assert assign_document_ids(tokens, BOS).tolist() == [[1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
+@pytest.mark.parametrize("first", [BOS, USER])
+def test_documents_are_separate_whatever_they_begin_with_and_padding_is_one(first):
+    """The chat templates of Qwen, Phi 3 and SmolLM write no BOS, and that of Llama 2 one before every question."""
+    source = RowSource(make_shard([first, 1, 2], [first, 3, BOS, 4]), "whole", 10, 0, BOS, END)
+    (batch,) = MixtureStream([(source, 1.0)], 1, 1, 1, 0, prefetch=False).next()
+    expected = [1, 1, 1, 2, 2, 2, 2, 3, 3, 3] if batch.tokens[0, 2] == 2 else [1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert batch.document_ids.tolist() == [expected]
+    assert source.read_row_documents(0).tolist() == [{1: 0, 2: 1, 3: -1}[n] for n in [*expected, 3]]
 
 
 # ---- mixtures ------------------------------------------------------------------------------------

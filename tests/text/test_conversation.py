@@ -128,7 +128,7 @@ def test_a_batch_is_rendered_like_single_conversations(tokenizer):
     conversations.append(
         make_conversation({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
     )
-    for conversation, many in zip(conversations, render_conversations(tokenizer, conversations), strict=True):
+    for conversation, (many,) in zip(conversations, render_conversations(tokenizer, conversations), strict=True):
         one = render_conversation(tokenizer, conversation)
         assert one.tokens.tolist() == many.tokens.tolist()
         assert one.mask.tolist() == many.mask.tolist()

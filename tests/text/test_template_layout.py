@@ -64,8 +64,9 @@ def test_tokens_are_those_of_transformers_and_answers_are_learned(name, plain):
     document = tokenizer.without_layout().tokenizer_json
     other = PreTrainedTokenizerFast(tokenizer_object=Library.from_str(json.dumps(document)), bos_token="<s>")
     other.eos_token, other.chat_template = end, template
-    rendered = render_conversation(tokenizer, {"messages": TALK})
-    assert rendered.tokens.tolist() == other.apply_chat_template(TALK, tokenize=True, return_dict=False)
+    ((rendered,),) = render_conversations(tokenizer, [{"messages": TALK}])
+    whole = other.apply_chat_template(TALK, tokenize=True, return_dict=False)
+    assert rendered.tokens.tolist() == whole[: len(rendered.tokens)] and rendered.tokens[-1] == tokenizer.assistant_end
     prompt = render_prompt(tokenizer, {"messages": TALK[:3]})
     expected = other.apply_chat_template(TALK[:3], add_generation_prompt=True, tokenize=True, return_dict=False)
     assert prompt == expected
@@ -74,7 +75,7 @@ def test_tokens_are_those_of_transformers_and_answers_are_learned(name, plain):
     assert [int(rendered.tokens[n - 1]) for n in rendered.turn_ends] == [tokenizer.assistant_end] * 2
     assert tokenizer.end_tokens >= {tokenizer.special_tokens[end]}
     continued = render_prompt(tokenizer, {"messages": TALK[:2]})
-    assert tokenizer.decode(continued).endswith("says 12") and render_conversations(tokenizer, [{"messages": TALK}])
+    assert tokenizer.decode(continued).endswith("says 12")
 
 
 def test_a_control_token_in_a_message_stays_text(plain):
@@ -94,9 +95,7 @@ def test_what_a_template_hides_or_rejects_is_reported(plain):
         render(BRACKETS, [{"role": "system", "content": "be kind"}, *TALK])
     with pytest.raises(UserError, match=r"leaves out the content of message 1"):
         render("{{ messages[-1].content }}")
-    with pytest.raises(UserError, match="repeats a message"):
-        render("{% for m in messages %}{{ m.content }}{% endfor %}{{ messages[-1].content }}")
-    with pytest.raises(UserError, match="changes the contents"):
+    with pytest.raises(UserError, match="or changes it"):
         render(CHATML.replace("m['content']", "m['content'] | replace('quick', 'slow')"))
     with pytest.raises(UserError, match=r"message 2 calls a tool"):
         parts = [{"type": "python", "text": "1+1"}, {"type": "output", "text": "2"}]

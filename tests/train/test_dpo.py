@@ -13,7 +13,9 @@ from fledgling.runtime.world import World
 from fledgling.text.conversation import render_conversation, render_prompt
 from fledgling.text.preferences import parse_pair
 from fledgling.train.dpo import PreferenceStream
-from fledgling.train.preference_data import load_preferences
+from fledgling.train.preference_data import load_preferences, render_pair
+from fledgling.train.rollout import pack_rollouts
+from tests.text.chat_templates import TALK, TEMPLATES, tokenizer_of
 from tests.train.rl.small_problems import tokenizer
 
 ROWS = [
@@ -99,6 +101,20 @@ def test_the_error_of_a_line_that_is_no_pair_names_the_line(line, why, tmp_path)
     with pytest.raises(UserError) as caught:
         load_preferences(str(file), False, tokenizer(), 65, print)
     assert why in str(caught.value) and ":2" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek r1"])
+def test_the_answers_of_a_pair_are_apart_and_after_their_prompt_by_any_chat_template(name):
+    """Qwen's writes no BOS, by which documents could be recognized."""
+    by_template = tokenizer_of(TEMPLATES[name])
+    rejected = [*TALK[:3], {"role": "assistant", "content": "<think>\nit is 3\n</think>\n\n12"}]
+    rollout, _ = render_pair(by_template, ({"messages": TALK}, {"messages": rejected}), 200, "here")
+    prompt = render_prompt(by_template, {"messages": TALK[:3]})
+    (batch,) = pack_rollouts([rollout], 199, 1, by_template.bos)
+    for number in (1, 2):
+        ids = batch.tokens[0][batch.document_ids[0] == number].tolist()
+        assert ids[: len(prompt)] == prompt and len(ids) > len(prompt)
+    assert int(batch.document_ids.max()) == 3, "padding"
 
 
 def test_pairs_longer_than_a_row_are_cut_and_logged(tmp_path):

@@ -22,7 +22,7 @@ from fledgling.train.hooks import NO_EVALS
 from fledgling.train.init_from import import_checkpoint
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.saver import CheckpointSaver
-from fledgling.train.source_positions import SourcePositions, carry_positions, read_positions
+from fledgling.train.source_positions import SetPart, SourcePositions, carry_positions, read_positions
 from tests.all_stages import make_all_stages_recipe
 from tests.made_up_sets import write_rows
 
@@ -150,6 +150,22 @@ def test_a_set_that_is_prepared_in_parts_continues_with_the_next_conversations(t
         ahead += entry.get("ahead", [])
     assert spanned, "a part has conversations of two passes"
     assert len(reads) == 50 and max(reads) == 2 and ahead, "rows take shorter conversations ahead of longer ones"
+
+
+def test_a_conversation_of_several_documents_is_read_when_all_of_them_are(tmp_path):
+    """Chat templates that rewrite the history make them: each row here is one document."""
+    with ShardWriter(tmp_path / "set", 1000, tokenizer="t") as writer:
+        for number in range(6):
+            writer.add_document([number] * CONTEXT)
+    source = RowSource(TokenShard.open(tmp_path / "set"), "whole", CONTEXT, 5, 999, 998, shuffled=False)
+    part = SetPart("set", "key", first=10, span=4, left_out=frozenset({12}), documents=(1, 3, 2))
+    assert part.held == [10, 11, 11, 11, 13, 13]
+    order = [int(source.read_row(row)[0][0]) for row in range(len(source))]
+    for rows in range(1, 7):
+        whole = {n for n in part.held if {d for d, held in enumerate(part.held) if held == n} <= set(order[:rows])}
+        entry = part.find_position(source, rows)
+        assert entry["row"] == (min(set(part.held) - whole) if rows < 6 else 14)
+        assert set(entry.get("ahead", [])) == {n for n in whole if n > entry["row"]}
 
 
 @pytest.mark.parametrize("change", ["edited", "gone", "small"])
