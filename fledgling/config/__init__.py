@@ -15,7 +15,7 @@ No module here imports torch or derives a value from the data or the machine.
 
 from fledgling.config.adapter import AdapterConfig
 from fledgling.config.distill import DistillConfig
-from fledgling.config.errors import UserError, did_you_mean, require_number
+from fledgling.config.errors import UserError, did_you_mean, require_number, show_name
 from fledgling.config.load import load_recipe, recipe_names
 from fledgling.config.model import ModelConfig
 from fledgling.config.recipe import (
@@ -52,4 +52,5 @@ __all__ = [
     "load_recipe",
     "recipe_names",
     "require_number",
+    "show_name",
 ]

@@ -44,7 +44,8 @@ from fledgling.corpora.tokenization import (
 )
 from fledgling.corpora.trained_tokenizer import read_training_facts, save_trained_tokenizer
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_documents
-from fledgling.files import resolve_data_root, split_columns
+from fledgling.files import require_names, resolve_data_root, split_columns
+from fledgling.files.columns import DOCUMENT_COLUMNS
 from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.runtime.cores import count_cores
@@ -71,7 +72,8 @@ def find_source(source: str, data_dir: str | Path | None = None) -> Path:
 
     Raises UserError, saying how to get it, where neither exists.
     """
-    source, _ = split_columns(source)
+    source, columns = split_columns(source)
+    require_names(source, columns, DOCUMENT_COLUMNS, "a document")
     path, under_root = Path(source), resolve_data_root(data_dir) / source
     if path.exists() or under_root.exists():
         return path if path.exists() else under_root

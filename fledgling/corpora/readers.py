@@ -36,9 +36,18 @@ from fledgling.corpora.row_files import (
     read_json_rows,
     read_parquet_rows,
 )
-from fledgling.files import LINE_SUFFIXES, TABLE_SUFFIXES, FolderContents, list_folder, open_file, split_suffixes
+from fledgling.files import (
+    LINE_SUFFIXES,
+    TABLE_SUFFIXES,
+    FolderContents,
+    NotTextError,
+    list_folder,
+    open_file,
+    open_text,
+    split_suffixes,
+)
 
-VERSION = 3  # raised when the same files give other documents
+VERSION = 4  # raised when the same files give other documents
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 OTHER_SUFFIXES = (".json", *TABLE_SUFFIXES, ".parquet")
 MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
@@ -156,7 +165,7 @@ def read_file_part(
 def read_part_in_folder(
     file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None = None
 ) -> Iterator[Document]:
-    """Yields as `read_file_part` does; counts a .json or .csv file without a column of text instead of raising.
+    """Yields as `read_file_part` does; counts a file of rows that is not UTF-8, or has no column of text (.json, .csv).
 
     Args:
         file: in the folder.
@@ -167,6 +176,8 @@ def read_part_in_folder(
     """
     try:
         yield from read_file_part(file, name, column, skipped, part)
+    except NotTextError:
+        skipped.add("undecodable", name)
     except NoTextColumnError:
         if split_suffixes(file)[0] not in (".json", *TABLE_SUFFIXES):
             raise
@@ -200,13 +211,13 @@ def _read_raw(
         elif kind in TEXT_SUFFIXES:
             yield from _read_text(file, name)
         else:
-            with open_file(file) as handle:
+            with open_text(file) as handle:
                 if kind in LINE_SUFFIXES:
                     yield from read_json_lines(handle, file, name, column, skipped, part)
                 elif kind == ".json":
                     yield from read_json_rows(handle, file, name, column, skipped)
                 else:
-                    yield from read_csv_rows(handle, file, name, column)
+                    yield from read_csv_rows(handle, file, name, column, skipped)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{file}: corrupt or cut short ({error}); expected {packed}, fetch or pack it again") from None
     except OSError as error:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.files import open_parquet_bytes, split_suffixes
+from fledgling.files import list_names, open_parquet_bytes, split_suffixes
 from fledgling.files.values import Unreadable, iterate_json, parse_json_line, read_lines, read_table
 
 TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
+NAME_COLUMN = (
+    "name yours after the path: PATH?text=COLUMN of documents, PATH?prompt=COLUMN&answer=COLUMN of conversations"
+)
 BATCH_ROWS = 256  # rows of a parquet file in memory at a time
 
 
@@ -59,7 +62,7 @@ class SkippedDocuments:
         counted = [
             (self.empty, "empty", self.first_empty),
             (self.undecodable, "not UTF-8 text", self.first_undecodable),
-            (self.broken, "not a JSON object", self.first_broken),
+            (self.broken, "malformed", self.first_broken),
             (self.textless, "files without a column of text", self.first_textless),
         ]
         reports = [f"{count:,} {what} (first: {first})" for count, what, first in counted if count]
@@ -90,11 +93,11 @@ def _find_text_column(names: Iterable[str], requested: str | None, file: Path) -
             return column
         if "messages" in names:
             raise NoTextColumnError(f'{file}: has conversations ("messages"), not documents; use it as chat:{file}')
-        present = ", ".join(names) or "none"
-        raise NoTextColumnError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {present}; name the text column")
+        present = list_names(names)
+        raise NoTextColumnError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {present}; {NAME_COLUMN}")
     if requested not in names:
         hint = did_you_mean(requested, names)
-        raise NoTextColumnError(f'{file}: no column "{requested}"{hint}; expected one of {", ".join(names) or "none"}')
+        raise NoTextColumnError(f'{file}: no column "{requested}"{hint}; expected one of {list_names(names)}')
     return requested
 
 
@@ -177,14 +180,27 @@ def read_json_rows(
             skipped.add(_reason_of(row), origin)
 
 
-def read_csv_rows(handle: BinaryIO, file: Path, name: str, requested: str | None) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of a .csv or .tsv file, whose first line names its columns."""
+def read_csv_rows(
+    handle: BinaryIO, file: Path, name: str, requested: str | None, skipped: SkippedDocuments
+) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of a .csv or .tsv file, whose first line names its columns.
+
+    Args:
+        handle: of the file, at its beginning.
+        file: for error messages, and whether its columns are separated by tabs.
+        name: for the origin of a row.
+        requested: the column of the text; None: the one that has it.
+        skipped: counts rows that are left out.
+    """
     column = None
     for number, row in enumerate(read_table(handle, split_suffixes(file)[0] == ".tsv"), 1):
-        if isinstance(row, Unreadable):
-            raise UserError(f"{file}: {row}; write it again")
-        column = column or _find_text_column(row, requested, file)
-        yield row[column].encode("utf-8", "surrogateescape"), f"{name}:{number}"
+        if not isinstance(row, Unreadable):
+            column = column or _find_text_column(row, requested, file)
+            yield row[column].encode("utf-8", "surrogateescape"), f"{name}:{number}"
+        elif row.ends_file:
+            raise (NoTextColumnError if column is None else UserError)(f"{file}: {row}; write it again")
+        else:
+            skipped.add("broken", f"{name}:{number}")
 
 
 @contextmanager

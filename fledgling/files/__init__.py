@@ -2,11 +2,12 @@
 
 Start with `folder.py` (which files are read), then `rows.py`: each row comes with its "FILE:LINE", so that an error can
 name the place however much later it is found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and
-for documents alike; `opening.py` opens what is compressed; `columns.py` reads the names of columns after a path.
+for documents alike, and `row_text.py` finds text in a row that is not UTF-8; `opening.py` opens what is compressed, and
+recognizes what is not text; `columns.py` reads the names of columns after a path.
 Packages that do not import each other (corpora, tasks) read through this one. No torch.
 """
 
-from fledgling.files.columns import split_columns
+from fledgling.files.columns import ColumnMap, list_names, require_names, split_columns
 from fledgling.files.folder import (
     COMPRESSED_SUFFIXES,
     FileStamps,
@@ -16,7 +17,7 @@ from fledgling.files.folder import (
     split_suffixes,
     stat_files,
 )
-from fledgling.files.opening import CORRUPT_FILE_ERRORS, open_file, open_parquet_bytes
+from fledgling.files.opening import CORRUPT_FILE_ERRORS, NotTextError, open_file, open_parquet_bytes, open_text
 from fledgling.files.rows import (
     ROW_FILES,
     BadRows,
@@ -37,17 +38,22 @@ __all__ = [
     "ROW_FILES",
     "TABLE_SUFFIXES",
     "BadRows",
+    "ColumnMap",
     "FileStamps",
     "FolderContents",
+    "NotTextError",
     "Row",
     "RowBlock",
     "is_row_file",
     "list_folder",
+    "list_names",
     "list_row_blocks",
     "open_file",
     "open_parquet_bytes",
+    "open_text",
     "read_rows",
     "require_file",
+    "require_names",
     "resolve_data_root",
     "split_columns",
     "split_suffixes",

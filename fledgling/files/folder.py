@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from fledgling.config.errors import show_name
 
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 
@@ -54,7 +57,10 @@ class FolderContents:
         kinds = Counter("".join(split_suffixes(file)) for file in self.files)
         read = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
         text = f"{len(self.files):,} file{'s' * (len(self.files) != 1)}" + (f" ({read})" if read else "")
-        others = [f"{n:,} {reason} (first: {self.examples[reason]})" for reason, n in sorted(self.passed_over.items())]
+        others = [
+            f"{n:,} {reason} (first: {show_name(self.examples[reason], sys.maxsize)})"
+            for reason, n in sorted(self.passed_over.items())
+        ]
         return text + (f"; passed over {self.passed_over.total():,}: {', '.join(others)}" if others else "")
 
 

@@ -1,25 +1,28 @@
 """Rows of JSONL, JSON, CSV and parquet files, each with its "FILE:LINE".
 
-A row that cannot be read is an error of one line. `RowBlock.iterate_rows` yields it in its place, for a caller that
-leaves such rows out and counts them; `read_rows` raises it. A corrupt file always raises.
+A row that cannot be read, or has text that is not UTF-8, is an error of one line. `RowBlock.iterate_rows` yields it in
+its place, for a caller that leaves such rows out and counts them; `read_rows` raises it. A corrupt file always raises.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fledgling.config import UserError
+from fledgling.config import UserError, show_name
 from fledgling.files.folder import split_suffixes
-from fledgling.files.opening import CORRUPT_FILE_ERRORS, open_file, open_parquet_bytes
+from fledgling.files.opening import CORRUPT_FILE_ERRORS, IF_ENCODED, open_parquet_bytes, open_text
+from fledgling.files.row_text import find_bad_text
 from fledgling.files.values import (
     LINE_SUFFIXES,
     TABLE_SUFFIXES,
     Unreadable,
+    describe_repeated,
     iterate_json,
     parse_json_line,
     read_lines,
@@ -36,21 +39,33 @@ ROWS_PER_BAD_ROW = 100  # one row in this many may be left out
 Row = dict[str, Any] | list[Any]  # a list: the messages of one conversation
 
 
+class NotUTF8Error(UserError):
+    """The text of a row is not UTF-8."""
+
+
 @dataclass
 class BadRows:
     """Counts the rows that are left out, and keeps the first error."""
 
     count: int = 0
     first: UserError | None = None
+    undecodable: int = 0
 
     def add(self, error: UserError) -> None:
         """Counts one row."""
         self.count, self.first = self.count + 1, self.first or error
+        self.undecodable += isinstance(error, NotUTF8Error)
 
     def require_few(self, rows: int) -> None:
         """Raises the first error if more than one in `ROWS_PER_BAD_ROW` of `rows` rows is left out."""
-        if self.first is not None and self.count * ROWS_PER_BAD_ROW > rows:
-            raise self.first
+        if self.count * ROWS_PER_BAD_ROW > rows:
+            raise UserError(self.explain())
+
+    def explain(self) -> str:
+        """Returns the first error, and how to convert the file if most errors are of text that is not UTF-8."""
+        if 2 * self.undecodable <= self.count:
+            return str(self.first or "")
+        return f"{self.first}; rows that are not UTF-8: {self.undecodable:,}; {IF_ENCODED}"
 
     def describe(self, rows: int) -> str:
         """Returns how many of `rows` rows are left out and the first error, or ""."""
@@ -98,14 +113,23 @@ class RowBlock:
 
     def iterate_rows(self) -> Iterator[tuple[Row | UserError, str]]:
         """Yields each row, also one that is a list, or the error of a row that cannot be read; with its place."""
+        kind = split_suffixes(self.path)[0]
+        name, is_table = show_name(self.path, sys.maxsize), kind in TABLE_SUFFIXES
+        expected = "" if is_table or kind == ".parquet" else f", expected {JSONL_FORMAT}"
         for number, row in self._iterate_values():
-            place = f"{self.path}:{number}"
+            place = f"{name}:{number}"
             if isinstance(row, Unreadable):
-                yield UserError(f"{place}: {row}, expected {JSONL_FORMAT}"), place
+                bad: Unreadable | None = row
             elif isinstance(row, dict | list):
-                yield row, place
+                bad = find_bad_text(row, is_table)
             else:
-                yield UserError(f"{place}: a value of type {type(row).__name__}, expected {JSONL_FORMAT}"), place
+                bad = Unreadable(f"a value of type {type(row).__name__}")
+            if bad is None:
+                yield row, place
+            elif bad.ends_file:
+                raise UserError(f"{place}: {bad}{f'; {IF_ENCODED}' if bad.undecodable else expected}")
+            else:
+                yield (NotUTF8Error if bad.undecodable else UserError)(f"{place}: {bad}{expected}"), place
 
     def _iterate_values(self) -> Iterator[tuple[int, Any]]:
         kind, packed = split_suffixes(self.path)
@@ -157,7 +181,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _open(path: Path) -> Iterator[BinaryIO]:
     """Opens a file. Raises UserError if that fails, or if reading finds it corrupt."""
     try:
-        with open_file(path) as handle:
+        with open_text(path) as handle:
             yield handle
     except OSError as error:
         if error.errno is not None:
@@ -221,7 +245,25 @@ def _list_row_groups(path: Path, as_one: bool) -> list[RowBlock]:
     return [RowBlock(path, size, first, index) for index, (size, first) in enumerate(zip(sizes, firsts, strict=True))]
 
 
-def _read_parquet(path: Path, groups: list[int] | None) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, groups: list[int] | None) -> Iterator[dict[str, Any] | Unreadable]:
     with _open_parquet(path) as table:
+        if repeated := describe_repeated(table.schema_arrow.names):
+            raise UserError(f"{path}: {repeated}")
         for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
-            yield from batch.to_pylist()
+            try:
+                yield from batch.to_pylist()
+            except (ValueError, OverflowError):  # text that is not UTF-8, a date without a Python object
+                yield from (_read_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
+
+
+def _read_parquet_row(batch: Any) -> dict[str, Any] | Unreadable:
+    """Returns the only row of a batch, or why it has none."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column.to_pylist()[0]
+        except UnicodeDecodeError:
+            return Unreadable(f'not UTF-8 (the column "{show_name(name)}"); write the file again with text in UTF-8')
+        except (ValueError, OverflowError) as error:
+            return Unreadable(f'the column "{show_name(name)}" cannot be read ({show_name(error)})')
+    return row

@@ -9,9 +9,13 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, BinaryIO
+
+from fledgling.config.errors import show_name
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -19,6 +23,7 @@ MAX_ROW_BYTES = 1 << 26  # a longer line, entry or cell is no row
 READ_BYTES = 1 << 16
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 WHITE_SPACE = " \t\r\n"
+NO_MORE = "so what follows cannot be read"
 CLOSING = '}]"'  # the last character of a value that no more text can change
 
 
@@ -28,6 +33,7 @@ class Unreadable:
 
     reason: str
     undecodable: bool = False  # it is not UTF-8
+    ends_file: bool = False  # what follows it cannot be read
 
     def __str__(self) -> str:
         return self.reason
@@ -76,13 +82,16 @@ def iterate_json(handle: BinaryIO) -> Iterator[Any | Unreadable]:
         separators = WHITE_SPACE + "," if in_array else WHITE_SPACE
         while (first := buffer.skip(separators)) and not (in_array and first == "]"):
             value = buffer.parse_value()
+            if isinstance(value, Unreadable) and in_array:
+                yield replace(value, reason=f"{value} in an array, {NO_MORE}", ends_file=True)
+                return
             yield value
-            if isinstance(value, Unreadable) and (in_array or not buffer.skip_line()):
+            if isinstance(value, Unreadable) and not buffer.skip_line():
                 return
         if in_array and not first:
             yield Unreadable("the array has no end, so the file was cut off")
     except UnicodeDecodeError:
-        yield Unreadable("not UTF-8", undecodable=True)
+        yield Unreadable(f"not UTF-8, {NO_MORE}", undecodable=True, ends_file=True)
 
 
 class _TextBuffer:
@@ -142,27 +151,45 @@ def _decode(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any | Unread
 def read_table(handle: BinaryIO, is_tabbed: bool) -> Iterator[dict[str, str] | Unreadable]:
     """Yields the rows of a .csv or .tsv file, whose first line names its columns; of a corrupt one, the reason last.
 
-    A cell is "" where a row is too short. Bytes that are not UTF-8 become lone surrogates. What follows a cell or a
-    line of more than `MAX_ROW_BYTES` is not read. A last row that ends inside quotes is no row: the file was cut off.
+    A first line without a comma may have semicolons, or tabs, between its columns. If it has spaces after them, those
+    in the rows are no part of the cells. A cell is "" where a row is too short; a row that is too long is none. Bytes
+    that are not UTF-8 become lone surrogates. What follows a cell or a line of more than `MAX_ROW_BYTES` is not read. A
+    last row that ends inside quotes is no row: the file was cut off.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
     lines = _TextLines(handle)
-    table = csv.reader(lines, delimiter="\t" if is_tabbed else ",")
-    names: list[str] | None = None
-    first = 1
     try:
+        names: list[str] | None = None
+        header = lines.peek()
+        delimiter = "\t" if is_tabbed else next((mark for mark in ",;\t" if mark in header), ",")
+        table = csv.reader(lines, delimiter=delimiter, skipinitialspace=f"{delimiter} " in header)
+        first = lines.number
         for cells in table:
             if lines.at_end:  # the reader asked for more text before it gave this row
-                yield Unreadable(f"line {first} is not CSV (a quoted cell has no end, so the file was cut off)")
+                reason = f"line {first} is not CSV (a quoted cell has no end, so the file was cut off)"
+                yield Unreadable(reason, ends_file=names is None)
             elif names is None:
                 names = cells
-                if not names:
+                as_json = "its first line begins as JSON does; end its name with .jsonl or .json"
+                is_json = names[:1] and names[0].lstrip().startswith(("{", "["))
+                if problem := as_json if is_json else describe_repeated(filter(None, names)):
+                    yield Unreadable(problem, ends_file=True)
                     return
+            elif any(cells[len(names) :]):
+                found = f"line {first} has {len(cells)} cells, and the first line names {len(names)} columns"
+                yield Unreadable(f"{found}; write quotes around a cell that holds the separator")
             elif cells:
                 yield dict(zip(names, [*cells, *[""] * (len(names) - len(cells))], strict=False))
-            first = table.line_num + 1
+            first = lines.number + 1
     except (csv.Error, _TooLongError) as error:
-        yield Unreadable(f"line {table.line_num + 1} is not CSV ({error})")
+        reason = str(error).partition(" - ")[0]  # what follows is about Python's open()
+        yield Unreadable(f"line {lines.number} is not CSV ({reason}), {NO_MORE}", ends_file=True)
+
+
+def describe_repeated(names: Iterable[str]) -> str:
+    """Returns which of the names of columns is there twice, and what to do; "" for none."""
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    return "" if repeated is None else f'two columns have the name "{show_name(repeated)}"; give one another name'
 
 
 class _TooLongError(Exception):
@@ -170,16 +197,28 @@ class _TooLongError(Exception):
 
 
 class _TextLines(Iterator[str]):
-    """The lines of a file as text; at_end: whether a line was asked for after the last."""
+    """The lines of a file as text, without the empty ones before the first.
+
+    number: of the line that was read last. at_end: whether a line was asked for after the last.
+    """
 
     def __init__(self, handle: BinaryIO) -> None:
-        self.lines, self.start, self.at_end = read_lines(handle), BYTE_ORDER_MARK, False
+        self.lines, self.start, self.number, self.at_end = read_lines(handle), BYTE_ORDER_MARK, 0, False
+        self.waiting: list[str] = []
+
+    def peek(self) -> str:
+        """Returns the first line, which is still to come; "" for none. Raises _TooLongError."""
+        self.waiting = list(islice((line for line in self if line.strip()), 1))
+        return "".join(self.waiting)
 
     def __next__(self) -> str:
+        if self.waiting:
+            return self.waiting.pop()
         entry = next(self.lines, None)
         if entry is None:
             self.at_end = True
             raise StopIteration
+        self.number += 1
         if entry[1] is None:
             raise _TooLongError(f"longer than {MAX_ROW_BYTES:,} bytes")
         text = entry[1].removeprefix(self.start).decode(errors="surrogateescape")

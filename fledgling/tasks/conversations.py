@@ -19,14 +19,17 @@ from fledgling.config import UserError
 from fledgling.files import (
     ROW_FILES,
     BadRows,
+    ColumnMap,
     FileStamps,
     Row,
     RowBlock,
     is_row_file,
     list_folder,
     list_row_blocks,
+    require_names,
     stat_files,
 )
+from fledgling.files.columns import CONVERSATION_COLUMNS
 from fledgling.tasks.task import TRAIN, shuffle_indices
 from fledgling.text.forms import EXPECTED, parse_conversation
 
@@ -105,11 +108,13 @@ def load_conversations(path: str | Path, name: str, columns: Mapping[str, str] |
         raise UserError(f"cannot read {path}: no such file; expected {ROW_FILES} of conversations")
     folder = list_folder(path, is_row_file) if path.is_dir() else None
     files = folder.files if folder else [path]
-    count, bad, changes = 0, BadRows(), Counter[str]()
+    require_names(path, columns or (), CONVERSATION_COLUMNS, "a conversation")
+    count, bad, changes, mapped = 0, BadRows(), Counter[str](), ColumnMap(path, columns)
     for file in files:
         for block in list_row_blocks(file):
             for row, location in block.iterate_rows():
                 count += 1
+                mapped.add(row)
                 try:
                     _parse_row(row, location, columns, changes)
                 except UserError as error:
@@ -117,6 +122,7 @@ def load_conversations(path: str | Path, name: str, columns: Mapping[str, str] |
     if not count:
         found = f" ({folder.describe()})" if folder else ""
         raise UserError(f"{path} holds no conversation{found}; expected lines like {EXPECTED}")
+    mapped.require_all()
     bad.require_few(count)
     changed = "messages changed: " + ", ".join(f"{n:,} {CHANGES[kind]}" for kind, n in sorted(changes.items()))
     contents = [folder.describe() if folder else "", changed if changes else ""]

@@ -7,6 +7,7 @@ Rows are read by the same functions as in training. Start with `inspect_data`. I
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +18,36 @@ from typing import Any
 
 import numpy as np
 
-from fledgling.config import UserError
+from fledgling.config import UserError, show_name
 from fledgling.corpora.document import Document
 from fledgling.corpora.ngram_overlap import NGRAM_WORDS, find_overlap
 from fledgling.corpora.readers import SkippedDocuments, is_text_file, list_source, read_file_part
-from fledgling.files import BadRows, Row, is_row_file, list_folder, list_row_blocks, split_columns
+from fledgling.files import (
+    BadRows,
+    ColumnMap,
+    Row,
+    is_row_file,
+    list_folder,
+    list_row_blocks,
+    require_names,
+    split_columns,
+)
+from fledgling.files.columns import CONVERSATION_COLUMNS, DOCUMENT_COLUMNS, JUDGED_COLUMNS, PAIR_COLUMNS
 from fledgling.tasks import PUBLIC_TASKS
 from fledgling.tasks.contamination import read_test_splits
 from fledgling.tasks.conversations import CHANGES
 from fledgling.text.conversation import RenderedConversation, render_conversations
-from fledgling.text.forms import find_column, parse_conversation, recognize_form, rename_columns
-from fledgling.text.preferences import CHOSEN, LABELS, parse_judged, parse_pair
+from fledgling.text.form_columns import CHOSEN, LABELS, find_column, rename_columns
+from fledgling.text.forms import parse_conversation, recognize_form
+from fledgling.text.preferences import parse_judged, parse_pair
 from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-KINDS = ("conversations", "pairs", "judged answers", "documents")
+KINDS = {  # what a file holds -> the columns that may be named
+    "conversations": CONVERSATION_COLUMNS,
+    "pairs": PAIR_COLUMNS,
+    "judged answers": JUDGED_COLUMNS,
+    "documents": DOCUMENT_COLUMNS,
+}
 EXAMPLES = 10
 MAX_ROWS = 100_000
 MAX_SHOWN_CHARACTERS = 4_000  # of an example
@@ -137,14 +154,15 @@ def inspect_data(
     path = Path(name)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    bad, changes, skipped = BadRows(), Counter[str](), SkippedDocuments()
+    bad, changes, skipped, mapped = BadRows(), Counter[str](), SkippedDocuments(), ColumnMap(path, columns)
     words = tokenizer or Tokenizer.train([], 256 + len(SPECIAL_TOKENS), letter_tokens=False)
     files, contents = _list_files(path)
     kind = _find_kind(files, columns)
+    require_names(path, columns, KINDS[kind], kind)
     if kind == "documents":
         entries = _read_documents(files, path, columns.get("text"), skipped)
     else:
-        entries = _read_rows(files, kind, columns, bad, changes)
+        entries = _read_rows(files, kind, columns, bad, changes, mapped)
     forms, repeats, examples, count = Counter[str](), Repeats.create(), Examples(), 0
     lengths: list[int] = []
     learned: list[int] = []
@@ -160,17 +178,19 @@ def inspect_data(
             lengths.append(size)
             learned.append(targets)
     more = next(entries, None) is not None
+    if not more:
+        mapped.require_all()
     if not count:
-        reason = bad.first or (f"{skipped}" if skipped.total else "it is empty")
+        reason = bad.explain() or (f"{skipped}" if skipped.total else "it is empty")
         raise UserError(f"{path}: nothing to learn from; {reason}")
     return {
-        "source": source,
+        "source": show_name(source, sys.maxsize),
         "kind": kind,
         "contents": contents,
         "rows": count,
         "more_rows": more,
         "forms": dict(forms.most_common()),
-        "left_out": {"rows": bad.count or skipped.total, "first": str(bad.first or skipped or "")},
+        "left_out": {"rows": bad.count or skipped.total, "first": bad.explain() or str(skipped)},
         "changed": {CHANGES[name]: number for name, number in changes.most_common()},
         "unit": "tokens" if tokenizer else "bytes",
         "lengths": _summarize(lengths),
@@ -208,7 +228,10 @@ def _find_kind(files: Sequence[Path], columns: Mapping[str, str]) -> str:
                     kinds[_kind_of(row, columns)] += 1
         if kinds.total() >= SAMPLED_ROWS:
             break
-    return kinds.most_common(1)[0][0] if kinds else "conversations"
+    kind = kinds.most_common(1)[0][0] if kinds else "conversations"
+    if kind == "documents" and set(columns) - set(DOCUMENT_COLUMNS):  # a name that no row has is an error of its own
+        return next((name for name, names in KINDS.items() if set(columns) <= set(names)), kind)
+    return kind
 
 
 def _kind_of(row: Row, columns: Mapping[str, str]) -> str:
@@ -225,16 +248,17 @@ def _read_documents(
 ) -> Iterator[Entry]:
     for file in files:
         name = file.name if file == root else file.relative_to(root).as_posix()
-        for document in read_file_part(file, name, column, skipped):
+        for document in read_file_part(file, show_name(name, sys.maxsize), column, skipped):
             yield Entry(document.origin, "text", text=document.text)
 
 
 def _read_rows(
-    files: Sequence[Path], kind: str, columns: Mapping[str, str], bad: BadRows, changes: Counter[str]
+    files: Sequence[Path], kind: str, columns: Mapping[str, str], bad: BadRows, changes: Counter[str], mapped: ColumnMap
 ) -> Iterator[Entry]:
     for file in files:
         for block in list_row_blocks(file) if is_row_file(file) else ():
             for row, place in block.iterate_rows():
+                mapped.add(row)
                 try:
                     if isinstance(row, UserError):
                         raise row

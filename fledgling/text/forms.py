@@ -6,27 +6,35 @@
     Alpaca            {"instruction", "input", "output"}, with "history" [[question, answer], ...]
     prompt, answer    a column of `QUESTIONS` and one of `ANSWERS`, each text or a list of messages
 
-Any of them may have a column of `SYSTEMS`, and "tools". A list may be given as the text of its JSON, as a .csv has it.
+Any of them may have a column of `SYSTEMS`, and "tools"; the names are in form_columns.py. A list may be given as text,
+as a .csv has it, and a text as a number (cell_values.py).
 Messages that the layout cannot take are joined or dropped by the rule of turns.py; what is not answered at the end is
 cut. Start with `parse_conversation`; pairs of answers are in preferences.py.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fledgling.config import UserError
+from fledgling.files.columns import list_names
+from fledgling.text.cell_values import describe_kind, is_list, is_message, parse_list, parse_messages, read_scalar
+from fledgling.text.form_columns import (
+    ANSWERS,
+    CONTEXTS,
+    QUESTIONS,
+    SYSTEMS,
+    TOOLS,
+    Row,
+    find_column,
+    find_messages,
+    is_blank,
+    rename_columns,
+)
 from fledgling.text.turns import THOUGHTS, is_learned, normalize_turns
 
-MESSAGES = ("messages", "conversations", "conversation")
-QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
-ANSWERS = ("output", "completion", "response", "answer", "solution")
-CONTEXTS = ("input", "context")  # follow the question
-SYSTEMS = ("system", "system_prompt")
-GROUPS = (MESSAGES, QUESTIONS[:-1], ANSWERS, CONTEXTS, SYSTEMS)  # of columns of which a row needs one
 ROLES = {
     "human": "user",
     "prompter": "user",
@@ -38,10 +46,10 @@ ROLES = {
     "ipython": "tool",
 }
 CALL_ROLES = ("function_call", "tool_call")  # of a message that is a call, as ShareGPT's
+MAP = "name yours after the path: PATH?prompt=COLUMN&answer=COLUMN"
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 Message = dict[str, Any]
-Row = Mapping[str, Any] | Sequence[Any]
 
 
 def parse_conversation(
@@ -63,6 +71,8 @@ def parse_conversation(
         messages, made = normalize_turns(conversation["messages"], conversation.get("tools"))
     except UserError as error:
         raise UserError(f"{place}: {error}; expected {EXPECTED}") from None
+    except RecursionError:
+        raise UserError(f"{place}: nested too deeply; expected {EXPECTED}") from None
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
         made.append("not answered")
@@ -80,89 +90,59 @@ def recognize_form(row: Row, columns: Mapping[str, str] | None = None) -> str:
     row = rename_columns(row, columns)
     if not isinstance(row, Mapping):
         return "list of messages"
-    if column := find_column(row, MESSAGES):
+    if column := find_messages(row):
         listed = parse_list(row[column])
-        first = listed[0] if isinstance(listed, Sequence) and listed else None
+        first = listed[0] if is_list(listed) and listed else None
         return "ShareGPT" if isinstance(first, Mapping) and "from" in first else column
     if find_column(row, ANSWERS) and find_column(row, QUESTIONS):
-        return ", ".join(name for name in (*QUESTIONS[:-1], *CONTEXTS, *ANSWERS) if row.get(name))
+        names = (*QUESTIONS[:-1], *CONTEXTS, *ANSWERS)
+        return ", ".join(name for name in names if find_column(row, [name]) and not is_blank(row[name]))
     return ""
-
-
-def rename_columns(row: Row, columns: Mapping[str, str] | None) -> Row:
-    """Returns a row with its columns under the names of a form; columns: name of a form -> that of the file."""
-    if not columns or not isinstance(row, Mapping):
-        return row
-    renamed = {name: row[column] for name, column in columns.items() if column in row}
-    replaced = {*columns.values(), *(other for group in GROUPS for name in renamed if name in group for other in group)}
-    return {**{name: value for name, value in row.items() if name not in replaced}, **renamed}
-
-
-def find_column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Returns the first of `names` that the row has a value for."""
-    return next((name for name in names if row.get(name) is not None), None)
-
-
-def parse_list(value: Any) -> Any:
-    """Returns the list whose JSON `value` is, or `value` itself where it is no such text."""
-    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
 
 
 def read_messages(value: Any) -> list[Message]:
     """Returns a list of messages with OpenAI's roles and keys, from any of its forms. Raises UserError."""
     value = parse_list(value)
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise UserError(f"expected a list of messages, got {_describe_kind(value)}")
+    if not is_list(value) or not value:
+        raise UserError(f"expected a list of messages, got {describe_kind(value)}")
     return [_read_message(number, message) for number, message in enumerate(value, 1)]
 
 
 def read_prompt(row: Mapping[str, Any]) -> list[Message]:
     """Returns the messages before an answer: system, history and question of a row. Raises UserError."""
     messages: list[Message] = []
-    if (system := find_column(row, SYSTEMS)) and row[system]:
-        messages.append({"role": "system", "content": row[system]})
-    if column := find_column(row, MESSAGES):
+    if (system := find_column(row, SYSTEMS)) and not is_blank(row[system]):
+        messages.append({"role": "system", "content": read_scalar(row[system])})
+    if column := find_messages(row):
         return [*messages, *read_messages(row[column])]
     question = find_column(row, QUESTIONS)
     if question is None:
-        names = ", ".join(map(str, row)) or "none"
-        raise UserError(f"no form of a conversation has the columns {names}; name yours in [columns]")
-    for pair in row.get("history") or ():
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise UserError(f"history is {_describe_kind(pair)}; expected pairs of a question and its answer")
-        messages += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
-    content = parse_list(row[question])
+        raise UserError(f"no form of a conversation has the columns {list_names(row)}; {MAP}")
+    messages += _read_history(row)
+    content = _read_text_or_messages(row[question], f'"{question}"')
     if not isinstance(content, str):
-        return [*messages, *read_messages(content)]
+        return [*messages, *content]
     context = find_column(row, [name for name in CONTEXTS if name != question])
-    added = row[context] if context else ""
+    added = read_scalar(row[context]) if context else ""
     if not isinstance(added, str):
-        raise UserError(f'"{context}" is {_describe_kind(added)}; expected text')
+        raise UserError(f'"{context}" is {describe_kind(added)}; expected text')
     return [*messages, {"role": "user", "content": f"{content}\n{added}" if added.strip() else content}]
 
 
 def read_answer(value: Any) -> list[Message]:
     """Returns an answer as messages: it is a text, a message, or a list of messages. Raises UserError."""
-    value = parse_list(value)
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
-    if not isinstance(value, Mapping | Sequence):
-        raise UserError(f"an answer is {_describe_kind(value)}; expected text or messages")
-    return read_messages([value] if isinstance(value, Mapping) else value)
+    content = _read_text_or_messages(value, "an answer")
+    return [{"role": "assistant", "content": content}] if isinstance(content, str) else content
 
 
 def read_tools(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {"tools": [...]} of a row that has some, else {}. Raises UserError."""
-    tools = parse_list(row.get("tools") or row.get("functions") or ())
-    if isinstance(tools, str) and not tools.strip():
+    column = find_column(row, TOOLS)
+    tools = parse_list(row[column]) if column else ()
+    if is_blank(tools):
         return {}
-    if isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise UserError(f"tools are {_describe_kind(tools)}; expected a list of objects")
+    if not is_list(tools) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UserError(f"tools are {describe_kind(tools)}; expected a list of objects")
     return {"tools": list(tools)} if tools else {}
 
 
@@ -171,12 +151,38 @@ def _read_conversation(row: Row) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         return {"messages": read_messages(row)}
     prompt = read_prompt(row)
-    if find_column(row, MESSAGES) is None:
+    if find_messages(row) is None:
         answer = find_column(row, ANSWERS)
         if answer is None:
-            raise UserError(f"no answer in the columns {', '.join(map(str, row))}; name yours in [columns]")
+            raise UserError(f"no answer in the columns {list_names(row)}; {MAP}")
         prompt += read_answer(row[answer])
     return {"messages": prompt, **read_tools(row)}
+
+
+def _read_text_or_messages(value: Any, what: str) -> str | list[Message]:
+    """Returns a text, or messages where `value` is one or a list of them. Raises UserError, which says of `what`."""
+    value = parse_messages(read_scalar(value))
+    if isinstance(value, str):
+        return value
+    messages = value if is_list(value) else [value]
+    if not any(map(is_message, messages)):
+        raise UserError(f"{what} is {describe_kind(value)}; expected text or messages")
+    return read_messages(messages)
+
+
+def _read_history(row: Mapping[str, Any]) -> list[Message]:
+    """Returns the turns in Alpaca's "history", pairs of a question and its answer. Raises UserError."""
+    pairs = parse_list(row["history"]) if find_column(row, ["history"]) else ()
+    if is_blank(pairs):
+        return []
+    messages: list[Message] = []
+    for pair in pairs if is_list(pairs) else [pairs]:
+        if not is_list(pair) or len(pair) != 2:
+            raise UserError(f"history is {describe_kind(pair)}; expected pairs of a question and its answer")
+        messages += [
+            {"role": role, "content": read_scalar(text)} for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+    return messages
 
 
 def _has_learned_part(message: Message) -> bool:
@@ -187,9 +193,11 @@ def _has_learned_part(message: Message) -> bool:
 
 def _read_message(number: int, message: Any) -> Message:
     if not isinstance(message, Mapping):
-        raise UserError(f"message {number} is {_describe_kind(message)}; expected an object")
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
+        raise UserError(f"message {number} is {describe_kind(message)}; expected an object")
+    role, content = (
+        read_scalar(message[name]) if (name := find_column(message, names)) else None
+        for names in (("role", "from"), ("content", "value"))
+    )
     if not isinstance(role, str):
         raise UserError(f'message {number} has no "role"')
     role = ROLES.get(role.lower(), role.lower())
@@ -204,16 +212,8 @@ def _read_message(number: int, message: Any) -> Message:
 
 def _read_calls(number: int, content: Any) -> list[dict[str, Any]]:
     """Returns the calls in the text of a message that is a call."""
-    try:
-        value = json.loads(content) if isinstance(content, str) else content
-    except (ValueError, RecursionError):
-        value = None
+    value = parse_list(content)
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, Mapping) for call in calls):
         raise UserError(f'message {number} is a call, but no JSON {{"name": ..., "arguments": ...}}')
     return [{"function": call} for call in calls]
-
-
-def _describe_kind(value: Any) -> str:
-    """Returns a value's kind, and its beginning."""
-    return f"{type(value).__name__} {str(value)[:40]!r}"

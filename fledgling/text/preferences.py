@@ -13,25 +13,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.text.forms import (
+from fledgling.files.columns import list_names
+from fledgling.text.cell_values import parse_list, parse_messages, read_scalar
+from fledgling.text.form_columns import (
+    CHOSEN,
+    LABELS,
     MESSAGES,
     QUESTIONS,
-    Message,
+    REJECTED,
     Row,
     find_column,
-    parse_conversation,
-    parse_list,
-    read_answer,
-    read_prompt,
-    read_tools,
     rename_columns,
 )
+from fledgling.text.forms import Message, parse_conversation, read_answer, read_prompt, read_tools
 from fledgling.text.turns import normalize_turns
 
 EXPECTED_PAIR = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 EXPECTED_JUDGED = '{"prompt": "...", "completion": "...", "label": true}'
-CHOSEN, REJECTED = ("chosen", "preferred_output"), ("rejected", "non_preferred_output")
-LABELS = ("label", "kto_tag")
+TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+MAP_PAIR = "name yours after the path: PATH?prompt=COLUMN&chosen=COLUMN&rejected=COLUMN"
+MAP_LABEL = "name yours after the path: PATH?label=COLUMN"
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # of a dialogue in one text
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
@@ -59,6 +60,8 @@ def parse_pair(row: Row, place: str, columns: Mapping[str, str] | None = None) -
             raise UserError("no prompt precedes the answers")
     except UserError as error:
         raise UserError(f"{place}: {error}; expected {EXPECTED_PAIR}") from None
+    except RecursionError:
+        raise UserError(f"{place}: nested too deeply; expected {EXPECTED_PAIR}") from None
     return conversations[0], conversations[1]
 
 
@@ -73,9 +76,10 @@ def parse_judged(row: Row, place: str, columns: Mapping[str, str] | None = None)
         return [(chosen, True), (rejected, False)]
     label = find_column(row, LABELS) if isinstance(row, Mapping) else None
     value = row[label] if label and isinstance(row, Mapping) else None
-    truth = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    truth = TRUTHS.get(str(value).strip().lower())
     if truth is None:
-        raise UserError(f"{place}: no label that is true or false; expected {EXPECTED_JUDGED}")
+        columns_there = f" in the columns {list_names(row)}; {MAP_LABEL}" if label is None else ""
+        raise UserError(f"{place}: no label that is true or false{columns_there}; expected {EXPECTED_JUDGED}")
     return [(parse_conversation(row, place), truth)]
 
 
@@ -84,9 +88,10 @@ def _read_pair(row: Mapping[str, Any]) -> tuple[list[Message], Any, tuple[list[M
     columns = find_column(row, CHOSEN), find_column(row, REJECTED)
     for names, column in zip((CHOSEN, REJECTED), columns, strict=True):
         if column is None:
-            raise UserError(f'no "{names[0]}" in the columns {", ".join(map(str, row)) or "none"}')
-    values = [parse_list(row[column]) for column in columns if column]
-    source = row["input"] if isinstance(row.get("input"), Mapping) else row
+            raise UserError(f'no "{names[0]}" in the columns {list_names(row)}; {MAP_PAIR}')
+    values = [parse_messages(read_scalar(row[column])) for column in columns if column]
+    given = parse_list(row.get("input"))
+    source = given if isinstance(given, Mapping) and find_column(given, MESSAGES) else row
     tools = read_tools(source).get("tools")
     dialogues = [_split_dialogue(value) if isinstance(value, str) else read_answer(value) for value in values]
     if all(len(messages) > 1 and messages[0]["role"] != "assistant" for messages in dialogues):

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.files import ROW_FILES, BadRows, list_row_blocks, require_file, split_columns
+from fledgling.files import (
+    ROW_FILES,
+    BadRows,
+    ColumnMap,
+    list_row_blocks,
+    require_file,
+    require_names,
+    split_columns,
+)
+from fledgling.files.columns import JUDGED_COLUMNS, PAIR_COLUMNS
 from fledgling.text.conversation import render_conversation, render_prompt
 from fledgling.text.preferences import EXPECTED_JUDGED, EXPECTED_PAIR, Pair, parse_judged, parse_pair
 from fledgling.text.tokenizer import Tokenizer
@@ -72,11 +81,13 @@ def load_preferences(
     name, columns = split_columns(source)
     path, what, expected = Path(name), *(("answer", EXPECTED_JUDGED) if judged else ("pair", EXPECTED_PAIR))
     require_file(path, f"{ROW_FILES} of rows like {expected}", "dpo.pairs")
+    require_names(f"dpo.pairs: {path}", columns, JUDGED_COLUMNS if judged else PAIR_COLUMNS, f"rows like {expected}")
     found: list[tuple[Rollout, bool]] = []
-    bad, unusable, count = BadRows(), BadRows(), 0
+    bad, unusable, count, mapped = BadRows(), BadRows(), 0, ColumnMap(path, columns)
     for block in list_row_blocks(path):
         for row, where in block.iterate_rows():
             count += 1
+            mapped.add(row)
             try:
                 if isinstance(row, UserError):
                     raise row
@@ -89,6 +100,7 @@ def load_preferences(
                 unusable.add(error)
             except UserError as error:
                 bad.add(error)
+    mapped.require_all()
     bad.require_few(count)
     if not found and unusable.count:
         raise UserError(f"dpo.pairs: none of the {unusable.count:,} {what}s can be learned from; {unusable.first}")

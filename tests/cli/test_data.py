@@ -23,7 +23,7 @@ def test_info_counts_the_documents_of_a_file(tmp_path, capsys):
     output, notice = capsys.readouterr()
     figures = json.loads(output)
     assert figures["documents"] == 200 and figures["validation_documents"] > 0
-    assert "1 not a JSON object (first: rows.jsonl:201)" in notice
+    assert "1 malformed (first: rows.jsonl:201)" in notice
 
 
 @pytest.mark.parametrize(

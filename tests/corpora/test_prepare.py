@@ -24,6 +24,8 @@ def test_a_source_is_a_path_or_a_name_under_the_data_root(source, tmp_path):
     assert find_source(str(source)) == find_source("notes.jsonl", tmp_path / "data") == source
     with pytest.raises(UserError, match=r"nowhere: no such file or folder.*expected \"embedded\""):
         find_source("nowhere", tmp_path)
+    with pytest.raises(UserError, match=r"\?prompt= names no column of a document"):
+        find_source(f"{source}?prompt=x")
     with pytest.raises(UserError, match="`fledgling data fetch climbmix`"):
         find_source("climbmix", tmp_path)
     assert list(read_training_texts(["notes.jsonl"], tmp_path / "data", print)) == TEXTS

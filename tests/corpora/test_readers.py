@@ -90,7 +90,7 @@ def test_unusable_documents_are_skipped_and_counted(tmp_path):
     assert (skipped.empty, skipped.undecodable, skipped.broken, skipped.total) == (3, 1, 2, 6)
     assert str(skipped) == (
         "skipped 3 empty (first: rows.jsonl:2), 1 not UTF-8 text (first: rows.jsonl:4),"
-        " 2 not a JSON object (first: rows.jsonl:5)"
+        " 2 malformed (first: rows.jsonl:5)"
     )
     assert str(SkippedDocuments()) == ""
 
@@ -198,13 +198,16 @@ def test_a_folder_without_a_file_to_read_says_what_it_has(tmp_path):
 def test_files_without_text_next_to_others_are_counted(tmp_path):
     (tmp_path / "package.json").write_text('{"name": "x"}')
     (tmp_path / "prices.csv").write_text("price\n3\n")
+    (tmp_path / "twice.csv").write_text("text,text\nx,y\n")
+    (tmp_path / "wide.csv").write_text("text\nx,y\n", encoding="utf-16")
     (tmp_path / "none.jsonl").write_text("")
     write_table(tmp_path / "none.parquet", {"text": pyarrow.array([], pyarrow.string())})
     (tmp_path / "a.txt").write_text("words")
     skipped = SkippedDocuments()
     assert [document.text for document in read_documents(tmp_path, skipped=skipped)] == ["words"]
     assert str(skipped) == (
-        "skipped 2 empty (first: none.jsonl), 2 files without a column of text (first: package.json)"
+        "skipped 2 empty (first: none.jsonl), 1 not UTF-8 text (first: wide.csv), "
+        "3 files without a column of text (first: package.json)"
     )
 
 
@@ -219,7 +222,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [
-        ("a.jsonl", b'{"body": "x"}\n', None, "no column text or content among body; name the text column"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            None,
+            "no column text or content among body; name yours after the path: PATH?text=COLUMN",
+        ),
         ("a.jsonl", b'{"body": "x"}\n', "bdy", 'no column "bdy" - did you mean "body"'),
         ("a.jsonl", b'{"messages": []}\n', None, "use it as chat:"),
         ("a.jsonl", b'{"text": 3}\n', None, '"text" is int; expected text'),
@@ -230,6 +238,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         ("a.txt.zst", zstandard.compress(b"words " * 99)[:-4], None, "corrupt or cut short"),
         ("a.txt.zst", b"no zstd", None, "corrupt or cut short"),
         ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n')[:-9], None, "corrupt or cut short"),
+        ("a.csv", "text\nx\n".encode("utf-16"), None, "iconv -f UTF-16 -t UTF-8"),
+        ("a.csv", b"text\nx,y\n", None, "no document in it; skipped 1 malformed (first: a.csv:1)"),
+        ("a.csv", b"text,text\nx,y\n", None, 'two columns have the name "text"'),
         ("a.csv", b"price\n3\n", None, "no column text or content among price"),
         ("a.json", b'[{"body": "x"}]', None, "no column text or content among body"),
         ("a.json", b'[{"text": 3}]', None, 'entry 1, "text" is int; expected text'),

@@ -62,7 +62,7 @@ def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
         ({"text": "x"}, "no form of a conversation has the columns text"),
         (make_conversation("user"), "no message of the assistant"),
         ({"messages": [{"role": "moderator", "content": "x"}]}, "has the role 'moderator'"),
-        ({"messages": [{"role": "user", "content": 3}]}, "has content of type int"),
+        ({"messages": [{"role": "user", "content": {}}]}, "has content of type dict"),
     ],
 )
 def test_a_bad_line_of_few_is_one_message_with_file_and_line(tmp_path, line, problem):
@@ -123,3 +123,26 @@ def test_a_folder_of_conversations_says_what_it_passes_over(tmp_path):
     assert source.contents == (
         "3 files (1 .json, 1 .jsonl, 1 .jsonl.zst); passed over 2: 1 .txt (first: d.txt), 1 hidden (first: .old.jsonl)"
     )
+
+
+def test_a_column_that_no_row_of_the_folder_has_is_one_line(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nWer?,Ich.\n")
+    write_lines(tmp_path / "b.jsonl", {"Frage": "Wer?", "Antwort": "Ich."}, make_conversation("user", "assistant"))
+    assert len(load_source(f"chat:{tmp_path}?prompt=Frage&answer=Antwort")) == 3  # one folder may mix forms
+    for named, problem in (
+        ("prompt=Frgae&answer=Antwort", 'no row has the column "Frgae" that ?prompt= names - did you mean "Frage"?'),
+        ("prompt=Frage&answer=Antwort&text=x", "?text= names no column of a conversation; expected ?messages="),
+    ):
+        with pytest.raises(UserError) as error:
+            load_source(f"chat:{tmp_path}?{named}")
+        assert problem in str(error.value) and str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rows_that_are_not_utf8_are_left_out_and_most_of_them_are_an_error(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_bytes(b"question,answer\n" + b"Who?,I.\n" * 200 + b"Gr\xfc\xdfe?,Ja.\n")
+    dataset = load_source(f"chat:{path}")
+    assert len(dataset) == 201
+    path.write_bytes(b"question,answer\n" + b"Gr\xfc\xdfe?,Ja.\n" * 200)
+    with pytest.raises(UserError, match=r"own.csv:1: not UTF-8 .*`iconv -f WINDOWS-1252"):
+        load_source(f"chat:{path}")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import pytest
@@ -118,3 +119,29 @@ def test_data_that_teaches_nothing_is_one_line(tmp_path, content, problem):
     with pytest.raises(UserError, match="nothing to learn from") as error:
         inspect_data(str(tmp_path / "own.jsonl"), data_dir=tmp_path)
     assert problem in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rows_that_are_not_utf8_are_counted_in_a_report_that_can_be_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"n\xfcme.csv")
+    path.write_bytes(b"question,answer\nWho?,I.\nGr\xfc\xdfe?,Ja.\n")
+    found = inspect_data(str(path), data_dir=tmp_path)
+    json.dumps(found, ensure_ascii=False).encode()
+    assert found["rows"] == 1 and found["left_out"]["rows"] == 1
+    assert "csv:2: not UTF-8" in found["left_out"]["first"] and "iconv" in found["left_out"]["first"]
+
+
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        ("?prompt=Frgae&answer=Antwort", 'no row has the column "Frgae" that ?prompt= names - did you mean "Frage"?'),
+        ("?chosen=x&rejected=Antwort", 'no row has the column "x" that ?chosen= names'),
+        ("?label=good", 'no row has the column "good" that ?label= names'),
+        ("", "name yours after the path: PATH?text=COLUMN of documents, PATH?prompt=COLUMN&answer=COLUMN of"),
+        ("?text=Frage&prompt=Frage", "?prompt= names no column of documents; expected ?text="),
+    ],
+)
+def test_columns_that_are_not_there_or_not_named_are_one_line(tmp_path, named, problem):
+    (tmp_path / "own.csv").write_text("Frage,Antwort\nWer?,Ich.\n")
+    with pytest.raises(UserError) as error:
+        inspect_data(f"{tmp_path / 'own.csv'}{named}", data_dir=tmp_path)
+    assert problem in str(error.value) and "own.csv" in str(error.value) and "\n" not in str(error.value)

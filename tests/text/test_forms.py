@@ -93,11 +93,48 @@ GOLDEN = {  # form -> row, and the text that is learned
         },
         f"<|python_start|>2+3<|python_end|>{A}{END}",
     ),
+    "capitals": ({"System": "S", " Question": Q, "ANSWER": A}, A + END),
+    "numbers": ({"question": f"{Q} 7", "answer": 7, "system": 3}, f"7{END}"),
+    "false": ({"question": Q, "answer": False, "solution": None}, f"false{END}"),
+    "a number in a message": ([{"role": "user", "content": Q}, {"role": "assistant", "content": 0}], f"0{END}"),
+    "empty columns of other forms": (
+        {
+            "messages": "",
+            "prompt": " ",
+            "question": Q,
+            "output": float("nan"),
+            "answer": A,
+            "tools": "",
+            "history": "[]",
+        },
+        A + END,
+    ),
+    "keys of two forms": (  # as parquet has them, where one column holds both
+        {
+            "messages": [
+                {"role": None, "from": "human", "content": None, "value": Q},
+                {"role": "assistant", "from": None, "content": A, "value": None},
+            ]
+        },
+        A + END,
+    ),
+    "history as text": (
+        {"instruction": Q, "history": '[["Hi", 5]]', "output": A},
+        f"5{END}{A}{END}",
+    ),
+    "a message for each": (
+        {"prompt": {"role": "user", "content": Q}, "completion": json.dumps({"role": "assistant", "content": A})},
+        A + END,
+    ),
+    "an answer in JSON": ({"question": Q, "answer": '[{"sum": 5}]'}, '[{"sum": 5}]' + END),
     "a list as text": (
         {"messages": json.dumps([{"role": "user", "content": Q}, {"role": "assistant", "content": A}])},
         A + END,
     ),
 }
+
+
+NAMES = ("messages", "list of messages", "ShareGPT", "prompt, completion", "question, answer", "instruction, output")
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +149,14 @@ def test_the_assistants_text_alone_is_learned(bytewise, form):
     rendered = render_conversation(bytewise, parse_conversation(row, "here"))
     assert bytewise.decode(rendered.tokens[rendered.mask]) == learned
     text = bytewise.decode(rendered.tokens)
-    assert text.startswith("<|bos|><|user_start|>") and text.endswith(A + END)
+    assert text.startswith("<|bos|><|user_start|>") and text.endswith(learned[-len(END) - 1 :])
     assert Q in text or "Add.\n2 3" in text
 
 
 @pytest.mark.parametrize("form", GOLDEN)
 def test_a_form_is_named(form):
     name = recognize_form(GOLDEN[form][0])
-    assert name == form or name in ("messages", "ShareGPT", "prompt, completion")
+    assert name == form or name in NAMES
 
 
 MALFORMED = {
@@ -129,20 +166,29 @@ MALFORMED = {
     "message 2 is str": {"messages": [{"role": "user", "content": Q}, A]},
     'message 1 has no "role"': {"messages": [{"content": Q}]},
     "has the role 'moderator'": {"messages": [{"role": "moderator", "content": Q}]},
-    "has content of type int": {"messages": [{"role": "user", "content": 3}]},
+    "has content of type dict": {"messages": [{"role": "user", "content": {}}]},
     "a part of type 'image_url'": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     "no message of the user has text": {
         "messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": A}]
     },
     "no message of the assistant follows": [{"role": "user", "content": Q}],
     "no answer in the columns prompt": {"prompt": Q},
-    "an answer is int '5'": {"question": Q, "answer": 5},
+    "an answer is dict \"{'sum': 5}\"; expected text or messages": {"question": Q, "answer": {"sum": 5}},
+    "an answer is list": {"question": Q, "answer": ["5"]},
+    "an answer is bytes": {"question": Q, "answer": b"5"},
+    '"question" is bytes': {"question": b"5", "answer": A},
+    "begins as messages do": {"question": '[{"role": "user", "content": "x"', "answer": A},
     "history is list": {"instruction": Q, "output": A, "history": [["Hi"]]},
     "is a call, but no JSON": {
         "conversations": [{"from": "human", "value": Q}, {"from": "function_call", "value": "{"}]
     },
+    "history is int": {"instruction": Q, "output": A, "history": 3},
     "tools are str": {"prompt": Q, "completion": A, "tools": "add"},
-    '"input" is int': {"instruction": Q, "output": A, "input": 3},
+    "tools are int": {"prompt": Q, "completion": A, "tools": 5},
+    "tools are bool": {"prompt": Q, "completion": A, "tools": True},
+    '"input" is dict': {"instruction": Q, "output": A, "input": {}},
+    "; name yours after the path: PATH?prompt=COLUMN&answer=COLUMN": {"Frage": Q, "Antwort": A},
+    "has the columns a\\nb; name": {"a\nb": Q},
     "the weight 0.5": [{"role": "user", "content": Q}, {"role": "assistant", "content": A, "weight": 0.5}],
     "nothing to learn": [{"role": "user", "content": Q}, {"role": "assistant", "content": A, "weight": 0}],
     "a tool call without a name": {
@@ -175,3 +221,20 @@ def test_columns_of_other_names_are_mapped_and_come_before_the_usual_ones():
     assert recognize_form(row, columns) == "prompt, answer"
     conversation = parse_conversation(row, "here", columns)
     assert [m["content"] for m in conversation["messages"]] == [Q, A]
+
+
+def test_named_columns_may_differ_in_case_and_the_exact_name_comes_first():
+    for row in ({"FRAGE ": Q, "antwort": A}, {"frage": "no", "Frage": Q, "Antwort": A, "ANTWORT": "no"}):
+        conversation = parse_conversation(row, "here", {"prompt": "Frage", "answer": "Antwort"})
+        assert [m["content"] for m in conversation["messages"]] == [Q, A]
+    exact = parse_conversation({"Question": "no", "question": Q, "answer": A, "Answer": "no"}, "here")
+    assert [m["content"] for m in exact["messages"]] == [Q, A]
+
+
+def test_a_call_nested_too_deeply_is_one_line():
+    deep = "[" * 990 + "]" * 990
+    call = {"name": "add", "arguments": {"a": json.loads(deep[50:-50])}}
+    for _ in range(100):
+        call["arguments"] = {"a": call["arguments"]}
+    with pytest.raises(UserError, match="here: nested too deeply"):
+        parse_conversation([{"role": "user", "content": Q}, {"role": "assistant", "tool_calls": [call]}], "here")

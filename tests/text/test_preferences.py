@@ -30,6 +30,14 @@ SHAPES = {
         "non_preferred_output": [BAD],
     },
     "messages before": {"messages": [USER], "chosen": "Hello.", "rejected": "No."},
+    "capitals": {"Prompt": "Hi", "Chosen": "Hello.", "REJECTED": "No."},
+    "lists as Python writes them": {"prompt": "Hi", "chosen": repr([USER, GOOD]), "rejected": repr([USER, BAD])},
+    "messages as text": {"prompt": "Hi", "chosen": json.dumps(GOOD), "rejected": json.dumps(BAD)},
+    "OpenAI's as text": {
+        "input": json.dumps({"messages": [USER]}),
+        "preferred_output": json.dumps([GOOD]),
+        "non_preferred_output": json.dumps([BAD]),
+    },
     "lists as text": {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])},  # of a .csv
 }
 
@@ -47,7 +55,12 @@ def test_a_prompt_keeps_its_system_message_and_its_columns_may_have_other_names(
     assert parse_pair(row, "here", columns) == tuple({"messages": [system, USER, answer]} for answer in (GOOD, BAD))
 
 
-@pytest.mark.parametrize("label", [True, "true", 1, "1"])
+def test_numbers_are_answers():
+    good, bad = parse_pair({"prompt": 2, "chosen": 4, "rejected": 5.5}, "here")
+    assert [m["content"] for m in good["messages"]] == ["2", "4"] and bad["messages"][-1]["content"] == "5.5"
+
+
+@pytest.mark.parametrize("label", [True, "true", 1, "1", 1.0, " True"])
 def test_a_judged_answer_has_a_label(label):
     assert parse_judged({"prompt": "Hi", "completion": "Hello.", "label": label}, "here") == [(EXPECTED[0], True)]
     row = {"messages": [USER, BAD], "kto_tag": False}
@@ -59,7 +72,8 @@ MALFORMED = {
     'no "chosen" in the columns none': {},
     "no message of the user": {"chosen": "Hello.", "rejected": "No."},
     "has no text": {"prompt": "Hi", "chosen": "Hello.", "rejected": " "},
-    "an answer is int": {"prompt": "Hi", "chosen": 5, "rejected": "No."},
+    "an answer is dict": {"prompt": "Hi", "chosen": {"a": 5}, "rejected": "No."},
+    "PATH?prompt=COLUMN&chosen=COLUMN&rejected=COLUMN": {"gut": "Hello.", "schlecht": "No."},
     "differ before their last message": {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Ho"}, BAD]},
     "a list, not an object": [USER, GOOD],
 }
@@ -77,3 +91,5 @@ def test_an_answer_without_a_label_is_one_line():
     for row in ({"prompt": "Hi", "completion": "x"}, {"prompt": "Hi", "completion": "x", "label": "maybe"}, [USER]):
         with pytest.raises(UserError, match="here: no label that is true or false"):
             parse_judged(row, "here")
+    with pytest.raises(UserError, match=r"in the columns prompt, good; name yours after the path: PATH\?label=COLUMN"):
+        parse_judged({"prompt": "Hi", "good": 1}, "here")

@@ -1,6 +1,7 @@
 """DPO: the loss of packed pairs is the mean of the paper's loss over pairs computed one by one."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -181,4 +182,10 @@ def test_pairs_are_read_from_any_file_with_columns_of_other_names(tmp_path):
     (tmp_path / "p.csv").write_text("Frage,gut,schlecht\nHi,Hello.,no\n")
     source = f"{tmp_path / 'p.csv'}?prompt=Frage&chosen=gut&rejected=schlecht"
     assert len(load_preferences(source, False, tokenizer(), 65, print)) == 1
+    for named, problem in (
+        ("prompt=Frgae&chosen=gut&rejected=nein", '"Frgae" that'),
+        ("answer=gut", "?answer= names no"),
+    ):
+        with pytest.raises(UserError, match=re.escape(problem)):
+            load_preferences(f"{source.partition('?')[0]}?{named}", False, tokenizer(), 65, print)
     assert [rollout.reward for rollout in load_preferences(source, True, tokenizer(), 65, print)] == [1.0, 0.0]
