@@ -17,10 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fledgling.config import UserError
 from fledgling.infer.tools import Tool
+from fledgling.runtime.bounded_lines import describe_end
 from fledgling.text.turns import normalize_turns
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ MAX_PAGES = 16  # of a server's list
 MAX_DESCRIPTION_CHARACTERS = 500
 MAX_SCHEMA_CHARACTERS = 4000
 MAX_RESULT_CHARACTERS = 2000  # of what the model sees of a result
+MAX_REASON_CHARACTERS = 250  # of each part of an error
 MAX_CALL_TOKENS = 500  # a longer call is not run
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DENIED = "error: the user denied the call"
@@ -92,6 +96,7 @@ class McpTools:
             from mcp import Client, StdioServerParameters
         except ImportError as error:
             raise UserError(f"MCP servers need the extra: pip install 'fledgling[mcp]' ({error})") from None
+        self.reports = Path(self.stack.enter_context(TemporaryDirectory(prefix="fledgling-mcp-")))
         portal = self.stack.enter_context(start_blocking_portal())
         for number, command in enumerate(self.commands):
             try:
@@ -100,7 +105,7 @@ class McpTools:
                 raise UserError(f"MCP server {command!r}: {error}; expected a command and its arguments") from None
             if not words:
                 raise UserError("an MCP server's command is empty; expected a command and its arguments")
-            relay = ["-m", "fledgling.runtime.bounded_lines", *words]
+            relay = ["-m", "fledgling.runtime.bounded_lines", str(self._report_of(number)), *words]
             client = Client(
                 StdioServerParameters(command=sys.executable, args=relay), read_timeout_seconds=START_TIMEOUT
             )
@@ -111,10 +116,20 @@ class McpTools:
             except UserError:
                 raise
             except Exception as error:  # whatever the SDK or a server's answer raises
-                reason = clean_text(describe_cause(error), 200)
-                failure = f"MCP server {command!r} did not start or list its tools: {reason}"
-                raise UserError(f"{failure}; what it wrote to stderr is above") from None
+                reason = self._describe_failure(error, number)
+                raise UserError(f"MCP server {command!r} did not start or list its tools: {reason}") from None
         return portal
+
+    def _report_of(self, number: int) -> Path:
+        return self.reports / str(number)
+
+    def _describe_failure(self, error: Exception, number: int) -> str:
+        """Returns an error in one line, with a server's exit code and its last line on stderr where it has ended."""
+        return "; ".join(
+            clean_text(" ".join(text.split()), MAX_REASON_CHARACTERS)
+            for text in (describe_cause(error), describe_end(self._report_of(number)))
+            if text
+        )
 
     def _list_tools(self, portal: BlockingPortal, number: int) -> None:
         cursor = None
@@ -159,7 +174,7 @@ class McpTools:
         try:
             result = self.portal.call(partial(client.call_tool, name, arguments, CALL_TIMEOUT))
         except Exception as error:  # whatever the SDK or the server's answer raises
-            return clean_text(f"error: {describe_cause(error)}", MAX_RESULT_CHARACTERS)
+            return clean_text(f"error: {self._describe_failure(error, tool.server)}", MAX_RESULT_CHARACTERS)
         return clean_text(read_result(result), MAX_RESULT_CHARACTERS)
 
     def run(self, text: str) -> str:

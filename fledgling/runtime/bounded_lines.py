@@ -1,33 +1,89 @@
 """Runs a command and passes on its standard output line by line, as long as no line is too long.
 
-    python -m fledgling.runtime.bounded_lines COMMAND [ARGUMENT ...]
+    python -m fledgling.runtime.bounded_lines REPORT COMMAND [ARGUMENT ...]
 
 A client of JSON lines reads into memory until a newline comes; through this process a server can send it no more than
-MAX_LINE_BYTES at once. A longer line ends the command, and this process with exit code 1.
+MAX_LINE_BYTES at once. A longer line ends the command, and this process with exit code 1. The file REPORT gets the last
+line of the command's standard error, which is passed on too, and the exit code: `describe_end` reads them.
 """
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 MAX_LINE_BYTES = 1_000_000
+MAX_REPORTED_CHARACTERS = 200  # of a line of standard error
 
 
-def pass_lines(command: Sequence[str], limit: int = MAX_LINE_BYTES) -> int:
+class EndReport:
+    """The file in which a command's last line of standard error and its exit code are written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.line = path, ""
+
+    def write(self, code: int | None = None) -> None:
+        """Writes what is known; the code is None while the command runs."""
+        self.path.write_text(json.dumps({"code": code, "line": self.line}))
+
+    def follow(self, stream: BinaryIO) -> None:
+        """Passes a standard error on until it ends, and notes its last line that is not empty."""
+        while part := stream.readline(MAX_LINE_BYTES):
+            sys.stderr.buffer.write(part)
+            sys.stderr.buffer.flush()
+            if text := part.decode("utf-8", "replace").strip():
+                self.line = text[:MAX_REPORTED_CHARACTERS]
+                self.write()
+
+
+def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES) -> int:
     """Runs `command` with this process's standard input until it ends; returns its exit code, 1 for a line too long."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+    end = EndReport(report)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as error:
+        end.line = f"{command[0]}: {error.strerror}"
+        end.write(127)
+        print(end.line, file=sys.stderr)
+        return 127
+    with process:
+        assert process.stdout is not None and process.stderr is not None
+        follower = threading.Thread(target=end.follow, args=(process.stderr,), daemon=True)
+        follower.start()
         while line := process.stdout.readline(limit):
             if len(line) == limit and not line.endswith(b"\n"):
                 process.kill()
-                print(f"{command[0]}: a line has more than {limit:,} bytes; ended", file=sys.stderr)
+                follower.join(1)
+                end.line = f"{command[0]}: a line has more than {limit:,} bytes; ended"
+                end.write(1)
+                print(end.line, file=sys.stderr)
                 return 1
             sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
-        return process.wait()
+        code = process.wait()
+        follower.join(1)  # a child of the command may keep the stream
+        end.write(code)
+        return code
+
+
+def describe_end(report: Path) -> str:
+    """Returns how a command ended and its last line of standard error; "" where nothing is known."""
+    try:
+        known = json.loads(report.read_text())
+        code, line = known["code"], str(known["line"])
+    except (OSError, ValueError, KeyError):
+        return ""
+    parts = [] if code is None else [f"exit code {code}"]
+    if code is not None and -code in set(signal.Signals):
+        parts = [f"ended by {signal.Signals(-code).name}"]
+    return "; ".join([*parts, *([f"its last line on stderr: {line}"] if line else [])])
 
 
 if __name__ == "__main__":
-    sys.exit(pass_lines(sys.argv[1:]))
+    sys.exit(pass_lines(sys.argv[2:], Path(sys.argv[1])))

@@ -1,20 +1,47 @@
 """A relay of lines passes on what is short, whole and at once, and ends a command whose line is too long."""
 
+import json
 import subprocess
 import sys
 
-from fledgling.runtime.bounded_lines import pass_lines
+import pytest
 
-RELAY = [sys.executable, "-m", "fledgling.runtime.bounded_lines", sys.executable, "-c"]
+from fledgling.runtime.bounded_lines import MAX_REPORTED_CHARACTERS, describe_end, pass_lines
+
+RELAY = [sys.executable, "-m", "fledgling.runtime.bounded_lines"]
 
 
-def test_lines_and_the_exit_code_are_passed_on():
+def test_lines_and_the_exit_code_are_passed_on(tmp_path):
     code = "import sys; [print(line.strip()[::-1], flush=True) for line in sys.stdin]; sys.exit(4)"
-    done = subprocess.run([*RELAY, code], input=b"abc\nde\n", capture_output=True, timeout=60)
+    command = [*RELAY, str(tmp_path / "end"), sys.executable, "-c", code]
+    done = subprocess.run(command, input=b"abc\nde\n", capture_output=True, timeout=60)
     assert done.stdout == b"cba\ned\n" and done.returncode == 4
 
 
-def test_a_line_that_is_too_long_ends_the_command(capfdbinary):
+def test_a_line_that_is_too_long_ends_the_command(capfdbinary, tmp_path):
     code = "import sys, time; print('ok'); sys.stdout.write('x' * 100); sys.stdout.flush(); time.sleep(60)"
-    assert pass_lines([sys.executable, "-c", code], limit=50) == 1
+    assert pass_lines([sys.executable, "-c", code], tmp_path / "end", limit=50) == 1
     assert "more than 50 bytes" in capfdbinary.readouterr().err.decode()
+    assert describe_end(tmp_path / "end").endswith("a line has more than 50 bytes; ended")
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        ("import sys; print('a\\nb\\n', file=sys.stderr); sys.exit(3)", "exit code 3; its last line on stderr: b"),
+        ("pass", "exit code 0"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+    ],
+)
+def test_the_end_of_a_command_is_reported_and_its_stderr_passed_on(code, end, tmp_path, capfdbinary):
+    pass_lines([sys.executable, "-c", code], tmp_path / "end")
+    assert describe_end(tmp_path / "end") == end
+    assert (b"a\nb\n" in capfdbinary.readouterr().err) == ("stderr" in end)
+
+
+def test_a_command_that_cannot_be_started_and_a_long_line_are_reported(tmp_path, capfdbinary):
+    assert pass_lines(["/nowhere/server"], tmp_path / "end") == 127
+    assert describe_end(tmp_path / "end").endswith("/nowhere/server: No such file or directory")
+    pass_lines([sys.executable, "-c", "import sys; print('x' * 999, file=sys.stderr)"], tmp_path / "end")
+    assert len(json.loads((tmp_path / "end").read_text())["line"]) == MAX_REPORTED_CHARACTERS
+    assert describe_end(tmp_path / "none") == ""

@@ -36,6 +36,7 @@ from fledgling.tasks.task import normalize_text
 
 MAX_CALL_CHARACTERS = 200
 MAX_OBSERVATION_CHARACTERS = 400
+PARAMETER_TYPES = (int, float, str, bool)  # that a tool's parameters may have
 DECISION_ACCURACY = 0.8  # the share of a demonstration's decisions on the way that are right
 LAST_DECISION_ACCURACY = 0.2  # and of its last one, which uses what was found: mostly it is the same simple mistake
 TOO_LONG_ERROR = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
@@ -153,9 +154,33 @@ def run_call(tools: Mapping[str, Callable[..., str]], text: str) -> str:
     types = typing.get_type_hints(function)
     for parameter, value in bound.arguments.items():
         expected = types.get(parameter)
-        if expected in (int, float, str, bool) and not _is_value_of(value, expected):
+        if expected in PARAMETER_TYPES and not _is_value_of(value, expected):
             raise ToolError(f"{name}: {parameter} is no {expected.__name__}")
     return str(function(*bound.args, **bound.kwargs))
+
+
+def find_tool_problem(tools: Any) -> str:
+    """Returns why an environment's tools cannot be called, in one line; "" where they can.
+
+    A parameter of another class would reach the tool as whatever literal the model wrote, unchecked.
+    """
+    if not isinstance(tools, Mapping):
+        return f"tools() returns {type(tools).__name__}, expected a mapping of names to functions"
+    for name, function in tools.items():
+        if not (isinstance(name, str) and name.isidentifier() and callable(function)):
+            return f"tools() has the entry {name!r}: {function!r}, expected a name and a function"
+        try:
+            types = typing.get_type_hints(function)
+            parameters = inspect.signature(function).parameters
+        except (NameError, TypeError, ValueError) as error:
+            return f"tool {name}: its annotations cannot be read ({error})"
+        for parameter in parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                return f"tool {name}: {parameter} takes any number of values, expected parameters by name"
+            if (expected := types.get(parameter.name)) not in PARAMETER_TYPES:
+                given = inspect.formatannotation(expected) if expected is not None else "no annotation"
+                return f"tool {name}: {parameter.name} has {given}, expected int, float, str or bool"
+    return ""
 
 
 def _is_value_of(value: Any, expected: type) -> bool:

@@ -24,7 +24,7 @@ from fledgling.config import UserError
 from fledgling.runtime.json_process import JsonProcess, serve_json_lines
 from fledgling.runtime.user_code import describe_exception, load_object
 from fledgling.sandbox import restrictions
-from fledgling.tasks.environments.environment import Environment, ToolError, run_call
+from fledgling.tasks.environments.environment import Environment, ToolError, find_tool_problem, run_call
 
 LOAD_TIMEOUT = 120.0  # seconds that a class's module may take to import
 CALL_TIMEOUT = 10.0  # seconds of one reset, call or reward
@@ -113,6 +113,10 @@ def _get_process(spec: str) -> JsonProcess:
 def make_remote_class(spec: str) -> type[RemoteEnvironment]:
     """Returns a class of environments that run in the process of `spec`, with the class's limits."""
     limits = _get_process(spec).ask({"number": -1, "method": "limits", "argument": None}, CALL_TIMEOUT)
+    if "error" in limits:
+        _get_process(spec).close()
+        _get_process.cache_clear()
+        raise UserError(f"environment {spec}: {limits['error']}")
     return type("RemoteEnvironment", (RemoteEnvironment,), {"spec": spec, **limits})
 
 
@@ -175,7 +179,11 @@ class EpisodeServer:
             return {"error": f"raised {describe_exception(error)}"}
 
     def limits(self, number: int, argument: None) -> dict[str, Any]:
-        """Returns the class's limits."""
+        """Returns the class's limits; {"error": why} where its tools cannot be called."""
+        environment = self.make_environment()
+        environment.reset(0)  # tools may depend on the instance
+        if problem := find_tool_problem(environment.tools()):
+            return {"error": problem}
         return {"max_turns": self.make_environment.max_turns, "max_new_tokens": self.make_environment.max_new_tokens}
 
     def reset(self, number: int, seed: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fledgling.tasks.environments.environment import (
     MAX_OBSERVATION_CHARACTERS,
     Episode,
     ToolError,
+    find_tool_problem,
     parse_call,
     play_transcript,
     run_call,
@@ -209,3 +210,35 @@ def test_arguments_may_be_named():
     assert run_call({"half": half}, "half(number=3)") == "1.5"
     with pytest.raises(ToolError, match="no tool g; there are half"):
         run_call({"half": half}, "g(3)")
+
+
+def look_at_list(x: int, y: list[int]) -> str: ...
+def look_at_optional(x: int | None = None) -> str: ...
+def look_at_anything(x) -> str: ...
+def look_at_missing(x: "Missing") -> str: ...  # noqa: F821
+def look_at_many(*x: int) -> str: ...
+def look_at_names(**x: int) -> str: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (look_at_list, "tool look: y has list[int], expected int, float, str or bool"),
+        (look_at_optional, "tool look: x has int | None, expected int"),
+        (look_at_anything, "tool look: x has no annotation, expected int"),
+        (look_at_missing, "tool look: its annotations cannot be read (name 'Missing' is not defined)"),
+        (look_at_many, "tool look: *x: "),
+        (look_at_names, "tool look: **x: "),
+        (3, "tools() has the entry 'look': 3"),
+    ],
+)
+def test_a_tool_whose_parameters_cannot_be_checked_is_named(function, problem):
+    assert find_tool_problem({"look": function}).startswith(problem)
+    assert find_tool_problem([]).startswith("tools() returns list")
+
+
+def test_the_tools_of_the_shipped_environments_can_be_checked():
+    for name in ENVIRONMENTS:
+        environment = shipped(name).make_environment()
+        environment.reset(0)
+        assert find_tool_problem(environment.tools()) == ""

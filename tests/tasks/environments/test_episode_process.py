@@ -208,3 +208,23 @@ def test_a_process_keeps_the_newest_episodes(monkeypatch):
         server.answer(number, "reset", number)
     assert list(server.environments) == list(server.seeds) == [2, 3]
     assert "error" in server.answer(0, "call", "guess(1)")
+
+
+TYPED = """
+from fledgling.tasks.environments import Environment
+
+class Colour: pass
+
+class Odd(Environment):
+    solution = "1"
+    def reset(self, seed): return "x"
+    def tools(self): return {"look": self.look}
+    def look(self, x: Colour) -> str: return "y"
+"""
+
+
+def test_a_tool_whose_parameters_cannot_be_checked_is_named_when_the_class_is_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text(TYPED)
+    with pytest.raises(UserError, match=r"environment .*:Odd: tool look: x has mine.Colour, expected int") as error:
+        load_task(f"env:{tmp_path / 'mine.py'}:Odd")
+    assert "\n" not in str(error.value)
