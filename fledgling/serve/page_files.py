@@ -15,8 +15,8 @@ PAGE = Path(__file__).parent / "page"
 PAGE_FILES = (
     "index.html",
     "page.css",
-    *(f"{name}.js" for name in ("page", "answer", "api", "conversation", "markdown", "message")),
-    *(f"{name}.js" for name in ("settings", "sidebar", "store", "tools")),
+    *(f"{name}.js" for name in ("page", "answer", "api", "conversation", "markdown", "markdown_forms")),
+    *(f"{name}.js" for name in ("message", "settings", "sidebar", "store", "tools")),
     "vendor/markdown.bundle.js",
     "vendor/LICENSES.txt",
 )

@@ -100,6 +100,15 @@ PAYLOADS = [
     f"```html\n<script>{RUN}</script>\n```",
     "~~~js onload=window.hit=1\nx\n~~~",
     "a | b\n:-:|-\n<td onclick=window.hit=1> | y",
+    # forms of the page's own
+    f"$$a$$ <!-- --> <img src=x onerror='{RUN}'> $$\\text{{<script>{RUN}</script>}}$$",
+    f"<br onclick='{RUN}'><sub onclick='{RUN}'>x</sub><kbd/onclick={RUN.replace(' ', '')}>",
+    f"a[^<img/src=x/onerror=hit=1>]\n\n[^<img/src=x/onerror=hit=1>]: <img src=x onerror='{RUN}'>",
+    f"- [x] <img src=x onerror='{RUN}'>",
+    f"##<img src=x onerror='{RUN}'>",
+    f"a|b\n-|-\n`<img src=x|onerror='{RUN}'>`|y",
+    f"<!-- a\n--><script>{RUN}</script>",
+    "```{.python onload=window.hit=1}\nx\n```",
 ]
 
 
@@ -273,6 +282,28 @@ MARKDOWN = [  # text, selector, the texts of the elements that it must give
     ("```python\ndef f(): pass\n```", "span.hljs-keyword", ["def", "pass"]),
     ("```nonsense\n<b>&amp;</b>\n```", "code", ["<b>&amp;</b>\n"]),
     ("<b>not bold</b>", "p", ["<b>not bold</b>"]),
+    # display formulas within a line, also next to each other, in lists, tables and emphasis
+    ("so $$a$$ … $$b$$ end", "span.formula math[display=block], p", ["so a … b end", "a", "b"]),
+    ("$$\\sum_a^b$$ $\\sum_a$", "math[display=block] mo[movablelimits=false]", ["∑"]),
+    ("$$a$$ and $$b$$", "span.formula, code", ["a", "b"]),
+    ("\\(a\\), \\[c\\] and $d$; `\\[e\\]`", "math, code", ["a", "c", "d", "\\[e\\]"]),
+    ("- **$$x$$** and $$y$$\n- $z$", "li .formula, li math", ["x", "x", "y", "y", "z"]),
+    ("$$x$$ and one more $$ here", "math, code", ["x"]),
+    ("text\n$$\na\n$$\n$$b$$\nafter", "div.formula, p", ["text", "a", "b", "after"]),
+    ("$$\n\na\n\n$$\n\n$$ b\n\nc $$", "div.formula", ["a"]),
+    ("\\begin{align*}\na &= b\n\\end{align*}\nafter", "div.formula, p", ["a=b", "after"]),
+    ("```tex\n$$a$$ \\[b\\]\n\\begin{align}\n```", "pre code, math", ["$$a$$ \\[b\\]\n\\begin{align}\n"]),
+    # code and formulas with pipes in tables; what has no more cells than its table is left as it is
+    ("a|b\n-|-\n`x|y`|`a \\| b`\n$|x|$|<sub>2</sub><br>z", "td", ["x|y", "a | b", "|x|", "2z"]),
+    ("a|b|c\n-|-|-\n`x|y`|$5|$6\n`x|y`|z", "td", ["x|y", "$5", "$6", "`x", "y`", "z"]),
+    ("- [ ] a\n- [x] **b**\n- [y] c", "li.task, li strong", ["☐ a", "☑ b", "b"]),
+    ("a[^1], b[^n], [^0]\n\n[^1]: One *em*.\n[^n]: https://a.b", "sup", ["1", "n", "1", "n"]),
+    ("a[^1]\n\n[^1]: One.\n  More.\n\nafter", "p.footnote + p", ["after"]),
+    ("##Two\n###**Three**\n#tag\n#include <x>", "h3, h4, p", ["Two", "Three", "#tag\n#include <x>"]),
+    ("a <!-- c --> b\n<!-- d\ne -->\n\n<!-- never closed", "p", ["a  b\n", "<!-- never closed"]),
+    ("**「強調」**です。**重要:**次", "strong", ["「強調」", "重要:"]),
+    ("```{.python .numberLines}\ndef f(): pass\n```", "span.hljs-keyword", ["def", "pass"]),
+    ("- a\n\n  ```py\n  x|y\n  ```\n\n  - b\n\n    ~~~~\n    ```\n    ~~~~\n- c", "li li pre, ul > li", None),
     ("[" * 9000, "p", ["[" * 9000]),
     ("> " * 3000 + "x", "blockquote", None),
     ("x" * 100_001, "pre", ["x" * 100_001]),
@@ -296,6 +327,36 @@ def test_markdown_is_shown_as_it_is_meant(page):
             assert texts, text[:80]
         else:
             assert [value.strip("\n") for value in texts] == [value.strip("\n") for value in expected], text[:80]
+
+
+LONG = (
+    "\\\\[",
+    "\\\\(",
+    "$$a ",
+    "<!--",
+    "[^a]: x\\n",
+    "`|",
+    "\\\\[\\n",
+    "\\\\begin{align}\\n",
+    "- [ ] a\\n",
+    "| `a|b` | c |\\n",
+    "<sub>",
+)
+
+
+def test_a_text_that_repeats_a_beginning_takes_no_quadratic_time(page):
+    milliseconds = page.evaluate(
+        """async (texts) => {
+            const { renderMarkdown } = await import("./markdown.js");
+            return texts.map((text) => {
+                const start = performance.now();
+                renderMarkdown("| a | b |\\n|---|---|\\n" + text);
+                return performance.now() - start;
+            });
+        }""",
+        [text * (30_000 // len(text)) for text in LONG],
+    )
+    assert max(milliseconds) < 3_000, dict(zip(LONG, milliseconds, strict=True))  # a bound; unlimited: minutes
 
 
 def test_conversations_are_renamed_found_exported_and_imported(page, browser, server):
@@ -324,9 +385,72 @@ def test_conversations_are_renamed_found_exported_and_imported(page, browser, se
     other.locator("#conversations .open", has_text="a sleeping <b>animal</b>").click()
     other.locator(".message.user", has_text="lazy dog").wait_for()
     assert other.locator("#conversations li").count() == 2 and other.locator(".message").count() == 2
-    other.set_input_files("#file", {"name": "x.json", "mimeType": "application/json", "buffer": b"[1, 2"})
-    other.locator("#status", has_text="cannot be read").wait_for()
     other.context.close()
+
+
+IMPORTS = [
+    ("[1, 2", "x.json cannot be imported: it is not JSON"),
+    ("", "cannot be imported: it is empty. Expected a file that Export made."),
+    ('[{"mapping": {}}]', "cannot be imported: it is JSON of something else"),
+    ("null", "cannot be imported: it is JSON of something else"),
+    ('{"format": "fledgling.conversations", "version": 9}', "it is of version 9, and this page reads 1"),
+    ('{"format": "fledgling.conversations", "version": 1}', "it has no list of conversations"),
+    (
+        '{"format": "fledgling.conversations", "version": 1, "conversations": [3, {"id": "a", "nodes": {}}]}',
+        "1 conversations imported. 1 of the file are no conversations and were left out.",
+    ),
+]
+NUMBERS = [  # field, what is typed, what is used, the message
+    ("max_tokens", "0", "1", "Maximum answer length, tokens: 0; expected a whole number from 1 to 100000; 1 is used."),
+    ("max_tokens", "-5", "1", "-5; expected a whole number from 1"),
+    ("max_tokens", "", "256", "empty; expected a whole number from 1 to 100000; 256 is used."),
+    ("max_tokens", "e", "256", "no number; expected"),
+    ("max_tokens", "2.5", "2", "2.5; expected a whole number"),
+    ("top_k", "5000", "1000", "5000; expected a whole number from 0 to 1000; 1000 is used."),
+    ("seed", "e", "", "no number; expected a whole number from 0 to 9007199254740991; none is used."),
+    ("seed", "-1", "0", "-1; expected a whole number from 0"),
+]
+
+
+def clear_status(page) -> None:
+    page.evaluate("document.getElementById('status').textContent = ''")
+
+
+def test_a_file_that_is_no_export_is_named_with_its_problem(page):
+    for text, message in IMPORTS:
+        clear_status(page)
+        page.set_input_files("#file", {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()})
+        page.locator("#status", has_text=message).wait_for(timeout=5_000)
+
+
+def test_a_number_that_cannot_be_used_is_named_with_what_is_used(page):
+    page.click("#settings-button")
+    for field, typed, used, message in NUMBERS:
+        clear_status(page)
+        page.locator(f"#{field}").select_text()
+        page.keyboard.press("Delete")
+        page.keyboard.type(typed)
+        page.locator(f"#{field}").blur()
+        page.locator("#status", has_text=message).wait_for(timeout=5_000)
+        assert page.input_value(f"#{field}") == used
+
+
+def test_an_api_key_that_cannot_be_sent_is_named_and_spaces_around_one_are_not_sent(page):
+    page.click("#settings-button")
+    for key, shown in (("clé", "a character that no key has (Settings, API key)"), (" key ", "Connected to tiny")):
+        page.fill("#key", key)
+        page.locator("#key").blur()
+        page.locator("#status", has_text=shown).wait_for(timeout=5_000)
+
+
+def test_settings_that_two_tabs_change_are_both_kept(page, server):
+    other = page.context.new_page()
+    other.goto(server[0])
+    other.locator("#status", has_text="Connected").wait_for()
+    settings(page, top_k=7)
+    settings(other, max_tokens=9)
+    page.reload()
+    assert (page.input_value("#top_k"), page.input_value("#max_tokens")) == ("7", "9")
 
 
 def test_two_answers_are_side_by_side_and_the_chosen_one_is_continued(page):

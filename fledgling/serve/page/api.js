@@ -39,7 +39,9 @@ export async function callTool(name, values, key, signal) {
 
 export const describeConnection = async (models) => `Connected to ${models.map(({ id }) => id).join(", ")}.`;
 
-function requestHeaders(key) {
+function requestHeaders(typed) {
+  const key = typed.trim();
+  if (/[^ -~]/.test(key)) throw new RequestError("the API key has a character that no key has", "invalid_api_key"); // fetch would fail
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 

@@ -1,9 +1,10 @@
 // Markdown to DOM nodes. markdown-it parses, temml sets formulas as MathML, highlight.js colors code, and DOMPurify
 // makes the nodes; the page's policy (trusted types) lets nothing else make nodes from text.
-// The output of a model is untrusted: HTML in it stays text, images are shown as links and never loaded, only http,
+// The output of a model is untrusted: HTML in it stays text (but <br>, <sub>, <sup>, <kbd>), images are shown as links and never loaded, only http,
 // https and mailto become links, and what is too long is shown as it is.
 
 import { markdownIt, tex, DOMPurify, temml, highlight } from "./vendor/markdown.bundle.js";
+import { addForms } from "./markdown_forms.js";
 
 const MAX_CHARS = 100_000; // of one message
 const MAX_FORMULA_CHARS = 2_000;
@@ -12,7 +13,7 @@ const MAX_CODE_CHARS = 20_000; // of one block that is highlighted
 const LINK = /^(?:https?:\/\/|mailto:)/i;
 
 const TAGS = (
-  "a p br hr strong em s code pre ul ol li blockquote h2 h3 h4 h5 h6 table thead tbody tr th td div span " +
+  "a p br hr strong em s sub sup kbd code pre ul ol li blockquote h2 h3 h4 h5 h6 table thead tbody tr th td div span " +
   "math mrow mi mn mo mtext ms mspace mfrac msqrt mroot mstyle mpadded mphantom merror msub msup msubsup munder mover " +
   "munderover mmultiscripts mprescripts none mtable mtr mtd"
 ).split(" ");
@@ -23,13 +24,14 @@ const ATTRIBUTES = (
 ).split(" ");
 const SANITIZE = {
   ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ATTRIBUTES, ALLOW_DATA_ATTR: false, ALLOW_ARIA_ATTR: false,
-  ALLOWED_URI_REGEXP: LINK, RETURN_DOM_FRAGMENT: true,
+  ALLOWED_URI_REGEXP: LINK, ADD_URI_SAFE_ATTR: ATTRIBUTES.filter((name) => name !== "href"), RETURN_DOM_FRAGMENT: true,
 };
 
 const parser = markdownIt({ html: false, linkify: true, maxNesting: 30, highlight: highlightCode });
 parser.validateLink = (address) => LINK.test(address.trim());
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false }); // `setup.py` is a file and not a site
 parser.use(tex, { delimiters: "all", render: renderFormula });
+addForms(parser, renderFormula);
 
 const rules = parser.renderer.rules;
 rules.image = (tokens, at) => { // with the address as a link, never loaded
@@ -51,11 +53,12 @@ rules.table_open = () => '<div class="scroll" tabindex="0"><table>';
 rules.table_close = () => "</table></div>";
 
 function highlightCode(code, name) {
-  const known = code.length <= MAX_CODE_CHARS && highlight.getLanguage(name);
-  return known ? highlight.highlight(code, { language: name, ignoreIllegals: true }).value : "";
+  const language = /^\{?\.?([\w+#-]+)/.exec(name)?.[1] ?? ""; // also {.python .numberLines}
+  const known = code.length <= MAX_CODE_CHARS && highlight.getLanguage(language);
+  return known ? highlight.highlight(code, { language, ignoreIllegals: true }).value : "";
 }
 
-function renderFormula(source, displayMode, env) {
+function renderFormula(source, displayMode, env, tag = "div") { // a paragraph holds no div
   env.formulas = (env.formulas ?? 0) + 1;
   const plain = `<code>${parser.utils.escapeHtml(source)}</code>`;
   if (source.length > MAX_FORMULA_CHARS || env.formulas > MAX_FORMULAS) return plain;
@@ -63,7 +66,7 @@ function renderFormula(source, displayMode, env) {
     const formula = temml.renderToString(source, {
       displayMode, throwOnError: true, trust: false, maxSize: [20, 20], maxExpand: 200,
     }).replace(/ style="[^"]*"/g, ""); // the policy forbids styles in markup
-    return displayMode ? `<div class="scroll formula" tabindex="0">${formula}</div>` : formula;
+    return displayMode ? `<${tag} class="scroll formula" tabindex="0">${formula}</${tag}>` : formula;
   } catch {
     return plain; // half a formula while the answer is streamed, or one that is not TeX
   }

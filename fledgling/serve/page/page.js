@@ -296,7 +296,7 @@ function bindControls() {
 }
 
 async function start() {
-  bindSettings();
+  bindSettings(showStatus);
   bindControls();
   const stored = await openStore();
   const [newest] = await listConversations();

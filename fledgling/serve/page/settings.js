@@ -31,29 +31,54 @@ function show(name) {
   else field.value = settings[name];
 }
 
+// Says what is used instead of what was typed into a field of a number: out of range, no number, or not whole.
+function describeCorrection(name) {
+  const field = $(name);
+  const [typed, used] = [field.value, settings[name]];
+  if (field.type !== "number" || (typed === "" ? used === "" && !field.validity.badInput : Number(typed) === used)) return "";
+  const given = typed === "" ? (field.validity.badInput ? "no number" : "empty") : typed;
+  const expected = `expected a whole number from ${field.min} to ${field.max}`;
+  return `${field.labels[0].firstChild.textContent.trim()}: ${given}; ${expected}; ${used === "" ? "none" : used} is used.`;
+}
+
+function readStored() {
+  try {
+    return JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "{}") ?? {};
+  } catch {
+    return {}; // unreadable settings are the defaults
+  }
+}
+
+// Stores one setting; those that another tab has changed stay as they are stored. The API key is never stored.
+function store(name) {
+  try {
+    localStorage.setItem(STORAGE_KEY, JSON.stringify({ ...readStored(), [name]: name === "key" ? "" : settings[name] }));
+  } catch { /* storage is full: the settings last until the page closes */ }
+}
+
 function apply() {
   for (const output of document.querySelectorAll("#settings output")) output.textContent = $(output.htmlFor.value).value;
   document.documentElement.dataset.theme = settings.theme;
   $("compare-settings").hidden = !settings.compare;
-  try {
-    localStorage.setItem(STORAGE_KEY, JSON.stringify({ ...settings, key: "" })); // the API key is never stored
-  } catch { /* storage is full: the settings last until the page closes */ }
 }
 
-export function bindSettings() {
-  let stored = {};
-  try {
-    stored = JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "{}") ?? {};
-  } catch { /* unreadable settings are the defaults */ }
+// Reads the stored settings and follows the fields; `notify` gets a line about each value that is corrected.
+export function bindSettings(notify) {
+  const stored = readStored();
   for (const name of Object.keys(DEFAULTS)) {
     settings[name] = name in stored ? allowed(name, stored[name]) : DEFAULTS[name];
     show(name);
     const field = $(name);
     field.addEventListener("input", () => {
       settings[name] = allowed(name, field.type === "checkbox" ? field.checked : field.value);
+      store(name);
       apply();
     });
-    field.addEventListener("change", () => show(name)); // a number outside of its range becomes the nearest
+    for (const event of ["change", "blur"]) field.addEventListener(event, () => { // text that is no number is no change
+      const correction = describeCorrection(name);
+      if (correction) notify(correction);
+      show(name);
+    });
   }
   apply();
 }

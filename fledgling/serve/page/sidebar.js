@@ -7,7 +7,23 @@ import { deleteConversation, listConversations, loadMessages, saveMessages, sear
 const MAX_SHOWN = 500;
 const MAX_FILE_BYTES = 50_000_000;
 const FORMAT = "fledgling.conversations";
+const VERSION = 1;
 const $ = (id) => document.getElementById(id);
+
+// Returns the conversations of a file's text and how many cannot be read, or the problem of the whole file.
+function readConversations(text) {
+  let value;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    return { problem: text.trim() ? `it is not JSON (${error.message})` : "it is empty" };
+  }
+  if (value?.format !== FORMAT) return { problem: "it is JSON of something else" };
+  if (value.version !== VERSION) return { problem: `it is of version ${JSON.stringify(value.version)}, and this page reads ${VERSION}` };
+  if (!Array.isArray(value.conversations)) return { problem: "it has no list of conversations" };
+  const conversations = value.conversations.map(fromRecord).filter(Boolean);
+  return { conversations, unreadable: value.conversations.length - conversations.length };
+}
 
 // `host` gives the current conversation and does what the list asks for: current(), open(conversation), status(text).
 export function makeSidebar(host) {
@@ -69,7 +85,7 @@ export function makeSidebar(host) {
 
   async function exportAll() {
     const all = await Promise.all((await listConversations()).map(load));
-    const text = JSON.stringify({ format: FORMAT, version: 1, conversations: all.map(toRecord) });
+    const text = JSON.stringify({ format: FORMAT, version: VERSION, conversations: all.map(toRecord) });
     const link = makeElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = `conversations-${new Date().toISOString().slice(0, 10)}.json`;
@@ -79,20 +95,16 @@ export function makeSidebar(host) {
   }
 
   async function importFile(file) {
-    if (file.size > MAX_FILE_BYTES) return host.status(`The file has ${file.size} bytes; expected at most ${MAX_FILE_BYTES}.`);
-    let conversations;
-    try {
-      const { format, conversations: records } = JSON.parse(await file.text());
-      if (format !== FORMAT || !Array.isArray(records)) throw new Error();
-      conversations = records.map(fromRecord).filter(Boolean);
-    } catch {
-      return host.status(`${file.name} cannot be read; expected a file of exported conversations.`);
-    }
+    const { problem, conversations, unreadable } = file.size > MAX_FILE_BYTES
+      ? { problem: `it has ${file.size.toLocaleString("en")} bytes, and at most ${MAX_FILE_BYTES.toLocaleString("en")} are read` }
+      : readConversations(await file.text());
+    if (problem) return host.status(`${file.name} cannot be imported: ${problem}. Expected a file that Export made.`);
     for (const conversation of conversations) {
       await loadMessages(conversation); // messages that are stored already stay as they are
       await saveMessages(conversation, conversation.nodes.values());
     }
-    host.status(`${conversations.length} conversations imported.`);
+    const left = unreadable ? ` ${unreadable} of the file are no conversations and were left out.` : "";
+    host.status(`${conversations.length} conversations imported.${left}`);
     return render();
   }
 
