@@ -96,6 +96,8 @@ def list_source(path: Path) -> FolderContents:
         if not is_text_file(path):
             raise UserError(f"{path}: cannot read this kind of file; {expected}")
         return FolderContents([path])
+    if not path.is_dir():
+        raise UserError(f"{path}: it is no file and no folder; {expected}, or a folder of them")
     contents = list_folder(path, is_text_file)
     if not contents.files:
         found = f" ({contents.describe()})" if contents.passed_over else ""

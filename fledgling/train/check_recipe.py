@@ -19,7 +19,7 @@ from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConf
 from fledgling.config.unused_settings import describe_unused
 from fledgling.corpora.prepare import read_source
 from fledgling.evals.chat import encode_question
-from fledgling.files import ROW_FILES, require_file, resolve_data_root, split_columns
+from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
@@ -48,7 +48,7 @@ from fledgling.train.data_preparer import DataPreparer, split_mixture
 from fledgling.train.device_step import make_device_step
 from fledgling.train.distill.build import require_valid_teaching
 from fledgling.train.distill.teacher import read_teacher_config
-from fledgling.train.preference_data import load_preferences
+from fledgling.train.preference_data import check_preferences, load_preferences
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards
@@ -373,14 +373,10 @@ def _check_pairs(table: DPOConfig, config: ModelConfig, tokenizer: Tokenizer | N
         found.problems.append("dpo.pairs is not set: expected a file of pairs")
         return table.steps
     try:
-        require_file(Path(split_columns(table.pairs)[0]), f"a file of pairs: {ROW_FILES}", "dpo.pairs")
-    except UserError as error:
-        found.problems.append(str(error))
-        return table.steps
-    if tokenizer is None:
-        found.notices.append("its pairs are measured once the tokenizer exists")
-        return table.steps
-    try:
+        if tokenizer is None:
+            left_out = check_preferences(table.pairs, table.labels_answers)
+            found.notices += [*filter(None, [left_out]), "its pairs are measured once the tokenizer exists"]
+            return table.steps
         pairs = load_preferences(table.pairs, table.labels_answers, tokenizer, config.context + 1, found.notices.append)
     except UserError as error:
         found.problems.append(str(error))

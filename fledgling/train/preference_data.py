@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,65 @@ def render_judged(
     return replace(rollout, reward=float(desirable)), len(ids) > row_tokens
 
 
+@dataclass
+class PreferenceFile:
+    """Pairs of a file, or its judged answers, and the rows that are neither.
+
+    source: a path, which may be followed by the names of its columns.
+    """
+
+    source: str
+    judged: bool
+    bad: BadRows = field(default_factory=BadRows)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a path that is no file, and for a column that its rows do not have."""
+        name, self.columns = split_columns(self.source)
+        self.path, self.what = Path(name), "answer" if self.judged else "pair"
+        self.expected = f"rows like {EXPECTED_JUDGED if self.judged else EXPECTED_PAIR}"
+        require_file(self.path, f"{ROW_FILES} of {self.expected}", "dpo.pairs")
+        names = JUDGED_COLUMNS if self.judged else PAIR_COLUMNS
+        require_names(f"dpo.pairs: {self.path}", self.columns, names, self.expected)
+
+    def iterate(self) -> Iterator[tuple[list[tuple[dict, bool]], str]]:
+        """Yields the conversations of a row, each with whether its answer is desirable, and "FILE:LINE"; counts others.
+
+        A pair is two of them. Raises UserError at the end for a named column that no row has.
+        """
+        mapped = ColumnMap(self.path, self.columns)
+        for block in list_row_blocks(self.path):
+            for row, where in block.iterate_rows():
+                self.count += 1
+                mapped.add(row)
+                try:
+                    if isinstance(row, UserError):
+                        raise row
+                    if self.judged:
+                        yield parse_judged(row, where, self.columns), where
+                    else:
+                        yield list(zip(parse_pair(row, where, self.columns), (True, False), strict=True)), where
+                except UserError as error:
+                    self.bad.add(error)
+        mapped.require_all()
+
+    def require_rows(self, left: int) -> None:
+        """Raises UserError, naming file and line, unless few rows are malformed and some, `left`, are not."""
+        self.bad.require_few(self.count)
+        if not left:
+            raise UserError(f"dpo.pairs: {self.path} holds no {self.what}; expected {self.expected}")
+
+
+def check_preferences(source: str, judged: bool) -> str:
+    """Returns which rows of a file are left out before any is tokenized, "" for none.
+
+    Raises as `load_preferences` does.
+    """
+    file = PreferenceFile(source, judged)
+    file.require_rows(sum(1 for _ in file.iterate()))
+    return file.bad.describe(file.count)
+
+
 def load_preferences(
     source: str, judged: bool, tokenizer: Tokenizer, row_tokens: int, log: Callable[[str], None]
 ) -> list[Rollout]:
@@ -78,39 +137,26 @@ def load_preferences(
     Raises:
         UserError: that names file and line: more than one row in a hundred is malformed, or nothing is left.
     """
-    name, columns = split_columns(source)
-    path, what, expected = Path(name), *(("answer", EXPECTED_JUDGED) if judged else ("pair", EXPECTED_PAIR))
-    require_file(path, f"{ROW_FILES} of rows like {expected}", "dpo.pairs")
-    require_names(f"dpo.pairs: {path}", columns, JUDGED_COLUMNS if judged else PAIR_COLUMNS, f"rows like {expected}")
+    file, unusable = PreferenceFile(source, judged), BadRows()
     found: list[tuple[Rollout, bool]] = []
-    bad, unusable, count, mapped = BadRows(), BadRows(), 0, ColumnMap(path, columns)
-    for block in list_row_blocks(path):
-        for row, where in block.iterate_rows():
-            count += 1
-            mapped.add(row)
-            try:
-                if isinstance(row, UserError):
-                    raise row
-                if judged:
-                    answers = parse_judged(row, where, columns)
-                    found += [render_judged(tokenizer, *answer, row_tokens, where) for answer in answers]
-                else:
-                    found.append(render_pair(tokenizer, parse_pair(row, where, columns), row_tokens, where))
-            except NothingToLearnError as error:
-                unusable.add(error)
-            except UserError as error:
-                bad.add(error)
-    mapped.require_all()
-    bad.require_few(count)
-    if not found and unusable.count:
-        raise UserError(f"dpo.pairs: none of the {unusable.count:,} {what}s can be learned from; {unusable.first}")
+    for answers, where in file.iterate():
+        try:
+            if judged:
+                found += [render_judged(tokenizer, *answer, row_tokens, where) for answer in answers]
+            else:
+                found.append(render_pair(tokenizer, (answers[0][0], answers[1][0]), row_tokens, where))
+        except NothingToLearnError as error:
+            unusable.add(error)
+        except UserError as error:
+            file.bad.add(error)
+    file.require_rows(len(found) + unusable.count)
     if not found:
-        raise UserError(f"dpo.pairs: {path} holds no {what}; expected rows like {expected}")
-    for rows in (bad, unusable):
+        raise UserError(f"dpo.pairs: none of the {unusable.count:,} {file.what}s can be learned from; {unusable.first}")
+    for rows in (file.bad, unusable):
         if rows.count:
-            log(f"dpo: {rows.count:,} of {count:,} {what}s are left out (first: {rows.first})")
+            log(f"dpo: {rows.count:,} of {file.count:,} {file.what}s are left out (first: {rows.first})")
     if cut := sum(was_cut for _, was_cut in found):
-        log(f"dpo: {cut:,} of {len(found):,} {what}s are longer than a row and were cut at their ends")
+        log(f"dpo: {cut:,} of {len(found):,} {file.what}s are longer than a row and were cut at their ends")
     return [rollout for rollout, _ in found]
 
 

@@ -259,6 +259,9 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name, content, colu
 def test_missing_paths_and_parquet_columns_are_rejected(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; expected"):
         read_documents(tmp_path / "nowhere")  # at once, not at the first document
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="it is no file and no folder; expected"):
+        read_documents(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match="nothing to read in this folder"):
         read_documents(tmp_path)
     path = write_table(tmp_path / "t.parquet", {"body": ["a"], "text": [1]})

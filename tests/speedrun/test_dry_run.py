@@ -92,7 +92,7 @@ WRONG = {
     "a stage without end": (["rl.steps=none"], r"rl: rl.steps is not set, and its tasks have no end \(counting are"),
     "a mixture without end": (["sft.steps=none"], r"sft: sft.steps is not set, and its mixture has no end"),
     "a missing file": (['sft.mixture={"chat:no.jsonl" = 1.0}'], r"cannot read no.jsonl: no such file"),
-    "a folder of pairs": (["dpo.pairs=."], r"dpo: dpo.pairs: cannot read .: it is a folder; expected a file of pairs"),
+    "a folder of pairs": (["dpo.pairs=."], r"dpo: dpo.pairs: cannot read .: it is a folder; expected .jsonl"),
     "missing pairs": (["dpo.pairs=gone.jsonl"], r"dpo: dpo.pairs: cannot read gone.jsonl"),
     "prompts without room": (["model.context=4", "rl.max_new_tokens=3"], r"rl: all of 64 sampled prompts are longer"),
     "settings of rl": (["rl.minibatches=9"], r"rl: rl.minibatches is 9: expected at most rl.prompts_per_round"),
@@ -116,6 +116,14 @@ def test_what_is_wrong_with_a_late_stage_is_one_line_before_the_first_step(what,
     outcome = dry_run(recipe)
     assert not outcome.is_sound and [check.stage for check in outcome.checks] == list(recipe.stages)
     assert str(caught.value).splitlines()[0].partition(": ")[2] in format_dry_run(outcome)
+
+
+def test_pairs_that_cannot_be_read_are_a_problem_before_there_is_a_tokenizer(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,gut,schlecht\nHi,Hello.,no\n" * 2)
+    recipe = load_recipe(write_recipe(tmp_path), [f"dpo.pairs={tmp_path / 'p.csv'}?chosen=gut"])
+    with pytest.raises(UserError, match=r'dpo: .*p.csv:1: no "rejected" in the columns prompt, schlecht, chosen'):
+        run_stages(recipe, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_too_small_for_the_last_checkpoints_is_a_problem_of_the_stage_that_fills_it(tmp_path, monkeypatch):
