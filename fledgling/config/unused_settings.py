@@ -1,7 +1,7 @@
 """Which settings nothing reads, since another setting switches them off: the rank of an adapter without an adapter.
 
 `SWITCHES` is a table: the settings, and a function of the recipe that says what switches them off. A stage's rows are
-in `STAGE_SWITCHES`, those of [model] in `unused_model_settings.py`. The tables are compared with what settings change in
+in `STAGE_SWITCHES`, those of [model] in `unused_model_settings.py`. What settings change is compared with the tables in
 tests/invariants/test_settings_that_change_nothing.py.
 """
 

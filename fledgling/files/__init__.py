@@ -3,7 +3,8 @@
 Start with `folder.py` (which files are read), then `rows.py`: each row comes with its "FILE:LINE", so that an error can
 name the place however much later it is found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and
 for documents alike, and `row_text.py` finds text in a row that is not UTF-8; `opening.py` opens what is compressed, and
-recognizes what is not text; `columns.py` reads the names of columns after a path.
+recognizes what is not text; `columns.py` reads the names of columns after a path;
+`clutter.py` knows what systems and editors leave in any folder.
 Packages that do not import each other (corpora, tasks) read through this one. No torch.
 """
 

@@ -17,6 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from fledgling.files.clutter import is_clutter
 from fledgling.record.atomic_directory import MANIFEST, hash_file
 from fledgling.record.jsonl import write_json
 from fledgling.record.recorder import JSONL_NAMES
@@ -101,7 +102,8 @@ def _tokenizer_files(run_dir: Path) -> list[Path]:
 
 
 def _hash_files(run_dir: Path, paths: Iterable[Path]) -> dict[str, str]:
-    return {str(path.relative_to(run_dir)): hash_file(path) for path in sorted(paths) if path.is_file()}
+    named = [path for path in sorted(paths) if path.is_file() and not is_clutter(path.name)]
+    return {str(path.relative_to(run_dir)): hash_file(path) for path in named}
 
 
 def find_changed_lines(sealed: list[str], now: list[str]) -> tuple[list[str], int]:

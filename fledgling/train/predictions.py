@@ -96,7 +96,8 @@ def find_teacher_config(recipe: Recipe, run_dir: Path) -> tuple[ModelConfig | No
 
 def _list_written(stage_dir: Path) -> list[Path]:
     """Returns the predictions of a stage, oldest first."""
-    later = sorted(stage_dir.glob("plan-*.json"), key=lambda path: int(path.stem.removeprefix("plan-")))
+    numbers = {path: path.stem.removeprefix("plan-") for path in stage_dir.glob("plan-*.json")}
+    later = sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda p: int(numbers[p]))
     return [path for path in (stage_dir / "plan.json", *later) if path.exists()]
 
 

@@ -1,35 +1,21 @@
-"""Every file of a run by its hash: checkpoints and prepared data by their manifests, those and the record by seals."""
+"""The files of a run by their manifests: which stages it has, their checkpoints, and prepared data."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST, find_corruption
 from fledgling.record.checkpoint import BASES_DIR, inspect_checkpoint
-from fledgling.record.outside import OWN_NAMES
-from fledgling.record.recorder import JSONL_NAMES
-from fledgling.record.seal import (
-    DONE,
-    FORECAST,
-    SEAL,
-    SPENT,
-    find_changed_lines,
-    hash_lines,
-    hash_run_files,
-    hash_sealed_files,
-    read_seal,
-)
 from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside
 from fledgling.record.state_shape import find_state_corruption
+from fledgling.verify.added_files import find_added, find_added_within
 from fledgling.verify.check import Check
 
 NEWER_THAN_HISTORY = frozenset({"horizon", "row_weights"})  # keys of a checkpoint's state that came after "history"
@@ -61,9 +47,9 @@ def check_stages(run_dir: Path) -> Check:
         if path.is_symlink()
     ]
     check.notes += describe_stages_aside(run_dir)
-    check.notes += [
-        f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in OWN_NAMES
-    ]
+    problems, notes = find_added(run_dir, recorded)
+    check.problems += problems
+    check.notes += notes
     check.total = check.checked
     return check
 
@@ -121,8 +107,9 @@ def check_checkpoints(run_dir: Path, show: Step) -> Check:
             check.problems += [
                 f"{place}/{name} {corruption}" for name, corruption in report["files"].items() if corruption
             ]
-            unknown = {file.name for file in path.iterdir()} - {*report["files"], MANIFEST}
-            check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
+            problems, notes = find_added_within(path, {*report["files"], MANIFEST}, place)
+            check.problems += problems
+            check.notes += notes
             corruptions = _list_state_corruption(path, report)
             if report["valid"] and not corruptions and stage in STAGES:
                 state = checkpoint.read_checkpoint_state(path)
@@ -158,109 +145,9 @@ def check_prepared_data(run_dir: Path, show: Step) -> Check:
             continue
         check.checked += len(corruptions)
         check.problems += [f"{place}/{name} {corruption}" for name, corruption in corruptions.items() if corruption]
-        unknown = {file.name for file in manifest.parent.iterdir() if file.is_file()} - {*corruptions, MANIFEST}
-        check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
+        folders = {path.name for path in manifest.parent.iterdir() if path.is_dir()}
+        problems, notes = find_added_within(manifest.parent, {*corruptions, *folders, MANIFEST}, place)
+        check.problems += problems
+        check.notes += notes
     check.total = check.checked
     return check
-
-
-def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = MappingProxyType({})) -> Check:
-    """Compares the record's lines, the manifests, the tokenizer and done.json with the seal of each stage.
-
-    outdated: stages that an earlier one was trained after, with that one, whose tokenizer the run may have.
-    """
-    check = Check("record and manifests", "lines and files")
-    gone: dict[str, list[str]] = {}  # file -> the stages whose seals have it
-    for stage in list_stages(run_dir):
-        show(f"{stage}/{SEAL}")
-        stage_dir, seal = run_dir / stage, read_seal(run_dir / stage)
-        if seal is None:
-            exists = (stage_dir / SEAL).exists()
-            text = f"{stage}/{SEAL} " + ("is corrupt" if exists else "is missing")
-            (check.problems if exists or _has_data_digests(stage_dir) else check.notes).append(text)
-            continue
-        for name in JSONL_NAMES:
-            sealed = seal["lines"].get(name, [])
-            problems, added = find_changed_lines(sealed, hash_lines(stage_dir / f"{name}.jsonl"))
-            check.checked += len(sealed)
-            check.problems += [f"{stage}/{name}.jsonl: {problem}" for problem in problems]
-            what = "1 line was" if added == 1 else f"{added} lines were"
-            if added and name == "metrics" and (stage_dir / DONE).exists():
-                check.problems.append(f"{stage}/{name}.jsonl: {what} added after the stage's end")
-            elif added:
-                by = ", as `fledgling eval` does: no seal has their values" if name == "evals" else ""
-                check.notes.append(f"{stage}/{name}.jsonl: {what} added after the seal{by}")
-        now = hash_sealed_files(stage_dir)
-        for path, digest in seal["files"].items():
-            check.checked += 1
-            if path not in now and "checkpoints" in path:
-                check.notes.append(f"{Path(path).parent} was deleted after the seal")
-            elif path not in now:
-                gone.setdefault(path, []).append(stage)
-            elif now[path] != digest and path.startswith("tokenizer/") and stage in outdated:
-                note = f"the tokenizer was replaced after {stage}, when {outdated[stage]} was trained again"
-                check.notes += [note] if note not in check.notes else []
-            elif now[path] != digest:
-                what = "was replaced: " if path.endswith(MANIFEST) else "was changed: "
-                check.problems.append(f"{path.removesuffix(f'/{MANIFEST}')} {what}not what the seal of {stage} says")
-        unsealed = {path for path in now if path.startswith(f"{stage}/checkpoints/")} - set(seal["files"])
-        if unsealed and (stage_dir / DONE).exists():
-            check.problems += [f"{Path(path).parent} is not in the seal of {stage}" for path in sorted(unsealed)]
-    for path, stages in gone.items():
-        shared = "" if path.startswith(f"{stages[0]}/") else f", which is in the seal of {', '.join(stages)}"
-        (check.notes if path.startswith("data/") else check.problems).append(f"{path} is gone{shared}")
-    _check_run_seal(run_dir, check, gone)
-    check.total = check.checked
-    return check
-
-
-def _check_run_seal(run_dir: Path, check: Check, named: Collection[str]) -> None:
-    """Compares the files of the whole run with RUN/seal.json, which versions that seal predictions write.
-
-    named: files that are gone, as the seals of stages have shown.
-    """
-    seal, now = read_seal(run_dir), hash_run_files(run_dir)
-    if seal is None:
-        seals = [read_seal(run_dir / stage) for stage in list_stages(run_dir)]
-        expected = (run_dir / SEAL).exists() or any(
-            "/plan.json" in path for each in seals if each for path in each["files"]
-        )
-        text = f"{SEAL} of the run is " + ("corrupt" if (run_dir / SEAL).exists() else "missing")
-        (check.problems if expected else check.notes).append(text)
-        return
-    check.checked += len(seal["files"])
-    check.problems += [
-        f"{path} was changed: not what the seal of the run says" if (run_dir / path).exists() else f"{path} is gone"
-        for path, digest in sorted(seal["files"].items())
-        if now.get(path) != digest and path not in named
-    ]
-    if (run_dir / FORECAST).is_file() and SPENT not in seal["files"]:
-        state = "is covered by no seal" if (run_dir / SPENT).exists() else "is missing"
-        check.notes.append(f"{SPENT}, the seconds of the run within its budget, {state}: they are not checked")
-
-
-def list_deleted(run_dir: Path) -> list[str]:
-    """Returns what the seals have and the run has no longer, of what may be deleted: prepared data, all checkpoints."""
-    stages = list_stages(run_dir)
-    sealed = {path for stage in stages if (seal := read_seal(run_dir / stage)) for path in seal["files"]}
-    data = sorted({path.split("/")[1] for path in sealed if path.startswith("data/") and not (run_dir / path).exists()})
-    had_weights = [stage for stage in stages if any(path.startswith(f"{stage}/checkpoints/") for path in sealed)]
-    bare = [f"the checkpoints of {stage}" for stage in had_weights if not list_stage_checkpoints(run_dir, stage)]
-    return [f"data/{name}" for name in data] + bare
-
-
-def _has_data_digests(stage_dir: Path) -> bool:
-    """Returns whether the record was written by a version that seals."""
-    with open(stage_dir / "metrics.jsonl", "rb") as file:
-        return b'"data":' in file.readline()
-
-
-def compute_root(run_dir: Path) -> str:
-    """Returns one SHA-256 over the seals of all stages: the publisher of a run can state it elsewhere."""
-    digest = hashlib.sha256()
-    for stage in list_stages(run_dir):
-        seal = run_dir / stage / SEAL
-        digest.update(stage.encode() + b"\0" + (hashlib.sha256(seal.read_bytes()).digest() if seal.is_file() else b""))
-    if (run_dir / SEAL).is_file():
-        digest.update(hashlib.sha256((run_dir / SEAL).read_bytes()).digest())
-    return digest.hexdigest()

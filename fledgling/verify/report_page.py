@@ -29,8 +29,8 @@ from fledgling.report.page_footer import (
 from fledgling.report.run_data import RunData, finite_number, load_run_data, nested_table
 from fledgling.report.run_page import render_report
 from fledgling.verify.check import Check
-from fledgling.verify.files import list_deleted
 from fledgling.verify.page_markup import cut_elements, find_foreign_markup
+from fledgling.verify.seals import list_deleted
 
 MAX_NAMED = 5  # differences that are named
 MAX_PAGE_BYTES = 2**26

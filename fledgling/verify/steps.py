@@ -85,6 +85,9 @@ class Replay:
     saved: checkpoint.Checkpoint | None = None
     data: list[str] = field(default_factory=list)
     multipliers: list[float] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (tokens, targets) of each step
+    positions: dict[int, dict[str, Any]] = field(default_factory=dict)  # of the sources after each step
+    reading: list[dict[str, Any]] = field(default_factory=list)  # what all steps have read, as done.json has it
     evals: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
@@ -293,8 +296,14 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         if reads_data:
             before, horizon = stage.batches.state_dict(), StageHorizon(stage.steps, changes)
             for step in range(horizon.steps):
-                result.data.append(digest_step(stage.batches.next(), World.start(recipe.run.device)))
+                batches = stage.batches.next()
+                result.data.append(digest_step(batches, World.start(recipe.run.device)))
                 result.multipliers.append(stage.schedule(horizon.progress(step)))
+                tokens, targets = (sum(batch.tokens.numel() for batch in batches), sum(b.target_count for b in batches))
+                result.sizes.append((tokens, targets))
+                if stage.positions is not None:
+                    result.positions[step + 1] = stage.positions()
+            result.reading = stage.count_reading()
             stage.batches.load_state_dict(before)
         if not distance:
             return replace(stage, steps=start.step)

@@ -19,7 +19,7 @@ from fledgling.train.history import MACHINE_KEYS
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.stage_rows import require_data
-from fledgling.verify import figures, files, steps
+from fledgling.verify import figures, files, seals, states, steps
 from fledgling.verify.check import Check
 from fledgling.verify.report_page import check_report
 from fledgling.verify.scores import check_scores
@@ -78,9 +78,10 @@ def verify_run(
             files.check_stages(run_dir),
             files.check_checkpoints(run_dir, show),
             files.check_prepared_data(run_dir, show),
-            files.check_seals(run_dir, show, list_outdated(run_dir)),
+            seals.check_seals(run_dir, show, list_outdated(run_dir)),
             figures.check_recorded_settings(run_dir),
             figures.check_sums(run_dir),
+            states.check_states(run_dir),
             check_report(run_dir, "fledgling" not in other),
         ]
         tolerance, chance = find_tolerance(run_dir, other), random.Random(seed)
@@ -94,7 +95,7 @@ def verify_run(
     any_replayed = any(check.checked for check in checks if check.name == REPLAYED_STEPS)
     return {
         "run": str(run_dir),
-        "root": files.compute_root(run_dir),
+        "root": seals.compute_root(run_dir),
         "seed": seed,
         "machine": {key: [environment.get(key), here[key]] for key in other},
         "tolerance": tolerance,
@@ -234,6 +235,8 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
                 f"{start.stage}: was resumed after step {start.same_until} with other settings or elsewhere"
             )
         _compare_data(start.stage, recorded, result, data)
+        if not any(line.get("rollbacks") for line in recorded.values()):
+            data.problems += states.compare_reading(run_dir, start.stage, result, start.same_until)
         recorded = steps.read_metrics_by_step(run_dir, start.stage)
     is_older = "history" not in read_newest_state(run_dir, start.stage)  # checkpoints of this version have one
     for step, replayed_line in sorted(result.lines.items()):
@@ -256,7 +259,8 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
                 recorded_state, result.saved, max(TOLERANCES.values()) if is_older else tolerance
             )
             where = f"{start.stage}/{path.name} or {start}, from which it was replayed"
-            weights.problems += [f"{where}: {problem}" for problem in found[:MAX_NAMED]]
+            of_state = states.compare_states(recorded_state.state, result.saved.state, tolerance)
+            weights.problems += [f"{where}: {problem}" for problem in (*found[:MAX_NAMED], *of_state)]
             if len(found) > MAX_NAMED:
                 weights.problems.append(f"{where}: and {len(found) - MAX_NAMED} more tensors")
     for (name, n), value in result.evals.items():

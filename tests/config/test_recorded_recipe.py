@@ -1,6 +1,7 @@
 """A run's recipe.toml that was cut is rejected by every command, and one that a person has edited is taken."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,22 @@ def test_what_a_person_edits_is_taken(run):
     (run / "recipe.toml").write_text(TEXT[: TEXT.index("\n\n[dpo]")] + TEXT[TEXT.index("\n\n[rl]") :])
     with pytest.raises(UserError, match=r"lacks \[dpo\], so it was cut or lost lines: put it back from"):
         load_recipe(run)
+
+
+def test_the_place_is_that_of_the_stage_that_was_trained_last_by_the_record_and_fits_what_is_left(tmp_path):
+    """In a copy the files have other times, and the settings of an earlier stage would be put back."""
+    recipes = {"sft": replace(Recipe(), seed=7), "rl": replace(Recipe(), seed=7, description="later")}
+    for number, (stage, recipe) in enumerate(recipes.items()):
+        for step in (8, 12):
+            path = tmp_path / stage / f"checkpoints/step-{step:08d}/state.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"recipe": dump_toml(recipe)}))
+            os.utime(path, (step, 100 - number))
+        (tmp_path / stage / "metrics.jsonl").write_text(json.dumps({"step": 12, "time": 50.0 + number}) + "\n")
+    for text, place in ((TEXT, "sft"), (dump_toml(recipes["rl"]), "rl"), ("seed = 7\n", "rl")):
+        (tmp_path / "recipe.toml").write_text(text.partition("\n[rl]")[0])
+        with pytest.raises(UserError, match=rf"{place}/checkpoints/step-00000012/state\.json"):
+            load_recipe(tmp_path)
 
 
 def test_commands_that_do_not_load_a_recipe_name_what_it_lacks_too(run):

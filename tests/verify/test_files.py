@@ -11,13 +11,11 @@ from fledgling.record.seal import SEAL, seal_run
 from fledgling.verify.files import (
     check_checkpoints,
     check_prepared_data,
-    check_seals,
     check_stages,
-    compute_root,
     is_usable,
-    list_deleted,
     list_stage_checkpoints,
 )
+from fledgling.verify.seals import check_seals, compute_root, list_deleted
 
 
 def show(text):
@@ -88,6 +86,8 @@ def test_a_file_that_was_changed_is_named(copy, path, expected):
 
 def test_given_weights_that_were_changed_are_named(copy):
     given = shutil.copytree(next((copy / "sft" / "checkpoints").glob("step-*")), copy / "init" / "step-00000000")
+    assert find_problems(copy) == ["init/step-00000000 is not in the seal of the run"]
+    seal_run(copy)
     assert find_problems(copy) == []
     with open(given / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
