@@ -7,21 +7,20 @@ a row that a table cannot be read beyond raises UserError.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.files import list_names, open_parquet_bytes, split_suffixes
+from fledgling.files import list_names, split_suffixes
+from fledgling.files.parquet import iterate_batches, open_parquet
 from fledgling.files.values import Unreadable, iterate_json, parse_json_line, read_lines, read_table
 
 TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
 NAME_COLUMN = (
     "name yours after the path: PATH?text=COLUMN of documents, PATH?prompt=COLUMN&answer=COLUMN of conversations"
 )
-BATCH_ROWS = 256  # rows of a parquet file in memory at a time
 
 
 class NoTextColumnError(UserError):
@@ -203,23 +202,9 @@ def read_csv_rows(
             skipped.add("broken", f"{name}:{number}")
 
 
-@contextmanager
-def _open_parquet(file: Path) -> Iterator[Any]:
-    """Opens a parquet file. Raises UserError for a corrupt one."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(open_parquet_bytes(file)) as table:
-            yield table
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: corrupt or no parquet file ({reason}); fetch or write it again") from None
-
-
 def count_row_groups(file: Path) -> int:
     """Returns the number of row groups of a parquet file. Raises UserError for a corrupt one."""
-    with _open_parquet(file) as table:
+    with open_parquet(file) as table:
         return table.num_row_groups
 
 
@@ -230,7 +215,7 @@ def read_parquet_rows(
     import pyarrow
 
     texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
-    with _open_parquet(file) as table:
+    with open_parquet(file) as table:
         schema = table.schema_arrow
         column = _find_text_column(schema.names, requested, file)
         kind = schema.field(column).type
@@ -240,7 +225,7 @@ def read_parquet_rows(
         first, last = part or (0, table.num_row_groups)
         row = sum(table.metadata.row_group(group).num_rows for group in range(first))
         groups = list(range(first, last))
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=[column]):
+        for batch in iterate_batches(table, file, groups, [column]):
             # As bytes, so that one row that is not UTF-8 costs one row and not the batch.
             for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()).to_pylist():
                 row += 1

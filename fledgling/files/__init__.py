@@ -2,9 +2,9 @@
 
 Start with `folder.py` (which files are read), then `rows.py`: each row comes with its "FILE:LINE", so that an error can
 name the place however much later it is found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and
-for documents alike, and `row_text.py` finds text in a row that is not UTF-8; `opening.py` opens what is compressed, and
-recognizes what is not text; `columns.py` reads the names of columns after a path;
-`clutter.py` knows what systems and editors leave in any folder.
+for documents alike, `parquet.py` reads parquet, and `row_text.py` finds text in a row that is not UTF-8; `opening.py`
+opens what is compressed, and recognizes what is not text; `columns.py` reads the names of columns after a
+path; `clutter.py` knows what systems and editors leave in any folder.
 Packages that do not import each other (corpora, tasks) read through this one. No torch.
 """
 
@@ -18,7 +18,7 @@ from fledgling.files.folder import (
     split_suffixes,
     stat_files,
 )
-from fledgling.files.opening import CORRUPT_FILE_ERRORS, NotTextError, open_file, open_parquet_bytes, open_text
+from fledgling.files.opening import CORRUPT_FILE_ERRORS, NotTextError, open_file, open_text
 from fledgling.files.rows import (
     ROW_FILES,
     BadRows,
@@ -50,7 +50,6 @@ __all__ = [
     "list_names",
     "list_row_blocks",
     "open_file",
-    "open_parquet_bytes",
     "open_text",
     "read_rows",
     "require_file",

@@ -40,10 +40,10 @@ class NotTextError(UserError):
 
 
 class _LimitedReader(io.RawIOBase):
-    """Reads another stream, and raises UserError after `limit` bytes."""
+    """Reads another stream of a file, and raises UserError where it expands without measure."""
 
-    def __init__(self, stream: BinaryIO, path: Path, limit: int) -> None:
-        self.stream, self.path, self.limit, self.count = stream, path, limit, 0
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self.stream, self.path, self.size, self.count = stream, path, path.stat().st_size, 0
 
     def readable(self) -> bool:
         """Returns True."""
@@ -53,11 +53,7 @@ class _LimitedReader(io.RawIOBase):
         """Fills a buffer and returns how many bytes it now holds."""
         data = self.stream.read(len(buffer))
         self.count += len(data)
-        if self.count > self.limit:
-            raise UserError(
-                f"{self.path}: expands to more than {self.limit:,} bytes, {MAX_EXPANSION:,} times its size, as no text "
-                "does; if that is right, decompress it first"
-            )
+        require_expansion(self.path, self.size, self.count)
         buffer[: len(data)] = data
         return len(data)
 
@@ -65,6 +61,16 @@ class _LimitedReader(io.RawIOBase):
         """Closes both streams."""
         self.stream.close()
         super().close()
+
+
+def require_expansion(path: Path, size: int, expanded: int) -> None:
+    """Raises UserError for a file of `size` bytes that holds more than `MAX_EXPANSION` times as many, `expanded`."""
+    limit = max(MIN_EXPANSION_LIMIT, MAX_EXPANSION * size)
+    if expanded > limit:
+        raise UserError(
+            f"{path}: expands to more than {limit:,} bytes, {MAX_EXPANSION:,} times its size, as no text does; if that "
+            "is right, decompress it first"
+        )
 
 
 def open_file(path: Path) -> io.BufferedReader:
@@ -82,8 +88,7 @@ def open_file(path: Path) -> io.BufferedReader:
         ".xz": lzma.open,
         ".zst": _open_zstd,
     }
-    limit = max(MIN_EXPANSION_LIMIT, MAX_EXPANSION * path.stat().st_size)
-    return io.BufferedReader(_LimitedReader(openers[packed](path), path, limit), COPY_BYTES)
+    return io.BufferedReader(_LimitedReader(openers[packed](path), path), COPY_BYTES)
 
 
 def open_text(path: Path) -> io.BufferedReader:

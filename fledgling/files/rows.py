@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 from fledgling.config import UserError, show_name
 from fledgling.files.folder import split_suffixes
-from fledgling.files.opening import CORRUPT_FILE_ERRORS, IF_ENCODED, open_parquet_bytes, open_text
+from fledgling.files.opening import CORRUPT_FILE_ERRORS, IF_ENCODED, open_text
+from fledgling.files.parquet import iterate_batches, open_parquet
 from fledgling.files.row_text import find_bad_text
 from fledgling.files.values import (
     LINE_SUFFIXES,
@@ -33,7 +34,6 @@ ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES, ".parquet")
 ROW_FILES = ".jsonl .ndjson .json .csv .tsv .parquet, also with .gz .zst .bz2 .xz"  # in messages
 JSONL_FORMAT = '{"name": value, ...} on each line'
 LINES_PER_BLOCK = 1024
-BATCH_ROWS = 256  # of a parquet file at a time
 ROWS_PER_BAD_ROW = 100  # one row in this many may be left out
 
 Row = dict[str, Any] | list[Any]  # a list: the messages of one conversation
@@ -221,23 +221,8 @@ def _read_whole_file(path: Path) -> Iterator[Any]:
         yield from iterate_json(handle) if kind == ".json" else read_table(handle, kind == ".tsv")
 
 
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(open_parquet_bytes(path)) as table:
-            yield table
-    except FileNotFoundError:
-        raise UserError(f"cannot read {path}: no such file; check the path and --data-dir") from None
-    except (*CORRUPT_FILE_ERRORS, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: corrupt or not a parquet file ({reason}); fetch or copy it again") from None
-
-
 def _list_row_groups(path: Path, as_one: bool) -> list[RowBlock]:
-    with _open_parquet(path) as table:
+    with open_parquet(path) as table:
         sizes = [table.metadata.row_group(index).num_rows for index in range(table.metadata.num_row_groups)]
     if as_one:
         return [RowBlock(path, sum(sizes), 1, 0)] if sum(sizes) else []
@@ -246,10 +231,10 @@ def _list_row_groups(path: Path, as_one: bool) -> list[RowBlock]:
 
 
 def _read_parquet(path: Path, groups: list[int] | None) -> Iterator[dict[str, Any] | Unreadable]:
-    with _open_parquet(path) as table:
+    with open_parquet(path) as table:
         if repeated := describe_repeated(table.schema_arrow.names):
             raise UserError(f"{path}: {repeated}")
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
+        for batch in iterate_batches(table, path, groups):
             try:
                 yield from batch.to_pylist()
             except (ValueError, OverflowError):  # text that is not UTF-8, a date without a Python object

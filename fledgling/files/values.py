@@ -63,7 +63,7 @@ def parse_json_line(line: bytes | None) -> Any | Unreadable:
         return Unreadable(f"not UTF-8 (byte {error.start} of the line)", undecodable=True)
     if not text.strip():
         return None
-    value, end = _decode(json.JSONDecoder(), text, len(text) - len(text.lstrip()))
+    value, end = _decode(json.JSONDecoder(object_pairs_hook=_make_object), text, len(text) - len(text.lstrip()))
     if not isinstance(value, Unreadable) and text[end:].strip():
         return Unreadable(f"not JSON (Extra data at column {end + 1})")
     return value
@@ -99,7 +99,10 @@ class _TextBuffer:
 
     def __init__(self, handle: BinaryIO) -> None:
         self.handle, self.text, self.at = handle, "", 0
-        self.utf8, self.decoder = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+        self.utf8, self.decoder = (
+            codecs.getincrementaldecoder("utf-8-sig")(),
+            json.JSONDecoder(object_pairs_hook=_make_object),
+        )
 
     def extend(self) -> bool:
         """Reads as much as there is, so that a long value is parsed few times. Returns False at the file's end."""
@@ -137,6 +140,17 @@ class _TextBuffer:
             return value
 
 
+class _RepeatedNameError(ValueError):
+    """An object has a name twice, so that one of the two values would be lost."""
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _RepeatedNameError(describe_repeated(name for name, _ in pairs))
+    return made
+
+
 def _decode(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any | Unreadable, int]:
     try:
         return decoder.raw_decode(text, at)
@@ -144,6 +158,8 @@ def _decode(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any | Unread
         return Unreadable(f"not JSON ({error.msg} at column {error.colno})"), at
     except RecursionError:
         return Unreadable("not JSON (nested too deeply at column 1)"), at
+    except _RepeatedNameError as error:
+        return Unreadable(str(error)), at
     except ValueError:  # a number of thousands of digits
         return Unreadable("not JSON (a number is too long)"), at
 
@@ -187,9 +203,9 @@ def read_table(handle: BinaryIO, is_tabbed: bool) -> Iterator[dict[str, str] | U
 
 
 def describe_repeated(names: Iterable[str]) -> str:
-    """Returns which of the names of columns is there twice, and what to do; "" for none."""
+    """Returns which of the names of columns, or in an object, is there twice, and what to do; "" for none."""
     repeated = next((name for name, count in Counter(names).items() if count > 1), None)
-    return "" if repeated is None else f'two columns have the name "{show_name(repeated)}"; give one another name'
+    return "" if repeated is None else f'the name "{show_name(repeated)}" is there twice; give one another name'
 
 
 class _TooLongError(Exception):

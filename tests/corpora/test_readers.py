@@ -240,11 +240,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n')[:-9], None, "corrupt or cut short"),
         ("a.csv", "text\nx\n".encode("utf-16"), None, "iconv -f UTF-16 -t UTF-8"),
         ("a.csv", b"text\nx,y\n", None, "no document in it; skipped 1 malformed (first: a.csv:1)"),
-        ("a.csv", b"text,text\nx,y\n", None, 'two columns have the name "text"'),
+        ("a.csv", b"text,text\nx,y\n", None, 'the name "text" is there twice'),
         ("a.csv", b"price\n3\n", None, "no column text or content among price"),
         ("a.json", b'[{"body": "x"}]', None, "no column text or content among body"),
         ("a.json", b'[{"text": 3}]', None, 'entry 1, "text" is int; expected text'),
-        ("a.parquet", b"PAR1", None, "corrupt or no parquet file"),
+        ("a.parquet", b"PAR1", None, "corrupt or not a parquet file"),
         ("a.doc", b"x", None, "cannot read this kind of file; expected .txt .md .jsonl .json .csv"),
     ],
 )

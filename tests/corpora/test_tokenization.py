@@ -178,11 +178,11 @@ def test_a_killed_run_resumes_and_leaves_no_process(folder, tokenizer, tmp_path)
 def test_a_truncated_parquet_file_is_one_line_and_finished_shards_stay(folder, tokenizer, tmp_path):
     bad = folder / "shard_00002.parquet"
     bad.write_bytes(bad.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"shard_00002.parquet: corrupt or no parquet file"):
+    with pytest.raises(UserError, match=r"shard_00002.parquet: corrupt or not a parquet file"):
         tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1)
     for name in ("rows.jsonl", "notes"):
         shutil.move(folder / name, tmp_path / name)
-    with pytest.raises(UserError, match=r"shard_00002.parquet: corrupt or no parquet file") as caught:
+    with pytest.raises(UserError, match=r"shard_00002.parquet: corrupt or not a parquet file") as caught:
         tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=2, unit_bytes=16_000)
     assert "\n" not in str(caught.value) and list((tmp_path / "out").glob(f"*/{MANIFEST}"))
     assert not (tmp_path / "out" / CORPUS_FILE).exists()
