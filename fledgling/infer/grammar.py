@@ -16,22 +16,24 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fledgling.config import UserError
-from fledgling.infer.json_schema import drop_empty_demands
+from fledgling.infer.json_keys import KeyGuard, KeyVocabulary
+from fledgling.infer.json_schema import adapt_schema
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
+JsonIn = Literal["answer", "calls"] | None
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes
 LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of fuel take 1 ms
     "max_lexer_states": 8_000,
@@ -44,6 +46,18 @@ LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of
 ALLOWED_SECONDS, SECONDS_PER_MASK = 0.2, 0.001  # processor time of a grammar: at once, and for each mask
 MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
 MAX_SHOWN_CHARS = 200
+REASONS = (  # the library's: in the words of a schema's writer
+    (re.compile(r'Unimplemented keys: \["([^"]+)"'), r"\1: not supported in a schema that every answer must satisfy"),
+    (
+        re.compile("oneOf constraints are not supported"),
+        "oneOf: two of its schemas may accept one value; give each a type or const that no other has, or use anyOf",
+    ),
+    (
+        re.compile("look-?arounds?,? "),
+        "a pattern with lookahead, lookbehind or a boundary within it, which are not supported",
+    ),
+    (re.compile("backreferences are not supported"), "a pattern with backreferences, which are not supported"),
+)
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 
 
@@ -76,10 +90,11 @@ class WorkMeter:
 class GrammarState:
     """The state of one answer under a grammar."""
 
-    def __init__(self, matcher: Any, eos_token: int, meter: WorkMeter) -> None:
+    def __init__(self, matcher: Any, eos_token: int, meter: WorkMeter, guard: KeyGuard | None = None) -> None:
         self.matcher = matcher
         self.eos_token = eos_token
         self.meter = meter
+        self.guard = guard
 
     def mask(self, vocab_size: int) -> np.ndarray:
         """Returns which tokens may come next, (V,) bool; at least one. Raises GrammarError beyond a limit of work."""
@@ -99,6 +114,8 @@ class GrammarState:
             raise GrammarError(f"the constraint of the answer: {self.describe_error()}")
         bits = np.unpackbits(packed, bitorder="little")[:vocab_size]
         allowed[: len(bits)] = bits
+        if self.guard:
+            self.guard.restrict_(allowed)
         if not allowed.any():
             raise GrammarError("the constraint of the answer allows no further token")
         return allowed
@@ -113,6 +130,8 @@ class GrammarState:
         start = time.thread_time()
         if not self.matcher.is_stopped():
             self.matcher.consume_token(token)
+            if self.guard:
+                self.guard.accept(token)
         self.meter.seconds += time.thread_time() - start
 
     def describe_error(self) -> str:
@@ -123,14 +142,15 @@ class GrammarState:
 class Grammar:
     """A compiled constraint; `start` gives the state of a new answer. Answers of one request share a grammar."""
 
-    def __init__(self, matcher: Any, eos_token: int) -> None:
+    def __init__(self, matcher: Any, eos_token: int, make_guard: Callable[[], KeyGuard | None]) -> None:
         self._matcher = matcher
         self._eos_token = eos_token
+        self._make_guard = make_guard
         self._meter = WorkMeter()
 
     def start(self) -> GrammarState:
         """Returns the state before the first token."""
-        return GrammarState(self._matcher.deep_copy(), self._eos_token, self._meter)
+        return GrammarState(self._matcher.deep_copy(), self._eos_token, self._meter, self._make_guard())
 
 
 class GrammarCompiler:
@@ -151,15 +171,21 @@ class GrammarCompiler:
         Raises:
             GrammarError: the schema has keywords that the library does not know, or numbers that it cannot compute.
         """
-        return self.compile_lark(write_json_rule("start", schema, lenient))
+        return self.compile_lark(write_json_rule("start", schema, lenient), "answer")
 
     def compile_regex(self, pattern: str) -> Grammar:
         """Returns the constraint that the whole answer matches `pattern`, in the syntax of Rust's regex crate."""
         return self._compile(self._library.LLMatcher.grammar_from_regex(pattern))
 
-    def compile_lark(self, grammar: str) -> Grammar:
-        """Returns the constraint of a grammar in Lark's notation; `start` is its first rule."""
-        return self._compile(self._library.LLMatcher.grammar_from_lark(grammar))
+    def compile_lark(self, grammar: str, json_in: JsonIn = None) -> Grammar:
+        """Returns the constraint of a grammar in Lark's notation; `start` is its first rule.
+
+        Args:
+            grammar: its text.
+            json_in: where the grammar has JSON whose keys are guarded (json_keys.py): the whole answer or a call of a
+                tool, or only calls.
+        """
+        return self._compile(self._library.LLMatcher.grammar_from_lark(grammar), json_in)
 
     def compile_gbnf(self, grammar: str) -> Grammar:
         """Returns the constraint of a grammar in llama.cpp's notation."""
@@ -170,14 +196,15 @@ class GrammarCompiler:
             raise GrammarError(f"the constraint of the answer: {_shorten_reason(str(error))}") from None
         return self.compile_lark(converted)
 
-    def _compile(self, text: str) -> Grammar:
+    def _compile(self, text: str, json_in: JsonIn = None) -> Grammar:
         matcher = self._library.LLMatcher(
             self._vocabulary, text, log_level=0, limits=self._library.LLParserLimits(**LIMITS)
         )
         state = GrammarState(matcher, self.eos_token, WorkMeter())
         if matcher.is_error():
             raise GrammarError(f"the constraint of the answer: {state.describe_error()}")
-        grammar = Grammar(matcher, self.eos_token)
+        make_guard = lambda: KeyGuard(self._keys, json_in == "answer") if json_in else None  # noqa: E731
+        grammar = Grammar(matcher, self.eos_token, make_guard)
         try:
             grammar.start().mask(self.tokenizer.vocab_size)
         except GrammarError:
@@ -191,6 +218,10 @@ class GrammarCompiler:
         import llguidance
 
         return llguidance
+
+    @cached_property
+    def _keys(self) -> KeyVocabulary:
+        return KeyVocabulary(self.tokenizer)
 
     @cached_property
     def _vocabulary(self) -> Any:
@@ -218,14 +249,14 @@ class _Vocabulary:
 def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
     """Returns a rule of a Lark grammar: JSON that the schema accepts, with spaces as json.dumps writes them.
 
-    Keywords that demand nothing are dropped, and formats that the library does not know (`drop_empty_demands`).
+    Keywords that demand nothing are dropped, and some are written as others (`adapt_schema`).
     `lenient` drops all keywords that the library does not know and reads `oneOf` as `anyOf`, instead of an error.
     Raises GrammarError for numbers that it cannot represent, and for a schema that is nested too deeply.
     """
     style = {**JSON_STYLE, "lenient": lenient, "coerce_one_of": lenient}
     try:
         _check_numbers(schema)
-        document = drop_empty_demands(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
+        document = adapt_schema(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
         return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
@@ -246,4 +277,5 @@ def _shorten_reason(text: str) -> str:
     first, *others = text.replace("<non-verbose/>", "").strip().split("\n")
     reason = next((line.partition("error: ")[2] for line in others if line.strip().startswith("error: ")), "")
     line = _PLACE.sub("", f"{first} {reason}" if first.endswith(":") else first)
+    line = next((match.expand(text) for pattern, text in REASONS if (match := pattern.search(line))), line)
     return line if len(line) <= MAX_SHOWN_CHARS else f"{line[:MAX_SHOWN_CHARS]}..."

@@ -1,11 +1,14 @@
-"""Keywords of a JSON schema that demand nothing, which the library of constraints would reject all the same.
+"""A JSON schema in the keywords that the library of constraints compiles, demanding the same.
 
-Pydantic, zod and other writers of schemas emit them: `uniqueItems: false`, names of properties that are text, formats.
-A format is an annotation (JSON Schema 2020-12, Validation, 7.2.1), so one that the library does not know is dropped.
+Pydantic, zod and other writers of schemas emit what demands nothing: `uniqueItems: false`, names of properties that are
+text, formats. A format is an annotation (JSON Schema 2020-12, Validation, 7.2.1), so one that the library does not know
+is dropped. Dates that no calendar has, lookahead at a pattern's start and enumerated names of properties are demands
+that the library does not know, in keywords that it does.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,27 +33,118 @@ LIST_KEYWORDS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
 MAP_KEYWORDS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 
 
-def drop_empty_demands(schema: Any) -> Any:
-    """Returns a schema, at every depth, without keywords that demand nothing and without unknown formats.
+# Further patterns of a format: the library allows 2023-02-29, the year 0 and a second 60.
+DAY = (
+    r"^(?:[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|[0-9]{4}-(?:0[13-9]|1[0-2])-(?:29|30)|"
+    r"[0-9]{4}-(?:0[13578]|1[02])-31|"
+    r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+)
+YEAR, SECOND = r"^[0-9]*[1-9][0-9]*-", r"^[^:]*:[0-9]{2}:[0-5]"
+FORMAT_PATTERNS = {"date": (DAY, YEAR), "date-time": (DAY, YEAR, SECOND), "time": (SECOND,)}
+KNOWN_PATTERNS = {  # with negative lookahead: the same texts without it
+    # pydantic's Decimal
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(?:\d+\.?\d*|\.\d+)$",
+    # zod's email
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^(?:[A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    ),
+}
+
+
+def adapt_schema(schema: Any, root: Any = None) -> Any:
+    """Returns a schema that demands the same, at every depth, in keywords that the library knows where there are some.
 
     Values that are no schemas (`const`, `enum`, `default`, `examples`) remain as they are.
+
+    Args:
+        schema: any value; what is no object is returned.
+        root: the schema to which its references belong; None: itself.
     """
     if not isinstance(schema, Mapping):
         return schema
+    root = schema if root is None else root
     kept: dict[str, Any] = {}
-    for name, value in schema.items():
+    patterns: list[str] = []
+    for name, value in _name_properties(schema, root).items():
         # `is` for booleans: 0 == False, and a wrong type is the library's to name.
         if any(
             value is nothing if isinstance(nothing, bool) else value == nothing for nothing in NOTHING.get(name, ())
         ):
             continue
-        if name == "format" and isinstance(value, str) and value not in FORMATS:
-            continue
+        if name == "format" and isinstance(value, str):
+            patterns += FORMAT_PATTERNS.get(value, ())
+            if value not in FORMATS:
+                continue
+        if name == "pattern" and isinstance(value, str):
+            value, *others = split_pattern(value)
+            patterns += others
         if name in LIST_KEYWORDS and isinstance(value, list):
-            value = [drop_empty_demands(child) for child in value]
+            value = [adapt_schema(child, root) for child in value]
         elif name in MAP_KEYWORDS and isinstance(value, Mapping):
-            value = {key: drop_empty_demands(child) for key, child in value.items()}
+            value = {key: adapt_schema(child, root) for key, child in value.items()}
         elif name in SCHEMA_KEYWORDS:
-            value = drop_empty_demands(value)
+            value = adapt_schema(value, root)
         kept[name] = value
+    if patterns:
+        others = kept.get("allOf", [])
+        kept["allOf"] = [*others, *({"pattern": text} for text in patterns)] if isinstance(others, list) else others
     return kept
+
+
+def split_pattern(pattern: str) -> list[str]:
+    """Returns patterns of which all match the texts that `pattern` matches, without positive lookahead at its start.
+
+    `^(?=a)(?=b)c` is `^(?:a)`, `^(?:b)` and `^c`. Other lookahead stays where it is, which is an error later on.
+    """
+    if pattern in KNOWN_PATTERNS:
+        return [KNOWN_PATTERNS[pattern]]
+    found, rest = [], pattern.removeprefix("^")
+    while pattern.startswith("^") and rest.startswith("(?="):
+        end = _find_at_depth(rest, ")", 1)
+        if end < 0:
+            return [pattern]
+        found.append(f"^(?:{rest[3:end]})")
+        rest = rest[end + 1 :]
+    return [f"^{rest}", *found] if found and _find_at_depth(rest, "|", 0) < 0 else [pattern]
+
+
+def _find_at_depth(pattern: str, character: str, depth: int) -> int:
+    """Returns the place of a character of a pattern at a depth of groups, -1 where there is none."""
+    level, in_class, at = 0, False, 0
+    while at < len(pattern):
+        current = pattern[at]
+        if current == "\\":
+            at += 2
+            continue
+        if not in_class and current == character and level == depth:
+            return at
+        if in_class or current == "[":
+            in_class = current != "]" if in_class else True
+        else:
+            level += (current == "(") - (current == ")")
+        at += 1
+    return -1
+
+
+def _name_properties(schema: Mapping[str, Any], root: Any) -> Mapping[str, Any]:
+    """Returns a schema whose `propertyNames` is an enumeration, as a dictionary by Literal or Enum has it, with these
+    properties and no others."""
+    names = schema.get("propertyNames")
+    reference = names["$ref"] if isinstance(names, Mapping) and set(names) == {"$ref"} else None
+    if isinstance(reference, str) and (match := re.fullmatch(r"#/\$defs/([^/~%]+)", reference)):
+        names = (root.get("$defs") or {}).get(match[1]) if isinstance(root, Mapping) else None
+    if not isinstance(names, Mapping) or "patternProperties" in schema:
+        return schema
+    if not set(names) <= {"enum", "const", "type", "title", "description"} or names.get("type", "string") != "string":
+        return schema
+    values = [names["const"]] if "const" in names else names.get("enum")
+    own = schema.get("properties", {})
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        return schema
+    if not isinstance(own, Mapping):
+        return schema
+    others = schema.get("additionalProperties", True)
+    properties = {name: value for name, value in own.items() if name in values}
+    properties |= {name: others for name in values if name not in own}
+    kept = {name: value for name, value in schema.items() if name != "propertyNames"}
+    return {**kept, "properties": properties, "additionalProperties": False}

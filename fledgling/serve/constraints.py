@@ -86,7 +86,7 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
         rules.append(r"TEXT: /(.|\n)+/")
         if body.calculator:
             rules.append(r"own: <|python_start|> /[^{](.|\n)*/ <|python_end|>")
-    grammar = _compile("tools", lambda: compiler.compile_lark("\n".join(rules)))
+    grammar = _compile("tools", lambda: compiler.compile_lark("\n".join(rules), "answer" if kind else "calls"))
     return AnswerForm(tuple(tools), grammar, choice in ("required", "named") or kind is not None)
 
 

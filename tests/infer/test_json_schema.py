@@ -1,9 +1,12 @@
 """Schemas of pydantic and zod: what demands nothing is dropped, what cannot be demanded is an error that names it."""
 
+import json
+
 import pytest
 
 from fledgling.infer.grammar import GrammarCompiler, GrammarError
-from fledgling.infer.json_schema import FORMATS, NOTHING, drop_empty_demands
+from fledgling.infer.json_schema import FORMATS, KNOWN_PATTERNS, NOTHING, adapt_schema
+from tests.infer.test_json_keys import accepts
 
 pytest.importorskip("llguidance")
 
@@ -21,7 +24,7 @@ def test_a_keyword_that_demands_nothing_is_dropped_at_every_depth(compiler, keyw
         {"items": inner, "prefixItems": [inner]},
         {"anyOf": [{"additionalProperties": inner}]},
     ):
-        assert keyword not in str(drop_empty_demands(schema)) and "minimum" in str(drop_empty_demands(schema))
+        assert keyword not in str(adapt_schema(schema)) and "minimum" in str(adapt_schema(schema))
         compiler.compile_schema(schema)
 
 
@@ -31,6 +34,16 @@ def test_a_keyword_that_demands_nothing_is_dropped_at_every_depth(compiler, keyw
         {"uniqueItems": True},
         {"uniqueItems": 0},
         {"propertyNames": {"type": "integer"}},
+        {"propertyNames": {"enum": ["a", 3]}},
+        {"propertyNames": {"enum": ["a"], "minLength": 1}},
+        {"propertyNames": {"enum": ["a"]}, "patternProperties": {"b": True}},
+        {"propertyNames": {"$ref": "#/$defs/nothing"}},
+        {"oneOf": [{"type": "integer"}, {"minimum": 3}]},
+        {"pattern": "a(?=b)"},
+        {"pattern": "^(?!a)b"},
+        {"pattern": "^(?=a)b|c"},
+        {"pattern": "(a)\\1"},
+        {"pattern": "\\bfox\\b"},
         {"propertyNames": {"type": "string", "maxLength": 3}},
         {"propertyNames": False},
         {"not": {}},
@@ -39,7 +52,7 @@ def test_a_keyword_that_demands_nothing_is_dropped_at_every_depth(compiler, keyw
     ],
 )
 def test_a_keyword_that_demands_something_is_an_error_that_names_it(compiler, schema):
-    with pytest.raises(GrammarError, match=next(iter(schema))):
+    with pytest.raises(GrammarError, match=next(iter(schema))):  # "pattern" is in its errors as a word
         compiler.compile_schema({"items": schema})
 
 
@@ -47,13 +60,76 @@ def test_unknown_formats_are_annotations_and_known_ones_are_obeyed(compiler):
     for name in ("path", "binary", "password", "regex", "uri-reference", "", "made-up"):
         compiler.compile_schema({"type": "string", "format": name})
     for name in FORMATS:
-        assert drop_empty_demands({"format": name}) == {"format": name}
+        assert adapt_schema({"format": name})["format"] == name
         compiler.compile_schema({"type": "string", "format": name})
         with pytest.raises(GrammarError):  # no text has both
             compiler.compile_schema({"type": "string", "format": name, "pattern": "^_$"})
 
 
+DATES = {
+    "date": (["2024-02-29", "2000-02-29", "2023-04-30", "0001-01-31"], ["2023-02-29", "1900-02-29", "0000-01-01"]),
+    "date-time": (
+        ["2024-02-29T23:59:59Z", "2023-01-31T00:00:00.5+01:30"],
+        ["2023-02-29T00:00:00Z", "2023-01-01T00:00:60Z"],
+    ),
+    "time": (["23:59:59Z"], ["23:59:60Z"]),
+}
+PASSWORD = r"^(?=.*[A-Z])(?=[^)]*[)\](])\S{3,9}$"
+
+
+@pytest.mark.parametrize(
+    ("schema", "accepted", "rejected"),
+    [
+        *(({"type": ["string", "null"], "format": name}, [*good, None], bad) for name, (good, bad) in DATES.items()),
+        ({"type": "string", "pattern": PASSWORD}, ["aA)", "(Bcd"], ["aa)", "AAA", "A)", "A )a"]),
+        ({"pattern": "^(?=a)(?=.b)[a-z]+$", "allOf": [{"maxLength": 3}]}, ["ab", "abc"], ["ac", "bb", "abcd"]),
+        ({"type": "string", "pattern": next(iter(KNOWN_PATTERNS))}, ["1", "-0.5", ".5", "+1."], ["", ".", "-", "+."]),
+        (
+            {"type": "string", "pattern": list(KNOWN_PATTERNS)[1]},
+            ["a@b.co", "a.b'c@d-e.fg.hi"],
+            [".a@b.co", "a..b@c.co", "a.@b.co", "a'@b.co", "a@b", "a@b..co"],
+        ),
+        (
+            {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
+            [{}, {"a": 1}, {"a": 1, "b": 2}],
+            [{"c": 1}, {"a": "x"}],
+        ),
+        (
+            {
+                "$defs": {"E": {"enum": ["a", "b"], "type": "string", "title": "E"}},
+                "properties": {
+                    "x": {"propertyNames": {"$ref": "#/$defs/E"}, "properties": {"c": True, "a": {"type": "null"}}}
+                },
+                "required": ["x"],
+            },
+            [{"x": {"a": None, "b": 5}}, {"x": {}}],
+            [{"x": {"c": 1}}, {"x": {"a": 1}}, {"x": {"d": 1}}],
+        ),
+    ],
+)
+def test_what_the_library_does_not_know_is_demanded_in_keywords_that_it_does(compiler, schema, accepted, rejected):
+    jsonschema = pytest.importorskip("jsonschema")
+    grammar = compiler.compile_schema(schema)
+    for value in accepted:
+        assert accepts(compiler, grammar, json.dumps(value)), value
+        assert jsonschema.Draft202012Validator(schema).is_valid(value)
+    for value in rejected:
+        assert not accepts(compiler, grammar, json.dumps(value)), value
+
+
+def test_what_is_not_supported_is_named_in_the_words_of_the_schema(compiler):
+    for schema, words in (
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf: two of its schemas may accept one value"),
+        ({"uniqueItems": True}, "uniqueItems: not supported in a schema"),
+        ({"pattern": "(?!a)b"}, "a pattern with lookahead"),
+        ({"pattern": "a\\b"}, "a pattern with lookahead, lookbehind or a boundary"),
+    ):
+        with pytest.raises(GrammarError, match=words) as error:
+            compiler.compile_schema(schema)
+        assert "\n" not in str(error.value)
+
+
 def test_values_that_are_no_schemas_and_properties_of_these_names_remain():
     value = {"format": "made-up", "uniqueItems": False}
     schema = {"enum": [value], "const": value, "default": value, "properties": {"format": True, "uniqueItems": False}}
-    assert drop_empty_demands(schema) == schema
+    assert adapt_schema(schema) == schema

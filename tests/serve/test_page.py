@@ -329,22 +329,11 @@ def test_markdown_is_shown_as_it_is_meant(page):
             assert [value.strip("\n") for value in texts] == [value.strip("\n") for value in expected], text[:80]
 
 
-LONG = (
-    "\\\\[",
-    "\\\\(",
-    "$$a ",
-    "<!--",
-    "[^a]: x\\n",
-    "`|",
-    "\\\\[\\n",
-    "\\\\begin{align}\\n",
-    "- [ ] a\\n",
-    "| `a|b` | c |\\n",
-    "<sub>",
-)
+LONG = ["\\[", "$$a ", "<!--", "[^a]: x\n", "`|", "\\[\n", "\\begin{align}\n", "| `a|b` | c |\n", "<sub>"]
 
 
 def test_a_text_that_repeats_a_beginning_takes_no_quadratic_time(page):
+    texts = [text * (30_000 // len(text)) for text in LONG] + ["\\(" * 45_000]
     milliseconds = page.evaluate(
         """async (texts) => {
             const { renderMarkdown } = await import("./markdown.js");
@@ -354,9 +343,9 @@ def test_a_text_that_repeats_a_beginning_takes_no_quadratic_time(page):
                 return performance.now() - start;
             });
         }""",
-        [text * (30_000 // len(text)) for text in LONG],
+        texts,
     )
-    assert max(milliseconds) < 3_000, dict(zip(LONG, milliseconds, strict=True))  # a bound; unlimited: minutes
+    assert max(milliseconds) < 3_000, milliseconds  # a bound: the library's own rule takes 8 s for the last one
 
 
 def test_conversations_are_renamed_found_exported_and_imported(page, browser, server):
