@@ -38,7 +38,7 @@ from fledgling.record.atomic_directory import (
 from fledgling.record.durable import remove_directory
 from fledgling.record.jsonl import make_write_error
 from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside
-from fledgling.record.stage_end import read_last_step
+from fledgling.record.stage_end import describe_other_end
 from fledgling.record.tensor_names import translate_tensor_name
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
@@ -391,8 +391,8 @@ def _require_latest(directory: Path, aside: Sequence[str] = ()) -> Path:
         raise UserError(
             warned[0].removeprefix("skipped: ") if warned else f"no checkpoint in {directory}: looked for step-*"
         )
-    if not warned and (last := read_last_step(directory.parent) or 0) > int(latest.name[5:13]):
-        warned = [f"step {last:,}, the last of {directory.parent}, is not there"]
+    if not warned and (other := describe_other_end(directory.parent, int(latest.name[5:].removesuffix(".old")))):
+        warned = [other]
     for text in warned:
         warnings.warn(f"{text}; {latest} is used", stacklevel=3)
     return latest

@@ -10,6 +10,16 @@ from fledgling.record.seal import DONE
 MAX_DONE_BYTES = 2**24
 
 
+def describe_other_end(stage_dir: Path, step: int) -> str:
+    """Returns how the newest checkpoint of a stage, of `step`, is not of the last step that it made; "" where it is."""
+    last = read_last_step(stage_dir)
+    if last is None or last == step:
+        return ""
+    if last > step:
+        return f"step {last:,}, the last of {stage_dir}, is not there"
+    return f"{stage_dir} ended at step {last:,}, so that step {step:,} may be of another run"
+
+
 def read_last_step(stage_dir: Path) -> int | None:
     """Returns the last step of a stage; None where it has not ended, or where done.json does not say it."""
     try:

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fledgling.files.clutter import is_clutter
+from fledgling.record.checkpoint import BASES_DIR
 from fledgling.record.outside import OWN_NAMES
 from fledgling.record.recorder import JSONL_NAMES
 from fledgling.record.seal import DONE, FORECAST, SEAL, SPENT
+from fledgling.record.stage_aside import find_stages_aside, name_replaced
+from fledgling.train.kept_bases import list_needed_bases
 
 STAGE_NAMES = frozenset({*(f"{name}.jsonl" for name in JSONL_NAMES), DONE, SEAL, "checkpoints", "exams", "batch.json"})
 PLAN = re.compile(r"plan(-\d+)?\.json")
 CHECKPOINT = re.compile(r"step-\d{8,}(\.old)?|\.tmp-.+")  # the last: of a save that was killed
-OLDER_REPORT = "report.older.html"
 
 
 def find_added(run_dir: Path, stages: list[str]) -> tuple[list[str], list[str]]:
@@ -27,13 +29,25 @@ def find_added(run_dir: Path, stages: list[str]) -> tuple[list[str], list[str]]:
     notes = [f"{path.name} is not a file of a run" for path in _list_others(run_dir, OWN_NAMES)]
     if (run_dir / SPENT).exists() and not (run_dir / FORECAST).exists():
         problems.append(f"{SPENT} is of a run with a budget, and there is no {FORECAST}")
-    if (run_dir / OLDER_REPORT).exists():
-        notes.append(f"{OLDER_REPORT} is not compared: it is the page of a record that is gone")
+    notes += [
+        f"{path.name} has what a start of {stage} has replaced, or was killed over"
+        for stage in stages
+        if (path := name_replaced(run_dir / stage)).exists() and stage not in find_stages_aside(run_dir)
+    ]
+    needed = list_needed_bases(run_dir) if (run_dir / BASES_DIR).is_dir() else {}
+    kept = sorted((run_dir / BASES_DIR).glob("*/step-*"))
+    unneeded = [path.relative_to(run_dir) for path in kept if path.resolve() not in needed]
+    notes += [f"{place} is the base of no adapter of this run" for place in unneeded]
     for stage in stages:
         others = [path for path in _list_others(run_dir / stage, STAGE_NAMES) if not PLAN.fullmatch(path.name)]
         notes += [f"{stage}/{path.name} is not a file of a stage" for path in others]
-        for path in _list_others(run_dir / stage / "checkpoints"):
+        folder = run_dir / stage / "checkpoints"
+        problems += [f"{stage}/checkpoints is no folder"] if folder.exists() and not folder.is_dir() else []
+        for path in _list_others(folder):
             place = f"{stage}/checkpoints/{path.name}"
+            if path.is_symlink() and not path.exists():
+                problems.append(f"{place} is a link to {path.readlink()}, which is not there")
+                continue
             if CHECKPOINT.fullmatch(path.name) and path.is_dir():
                 continue
             if is_clutter(path.name):

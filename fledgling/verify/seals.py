@@ -55,6 +55,8 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
         now = hash_sealed_files(stage_dir)
         for path, digest in seal["files"].items():
             check.checked += 1
+            if path not in now and "checkpoints" in path and (run_dir / path).parent.exists():
+                continue  # without a manifest, which another check names
             if path not in now and "checkpoints" in path:
                 check.notes.append(f"{Path(path).parent} was deleted after the seal")
             elif path not in now:

@@ -65,3 +65,10 @@ def test_the_last_checkpoint_of_a_finished_stage_that_was_deleted_is_missed(run)
     (run / "sft/checkpoints/step-00000004").rename(run / "gone")
     with pytest.warns(UserWarning, match="step 4, the last of .*sft, is not there; .*step-00000002 is used"):
         assert checkpoint.resolve_checkpoint(run / "sft") == older
+
+
+def test_a_checkpoint_of_a_later_step_than_the_last_of_a_finished_stage_is_named(run):
+    """The newest is used, and a checkpoint that was copied into a stage is the newest."""
+    save(run, "sft", 9, 7)
+    with pytest.warns(UserWarning, match=r"sft ended at step 4, so that step 9 may be of another run; .*9 is used"):
+        assert checkpoint.resolve_checkpoint(run / "sft").name == "step-00000009"

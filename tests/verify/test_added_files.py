@@ -46,6 +46,29 @@ def test_a_prediction_of_another_run_is_a_problem_and_a_backup_of_one_stops_no_c
     write_predictions(load_recipe(copy), "rl", copy, 6)
 
 
+def test_what_is_no_folder_or_leads_nowhere_is_named_as_that(copy, tmp_path):
+    place = copy / "rl/checkpoints/step-00000006"
+    shutil.rmtree(place)
+    place.symlink_to(tmp_path / "gone")
+    assert find_lines(copy)[0] == [f"rl/checkpoints/step-00000006 is a link to {tmp_path / 'gone'}, which is not there"]
+    shutil.rmtree(copy / "sft/checkpoints")
+    (copy / "sft/checkpoints").write_text("x")
+    assert "sft/checkpoints is no folder" in find_lines(copy)[0]
+
+
+def test_what_a_start_or_an_adapter_may_have_left_is_noted(copy, runs):
+    source = runs[1] / "rl"
+    shutil.copytree(source, copy / ".rl.replaced/stage")
+    shutil.copytree(source / "checkpoints/step-00000006", copy / "bases/rl/step-00000006")
+    assert find_lines(copy) == (
+        [],
+        [
+            ".rl.replaced has what a start of rl has replaced, or was killed over",
+            "bases/rl/step-00000006 is the base of no adapter of this run",
+        ],
+    )
+
+
 @pytest.mark.parametrize("kind", ["folder", "link", "file"])
 def test_a_checkpoint_of_another_name_is_a_problem(copy, runs, kind):
     place, source = copy / "rl/checkpoints/best", runs[1] / "rl/checkpoints/step-00000006"
