@@ -3,7 +3,8 @@ a page that holds the model.
 
 Start with `hf_mapping.py`, the one table of names and shapes that export and import both read.
 
-    hf_tensor.py, hf_rope.py          parts of that table: how a tensor is stored, RoPE in config.json
+    hf_tensor.py                      part of that table: how a tensor is stored
+    hf_rope.py, hf_layers.py          RoPE, windows and layers without positions in config.json
     open_classes.py, own_class.py     families as classes of transformers; `modeling_fledgling.py` for all others
     write_hf.py, read_hf.py           a directory, written and read from any source (`untrusted.py`)
     read_layout.py                    the layout of its conversations; `chat_template.py` writes ours in Jinja

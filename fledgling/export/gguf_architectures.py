@@ -37,6 +37,7 @@ DEFAULT_VALUES: dict[str, tuple[Any, ...]] = {  # what an architecture computes 
     "logit_softcap": (0.0,),
     "rope_type": ROPE_TYPES,
 }
+GEMMA_27B_LAYERS = 62
 SAME_FUNCTION = ("flash_norm", "window_pattern")  # optional features that change nothing, or are looked at by layer
 VALUE_CHECKS: dict[str, Callable[[float], bool]] = {  # instead of a list of values
     "partial_rotary_factor": lambda value: 0 < value <= 1,
@@ -141,8 +142,18 @@ ARCHITECTURES = (
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
+def check_gemma_scale(config: ModelConfig) -> None:
+    """Raises UserError for Gemma 3's 27B, which llama.cpp recognizes by its layers and gives a scale of its own."""
+    if config.family == "gemma3" and config.depth == GEMMA_27B_LAYERS:
+        raise UserError(
+            f"llama.cpp scales the scores of a gemma3 model of {config.depth} layers as those of Gemma 3 27B, by "
+            "sqrt(width / heads), which is not supported; use a Hugging Face directory"
+        )
+
+
 def choose_architecture(config: ModelConfig) -> Architecture:
     """Returns the architecture that computes the same function. Raises UserError, naming what the closest lacks."""
+    check_gemma_scale(config)
     qwen2 = BY_NAME["qwen2"]
     if config.qkv_bias and not qwen2.list_differences(config):
         return qwen2  # llama computes it too, but this is the name that other programs expect

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.export.gguf_architectures import BY_NAME, Architecture, has_window
+from fledgling.export.gguf_architectures import BY_NAME, Architecture, check_gemma_scale, has_window
 from fledgling.export.hf_mapping import MAX_VALUES
 from fledgling.model.rope import make_frequencies, plain_frequencies
 
@@ -125,7 +125,7 @@ def read_gguf_config(values: Mapping[str, Any], names: set[str]) -> ModelConfig:
         raise UserError(f"{kind}.rope.dimension_count is {str(rotated)[:40]!r}; expected at most {head_width}")
     if rotated != head_width:
         fields["partial_rotary_factor"] = rotated / head_width
-    return ModelConfig(
+    config = ModelConfig(
         family=family,
         vocab_size=vocab_size,
         **{"kv_heads": heads, **fields},
@@ -135,6 +135,8 @@ def read_gguf_config(values: Mapping[str, Any], names: set[str]) -> ModelConfig:
         tie_embeddings="output.weight" not in names,
         **_read_biases(names, family),
     )
+    check_gemma_scale(config)
+    return config
 
 
 def _read_number(values: Mapping[str, Any], key: str, default: float) -> float:

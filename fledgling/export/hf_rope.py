@@ -26,23 +26,34 @@ PARAMETERS_BY_TYPE = {  # which of them a type reads
 REQUIRED_BY_TYPE = {"linear": ("factor",), "yarn": ("factor",), "llama3": PARAMETERS_BY_TYPE["llama3"], "default": ()}
 
 
-def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "rope_theta") -> dict[str, Any]:
+def read_rope(
+    config_json: Mapping[str, Any], theta: float, theta_key: str = "rope_theta", local_theta: float | None = None
+) -> dict[str, Any]:
     """Returns our fields of RoPE: base, scaling, `partial_rotary_factor`, and the base of layers with a window.
 
     Args:
         config_json: the contents of config.json.
         theta: the class's default.
         theta_key: where files without `rope_parameters` have it.
+        local_theta: default of layers with a window, in classes that do not scale them; 0: the theta of the others.
 
     Raises:
-        UserError: a type is not supported, or lacks a number; YaRN's mscale, mscale_all_dim or truncate = false.
+        UserError: a type is not supported, or lacks a number; YaRN's mscale, mscale_all_dim or truncate = false; two
+            tables, or one of another form than the class has.
     """
+    if config_json.get("rope_parameters") and config_json.get("rope_scaling"):
+        raise UserError("config.json: it has rope_parameters and rope_scaling; remove the one that is not meant")
     where = "rope_parameters" if config_json.get("rope_parameters") else "rope_scaling"
     rope = config_json.get(where) or {}
     if not isinstance(rope, dict):
         raise UserError(f"config.json: {where} is {str(rope)[:60]!r}; expected a table")
     kinds = [rope.get(kind) for kind in ("full_attention", "sliding_attention")]
     whole, local = kinds if any(isinstance(kind, dict) for kind in kinds) else (rope, None)
+    if local_theta is not None and rope is whole and rope:
+        expected = "full_attention and sliding_attention" if where == "rope_parameters" else "rope_type"
+        if where == "rope_parameters" or "rope_type" not in rope:
+            given = ", ".join(map(str, rope))[:80]
+            raise UserError(f"config.json: {where} has the keys {given}; this class expects {expected} in it")
     whole = whole if isinstance(whole, dict) else {}
     kind = whole.get("rope_type", whole.get("type", "default"))
     if not isinstance(kind, str) or kind not in PARAMETERS_BY_TYPE:
@@ -68,10 +79,12 @@ def read_rope(config_json: Mapping[str, Any], theta: float, theta_key: str = "ro
     if kind != "default" and "rope_original_context" not in fields:
         context = config_json.get("original_max_position_embeddings", config_json.get("max_position_embeddings"))
         fields["rope_original_context"] = check_value("max_position_embeddings", context, int)
-    if isinstance(local, dict):
-        if local.get("rope_type", "default") != "default":
-            raise UserError("config.json: rope_parameters.sliding_attention is scaled, which is not supported")
-        fields["rope_local_base"] = check_value("rope_theta", local.get("rope_theta", theta), float)
+    local = local if isinstance(local, dict) else {}
+    if local.get("rope_type", "default") != "default":
+        raise UserError("config.json: rope_parameters.sliding_attention is scaled, which is not supported")
+    if local_theta is not None:
+        given = local.get("rope_theta", config_json.get("rope_local_base_freq", local_theta or fields["rope_base"]))
+        fields["rope_local_base"] = check_value("rope_theta", given, float)
     return fields
 
 

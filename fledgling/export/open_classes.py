@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fledgling.config import ModelConfig, UserError
 from fledgling.config.open_families import OPEN_FAMILIES
+from fledgling.export.hf_layers import QUERY_SCALAR, read_layers, write_layers
 from fledgling.export.hf_rope import read_rope, write_rope
 from fledgling.export.hf_tensor import TensorMapping
 from fledgling.export.untrusted import check_value
@@ -30,7 +33,8 @@ SIZES = {  # our name: key of config.json, in all classes but GPT-2
 }
 REQUIRED = ("vocab_size", "width", "intermediate_size", "depth", "heads", "context")
 TYPES = {"norm_eps": float, "tie_embeddings": bool}
-LAYER_TYPES = {"sliding_attention": "S", "full_attention": "L"}
+SAME_ACTIVATIONS = {"swish": "silu"}
+ATTENTION = ("attention_bias",)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class OpenClass:
 
     joint: queries, keys and values are one tensor, and so are gate and up.
     norm_offset: our weight of a norm less the stored one.
-    theta: default of rope_theta.
+    theta: default of rope_theta; local_theta: see `read_rope`.
+    biases: the keys that give it biases in matrices.
     head_dim: its default; 0 is width / heads.
     window: how layers have windows where config.json has no layer_types: "all", "from" a layer, "every" n-th not, those
         that are "unrotated", "no".
@@ -50,6 +55,8 @@ class OpenClass:
     joint: bool = False
     norm_offset: float = 0.0
     theta: float = 10_000.0
+    local_theta: float | None = None
+    biases: tuple[str, ...] = ()
     head_dim: int = 0
     window: str = "no"
     activation_key: str = "hidden_act"
@@ -61,15 +68,27 @@ CLASSES = {
     "mistral": OpenClass("MistralForCausalLM", "mistral", window="all"),
     "phi3": OpenClass("Phi3ForCausalLM", "phi3", joint=True, window="all", norm_eps=1e-5),
     "qwen2": OpenClass("Qwen2ForCausalLM", "qwen2", window="from"),
-    "qwen3": OpenClass("Qwen3ForCausalLM", "qwen3", window="from", head_dim=128),
-    "smollm3": OpenClass("SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0, window="unrotated"),
-    "olmo2": OpenClass("Olmo2ForCausalLM", "olmo2", theta=500_000.0, norm_eps=1e-5),
-    "olmo3": OpenClass("Olmo3ForCausalLM", "olmo3", theta=500_000.0, norm_eps=1e-5, window="every"),
+    "qwen3": OpenClass("Qwen3ForCausalLM", "qwen3", window="from", head_dim=128, biases=ATTENTION),
+    "smollm3": OpenClass(
+        "SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0, window="unrotated", biases=(*ATTENTION, "mlp_bias")
+    ),
+    "olmo2": OpenClass("Olmo2ForCausalLM", "olmo2", norm_eps=1e-5, biases=ATTENTION),
+    "olmo3": OpenClass(
+        "Olmo3ForCausalLM",
+        "olmo3",
+        theta=500_000.0,
+        local_theta=0.0,
+        biases=ATTENTION,
+        norm_eps=1e-5,
+        window="every",
+    ),
     "gemma3": OpenClass(
         "Gemma3ForCausalLM",
         "gemma3_text",
         norm_offset=1.0,
         theta=1_000_000.0,
+        local_theta=10_000.0,
+        biases=ATTENTION,
         head_dim=256,
         window="every",
         activation_key="hidden_activation",
@@ -182,13 +201,13 @@ def read_open_config(family: str, config_json: Mapping[str, Any], largest: Mappi
     if values["head_dim"] * values["heads"] == values["width"]:
         values["head_dim"] = 0
     activation = config_json.get(kind.activation_key, kind.activation)
-    if activation != kind.activation:
+    if SAME_ACTIVATIONS.get(str(activation), activation) != kind.activation:
         raise UserError(
             f"config.json: the activation {str(activation)[:60]!r} is not supported; expected {kind.activation}"
         )
     theta_key = "rotary_emb_base" if family == "gpt_neox" else "rope_theta"
-    values |= read_rope(config_json, kind.theta, theta_key)
-    values |= _read_layers(family, config_json, values)
+    values |= read_rope(config_json, kind.theta, theta_key, kind.local_theta)
+    values |= read_layers(family, kind.window, config_json, values)
     if family == "gpt_neox":
         share = config_json.get("rotary_pct", 0.25)
         values.setdefault("partial_rotary_factor", check_value("rotary_pct", share, float))
@@ -197,10 +216,11 @@ def read_open_config(family: str, config_json: Mapping[str, Any], largest: Mappi
         values["qkv_bias"] = check_value("attention_bias", config_json.get("attention_bias", True), bool)
         if not values["qkv_bias"]:
             raise UserError("config.json: attention_bias is false, which is not supported for this class")
-    elif config_json.get("attention_bias") or config_json.get("mlp_bias"):
-        raise UserError("config.json: attention_bias or mlp_bias is true, which is not supported for this class")
+    elif given := [key for key in kind.biases if config_json.get(key)]:  # other classes do not look at these keys
+        raise UserError(f"config.json: {given[0]} is true, which is not supported for this class")
     if family == "gemma3":
-        values |= _read_gemma(config_json, values)
+        softcap = config_json.get("final_logit_softcapping")
+        values["logit_softcap"] = 0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float)
     return ModelConfig(family=family, activation=preset["activation"], **values)
 
 
@@ -211,67 +231,16 @@ def _compute_head_dim(values: Mapping[str, Any]) -> int:
     return width // heads
 
 
-def _read_gemma(config_json: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    scalar = config_json.get("query_pre_attn_scalar", 256)
-    head_dim = values["head_dim"] or values["width"] // values["heads"]
-    if scalar != head_dim:
-        raise UserError(f"config.json: query_pre_attn_scalar is {scalar!r}; supported is head_dim, {head_dim}")
-    softcap = config_json.get("final_logit_softcapping")
-    cap = 0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float)
-    rope = {} if "rope_local_base" in values else {"rope_local_base": _read_local_theta(config_json)}
-    return {"logit_softcap": cap, **rope}
+def fold_query_scale(config: ModelConfig, config_json: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Multiplies the weights of Gemma 3's norms of queries, in place, where its scores are not q k / sqrt(head_dim).
 
-
-def _read_local_theta(config_json: Mapping[str, Any]) -> float:
-    return check_value("rope_local_base_freq", config_json.get("rope_local_base_freq", 10_000.0), float)
-
-
-def _read_layers(family: str, config_json: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that say which layers have a window, and which have no positions."""
-    depth, kind = values["depth"], CLASSES[family]
-    fields: dict[str, Any] = {}
-    rotated: Any = []
-    if family == "smollm3":
-        rotated = config_json.get("no_rope_layers")
-        if rotated is None:
-            interval = check_value("no_rope_layer_interval", config_json.get("no_rope_layer_interval", 4), int)
-            rotated = [int((layer + 1) % interval != 0) for layer in range(depth)]
-        if not isinstance(rotated, list) or len(rotated) != depth or set(map(str, rotated)) - {"0", "1"}:
-            raise UserError(f"config.json: no_rope_layers is not a list of {depth} numbers 0 or 1")
-        fields["rope_pattern"] = shorten_pattern("".join("NR"[int(value)] for value in rotated))
-    window = config_json.get("sliding_window")
-    uses = config_json.get("use_sliding_window", family not in ("qwen2", "qwen3", "smollm3"))
-    types = config_json.get("layer_types")
-    if window is None or not uses or (kind.window == "no" and types is None):
-        return fields
-    if types is None:
-        first, every = config_json.get("max_window_layers", 28), config_json.get("sliding_window_pattern")
-        every = every if type(every) is int and every > 0 else 6 if family == "gemma3" else 4
-        pattern = {
-            "all": "S" * depth,
-            "from": "".join("S" if layer >= first else "L" for layer in range(depth)) if type(first) is int else "",
-            "unrotated": "".join("L" if int(value) else "S" for value in rotated),
-            "every": "".join("L" if (layer + 1) % every == 0 else "S" for layer in range(depth)),
-        }[kind.window]
-    elif not isinstance(types, list) or len(types) != depth or not all(str(one) in LAYER_TYPES for one in types):
-        raise UserError(f"config.json: layer_types is not a list of {depth} of {', '.join(LAYER_TYPES)}")
-    else:
-        pattern = "".join(LAYER_TYPES[one] for one in types)
-    if "S" in pattern:
-        fields |= {
-            "window_pattern": shorten_pattern(pattern),
-            "window_size": check_value("sliding_window", window, int),
-            "window_last_layer": True,
-        }
-    return fields
-
-
-def shorten_pattern(pattern: str) -> str:
-    """Returns the shortest beginning of a pattern that gives it when repeated; "" where all letters are L or R."""
-    if not set(pattern) - {"L"} or not set(pattern) - {"R"}:
-        return ""
-    sizes = range(1, len(pattern) + 1)
-    return next(pattern[:n] for n in sizes if (pattern[:n] * len(pattern))[: len(pattern)] == pattern)
+    That of 27B has sqrt(168) with heads of 128. The model computes the same, and is exported with sqrt(head_dim).
+    """
+    if config.family != "gemma3":
+        return
+    scalar = check_value(QUERY_SCALAR, config_json.get(QUERY_SCALAR, 256), float)
+    for layer in range(config.depth if scalar != config.head_width else 0):
+        state[f"blocks.{layer}.attention.query_key.q_norm.weight"].mul_((config.head_width / scalar) ** 0.5)
 
 
 def write_open_config(config: ModelConfig) -> dict[str, Any]:
@@ -289,26 +258,4 @@ def write_open_config(config: ModelConfig) -> dict[str, Any]:
         del values["head_dim"]
         values |= {"use_parallel_residual": config.parallel_residual, "attention_bias": True}
         return values
-    return values | _write_layers(config)
-
-
-def _write_layers(config: ModelConfig) -> dict[str, Any]:
-    """Returns the keys that say which layers have a window, and which have no positions."""
-    letters = ((config.window_pattern or "L") * config.depth)[: config.depth]
-    types = [next(name for name, letter in LAYER_TYPES.items() if letter == one) for one in letters]
-    values: dict[str, Any] = {"sliding_window": config.window_size if "S" in letters else None}
-    if config.family == "smollm3":
-        rotated = ((config.rope_pattern or "R") * config.depth)[: config.depth]
-        values["no_rope_layers"] = [int(letter == "R") for letter in rotated]
-    if config.family in ("mistral", "phi3"):
-        if set(letters) == {"S", "L"}:
-            raise UserError("this model has windows in some layers, and its class has them in all or none")
-        return values
-    if config.family in ("qwen2", "qwen3", "smollm3"):
-        values |= {"use_sliding_window": "S" in letters, "max_window_layers": config.depth}
-    if config.family == "gemma3":
-        values |= {"query_pre_attn_scalar": config.head_width, "sliding_window": config.window_size or config.context}
-        values["final_logit_softcapping"] = config.logit_softcap or None
-    if config.family == "olmo2":
-        return {}
-    return values | {"layer_types": types}
+    return values | write_layers(config)

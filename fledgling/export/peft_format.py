@@ -36,7 +36,6 @@ PREFIX = "base_model.model."
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base when peft loads them
     "modules_to_save": (None, []),
     "lora_bias": (False, None),
     "layer_replication": (None,),
@@ -46,7 +45,12 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_qalora": (False, None),
     "use_bdlora": (None, False),
     "megatron_config": (None,),
+    "kasa_config": (None,),
+    "arrow_config": (None,),
+    "monteclora_config": (None,),
 }
+PLAIN_INITIALIZATIONS = ("gaussian", "orthogonal", "eva", "mica")  # of init_lora_weights: the base stays as it is
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # the adapter is relative to other base weights
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def read_peft(
         for name in opened.keys():  # noqa: SIM118 - before anything is read; the file is not a dictionary
             if not name.startswith(prefixes):
                 raise UserError(f"{file}: tensor {name[:120]} belongs to no matrix of this model's blocks")
-        tensors = {name: require_floats(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: require_floats(file, name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     try:
         return from_peft(config, contents, tensors, expected)
     except UserError as error:
@@ -231,6 +235,17 @@ def _check_supported(contents: Mapping[str, Any]) -> None:
         value = contents.get(key, None if key == "peft_type" else supported[0])
         if not any(value is one or (value == one and type(value) is type(one)) for one in supported):
             raise UserError(f"{key} is {str(value)[:60]!r}, which is not supported; expected {supported[0]!r}")
+    initialization = contents.get("init_lora_weights", True)
+    name = initialization.lower() if isinstance(initialization, str) else ""
+    if name.startswith(CHANGED_BASES):
+        raise UserError(
+            f"init_lora_weights is {initialization[:60]!r}, which changes the base's weights before training: on the "
+            "base as it is, this adapter is another model; convert it to a plain one first "
+            '(save_pretrained(path_initial_model_for_weight_conversion="..."), in peft)'
+        )
+    if initialization not in (True, False, None) and name not in PLAIN_INITIALIZATIONS:
+        expected = ", ".join(map(repr, (True, False, *PLAIN_INITIALIZATIONS)))
+        raise UserError(f"init_lora_weights is {str(initialization)[:60]!r}, which is not known; expected {expected}")
 
 
 def _number(contents: Mapping[str, Any], key: str) -> float:

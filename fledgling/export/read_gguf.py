@@ -21,6 +21,7 @@ from fledgling.export.gguf_mapping import from_gguf_tensor, list_tensors
 from fledgling.export.gguf_tokenizer import read_gguf_tokenizer
 from fledgling.export.gguf_values import find_scaling, read_gguf_config
 from fledgling.export.read_hf import HfModel
+from fledgling.export.untrusted import require_finite
 from fledgling.model.transformer import Transformer
 
 UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError, UnicodeDecodeError)
@@ -40,7 +41,7 @@ def read_gguf(path: Path) -> HfModel:
     config = read_gguf_config(values, set(stored))
     if "rope_freqs.weight" in stored:
         config = find_scaling(config, _dequantize(gguf, stored.pop("rope_freqs.weight")))
-    state = _read_state(gguf, config, stored, BY_NAME[values["general.architecture"]])
+    state = _read_state(gguf, config, stored, BY_NAME[values["general.architecture"]], path)
     tokenizer = read_gguf_tokenizer(values)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} entries, the model {config.vocab_size}")
@@ -48,7 +49,7 @@ def read_gguf(path: Path) -> HfModel:
 
 
 def _read_state(
-    gguf: Any, config: ModelConfig, stored: dict[str, Any], architecture: Architecture
+    gguf: Any, config: ModelConfig, stored: dict[str, Any], architecture: Architecture, path: Path
 ) -> dict[str, Tensor]:
     """Returns our state dictionary. Raises UserError for a tensor that is missing, left over or misshapen."""
     if config.depth > len(stored):
@@ -67,7 +68,8 @@ def _read_state(
         expected = (sum(source[0] for source in sources), *sources[0][1:])
         if shape != expected:
             raise UserError(f"tensor {name} has the shape {list(shape)}; the file's values imply {list(expected)}")
-        state |= from_gguf_tensor(entry, _dequantize(gguf, tensor).view(shape), shapes, config, architecture)
+        values = require_finite(path, name, _dequantize(gguf, tensor).view(shape))
+        state |= from_gguf_tensor(entry, values, shapes, config, architecture)
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     return state

@@ -18,7 +18,7 @@ from torch import Tensor
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.hf_mapping import class_name, from_hf_config, tensor_mappings
 from fledgling.export.hf_tensor import from_hf_tensor
-from fledgling.export.open_classes import head_name
+from fledgling.export.open_classes import fold_query_scale, head_name
 from fledgling.export.own_class import needs_own_class, translate_own_name
 from fledgling.export.read_layout import read_layout
 from fledgling.export.untrusted import open_safetensors, read_json, require_floats
@@ -52,8 +52,10 @@ def read_hf(directory: Path) -> HfModel:
         raise UserError(
             f"{directory} {problem}; expected a directory with config.json (hf download NAME --local-dir DIR)"
         )
-    config = from_hf_config(read_json(directory / "config.json"))
+    config_json = read_json(directory / "config.json")
+    config = from_hf_config(config_json)
     state = _read_state(config, _locate_tensors(directory))
+    fold_query_scale(config, config_json, state)
     tokenizer = _read_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -115,14 +117,13 @@ def _read_state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor
     for path in sorted(set(files.values())):
         with open_safetensors(path) as file:
             for name in sorted(name for name, shard in files.items() if shard == path):
-                state |= from_hf_tensor(
-                    mappings[name], require_floats(name, file.get_tensor(stored_names[name])), shapes
-                )
+                tensor = require_floats(path, stored_names[name], file.get_tensor(stored_names[name]))
+                state |= from_hf_tensor(mappings[name], tensor, shapes)
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
         with open_safetensors(tied_head) as file:
-            if not torch.equal(require_floats(head, file.get_tensor(head)), state["head.weight"]):
+            if not torch.equal(require_floats(tied_head, head, file.get_tensor(head)), state["head.weight"]):
                 raise UserError(f"tensor {head} differs from the embedding, but config.json ties them")
     return state
 

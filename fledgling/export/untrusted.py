@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -85,12 +86,25 @@ def _describe_bad_tensor(path: Path) -> str:
     return ""
 
 
-def require_floats(name: str, tensor: Tensor) -> Tensor:
-    """Returns a tensor of any shape in float32. Raises UserError for one that holds no floating-point numbers."""
+def require_floats(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """Returns a tensor of any shape in float32. Raises UserError for one without numbers, or with one that is none."""
     if tensor.dtype not in _FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"tensor {name} has dtype {kind}; expected float32, bfloat16 or float16")
-    return tensor.to(torch.float32)
+        raise UserError(f"{path}: tensor {name[:120]} has dtype {kind}; expected float32, bfloat16 or float16")
+    return require_finite(path, name, tensor.to(torch.float32))
+
+
+def require_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """Returns a tensor of any shape. Raises UserError for one that is empty, or has values that are NaN or infinite."""
+    if not tensor.numel():
+        raise UserError(f"{path}: tensor {name[:120]} has the shape {list(tensor.shape)}: it is empty")
+    if not all(math.isfinite(float(value)) for value in (tensor.min(), tensor.max())):
+        count = int((~tensor.isfinite()).sum())
+        raise UserError(
+            f"{path}: tensor {name[:120]} has {count:,} of {tensor.numel():,} values that are NaN or infinite; "
+            "the file is corrupt, or was converted to a type that is too small for it"
+        )
+    return tensor
 
 
 def check_value(key: str, value: Any, kind: type[int] | type[float]) -> Any:

@@ -101,7 +101,14 @@ def _iterate_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of the Hugging Face class with their names."""
     for mapping in tensor_mappings(config):
-        yield mapping.hf_name, to_hf_tensor(mapping, state).detach().to("cpu", dtype).contiguous()
+        tensor = to_hf_tensor(mapping, state).detach()
+        stored = tensor.to("cpu", dtype).contiguous()
+        if dtype == torch.float16 and stored.isinf().any() and tensor.isfinite().all():
+            largest = float(tensor.abs().max())
+            raise UserError(
+                f"tensor {mapping.hf_name} has the value {largest:g}, and float16 holds at most 65,504: choose bfloat16"
+            )
+        yield mapping.hf_name, stored
 
 
 def _write_weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> None:

@@ -16,6 +16,7 @@ from fledgling.serve.schemas import BadRequest, CommonRequest, CompletionRequest
 from fledgling.serve.worker import ChoiceEvent, GenerationJob, Worker
 from fledgling.text.tokenizer import Tokenizer
 
+MAX_LISTED = 20  # names of models in an error
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -61,8 +62,7 @@ class Service:
     def check_model_name(self, name: str) -> None:
         """Raises BadRequest unless `name` is the served model, or empty."""
         if name not in ("", self.model_name):
-            message = f"no model {name[:80]!r} on this server; it serves {self.model_name!r}"
-            raise BadRequest(message, "model", "model_not_found", status=404)
+            raise _no_such_model(name, [self.model_name])
 
     def check_num_choices(self, count: int) -> None:
         """Raises BadRequest for more choices than the queue holds: they could never be accepted."""
@@ -151,8 +151,18 @@ class Service:
 
 
 def find_service(services: Sequence[Service], model: str) -> Service:
-    """Returns the service of a model; the first for "" and for a name that none has, which it then rejects."""
-    return next((service for service in services if service.model_name == model), services[0])
+    """Returns the service of a model; the first for "". Raises BadRequest for a name that none has."""
+    names = [service.model_name for service in services]
+    if model and model not in names:
+        raise _no_such_model(model, names)
+    return services[names.index(model) if model else 0]
+
+
+def _no_such_model(name: str, served: Sequence[str]) -> BadRequest:
+    """Returns the error of a name that is not served, with the names that are."""
+    listed = ", ".join(map(repr, served[:MAX_LISTED])) + (" ..." if len(served) > MAX_LISTED else "")
+    message = f"no model {name[:80]!r} on this server; it serves {listed}"
+    return BadRequest(message, "model", "model_not_found", status=404)
 
 
 @dataclass

@@ -139,6 +139,11 @@ def test_reordering_rows_is_inverted():
             )
 
 
+def test_the_layers_by_which_llama_cpp_knows_gemma_27b_are_rejected():
+    with pytest.raises(UserError, match="Gemma 3 27B"):
+        choose_architecture(ModelConfig(330, 62, 32, 4, family="gemma3"))
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "word"),
     [

@@ -4,6 +4,7 @@ Random models of two or three layers, made with transformers' own classes: logit
 a left-padded batch, a text longer than the window or than the context that RoPE was trained for (32 tokens of 256).
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -61,7 +62,7 @@ CASES = {  # name: class of the configuration, its keys
         "Gemma3TextConfig",
         {
             **SIZES,
-            **{"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 7, "sliding_window_pattern": 3},
+            **{"head_dim": 16, "query_pre_attn_scalar": 21, "sliding_window": 7, "sliding_window_pattern": 3},
             "final_logit_softcapping": 20.0,
         },
     ),
@@ -150,7 +151,6 @@ HOSTILE = [
     ("qwen2", {"hidden_act": "gelu"}, "activation"),
     ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
     ("smollm3", {"no_rope_layers": "all"}, "no_rope_layers"),
-    ("gemma3", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("gpt_neox", {"attention_bias": False}, "attention_bias"),
     ("llama", {"rope_parameters": {**YARN, "mscale": 1.0}}, "mscale"),
@@ -159,6 +159,12 @@ HOSTILE = [
     ("llama", {"rope_parameters": {**LLAMA3, "factor": float("inf")}}, "factor"),
     ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1] * 10**6}}, "longrope"),
     ("olmo2", {"attention_bias": True}, "attention_bias"),
+    ("smollm3", {"mlp_bias": True}, "mlp_bias"),
+    ("llama", {"attention_bias": True}, "mlp_bias"),
+    ("llama", {"rope_parameters": PLAIN, "rope_scaling": {**YARN}}, "rope_parameters and rope_scaling"),
+    ("olmo3", {"rope_parameters": YARN}, "full_attention"),
+    ("gemma3", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "expects rope_type"),
+    ("gemma3", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern"),
     ("mistral", {"sliding_window": -1}, "sliding_window"),
     ("gpt_neox", {"hidden_size": 50}, "hidden_size"),
 ]
@@ -173,6 +179,45 @@ def test_what_a_class_cannot_be_here_is_named_in_one_line(name, keys, word):
     with pytest.raises(UserError, match=word) as error:
         from_hf_config(contents)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+OLD_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "attention_factor": 1.2}
+OLD_LINEAR = {"rope_type": "linear", "factor": 8.0}
+MIXED = ["full_attention", "sliding_attention", "full_attention"]
+WITHOUT_THETA = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+ODD = {  # files of older programs, and keys that a class does not look at: name, then the keys that are written instead
+    "olmo3 of its makers": ("olmo3", {"rope_theta": 5e5, "rope_scaling": OLD_YARN}),
+    "olmo2 without theta": ("olmo2", {}),
+    "gemma3 of its makers": ("gemma3", {"rope_theta": 1e6, "rope_local_base_freq": 9e3, "rope_scaling": OLD_LINEAR}),
+    "gemma3 without thetas": ("gemma3", {"rope_parameters": WITHOUT_THETA}),
+    "mistral, a key of qwen's": ("mistral", {"rope_theta": 1e4, "use_sliding_window": False}),
+    "phi3, types of layers": ("phi3", {"sliding_window": 7, "layer_types": MIXED}),
+    "smollm3, types alone": ("smollm3", {"sliding_window": 7, "use_sliding_window": False, "layer_types": MIXED}),
+    "olmo2, types of layers": ("olmo2", {"rope_theta": 1e4, "sliding_window": 7, "layer_types": MIXED}),
+    "olmo3, a key of gemma's": ("olmo3", {"sliding_window_pattern": 2}),
+    "qwen2, a key of llama's": ("qwen2", {"attention_bias": True, "hidden_act": "swish"}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_old_or_odd_file_is_what_transformers_reads_in_it(name, tokenizer, tmp_path):
+    import transformers
+
+    case, keys = ODD[name]
+    random_class(case).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    contents = json.loads(file.read_text())
+    for key in ("rope_parameters", "layer_types"):
+        contents.pop(key, None)
+    file.write_text(json.dumps(contents | keys))
+    tokenizer.save(tmp_path / "tokenizer.json")
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    imported = read_hf(tmp_path)
+    model = Transformer(imported.config).eval()
+    model.load_state_dict(imported.state)
+    row = torch.randint(1, 330, (1, 60), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(model.compute_logits(model(row)), other(row).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_ntk_is_the_dynamic_type_of_transformers_at_one_length(tokenizer, tmp_path):

@@ -110,8 +110,14 @@ HOSTILE = [
     ({"alpha_pattern": {".?" * 31 + "!": 8}}, {}, "alpha_pattern has the pattern"),
     ({"alpha_pattern": {"(?x:(.+) +!)": 8}}, {}, "alpha_pattern has the pattern"),
     ({"rank_pattern": {f"q{number}": 2 for number in range(1_025)}}, {}, "1,025 patterns"),
-    ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
-    ({"init_lora_weights": "olora"}, {}, "init_lora_weights"),
+    *(
+        ({"init_lora_weights": name}, {}, "init_lora_weights .*changes the base")
+        for name in ("pissa", "PiSSA_niter_16", "olora", "corda", "loftq", "lora_ga")
+    ),
+    ({"init_lora_weights": "of tomorrow"}, {}, "init_lora_weights .*not known"),
+    ({"kasa_config": {"beta": 1}}, {}, "kasa_config"),
+    ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.full((4, 64), torch.nan)}, "256 of"),
+    ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(0, 64)}, "is empty"),
     ({}, {"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 2)}, "belongs to no matrix"),
     ({}, {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)}, "belongs to no"),
     ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_C": torch.zeros(2)}, "is of no matrix"),
@@ -131,6 +137,16 @@ def test_an_adapter_for_another_model_or_with_a_lying_header_is_rejected_in_one_
     with pytest.raises(UserError, match=word) as error:
         read_peft(folder, model.config)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["eva", "mica", "Gaussian", "orthogonal", True, False, None])
+def test_an_initialization_that_leaves_the_base_as_it_is_changes_nothing(name, make, tmp_path):
+    model, adapter = make("llama", depth=2), AdapterConfig("lora", 4, 8.0)
+    contents, stored = to_peft(model.config, adapter, adapt(model, adapter))
+    folder = write_adapter(tmp_path / "adapter", contents | {"init_lora_weights": name}, stored)
+    found, tensors = read_peft(folder, model.config)
+    expected = from_peft(model.config, contents, stored)
+    assert found == expected[0] and all(torch.equal(tensors[key], value) for key, value in expected[1].items())
 
 
 def test_a_torn_file_and_a_missing_one_are_named(make, tmp_path):

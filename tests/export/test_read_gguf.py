@@ -109,6 +109,15 @@ def test_a_header_that_lies_is_one_line(make, tokenizer, tmp_path, changes, word
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
+def test_a_tensor_that_is_not_finite_is_named_with_its_file(make, tokenizer, tmp_path):
+    model = make("llama", depth=1)
+    tensors = tensors_of(model, "llama")
+    tensors["blk.0.ffn_up.weight"] = tensors["blk.0.ffn_up.weight"].clone().fill_(7e4)  # more than F16 holds
+    path = write(tmp_path / "m.gguf", "llama", model.config, tensors, tokenizer, TYPES.F16)
+    with pytest.raises(UserError, match=r"m\.gguf: tensor blk\.0\.ffn_up\.weight has .* NaN or infinite"):
+        read_model(path)
+
+
 def test_a_torn_file_and_another_architecture_are_one_line(make, tokenizer, tmp_path):
     model = make("llama", depth=1)
     path = write(tmp_path / "m.gguf", "llama", model.config, tensors_of(model, "llama"), tokenizer)

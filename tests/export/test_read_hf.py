@@ -167,6 +167,26 @@ def test_an_index_cannot_leave_the_directory(directory, file, tmp_path):
     assert_rejected(directory, names[3])
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("value", "count"), [(float("nan"), 1), (float("inf"), 3), (-1e39, 2)])
+def test_weights_that_are_no_numbers_are_named_with_their_file(directory, kind, value, count):
+    file = directory / "model.safetensors"
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(file).items()}
+    tensors["model.layers.1.mlp.up_proj.weight"].view(-1)[:count] = torch.tensor(value).to(kind)
+    save_file(tensors, file)
+    assert_rejected(directory, "model.safetensors: tensor model.layers.1.mlp.up_proj.weight", f"has {count} of", "NaN")
+
+
+def test_a_weight_that_float16_cannot_hold_is_named_and_nothing_is_written(make, tokenizer, tmp_path):
+    model = make("llama", depth=2)
+    with torch.no_grad():
+        model.blocks[1].mlp.up_proj.weight[0, 0] = -7e4
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight has the value 70000, .*bfloat16"):
+        write_hf.write_hf(tmp_path / "half", model.config, model.state_dict(), tokenizer, "card", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    write_hf.write_hf(tmp_path / "half", model.config, model.state_dict(), tokenizer, "card", dtype="bfloat16")
+
+
 def test_an_index_with_missing_files_or_tensors_is_rejected(directory):
     weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
     names = list(load_file(weights))

@@ -1,12 +1,13 @@
 """The service's own decisions: names, limits of a prompt, and the defaults of sampling."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve.schemas import BadRequest, ChatRequest
-from fledgling.serve.service import ParsedRequest, Service
+from fledgling.serve.service import ParsedRequest, Service, find_service
 from fledgling.serve.worker import GenerationJob
 
 CONTEXT = 40
@@ -30,6 +31,14 @@ def test_only_the_served_model_is_answered(service):
     with pytest.raises(BadRequest, match="no model 'crow'") as raised:
         service.check_model_name("crow")
     assert (raised.value.status, raised.value.code, raised.value.param) == (404, "model_not_found", "model")
+
+
+def test_the_error_of_an_unknown_model_lists_every_model_that_is_served(service):
+    others = [replace(service, model_name=name) for name in ("pirate", "poet")]
+    served = [service, *others]
+    assert [find_service(served, name).model_name for name in ("", "owl", "poet")] == ["owl", "owl", "poet"]
+    with pytest.raises(BadRequest, match=r"no model 'crow' on this server; it serves 'owl', 'pirate', 'poet'$"):
+        find_service(served, "crow")
 
 
 def test_health_reports_the_load_and_its_limits(service):
