@@ -108,6 +108,44 @@ def split_pattern(pattern: str) -> list[str]:
     return [f"^{rest}", *found] if found and _find_at_depth(rest, "|", 0) < 0 else [pattern]
 
 
+def close_objects(schema: Any) -> Any:
+    """Returns a schema whose objects with named properties have no others, unless the schema says that they may.
+
+    The specification allows any others, and a model that may add some seldom ends. What the new schema accepts the
+    given one accepts too. Schemas that are put together of several for one object stay as they are: one part would
+    exclude the properties of another.
+    """
+    if _joins_schemas(schema):
+        return schema
+    return _close(schema)
+
+
+def _joins_schemas(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        joined = {"allOf", "if", "not", "dependentSchemas", "patternProperties", "unevaluatedProperties"} & set(value)
+        next_to = "properties" in value and {"$ref", "anyOf", "oneOf"} & set(value)
+        return bool(joined or next_to) or any(map(_joins_schemas, value.values()))
+    return isinstance(value, list) and any(map(_joins_schemas, value))
+
+
+def _close(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in LIST_KEYWORDS and isinstance(value, list):
+            value = [_close(child) for child in value]
+        elif name in MAP_KEYWORDS and isinstance(value, Mapping):
+            value = {key: _close(child) for key, child in value.items()}
+        elif name in SCHEMA_KEYWORDS:
+            value = _close(value)
+        kept[name] = value
+    names, required = schema.get("properties"), schema.get("required", [])
+    if isinstance(names, Mapping) and names and isinstance(required, list) and set(map(str, required)) <= set(names):
+        kept.setdefault("additionalProperties", False)
+    return kept
+
+
 def _find_at_depth(pattern: str, character: str, depth: int) -> int:
     """Returns the place of a character of a pattern at a depth of groups, -1 where there is none."""
     level, in_class, at = 0, False, 0

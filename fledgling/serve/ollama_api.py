@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, StrictInt
 
+from fledgling.infer.json_schema import close_objects
 from fledgling.serve import chat
 from fledgling.serve.other_settings import OTHER_SETTINGS, reject_fields
 from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id, unix_time
@@ -152,7 +153,7 @@ def _parse_body(service: Service, body: _OllamaRequest, messages: list[Any], too
     if body.format == "json":
         response_format = {"type": "json_object"}
     elif isinstance(body.format, dict):
-        response_format = {"type": "json_schema", "json_schema": {"schema": body.format}}
+        response_format = {"type": "json_schema", "json_schema": {"schema": close_objects(body.format)}}
     elif body.format:
         raise BadRequest("format: expected 'json' or a JSON schema", "format")
     fields |= {"model": body.model, "messages": messages, "tools": tools}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fledgling.infer.grammar import GrammarCompiler, GrammarError
-from fledgling.infer.json_schema import FORMATS, KNOWN_PATTERNS, NOTHING, adapt_schema
+from fledgling.infer.json_schema import FORMATS, KNOWN_PATTERNS, NOTHING, adapt_schema, close_objects
 from tests.infer.test_json_keys import accepts
 
 pytest.importorskip("llguidance")
@@ -133,3 +133,27 @@ def test_values_that_are_no_schemas_and_properties_of_these_names_remain():
     value = {"format": "made-up", "uniqueItems": False}
     schema = {"enum": [value], "const": value, "default": value, "properties": {"format": True, "uniqueItems": False}}
     assert adapt_schema(schema) == schema
+
+
+def test_objects_with_named_properties_are_closed_where_that_excludes_no_part_of_the_schema():
+    inner = {"type": "object", "properties": {"a": True}, "required": ["a"]}
+    closed = inner | {"additionalProperties": False}
+    schema = {"$defs": {"x": inner}, "properties": {"y": {"anyOf": [inner, {"type": "null"}]}, "z": {"items": inner}}}
+    assert close_objects(schema) == {
+        "$defs": {"x": closed},
+        "properties": {"y": {"anyOf": [closed, {"type": "null"}]}, "z": {"items": closed}},
+        "additionalProperties": False,
+    }
+    for same in (
+        {"type": "object"},
+        {"properties": {}},
+        inner | {"additionalProperties": {"type": "integer"}},
+        inner | {"required": ["a", "b"]},
+        {"allOf": [inner, {"properties": {"b": True}}]},
+        {"properties": {"b": True}, "anyOf": [inner]},
+        {"properties": {"b": True}, "$ref": "#/$defs/x", "$defs": {"x": inner}},
+        {"const": inner},
+        True,
+        "text",
+    ):
+        assert close_objects(same) == same
