@@ -137,7 +137,7 @@ def _read_files(
             if progress and count % PROGRESS_INTERVAL == 0:
                 progress(name, count)
     if not count:
-        reason = f"; {skipped}" if skipped.total else ""
+        reason = f"; {skipped.explain()}" if skipped.total else ""
         raise UserError(f"{root}: no document in it{reason}; give a source with some text")
 
 

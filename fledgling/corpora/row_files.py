@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.files import list_names, split_suffixes
+from fledgling.files.columns import fold_name
+from fledgling.files.opening import IF_ENCODED
 from fledgling.files.parquet import iterate_batches, open_parquet
 from fledgling.files.values import Unreadable, iterate_json, parse_json_line, read_lines, read_table
 
@@ -67,6 +69,10 @@ class SkippedDocuments:
         reports = [f"{count:,} {what} (first: {first})" for count, what, first in counted if count]
         return f"skipped {', '.join(reports)}" if reports else ""
 
+    def explain(self) -> str:
+        """Returns what is skipped, and how to convert a file if most of it is not UTF-8."""
+        return f"{self}; {IF_ENCODED}" if 2 * self.undecodable > self.total else str(self)
+
 
 def decode_text(raw: bytes) -> str | None:
     """Returns the text without byte-order mark, NULs and carriage returns, or None when it is not UTF-8.
@@ -86,18 +92,19 @@ def decode_text(raw: bytes) -> str | None:
 def _find_text_column(names: Iterable[str], requested: str | None, file: Path) -> str:
     """Returns the column that holds the text. Raises UserError, naming the columns there are."""
     names = list(names)
+    by_folded_name = {**{fold_name(name): name for name in names}, **{name: name for name in names}}
     if requested is None:
-        column = next((name for name in TEXT_COLUMNS if name in names), None)
-        if column:
+        column = next((by_folded_name[name] for name in TEXT_COLUMNS if name in by_folded_name), None)
+        if column is not None:
             return column
         if "messages" in names:
             raise NoTextColumnError(f'{file}: has conversations ("messages"), not documents; use it as chat:{file}')
         present = list_names(names)
         raise NoTextColumnError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {present}; {NAME_COLUMN}")
-    if requested not in names:
+    if requested not in names and fold_name(requested) not in by_folded_name:
         hint = did_you_mean(requested, names)
         raise NoTextColumnError(f'{file}: no column "{requested}"{hint}; expected one of {list_names(names)}')
-    return requested
+    return requested if requested in names else by_folded_name[fold_name(requested)]
 
 
 def read_json_lines(

@@ -181,7 +181,7 @@ def inspect_data(
     if not more:
         mapped.require_all()
     if not count:
-        reason = bad.explain() or (f"{skipped}" if skipped.total else "it is empty")
+        reason = bad.explain() or skipped.explain() or "it is empty"
         raise UserError(f"{path}: nothing to learn from; {reason}")
     return {
         "source": show_name(source, sys.maxsize),

@@ -70,7 +70,8 @@ def test_json_lines_are_read_by_default_and_named_column(tmp_path):
     rows = [{"id": 1, "text": "first", "content": "c1"}, {"id": 2, "text": "sécond", "content": "c2"}]
     path = write_lines(tmp_path / "rows.jsonl", rows)
     assert texts(path) == ["first", "sécond"]
-    assert texts(path, "content") == ["c1", "c2"]
+    assert texts(path, "content") == texts(path, " Content") == ["c1", "c2"]
+    assert texts(write_lines(tmp_path / "capitals.jsonl", [{"Text": "a"}, {"Text": "b"}])) == ["a", "b"]
     assert [document.origin for document in read_documents(path)] == ["rows.jsonl:1", "rows.jsonl:2"]
 
 
@@ -239,6 +240,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         ("a.txt.zst", b"no zstd", None, "corrupt or cut short"),
         ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n')[:-9], None, "corrupt or cut short"),
         ("a.csv", "text\nx\n".encode("utf-16"), None, "iconv -f UTF-16 -t UTF-8"),
+        (
+            "a.txt",
+            b"Gr\xfc\xdfe",
+            None,
+            "1 not UTF-8 text (first: a.txt); if the file is in another encoding, convert it",
+        ),
         ("a.csv", b"text\nx,y\n", None, "no document in it; skipped 1 malformed (first: a.csv:1)"),
         ("a.csv", b"text,text\nx,y\n", None, 'the name "text" is there twice'),
         ("a.csv", b"price\n3\n", None, "no column text or content among price"),
