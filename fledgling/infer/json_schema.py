@@ -2,12 +2,14 @@
 
 Pydantic, zod and other writers of schemas emit what demands nothing: `uniqueItems: false`, names of properties that are
 text, formats. A format is an annotation (JSON Schema 2020-12, Validation, 7.2.1), so one that the library does not know
-is dropped. Dates that no calendar has, lookahead at a pattern's start and enumerated names of properties are demands
-that the library does not know, in keywords that it does.
+is dropped. Dates that no calendar has, lookahead at a pattern's start, enumerated names of properties and sets of
+enumerated texts are demands that the library does not know, in keywords that it does.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +27,8 @@ NOTHING: dict[str, tuple[Any, ...]] = {  # by keyword: the values that demand no
     "dependencies": ({},),
     "not": (False,),
 }
+ANNOTATIONS = ("title", "description", "default", "examples")
+MAX_ARRANGEMENTS = 400  # of an enumeration's texts in an array: five of them have 326
 SCHEMA_KEYWORDS = {
     "items", "additionalItems", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else",
     "unevaluatedItems", "unevaluatedProperties",
@@ -65,7 +69,7 @@ def adapt_schema(schema: Any, root: Any = None) -> Any:
     root = schema if root is None else root
     kept: dict[str, Any] = {}
     patterns: list[str] = []
-    for name, value in _name_properties(schema, root).items():
+    for name, value in _name_properties(_list_arrangements(schema, root), root).items():
         # `is` for booleans: 0 == False, and a wrong type is the library's to name.
         if any(
             value is nothing if isinstance(nothing, bool) else value == nothing for nothing in NOTHING.get(name, ())
@@ -167,18 +171,10 @@ def _find_at_depth(pattern: str, character: str, depth: int) -> int:
 def _name_properties(schema: Mapping[str, Any], root: Any) -> Mapping[str, Any]:
     """Returns a schema whose `propertyNames` is an enumeration, as a dictionary by Literal or Enum has it, with these
     properties and no others."""
-    names = schema.get("propertyNames")
-    reference = names["$ref"] if isinstance(names, Mapping) and set(names) == {"$ref"} else None
-    if isinstance(reference, str) and (match := re.fullmatch(r"#/\$defs/([^/~%]+)", reference)):
-        names = (root.get("$defs") or {}).get(match[1]) if isinstance(root, Mapping) else None
-    if not isinstance(names, Mapping) or "patternProperties" in schema:
+    values = _list_texts(schema.get("propertyNames"), root)
+    if values is None or "patternProperties" in schema:
         return schema
-    if not set(names) <= {"enum", "const", "type", "title", "description"} or names.get("type", "string") != "string":
-        return schema
-    values = [names["const"]] if "const" in names else names.get("enum")
     own = schema.get("properties", {})
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        return schema
     if not isinstance(own, Mapping):
         return schema
     others = schema.get("additionalProperties", True)
@@ -186,3 +182,31 @@ def _name_properties(schema: Mapping[str, Any], root: Any) -> Mapping[str, Any]:
     properties |= {name: others for name in values if name not in own}
     kept = {name: value for name, value in schema.items() if name != "propertyNames"}
     return {**kept, "properties": properties, "additionalProperties": False}
+
+
+def _list_texts(schema: Any, root: Any) -> list[str] | None:
+    """Returns the texts that a schema enumerates, itself or by a reference into $defs; None for any other schema."""
+    reference = schema["$ref"] if isinstance(schema, Mapping) and set(schema) == {"$ref"} else None
+    if isinstance(reference, str) and (match := re.fullmatch(r"#/\$defs/([^/~%]+)", reference)):
+        schema = (root.get("$defs") or {}).get(match[1]) if isinstance(root, Mapping) else None
+    if not isinstance(schema, Mapping) or schema.get("type", "string") != "string":
+        return None
+    if not set(schema) <= {"enum", "const", "type", *ANNOTATIONS}:
+        return None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else None
+
+
+def _list_arrangements(schema: Mapping[str, Any], root: Any) -> Mapping[str, Any]:
+    """Returns an array of different texts out of an enumeration, as a set of Literal or Enum has it, as all of them."""
+    values = _list_texts(schema.get("items"), root) if schema.get("uniqueItems") is True else None
+    if values is None or not set(schema) <= {"type", "items", "uniqueItems", "minItems", "maxItems", *ANNOTATIONS}:
+        return schema
+    texts = sorted(set(values), key=values.index)
+    least, most = schema.get("minItems", 0), schema.get("maxItems", len(texts))
+    if schema.get("type") != "array" or not isinstance(least, int) or not isinstance(most, int):
+        return schema
+    counts = range(max(0, least), min(most, len(texts)) + 1)
+    if sum(math.perm(len(texts), count) for count in counts) > MAX_ARRANGEMENTS:
+        return schema
+    return {"enum": [list(each) for count in counts for each in itertools.permutations(texts, count)]}

@@ -33,6 +33,9 @@ def test_a_keyword_that_demands_nothing_is_dropped_at_every_depth(compiler, keyw
     [
         {"uniqueItems": True},
         {"uniqueItems": 0},
+        {"uniqueItems": True, "type": "array", "items": {"type": "string"}},
+        {"uniqueItems": True, "type": "array", "items": {"enum": list("abcdefgh")}},
+        {"uniqueItems": True, "items": {"enum": ["a"]}},
         {"propertyNames": {"type": "integer"}},
         {"propertyNames": {"enum": ["a", 3]}},
         {"propertyNames": {"enum": ["a"], "minLength": 1}},
@@ -77,6 +80,10 @@ DATES = {
 PASSWORD = r"^(?=.*[A-Z])(?=[^)]*[)\](])\S{3,9}$"
 
 
+ENUMERATION = {"E": {"enum": ["a", "b", "c"], "type": "string", "title": "E"}}
+SET = {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/E"}, "minItems": 1}
+
+
 @pytest.mark.parametrize(
     ("schema", "accepted", "rejected"),
     [
@@ -88,6 +95,11 @@ PASSWORD = r"^(?=.*[A-Z])(?=[^)]*[)\](])\S{3,9}$"
             {"type": "string", "pattern": list(KNOWN_PATTERNS)[1]},
             ["a@b.co", "a.b'c@d-e.fg.hi"],
             [".a@b.co", "a..b@c.co", "a.@b.co", "a'@b.co", "a@b", "a@b..co"],
+        ),
+        (
+            {"$defs": ENUMERATION, "properties": {"x": SET}, "required": ["x"]},
+            [{"x": ["a"]}, {"x": ["c", "a"]}, {"x": ["b", "a", "c"]}],
+            [{"x": []}, {"x": ["a", "a"]}, {"x": ["d"]}, {"x": ["a", "b", "a"]}],
         ),
         (
             {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
