@@ -47,21 +47,31 @@ class HfModel:
 
 def read_hf(directory: Path) -> HfModel:
     """Reads `directory`. Raises UserError naming the invalid file, key or tensor."""
+    config, files, tokenizer = _read_parts(directory)
+    state = _read_state(config, files)
+    fold_query_scale(config, read_json(directory / "config.json"), state)
+    return HfModel(config, state, tokenizer)
+
+
+def read_hf_config(directory: Path) -> ModelConfig:
+    """Returns the configuration of `directory`, without its weights. Raises UserError for files that are missing."""
+    return _read_parts(directory)[0]
+
+
+def _read_parts(directory: Path) -> tuple[ModelConfig, dict[str, Path], Tokenizer]:
+    """Returns the configuration, the files of the tensors, and the tokenizer."""
     if not directory.is_dir():
         problem = "is a file" if directory.exists() else "does not exist"
         raise UserError(
             f"{directory} {problem}; expected a directory with config.json (hf download NAME --local-dir DIR)"
         )
-    config_json = read_json(directory / "config.json")
-    config = from_hf_config(config_json)
-    state = _read_state(config, _locate_tensors(directory))
-    fold_query_scale(config, config_json, state)
-    tokenizer = _read_tokenizer(directory)
+    config = from_hf_config(read_json(directory / "config.json"))
+    files, tokenizer = _locate_tensors(directory), _read_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, config.json has {config.vocab_size}"
         )
-    return HfModel(config, state, tokenizer)
+    return config, files, tokenizer
 
 
 def _locate_tensors(directory: Path) -> dict[str, Path]:

@@ -38,7 +38,12 @@ def use_fp8(module: nn.Module, emulate: bool = False) -> None:
     linears = [part for part in module.modules() if isinstance(part, Linear)]
     product = make_fp8_product(emulate)
     for linear in linears:
-        if linear.in_features % SIZE_MULTIPLE or linear.out_features % SIZE_MULTIPLE:
-            sizes = f"{linear.in_features} x {linear.out_features}"
-            raise UserError(f"run.fp8: a product of {sizes}; expected multiples of {SIZE_MULTIPLE}, or run.fp8=false")
+        require_fp8_sizes(linear.in_features, linear.out_features)
         linear.product = product
+
+
+def require_fp8_sizes(*sizes: int) -> None:
+    """Raises UserError for inputs and outputs of a product that the kernels lack."""
+    if any(size % SIZE_MULTIPLE for size in sizes):
+        product = " x ".join(map(str, sizes))
+        raise UserError(f"run.fp8: a product of {product}; expected multiples of {SIZE_MULTIPLE}, or run.fp8=false")

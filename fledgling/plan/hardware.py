@@ -22,6 +22,18 @@ from fledgling.config import UserError, did_you_mean, require_number
 _GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
 DTYPE_ORDER = ("bfloat16", "float16", "float32")  # of training's choice, among those that a device multiplies
 OWN = "own"  # the name of a GPU that is given by its figures
+FP8_DEVICES = (  # CUDA from compute capability 8.9, AMD from MI300
+    "l4",
+    "l40s",
+    "rtx4060ti",
+    "rtx4090",
+    "rtx5090",
+    "h100",
+    "h100-pcie",
+    "h200",
+    "b200",
+    "mi300x",
+)
 MEMORY_TOLERANCE = 0.12  # between a GPU's nominal memory and what its driver reports
 
 
@@ -68,6 +80,13 @@ class DeviceSpec:
     def compiles(self, setting: str) -> bool:
         """Returns whether training with that `run.compile` is counted as compiled: never on an Apple GPU."""
         return setting != "off" and self.kind != "mps"
+
+    def require_fp8(self) -> None:
+        """Raises UserError if its matrix units do not multiply fp8."""
+        if self.name != OWN and self.name not in FP8_DEVICES:
+            raise UserError(
+                f"run.fp8: {self.name} multiplies no fp8; expected one of {', '.join(FP8_DEVICES)}, or run.fp8=false"
+            )
 
     def with_dtype(self, dtype: str) -> DeviceSpec:
         """Returns the device with the peak of a dtype. Raises UserError if it does not multiply that."""

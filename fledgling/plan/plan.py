@@ -164,6 +164,8 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     ranks = recipe.run.ranks if settings.gpus is None else settings.gpus
     config = recipe.resolve_model()
     dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
+    if settings.strict and recipe.run.fp8:
+        device.require_fp8()
     if settings.strict or dtype in device.peaks:
         device = device.with_dtype(dtype)
     step = device_row_step(recipe.optimizer, recipe.run, config, ranks, device)

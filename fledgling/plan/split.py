@@ -82,7 +82,15 @@ def find_split(
     pinned: int | None = None,
     recompute: str | None = None,
 ) -> TrainingStep | None:
-    """Returns what `choose_split` does; None if not even one row fits."""
+    """Returns what `choose_split` does; None if not even one row fits.
+
+    Args:
+        rows: of the whole step.
+        available: bytes of one rank.
+        step: one row of it.
+        pinned: rows of a micro-batch that the recipe asks for.
+        recompute: `run.recompute`; None: as `step` has it.
+    """
     if recompute != "auto":
         step = step if recompute is None else replace(step, recompute=recompute == "on")
         return _split_rows(config, rows, available, step, pinned)

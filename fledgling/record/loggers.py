@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,27 @@ LOGGERS: dict[str, Callable[[Path, str], MetricLogger]] = {
 }
 
 
-def open_logger(name: str, stage_dir: Path, stage: str) -> MetricLogger:
-    """Opens the logger `name`. Raises UserError when there is none or its package is not installed."""
+def require_loggers(names: Iterable[str]) -> None:
+    """Raises UserError for a logger that is unknown or whose package is not installed, without opening any."""
+    for name in names:
+        _require_known(name)
+        if importlib.util.find_spec(name) is None:  # each is called as its package
+            raise UserError(_explain_missing(name))
+
+
+def _require_known(name: str) -> None:
     if name not in LOGGERS:
         raise UserError(f'unknown logger "{name}": expected one of {", ".join(LOGGERS)}{did_you_mean(name, LOGGERS)}')
+
+
+def _explain_missing(name: str) -> str:
+    return f'the logger "{name}" needs a package that is missing: pip install {name}'
+
+
+def open_logger(name: str, stage_dir: Path, stage: str) -> MetricLogger:
+    """Opens the logger `name`. Raises UserError when there is none or its package is not installed."""
+    _require_known(name)
     try:
         return LOGGERS[name](stage_dir, stage)
     except ImportError:
-        raise UserError(f'the logger "{name}" needs a package that is missing: pip install {name}') from None
+        raise UserError(_explain_missing(name)) from None

@@ -15,7 +15,8 @@ from fledgling.runtime.device import DTYPES, DeviceSetup, choose_setup
 from fledgling.runtime.world import World, choose_device
 from fledgling.speedrun.stages import list_stages_left
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.check_recipe import StageCheck, check_recipe, find_model_config
+from fledgling.train.check_recipe import StageCheck, check_recipe
+from fledgling.train.init_from import find_model_config
 from fledgling.train.same_ranks import require_same_device
 from fledgling.train.trial_step import TrialStep, make_trial_step
 
@@ -68,11 +69,20 @@ def is_device_here(device: str) -> bool:
 def assume_hardware(run: RunConfig) -> tuple[World, DeviceSetup]:
     """Returns rank 0 and the setup of the devices that a recipe names for its plan; nothing can be computed on them."""
     device = find_device(run.hardware)
+    if device.kind != run.device:
+        raise UserError(
+            f"run.device={run.device}: this machine has none, and run.hardware={run.hardware} is another kind of "
+            "device: name the one that the run is for, or set run.device=auto"
+        )
+    if run.fp8:
+        device.require_fp8()
     dtype = device.dtype if run.dtype == "auto" else run.dtype
     device = device.with_dtype(dtype)
     answer_dtype = DTYPES[device.answer_dtype] if run.dtype == "auto" else None
     compiled = device.compiles(run.compile)
-    setup = DeviceSetup(DTYPES[dtype], compiled, device.peak_flops, device.memory, answer_dtype=answer_dtype)
+    setup = DeviceSetup(
+        DTYPES[dtype], compiled, device.peak_flops, device.memory, fp8=run.fp8, answer_dtype=answer_dtype
+    )
     return World(0, run.ranks, 0, torch.device("meta")), setup
 
 
@@ -84,7 +94,7 @@ def try_stages(recipe: Recipe, checks: Sequence[StageCheck], setup: DeviceSetup,
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.is_dir())
     done, trials = [], {}
     for check in checks:
-        if config is not None and check.split is not None:
+        if check.split is not None:
             try:
                 arguments = (check.stage, config, setup, world, check.split, parent, tokenizer)
                 trials[check.stage] = make_trial_step(recipe, *arguments)

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
+from fledgling.config import DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
 from fledgling.config.unused_settings import describe_unused
-from fledgling.corpora.prepare import read_source
 from fledgling.evals.chat import encode_question
 from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
-from fledgling.plan.horizon import recipe_horizon
+from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.published_sizes import published_sizes
 from fledgling.plan.split import (
@@ -34,7 +33,6 @@ from fledgling.plan.split import (
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 from fledgling.plan.stage_step import stage_step
 from fledgling.plan.teacher import plan_teacher
-from fledgling.record import checkpoint
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
@@ -42,12 +40,22 @@ from fledgling.sandbox.process import get_layers
 from fledgling.tasks import load_task
 from fledgling.tasks.core import find_core_bundle
 from fledgling.tasks.exam_names import exam_names
+from fledgling.tasks.task import Question
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.check_outside import (
+    require_adapter,
+    require_document,
+    require_fitting_teacher,
+    require_fp8_products,
+    require_run_settings,
+)
 from fledgling.train.data_preparer import DataPreparer, split_mixture
 from fledgling.train.device_step import make_device_step
 from fledgling.train.distill.build import require_valid_teaching
 from fledgling.train.distill.teacher import read_teacher_config
+from fledgling.train.dpo import require_valid_dpo
+from fledgling.train.init_from import find_model_config
 from fledgling.train.preference_data import check_preferences, load_preferences
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.rl.build import require_valid_rl_config
@@ -96,20 +104,6 @@ class _Findings:
             check()
 
 
-def find_model_config(recipe: Recipe, run_dir: Path) -> ModelConfig | None:
-    """Returns the configuration of the model that the stages train; None where weights decide it that are not read yet.
-
-    A stage that is saved has decided it, then `run.init_from`, then the recipe.
-    """
-    for stage in reversed(recipe.stages):
-        saved = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", False, lambda line: None)
-        if saved is not None:
-            return ModelConfig.from_dict(checkpoint.read_checkpoint_state(saved)["model"])
-    if recipe.run.init_from is not None:
-        return None
-    return recipe.resolve_model()
-
-
 def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, world: World) -> list[StageCheck]:
     """Returns a check of each of `stages`, all of them, whatever is wrong with the first."""
     run_dir = Path(recipe.run.out)
@@ -117,16 +111,30 @@ def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     tokenizer = None
     if preparer.documents.tokenizer_file.exists():
         tokenizer = Tokenizer.load(preparer.documents.tokenizer_file)
-    config = find_model_config(recipe, run_dir)
+    found = _Findings()
+    found.problems += map(str, require_run_settings(recipe, preparer, world))
+    config = None
+    with found.collecting():
+        config = find_model_config(recipe, run_dir)
     context = _CheckContext(recipe, preparer, count_source_sizes(recipe), tokenizer, setup, world)
     checks = [_check_stage(name, config, context) for name in stages]
     if checks and checks[0].stage == recipe.stages[0]:
-        checks[0] = replace(checks[0], notices=(*describe_unused(recipe), *checks[0].notices))
+        found.notices += describe_unused(recipe)
+    if checks:
+        problems, notices = (*found.problems, *checks[0].problems), (*found.notices, *checks[0].notices)
+        checks[0] = replace(checks[0], problems=problems, notices=notices)
     return _check_disk(checks, run_dir)
 
 
+def count_kept_checkpoints(table: LoopConfig, steps: int | None) -> int:
+    """Returns how many checkpoints of a stage are on the disk when its last one is written."""
+    if not table.save_every:
+        return 1
+    return min(table.keep_checkpoints + 1, 1 if steps is None else -(-steps // table.save_every))
+
+
 def _check_disk(checks: list[StageCheck], run_dir: Path) -> list[StageCheck]:
-    """Finds the first stage whose last checkpoint does not fit on the disk next to those of the stages before it."""
+    """Finds the first stage whose checkpoints do not fit on the disk next to those of the stages before it."""
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.is_dir())
     free: float = shutil.disk_usage(parent).free
     needed, found = 0, []
@@ -134,7 +142,7 @@ def _check_disk(checks: list[StageCheck], run_dir: Path) -> list[StageCheck]:
         needed += check.checkpoint_bytes
         if check.checkpoint_bytes and needed > free:
             problem = (
-                f"the last checkpoints of the stages up to it take {format_bytes(needed)}, and {parent} has "
+                f"the checkpoints of the stages up to it take {format_bytes(needed)}, and {parent} has "
                 f"{format_bytes(int(free))} free: make space, or set run.out to another disk"
             )
             check = replace(check, problems=(*check.problems, problem))
@@ -165,18 +173,17 @@ class _CheckContext:
 
 def _check_stage(name: str, config: ModelConfig | None, context: _CheckContext) -> StageCheck:
     """Checks one stage; config: of its model, None where that is not known yet."""
-    found = _Findings()
+    found, table = _Findings(), context.recipe.stage_config(name)
     found.notices += describe_unused_here(context.recipe, name, context.world.device.type)
     _check_sources(name, context, found)
-    if config is None:
-        found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")
+    if config is None:  # run.init_from decides it, and cannot be read
         return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))
     rows, steps = _check_length(name, config, context, found)
     step = _find_step(name, config, context, found)
     split, peak = _check_memory(name, config, step, rows, context, found)
     if not found.problems:
         _check_shapes(name, config, step, context, found)
-    size = memory.checkpoint_bytes(config, step)
+    size = memory.checkpoint_bytes(config, step) * count_kept_checkpoints(table, steps)
     return StageCheck(name, steps, rows, split, peak, size, tuple(found.problems), tuple(found.notices))
 
 
@@ -199,11 +206,12 @@ def _check_length(
     """Returns (rows of a step, steps) as far as they are known, after reading a sample of what the stage learns."""
     table = context.recipe.stage_config(name)
     if isinstance(table, RLConfig):
-        found.attempt(lambda: require_valid_rl_config(table))
-        found.attempt(lambda: require_rewards(table))
-        return None, _check_prompts(table, config, context, found)
+        found.attempt(lambda: require_valid_rl_config(table, context.world))
+        steps, questions = _check_prompts(table, config, context, found)
+        found.attempt(lambda: require_rewards(table, questions))
+        return None, steps
     if isinstance(table, DPOConfig):
-        return None, _check_pairs(table, config, context.tokenizer, found)
+        return None, _check_pairs(context.recipe, config, context.tokenizer, found)
     length = _check_mixture(name, config, context, found)
     if length is None:
         return None, None
@@ -219,7 +227,11 @@ def _find_step(name: str, config: ModelConfig, context: _CheckContext, found: _F
     found.attempt(lambda: require_valid_settings(recipe, name))
     with found.collecting():
         require_valid_teaching(recipe, name, config)
+        require_fitting_teacher(recipe, name, config)
         teacher = plan_teacher(recipe, name, read_teacher_config(recipe, name))
+    has_weights = name != recipe.stages[0] or recipe.run.init_from is not None
+    found.attempt(lambda: require_adapter(recipe, name, config, has_weights))
+    found.attempt(lambda: require_fp8_products(setup, config))
     adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
     return stage_step(step, recipe.stage_config(name), adapter, teacher)
 
@@ -293,9 +305,8 @@ def _check_mixture(
             if source not in kept and Path(split_columns(source)[0]).exists():
                 found.attempt(partial(require_document, source, recipe.run.data_dir))
         if name == "pretrain" and table.num_epochs is None:
-            horizon = recipe_horizon(recipe) if config == recipe.resolve_model() else None
-            if horizon is not None:
-                return horizon.batch_tokens // config.context, horizon.steps
+            horizon = compute_horizon(config, table.batch_tokens, table.steps)
+            return horizon.batch_tokens // config.context, horizon.steps
         known = published_sizes(config.context) | dict(context.sizes)
         for source in (*parts.tasks, *parts.conversations):
             with suppress(UserError) if source in kept else found.collecting():
@@ -312,12 +323,6 @@ def _check_mixture(
     if is_assumed or (tokenizer is None and table.batch_tokens is None):
         found.notices.append("its batch and steps are estimated: its conversations are no tokens yet")
     return rows, steps
-
-
-def require_document(source: str, data_dir: str | None) -> None:
-    """Raises UserError for a source of the user's own without a document, such as a file of conversations."""
-    if next(iter(read_source(source, data_dir)), None) is None:
-        raise UserError(f"{source}: no document with text")
 
 
 def _check_conversations(
@@ -341,11 +346,13 @@ def _check_conversations(
         )
 
 
-def _check_prompts(table: RLConfig, config: ModelConfig, context: _CheckContext, found: _Findings) -> int | None:
-    """Returns the steps of RL as far as they are known, and samples its prompts."""
+def _check_prompts(
+    table: RLConfig, config: ModelConfig, context: _CheckContext, found: _Findings
+) -> tuple[int | None, list[Question]]:
+    """Returns the steps of RL as far as they are known, and a question of each task; samples its prompts."""
     recipe, tokenizer = context.recipe, context.tokenizer
     max_prompt_tokens = config.context - min(table.max_new_tokens, config.context // 2)
-    steps, lengths = table.steps, []
+    steps, lengths, questions = table.steps, [], []
     prompts = {name: size.examples for name, size in (published_sizes(config.context) | dict(context.sizes)).items()}
     for name in (name for name, weight in table.tasks.items() if weight > 0):
         with found.collecting():
@@ -353,6 +360,7 @@ def _check_prompts(table: RLConfig, config: ModelConfig, context: _CheckContext,
             prompts[name] = len(task) or math.inf
             for index in range(min(len(task) or SAMPLED_PROMPTS, SAMPLED_PROMPTS)):
                 question = task.get_practice_question(index, recipe.seed)
+                questions += [] if index else [question]
                 estimate = len(question.prompt) / CHARACTERS_PER_TOKEN
                 lengths.append(len(encode_question(tokenizer, question)) if tokenizer else estimate)
     if all(name in prompts for name, weight in table.tasks.items() if weight > 0):
@@ -364,21 +372,19 @@ def _check_prompts(table: RLConfig, config: ModelConfig, context: _CheckContext,
         found.problems.append(f"all of {longer} sampled prompts are longer than {limit}; raise model.context")
     elif longer:
         found.notices.append(f"{longer} of {len(lengths)} sampled prompts are longer than {limit}")
-    return steps
+    return steps, questions
 
 
-def _check_pairs(table: DPOConfig, config: ModelConfig, tokenizer: Tokenizer | None, found: _Findings) -> int | None:
+def _check_pairs(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer | None, found: _Findings) -> int | None:
     """Returns the steps of DPO as far as they are known, and reads its pairs."""
-    if table.pairs is None:
-        found.problems.append("dpo.pairs is not set: expected a file of pairs")
-        return table.steps
-    try:
+    table = recipe.dpo
+    with found.collecting():
+        pairs = require_valid_dpo(recipe)
         if tokenizer is None:
-            left_out = check_preferences(table.pairs, table.labels_answers)
+            left_out = check_preferences(pairs, table.labels_answers)
             found.notices += [*filter(None, [left_out]), "its pairs are measured once the tokenizer exists"]
             return table.steps
-        pairs = load_preferences(table.pairs, table.labels_answers, tokenizer, config.context + 1, found.notices.append)
-    except UserError as error:
-        found.problems.append(str(error))
-        return table.steps
-    return derive_dpo_steps(table, len(pairs))
+        row_tokens = config.context + 1
+        rollouts = load_preferences(pairs, table.labels_answers, tokenizer, row_tokens, found.notices.append)
+        return derive_dpo_steps(table, len(rollouts))
+    return table.steps

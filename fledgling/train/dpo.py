@@ -15,7 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from fledgling.config import DPOConfig, UserError
+from fledgling.config import DPOConfig, Recipe, UserError
 from fledgling.data.batch import Batch
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import unsharded
@@ -128,19 +128,10 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
     """Returns the dpo stage as the recipe's [dpo] table describes it."""
     config, recipe = context.recipe.dpo, context.recipe
     labelled = config.labels_answers
-    if config.pairs is None:
-        expected = EXPECTED_JUDGED if labelled else EXPECTED_PAIR
-        raise UserError(f"dpo.pairs is not set: expected a file of rows like {expected}")
-    if labelled and config.batch_size < 2:
-        raise UserError('dpo.batch_size is 1: with dpo.objective="kto" an answer is compared with others; expected 2')
-    if config.trains_head and recipe.stages[-1] != name:
-        raise UserError(
-            'dpo.objective="reward" makes a model that scores answers and writes none: let dpo be the last of stages, '
-            'and name the run in rl.rewards of another, as "model:RUN"'
-        )
+    pairs = require_valid_dpo(recipe)
     micro_batch_size, bos = resolve_micro_batch_size(config, context), context.tokenizer.bos
     row_tokens, log = context.model.config.context + 1, context.recorder.log_notice
-    rollouts = load_preferences(config.pairs, labelled, context.tokenizer, row_tokens, log)
+    rollouts = load_preferences(pairs, labelled, context.tokenizer, row_tokens, log)
     for source, files in list_read_files(recipe, name).items():
         context.preparer.documents.prepared.record_files(source, files)
     reference = context.load_initial_model() if config.uses_reference else None
@@ -162,3 +153,19 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
         micro_batch_size=micro_batch_size,
         extra_metrics=stream.metrics,
     )
+
+
+def require_valid_dpo(recipe: Recipe) -> str:
+    """Returns the name of the pairs. Raises UserError without one, and for settings that do not go together."""
+    config, labelled = recipe.dpo, recipe.dpo.labels_answers
+    if config.pairs is None:
+        expected = EXPECTED_JUDGED if labelled else EXPECTED_PAIR
+        raise UserError(f"dpo.pairs is not set: expected a file of rows like {expected}")
+    if labelled and config.batch_size < 2:
+        raise UserError('dpo.batch_size is 1: with dpo.objective="kto" an answer is compared with others; expected 2')
+    if config.trains_head and recipe.stages[-1] != "dpo":
+        raise UserError(
+            'dpo.objective="reward" makes a model that scores answers and writes none: let dpo be the last of stages, '
+            'and name the run in rl.rewards of another, as "model:RUN"'
+        )
+    return config.pairs

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fledgling.config import STAGES, ModelConfig, Recipe, RunConfig, UserError
 from fledgling.export.checkpoint_weights import read_weights
-from fledgling.export.import_hf import import_hf
+from fledgling.export.import_hf import import_hf, read_model
+from fledgling.export.read_hf import read_hf_config
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint
 from fledgling.record.durable import write_file
@@ -70,21 +72,72 @@ def import_checkpoint(source: Path, init_dir: Path, run: RunConfig) -> Path:
     Its context is `run.init_context`, if that is set.
     """
 
-    def adapt(config: ModelConfig) -> ModelConfig:
-        return config.with_context(run.init_context or config.context, run.init_rope)
-
-    if (source / "config.json").is_file() or source.is_file():
-        return import_hf(source, init_dir, adapt)[0]
-    path = checkpoint.resolve_checkpoint(source)
-    if not (path / "tokenizer.json").is_file():
-        raise UserError(f"run.init_from: {path} has no tokenizer.json, and weights are of no use with another")
+    if is_foreign(source):
+        return import_hf(source, init_dir, partial(adapt_context, run=run))[0]
+    path = find_source_checkpoint(source)
     loaded = read_weights(path)
-    require_unquantized(loaded.state, path, "trained on")
-    config = adapt(ModelConfig.from_dict(loaded.state["model"]))
+    config = adapt_context(ModelConfig.from_dict(loaded.state["model"]), run)
     state = {"name": path.resolve().name, "step": 0, "model": config.to_dict()}
     state["positions"] = loaded.state.get("positions", {})  # its sources continue where it has stopped reading
     files = {"tokenizer.json": path / "tokenizer.json"}
     return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.merged}, state, files)
+
+
+def is_foreign(source: Path) -> bool:
+    """Returns whether a source of weights is a Hugging Face directory, or a file, and no checkpoint of ours."""
+    return (source / "config.json").is_file() or source.is_file()
+
+
+def find_source_checkpoint(source: Path) -> Path:
+    """Returns the checkpoint that `source` names. Raises UserError if no run can start from it."""
+    path = checkpoint.resolve_checkpoint(source)
+    if not (path / "tokenizer.json").is_file():
+        raise UserError(f"run.init_from: {path} has no tokenizer.json, and weights are of no use with another")
+    require_unquantized(checkpoint.read_checkpoint_state(path), path, "trained on")
+    return path
+
+
+def adapt_context(config: ModelConfig, run: RunConfig) -> ModelConfig:
+    """Returns the configuration of given weights with `run.init_context`, if that is set."""
+    return config.with_context(run.init_context or config.context, run.init_rope)
+
+
+def read_init_config(run: RunConfig, run_dir: Path) -> ModelConfig | None:
+    """Returns the configuration of the weights that a run starts from, which are not copied yet; None without any.
+
+    Raises UserError, with the name of the setting, if there are none or a run cannot start from them.
+    """
+    copied = checkpoint.find_latest_checkpoint(run_dir / INIT_DIR, False, lambda line: None)
+    if copied is not None:
+        return ModelConfig.from_dict(checkpoint.read_checkpoint_state(copied)["model"])
+    if run.init_from is None:
+        return None
+    source = Path(run.init_from)
+    try:
+        if source.is_file():
+            config = read_model(source).config
+        elif is_foreign(source):
+            config = read_hf_config(source)
+        else:
+            state = checkpoint.read_checkpoint_state(find_source_checkpoint(source))
+            config = ModelConfig.from_dict(state["model"])
+        return adapt_context(config, run)
+    except UserError as error:
+        known = str(error)
+        raise UserError(known if known.startswith("run.init") else f"run.init_from: {known}") from None
+
+
+def find_model_config(recipe: Recipe, run_dir: Path) -> ModelConfig:
+    """Returns the configuration of the model that the stages train.
+
+    A stage that is saved has decided it, then `run.init_from`, then the recipe. Raises UserError for given weights that
+    are missing, or that no run can start from.
+    """
+    for stage in reversed(recipe.stages):
+        saved = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", False, lambda line: None)
+        if saved is not None:
+            return ModelConfig.from_dict(checkpoint.read_checkpoint_state(saved)["model"])
+    return read_init_config(recipe.run, run_dir) or recipe.resolve_model()
 
 
 def recipe_from_checkpoint(

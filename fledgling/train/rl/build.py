@@ -9,6 +9,7 @@ from fledgling.config import RLConfig, UserError
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import is_deterministic
 from fledgling.plan.stage_length import derive_rl_steps
+from fledgling.runtime.world import World
 from fledgling.tasks import load_task
 from fledgling.train.context import StageContext, held_out_shards, make_schedule, resolve_micro_batch_size
 from fledgling.train.distill.build import load_fitting_teacher
@@ -24,10 +25,7 @@ MAX_CHECKED_PROMPTS = 256
 def build_rl_stage(name: str, context: StageContext) -> Stage:
     """Returns the rl stage as the recipe's [rl] table describes it."""
     config, recipe = context.recipe.rl, context.recipe
-    require_valid_rl_config(config)
-    if config.stale_rounds and (context.world.size > 1 or context.world.device.type != "cpu"):
-        where = f"{context.world.size} ranks on {context.world.device.type}"
-        raise UserError(f"rl.stale_rounds is {config.stale_rounds} on {where}: expected one process on a CPU, or 0")
+    require_valid_rl_config(config, context.world)
     micro_batch_size = resolve_micro_batch_size(config, context)
     tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in config.tasks.items() if weight > 0}
     for source, files in list_read_files(recipe, name).items():
@@ -89,8 +87,11 @@ def report_cropped_prompts(stream: RolloutStream, steps: int, log: Callable[[str
         log(f"rl: {cropped:,} of the first {count:,} prompts are longer than {limit}: they lose their beginning")
 
 
-def require_valid_rl_config(config: RLConfig) -> None:
-    """Raises UserError for settings of [rl] that do not go together."""
+def require_valid_rl_config(config: RLConfig, world: World) -> None:
+    """Raises UserError for settings of [rl] that do not go together, or not with these ranks."""
+    if config.stale_rounds and (world.size > 1 or world.device.type != "cpu"):
+        where = f"{world.size} ranks on {world.device.type}"
+        raise UserError(f"rl.stale_rounds is {config.stale_rounds} on {where}: expected one process on a CPU, or 0")
     if not any(weight > 0 for weight in config.tasks.values()):
         raise UserError(f"rl.tasks: got {dict(config.tasks)}, expected weights for some tasks, such as {{gsm8k = 1.0}}")
     if config.minibatches > config.prompts_per_round:

@@ -6,6 +6,7 @@ Such a run is made by `dpo.objective = "reward"` (train/dpo.py); its score is th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -37,17 +38,26 @@ class Answered(Protocol):
         ...
 
 
+def find_reward_model(spec: str) -> Path:
+    """Returns the checkpoint that "model:RUN" names. Raises UserError if it is missing or scores nothing."""
+    try:
+        path = resolve_checkpoint(spec.removeprefix(MODEL_PREFIX))
+    except UserError as error:
+        raise UserError(f'rl.rewards "{spec}": {error}') from None
+    if not (path / f"{CRITIC}.safetensors").is_file():
+        raise UserError(
+            f'rl.rewards "{spec}": {path} scores nothing; expected a run whose last stage is dpo with '
+            'dpo.objective="reward"'
+        )
+    return path
+
+
 class ModelReward:
     """Scores answers by a reward model."""
 
     def __init__(self, spec: str, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
         """Loads the model. Raises UserError for a checkpoint without a trained value head or of another tokenizer."""
-        path = resolve_checkpoint(spec.removeprefix(MODEL_PREFIX))
-        if not (path / f"{CRITIC}.safetensors").is_file():
-            raise UserError(
-                f'rl.rewards "{spec}": {path} scores nothing; expected a run whose last stage is dpo with '
-                'dpo.objective="reward"'
-            )
+        path = find_reward_model(spec)
         loaded = read_weights(path)
         if loaded.state.get("tokenizer") != tokenizer.fingerprint():
             raise UserError(

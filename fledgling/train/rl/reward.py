@@ -24,7 +24,7 @@ from fledgling.tasks.environments import EnvironmentTask
 from fledgling.tasks.task import Question, Task, score_answers
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rl.advantage import overlong_penalty
-from fledgling.train.rl.model_reward import MODEL_PREFIX, ModelReward
+from fledgling.train.rl.model_reward import MODEL_PREFIX, ModelReward, find_reward_model
 
 LOAD_TIMEOUT = 120.0  # seconds that a function's module may take to import
 NAMED_PARTS = ("task", "format", "turns")
@@ -40,8 +40,10 @@ class Candidate:
     completion: Completion
     text: str  # without the calls of tools and their output; of an environment the transcript
 
-    def __str__(self) -> str:
-        return f"question {_quote(self.question.prompt)}, answer {_quote(self.text)}"
+
+def describe_answer(question: Question, answer: str) -> str:
+    """Returns the beginnings of a question and its answer, for an error message."""
+    return f"question {_quote(question.prompt)}, answer {_quote(answer)}"
 
 
 def _quote(text: str) -> str:
@@ -58,17 +60,18 @@ class CustomReward:
 
     def scores(self, candidates: Sequence[Candidate]) -> list[float]:
         """Returns one number per answer. Raises UserError with the function's name and the answer it failed on."""
-        return [self._score(candidate) for candidate in candidates]
+        remedy = "the run resumes from here once it is repaired"
+        return [self.grade(candidate.question, candidate.text, remedy) for candidate in candidates]
 
-    def _score(self, candidate: Candidate) -> float:
+    def grade(self, question: Question, answer: str, remedy: str) -> float:
+        """Returns the number of one answer. Raises UserError with both and what to do."""
         process = self.process or self.load()
-        reply = process.ask({"question": asdict(candidate.question), "answer": candidate.text}, self.timeout)
+        reply = process.ask({"question": asdict(question), "answer": answer}, self.timeout)
         if "reward" in reply:
             return reply["reward"]
         self.close()
-        raise UserError(
-            f'reward "{self.spec}" {reply["error"]}; {candidate}; the run resumes from here once it is repaired'
-        )
+        where = describe_answer(question, answer)
+        raise UserError(f'reward "{self.spec}" {reply["error"]}; {where}; {remedy}')
 
     def load(self) -> JsonProcess:
         """Starts the process that loads the function. Raises UserError if it cannot be loaded."""
@@ -120,11 +123,19 @@ def make_custom_rewards(config: RLConfig) -> dict[str, CustomReward]:
     return {name: CustomReward(name, config.reward_timeout) for name in names if ":" in name}
 
 
-def require_rewards(config: RLConfig) -> None:
-    """Raises UserError for a reward that is unknown or cannot be loaded."""
+def require_rewards(config: RLConfig, questions: Sequence[Question] = ()) -> None:
+    """Raises UserError for a reward that is unknown or cannot be loaded, or that fails on an answer to a question.
+
+    Each function is given an empty answer, which any model may write, and the expected one.
+    """
+    for name in (name for name, weight in config.rewards.items() if weight > 0 and name.startswith(MODEL_PREFIX)):
+        find_reward_model(name)
     for reward in make_custom_rewards(config).values():
         try:
             reward.load()
+            for question in questions:
+                for answer in ("", question.answer):
+                    reward.grade(question, answer, "mend it before the run begins")
         finally:
             reward.close()
 

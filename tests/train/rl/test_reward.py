@@ -12,7 +12,14 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.tasks import load_task
 from fledgling.tasks.task import Question
 from fledgling.train import run
-from fledgling.train.rl.reward import MAX_QUOTE_LENGTH, Candidate, CustomReward, RewardScorer, is_well_formed
+from fledgling.train.rl.reward import (
+    MAX_QUOTE_LENGTH,
+    CustomReward,
+    RewardScorer,
+    describe_answer,
+    is_well_formed,
+    require_rewards,
+)
 from tests.all_stages import make_all_stages_recipe
 from tests.train.rl.small_problems import tokenizer
 
@@ -51,8 +58,23 @@ def test_the_parts_add_up(tmp_path):
 
 def test_a_long_answer_is_quoted_by_its_beginning():
     text = "x" * 500
-    candidate = Candidate(load_task("arithmetic"), Question("arithmetic", "What?", "1"), answer_of("1"), text)
-    assert str(candidate) == f'question "What?", answer "{text[: MAX_QUOTE_LENGTH - 3]}..."'
+    assert (
+        describe_answer(Question("arithmetic", "What?", "1"), text)
+        == f'question "What?", answer "{text[: MAX_QUOTE_LENGTH - 3]}..."'
+    )
+
+
+def test_a_reward_that_fails_on_an_answer_is_found_before_the_run(tmp_path):
+    (tmp_path / "custom.py").write_text("def ratio(question, answer):\n    return 1 / len(answer.split())\n")
+    name = f"{tmp_path / 'custom.py'}:ratio"
+    config = RLConfig(rewards={name: 1.0})
+    require_rewards(config)
+    with pytest.raises(
+        UserError, match=r'raised ZeroDivisionError.*"What\?", answer ""; mend it before the run begins'
+    ):
+        require_rewards(config, [Question("arithmetic", "What?", "1")])
+    with pytest.raises(UserError, match=r'rl.rewards "model:gone": gone does not exist'):
+        require_rewards(RLConfig(rewards={"model:gone": 1.0}))
 
 
 def test_an_open_call_of_a_tool_is_not_well_formed():
