@@ -48,7 +48,7 @@ def measure_features(
         contestants = parse_contestants(words, "quickstart", (*SIZES[size], *overrides))
 
         def collect(size: str = size, contestants: Sequence[Any] = contestants) -> None:
-            runs, copies = load_race(out / size, contestants, seeds)
+            runs, copies = load_race(out / size, contestants, seeds, 60 * minutes)
             table.setdefault("left_out", {})[size] = copies
             results = rank_runs(runs, 60 * minutes)
             table["sizes"][size] = [

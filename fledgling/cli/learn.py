@@ -58,7 +58,7 @@ def learn(
     settings = race.RaceSettings(minutes, text, points, 1000 * held_out_kb, clock)
 
     def rank() -> tuple[list[race_results.ContestantResult], list[str]]:
-        runs, notes = race.load_race(out, chosen, seeds)
+        runs, notes = race.load_race(out, chosen, seeds, 60 * minutes)
         results = race_results.rank_runs(runs, 60 * minutes)
         race_results.build_race_page(out / "race.html", results, 60 * minutes, notes)
         return results, notes

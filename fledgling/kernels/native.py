@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import UserError
-from fledgling.kernels.native_build import PREBUILT_FOLDER, Variant, compile_variant, list_variants
+from fledgling.kernels.native_build import PREBUILT_FOLDER, Variant, compile_variant, is_whole, list_variants
 from fledgling.record.durable import make_directory, replace_file
 from fledgling.runtime.compiler import find_cxx_compiler
 
@@ -72,8 +72,10 @@ def load_variant(variant: Variant) -> ctypes.CDLL | None:
     prebuilt = PREBUILT_FOLDER / variant.file_name
     if prebuilt.is_file():
         try:
+            if not is_whole(prebuilt):
+                raise OSError(f"{prebuilt} was cut or changed: install the wheel again")
             return ctypes.CDLL(str(prebuilt))
-        except OSError as problem:  # a cut file, or a library that it needs is missing
+        except OSError as problem:  # also where a library that it needs is missing
             print(f"the prebuilt native kernels cannot be loaded ({problem})", file=sys.stderr)
     compiler = find_cxx_compiler()
     if compiler is None:
@@ -86,10 +88,14 @@ def load_variant(variant: Variant) -> ctypes.CDLL | None:
 
 
 def _compile_library(compiler: str, variant: Variant) -> Path:
-    """Returns the library's file in the user's cache; compiles it if it does not exist."""
+    """Returns the library's file in the user's cache; compiles it if it does not exist, was cut or changed."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fledgling"
     path = folder / variant.file_name
-    if not path.is_file():
+    is_there = path.is_file()
+    if is_there and not is_whole(path):
+        print(f"{path} was cut or changed: the native kernels are compiled again", file=sys.stderr)
+        is_there = False
+    if not is_there:
         make_directory(folder, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             built = Path(temporary) / path.name

@@ -19,6 +19,7 @@ COMMON_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 AVX512_FLAGS = (*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 TIMEOUT_SECONDS = 300
+DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,18 @@ def list_variants(machine: str | None = None) -> list[Variant]:
 
 
 def compile_variant(compiler: str, variant: Variant, path: Path) -> None:
-    """Compiles a variant to `path`.
+    """Compiles a variant to `path`, with a digest of the library behind its end, which the loader does not read.
 
     Raises:
         OSError, subprocess.SubprocessError: the compiler does not start, fails or takes too long.
     """
     command = [compiler, *COMMON_FLAGS, *variant.flags, "-o", str(path), str(SOURCE_FOLDER / "step.cpp")]
     subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
+    content = path.read_bytes()
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
+def is_whole(path: Path) -> bool:
+    """Returns whether a library has the content that it was compiled with: the first call into a cut one is fatal."""
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]

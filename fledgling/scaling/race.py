@@ -32,7 +32,7 @@ from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race_run
 from fledgling.scaling.ablation import VARIANTS
-from fledgling.scaling.race_results import RaceRun, drop_copies, read_points, read_race_run, read_results
+from fledgling.scaling.race_results import RaceRun, drop_copies, explain_late, read_points, read_race_run, read_results
 from fledgling.scaling.settings import describe_differences, dump_settings, find_changed_settings, pin_settings
 from fledgling.train.data_preparer import split_mixture
 from fledgling.train.loop import TrainingStopped
@@ -264,8 +264,13 @@ def run_job(job: race_run.Job, tree: Path | None, log: Log) -> None:
         )
 
 
-def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> tuple[list[RaceRun], list[str]]:
-    """Returns the finished runs of the contestants, in their order, and a line for each copy that is left out."""
+def load_race(
+    out: Path, contestants: Sequence[Contestant], seeds: int, seconds: float
+) -> tuple[list[RaceRun], list[str]]:
+    """Returns the finished runs of the contestants, in their order, and a line for each that is left out.
+
+    That is a copy of another one, or has no point within `seconds`.
+    """
     runs = list[RaceRun]()
     for contestant in contestants:
         if contestant.results:
@@ -273,7 +278,8 @@ def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> tuple
         else:
             own = (read_race_run(out / f"{contestant.name}-s{seed}", contestant.name, seed) for seed in range(seeds))
             runs += [run for run in own if run]
-    return drop_copies(runs)
+    runs, copies = drop_copies(runs)
+    return runs, [*copies, *explain_late(runs, seconds)]
 
 
 def list_text_sources(pretrain: StageConfig) -> tuple[str, ...]:

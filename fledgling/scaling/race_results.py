@@ -151,6 +151,16 @@ def drop_copies(runs: Sequence[RaceRun]) -> tuple[list[RaceRun], list[str]]:
     return list(kept.values()), notes
 
 
+def explain_late(runs: Sequence[RaceRun], seconds: float) -> list[str]:
+    """Returns a line for each run that was not measured within `seconds`, so that it has no place in the race."""
+    return [
+        f"{run.name}, seed {run.seed} is left out: its first point is at {run.points[0].seconds:,.1f} s, and the race "
+        f"ends at {seconds:,.1f} s; measure it earlier, or race for more --minutes"
+        for run in runs
+        if _find_end_point(run, seconds) is None
+    ]
+
+
 def rank_runs(runs: Sequence[RaceRun], seconds: float) -> list[ContestantResult]:
     """Returns the contestants at the end of the time, the first one first, then the best.
 

@@ -22,7 +22,7 @@ from fledgling.export.gguf import read_gguf_state, write_gguf
 from fledgling.export.read_hf import read_hf
 from fledgling.export.write_hf import write_hf
 from fledgling.kernels import native
-from fledgling.kernels.native_build import VARIANTS
+from fledgling.kernels.native_build import DIGEST_BYTES, VARIANTS
 from fledgling.model.transformer import Transformer
 from fledgling.record import write_json, write_text
 from fledgling.record.checkpoint import save_checkpoint
@@ -101,7 +101,7 @@ def write_library(path: Path, version: int) -> None:
 
 def read_library(path: Path) -> int:
     libraries = list(path.glob("native-*.so"))
-    return int(libraries[0].read_text()) if libraries else 0
+    return int(libraries[0].read_bytes()[:-DIGEST_BYTES]) if libraries else 0
 
 
 def write_init(path: Path, version: int) -> None:

@@ -115,6 +115,26 @@ def test_a_prebuilt_library_that_cannot_be_loaded_is_named_and_left_out(tmp_path
     assert "the prebuilt native kernels cannot be loaded" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cut", [0, 9, -1])
+def test_a_library_that_was_cut_is_compiled_again(cut, tmp_path, monkeypatch, capsys):
+    """Loading one of which pages are missing ends the process with a bus error."""
+    compiled = []
+
+    def compile_library(command, **options):
+        compiled.append(command)
+        Path(command[command.index("-o") + 1]).write_bytes(b"\x7fELF all of it")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", compile_library)
+    path = native._compile_library("g++", VARIANTS[0])
+    whole = path.read_bytes()
+    assert native._compile_library("g++", VARIANTS[0]) == path and len(compiled) == 1
+    path.write_bytes(whole[:cut])
+    native._compile_library("g++", VARIANTS[0])
+    assert len(compiled) == 2 and path.read_bytes() == whole
+    assert "was cut or changed: the native kernels are compiled again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_threads_change_no_bit_of_a_step(bits, rows, monkeypatch):

@@ -242,3 +242,14 @@ def test_a_number_that_no_float_holds_is_named(tmp_path):
     (tmp_path / "theirs.jsonl").write_text('{"steps": 1, "seconds": 1.0, "bits": 1' + "0" * 400 + "}\n")
     with pytest.raises(UserError, match=r'"bits" is 1.*; expected a number of at least 0'):
         read_points(tmp_path / "theirs.jsonl")
+
+
+def test_a_contestant_without_a_point_in_time_is_named(tmp_path):
+    file = tmp_path / "theirs.jsonl"
+    file.write_text('{"steps": 3, "seconds": 61.5, "bits": 2.0}\n{"steps": 9, "seconds": 20, "bits": 2.5, "seed": 1}\n')
+    runs, notes = race.load_race(tmp_path, [race.Contestant("theirs", results=file)], 1, 60.0)
+    assert len(runs) == 2 and [(result.name, result.seeds) for result in rank_runs(runs, 60.0)] == [("theirs", 1)]
+    assert notes == [
+        "theirs, seed 0 is left out: its first point is at 61.5 s, and the race ends at 60.0 s; measure it earlier, "
+        "or race for more --minutes"
+    ]
