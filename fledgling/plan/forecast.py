@@ -27,6 +27,7 @@ LEVEL = 0.9
 REPEAT_DECAY = 15.39  # R* of arXiv 2305.16264: passes after which a further one adds little
 WIDENING = 0.5  # of an interval, for each doubling outside the past runs
 BEYOND = 0.03  # of the logarithm of a value, for each doubling outside, however well the past runs agree
+MAX_FITTED = 64  # past runs of one text that a law is fitted to: its time grows with their square
 MIN_LAW_RUNS = 4  # for three coefficients
 MIN_EXAM_RUNS = 4
 LEAST_SHARE = 0.005  # right or wrong, of an exam of 200 questions: none and one count alike
@@ -128,9 +129,26 @@ def get_size(run: PastRun | Planned, quantity: str = FIRST_BITS) -> tuple[float,
 
 
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
-    """Returns the past runs of the same text that measured a quantity, without those whose passes are not known."""
+    """Returns the past runs of the same text that measured a quantity, without those whose passes are not known.
+
+    Of many, those of `thin_runs`.
+    """
     own = [run for run in runs if run.data == data and run.passes is not None]
-    return [run for run in own if run.measured.get(quantity, 0) > 0]
+    return thin_runs([run for run in own if run.measured.get(quantity, 0) > 0])
+
+
+def thin_runs(runs: Sequence[PastRun]) -> list[PastRun]:
+    """Returns at most MAX_FITTED runs, which still cover the sizes of all: each of them is left out of a fit once.
+
+    Of runs that began in the same way the newest remain, and of these every n-th by its size.
+    """
+    if len(runs) <= MAX_FITTED:
+        return list(runs)
+    newest = [group[-1] for group in group_dependent(runs)]
+    by_size = sorted(newest, key=get_size)
+    count = min(MAX_FITTED, len(by_size))
+    chosen = {id(by_size[round(n * (len(by_size) - 1) / max(1, count - 1))]) for n in range(count)}
+    return [run for run in newest if id(run) in chosen]
 
 
 def leave_out_each(groups: Sequence[list[PastRun]]) -> Iterator[tuple[list[PastRun], list[PastRun]]]:
@@ -301,7 +319,7 @@ def _fit_line(points: Sequence[tuple[float, float]]) -> Callable[[float], float]
 
 def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forecast | None:
     """Returns the share of an exam that is answered right at the end; None where too few past runs measured it."""
-    own = [run for run in runs if run.data == planned.data and exam in run.measured and run.later_flops > 0]
+    own = thin_runs([run for run in runs if run.data == planned.data and exam in run.measured and run.later_flops > 0])
     groups = group_dependent(own)
     if len(groups) < MIN_EXAM_RUNS or planned.later_flops <= 0:
         return None

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from fledgling.config import load_recipe
+from fledgling.plan import forecast as forecast_module
 from fledgling.plan.forecast import (
     BITS,
     FIRST_BITS,
+    MAX_FITTED,
     MEMORY,
     SECONDS,
     Planned,
@@ -22,9 +24,10 @@ from fledgling.plan.forecast import (
     forecast_ratio,
     forecast_run,
     quantile_radius,
+    thin_runs,
 )
 from fledgling.plan.past_runs import PastRun, describe_data
-from fledgling.plan.shifted_loss import ShiftedLoss
+from fledgling.plan.shifted_loss import ShiftedLoss, fit_laws
 
 DATA = describe_data(load_recipe("quickstart"))
 
@@ -133,3 +136,20 @@ def test_an_interval_that_reaches_the_end_of_an_exam_includes_it():
     plan = plan_of(runs[0])
     forecast = forecast_exam(plan, runs, "spelling")
     assert forecast.low == 0.0 < forecast.value and forecast.holds(0.0)
+
+
+def test_many_past_runs_are_thinned_over_their_sizes_so_that_a_plan_takes_no_longer(monkeypatch):
+    draw = random.Random(0)
+    runs = [replace(make_run(draw), start=str(n)) for n in range(1_500)]
+    repeated = [replace(runs[0], start="again", run=str(n)) for n in range(1_500)]
+    kept = thin_runs([*repeated, *runs])
+    assert len(kept) == MAX_FITTED == len({run.start for run in kept}) and kept == thin_runs(kept)
+    sizes = [(run.parameters, run.tokens) for run in (*repeated, *runs)]
+    assert {min(sizes), max(sizes)} <= {(run.parameters, run.tokens) for run in kept}
+    assert len(thin_runs(repeated)) == 1, "they are one beginning"
+    read = []
+    monkeypatch.setattr(
+        forecast_module, "fit_laws", lambda sizes, *rest: read.append(len(sizes)) or fit_laws(sizes, *rest)
+    )
+    assert choose_laws(runs, DATA, 1_900_000, True).laws
+    assert len(read) <= MAX_FITTED + 1 and max(read) <= MAX_FITTED
