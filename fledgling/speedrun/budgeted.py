@@ -40,7 +40,7 @@ from fledgling.speedrun.choose import choose_budgeted_run
 from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.speedrun.text_digests import digest_texts
 from fledgling.train.hooks import StageHooks
-from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction
+from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction, count_tail_steps
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import print_line, print_nothing
@@ -242,7 +242,8 @@ class _BudgetedStageRunner:
             if self.world.is_main and not has_run_ended(self.run_dir):
                 write_json(self.run_dir / SPENT, {"seconds": round(self.clock.spent, 3), "stage": name})
         steps = self.recipe.stage_config(name).steps or stage.steps
-        pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown)
+        decay = self.recipe.stage_config(name).decay_fraction
+        pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown, decay)
         is_last = name == self.recipe.stages[-1]
         hooks = StageHooks(
             select_evals=lambda evals: self.select_evals(evals, name, is_last),
@@ -258,7 +259,8 @@ class _BudgetedStageRunner:
         table = self.recipe.stage_config(name)
         share = compute_affordable_fraction(self.clock.left, ahead, self.slowdown) if self.world.is_main else 0.0
         share = min(MAX_GROWTH, float(self.world.all_gather_object(share)[0]))
-        steps = max(1, int(ahead[0].steps * share))
+        least = count_tail_steps(1.0, table.decay_fraction, ahead[0].steps)
+        steps = max(least, int(ahead[0].steps * share))
         if table.steps is None or abs(share - 1) <= MIN_CHANGE or steps == table.steps:
             return self.recipe
         warmup = None if table.warmup_steps is None else min(table.warmup_steps, steps // 10)

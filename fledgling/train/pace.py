@@ -7,11 +7,13 @@ seconds of planned steps ahead, all at the speed of the plan, and a machine that
 
 is the share of the planned steps that fits. The stage makes q of those that its schedule has left, and later stages q
 of theirs. w is measured over as many steps as a quarter of those that are left, the planned speed standing in for steps
-not made yet: a short interruption changes little, a lasting one as much as it lasts.
+not made yet: a short interruption changes little, a lasting one as much as it lasts. A stage keeps the steps that the
+end of its schedule takes (`count_tail_steps`), whatever the time.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,7 +26,9 @@ MIN_WINDOW = 8  # steps over which the speed is measured at least
 MAX_WINDOW = 1 << 12
 WINDOW_DIVISOR = 4  # the window is this part of the steps that are left
 TOLERANCE = 0.03  # of the steps that are left: smaller changes are not made
-CHECK_SECONDS = 3.0  # between two decisions
+CHECK_SECONDS = 3.0  # between two decisions, at most
+CHECK_SHARE = 0.05  # of the planned time that is left: a short stage is looked at as often
+LAST_RATE = 0.25  # of the full rate, at most, at the last step
 
 
 @dataclass
@@ -61,6 +65,18 @@ def compute_affordable_fraction(left: float, stages: Sequence[StageSeconds], slo
     return max(0.0, left - fixed) / steps if steps > 0 else 1.0
 
 
+def count_tail_steps(rest: float, decay_fraction: float, planned: float) -> int:
+    """Returns the fewest steps in which the rest of a schedule still ends at `LAST_RATE`, if its plan did; at least 1.
+
+    Args:
+        rest: the share of the schedule that is left.
+        decay_fraction: the last share of it, over which the rate falls.
+        planned: steps that the rest has in the plan, beyond which there are none.
+    """
+    needed = rest / (LAST_RATE * decay_fraction) if decay_fraction > 0 else 1.0
+    return max(1, min(math.ceil(needed - 1e-9), math.ceil(planned - 1e-9)))
+
+
 @dataclass
 class StagePace:
     """Chooses the steps of a stage after each of them (`fledgling.train.loop.ChooseSteps`).
@@ -70,12 +86,14 @@ class StagePace:
         stage: what was planned of the stage that runs.
         later: the same of the stages after it, and of what follows the last.
         slowdown: the time that this machine takes, as a share of the planned: updated while the stage runs.
+        decay_fraction: the last share of the stage's schedule, over which its rate falls.
     """
 
     clock: RunClock
     stage: StageSeconds
     later: tuple[StageSeconds, ...] = ()
     slowdown: float = 1.0
+    decay_fraction: float = 0.0
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_WINDOW))
     is_first: bool = True
     decided: float | None = None
@@ -91,14 +109,16 @@ class StagePace:
         self.seconds.append(seconds)
         rest = 1 - horizon.progress(step)
         now, planned = self.clock.now(), rest * horizon.planned
-        if self.decided is not None and now - self.decided < CHECK_SECONDS:
+        interval = min(CHECK_SECONDS, CHECK_SHARE * planned * self.stage.step_seconds * self.slowdown)
+        if self.decided is not None and now - self.decided < interval:
             return horizon.steps
         self.decided = now
         slowdown = self.measure_slowdown(planned)
         ahead = self.stage.remaining_part(planned, rest)
         q = compute_affordable_fraction(self.clock.left, (ahead, *self.later), slowdown)
         left = horizon.steps - step
-        possible = min(int(planned * q), horizon.planned - step)
+        possible = max(int(planned * q), count_tail_steps(rest, self.decay_fraction, planned))
+        possible = min(possible, horizon.planned - step)
         allowed = max(1.0, TOLERANCE * left) * (1 if possible < left else 2)
         return horizon.steps if abs(possible - left) <= allowed else step + max(1, possible)
 

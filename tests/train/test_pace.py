@@ -2,8 +2,9 @@
 
 import pytest
 
+from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan.stage_seconds import StageSeconds
-from fledgling.train.pace import RunClock, StagePace
+from fledgling.train.pace import LAST_RATE, RunClock, StagePace, count_tail_steps
 from fledgling.train.stage_horizon import StageHorizon
 
 
@@ -61,3 +62,31 @@ def test_a_resumed_stage_has_what_its_earlier_sessions_left():
     pace.clock.before = 200.0
     assert run_stage(pace, horizon, clock, lambda step: 1.0, step=100) == pytest.approx(300, abs=6)
     assert clock[0] <= 204
+
+
+@pytest.mark.parametrize(("steps", "step_seconds", "decay"), [(30, 0.05, 0.4), (30, 5.0, 0.4), (40, 0.2, 1.0)])
+@pytest.mark.parametrize("left", [0.0, 0.3])
+def test_a_stage_of_few_steps_ends_with_its_schedule_whatever_the_time(steps, step_seconds, decay, left):
+    """A machine that has no time left for a stage that has begun still brings its rate down."""
+    clock = [0.0]
+    stage = StageSeconds("sft", steps, step_seconds)
+    pace = StagePace(RunClock(left * steps * step_seconds, 0.0, lambda: clock[0]), stage, (), 1.0, decay)
+    horizon = StageHorizon(steps)
+    made = run_stage(pace, horizon, clock, lambda step: 3 * step_seconds)
+    last = trapezoidal_schedule(horizon.progress(made - 1), made, decay_fraction=decay)
+    planned = trapezoidal_schedule((steps - 1) / steps, steps, decay_fraction=decay)
+    assert made < steps and last <= max(LAST_RATE, planned) + 1e-9
+
+
+def test_a_short_stage_gets_back_the_steps_that_its_first_ones_took():
+    """Its steps take a second together: a decision every three seconds would be the only one."""
+    clock = [0.0]
+    pace = StagePace(RunClock(1.6, 0.0, lambda: clock[0]), StageSeconds("sft", 40, 0.025), (), 1.0, 0.4)
+    horizon = StageHorizon(40)
+    made = run_stage(pace, horizon, clock, lambda step: 0.25 if step in (1, 2) else 0.025)
+    assert made >= 38 and clock[0] < 1.7
+
+
+def test_the_steps_of_a_tail_are_those_of_its_plan_at_most():
+    assert [count_tail_steps(rest, 0.4, 100) for rest in (1.0, 0.5, 0.1, 0.0)] == [10, 5, 1, 1]
+    assert (count_tail_steps(1.0, 0.4, 6), count_tail_steps(0.5, 0.0, 9), count_tail_steps(1.0, 1.0, 9)) == (6, 1, 4)
