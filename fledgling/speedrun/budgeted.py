@@ -10,15 +10,13 @@ work count, a pause between two sessions does not. Before a stage its steps foll
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import STAGES, Recipe, RunConfig, UserError, load_recipe
-from fledgling.config.load import RECIPE_FILE
+from fledgling.config import STAGES, Recipe, RunConfig, UserError
 from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
@@ -37,13 +35,16 @@ from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
 from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import World, is_main_process
 from fledgling.speedrun.choose import choose_budgeted_run
+from fledgling.speedrun.continued import change_settings, continue_run, read_adjusted_recipe
 from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.speedrun.text_digests import digest_texts
+from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.hooks import StageHooks
 from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction, count_tail_steps
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import print_line, print_nothing
+from fledgling.train.same_ranks import require_same_recipe
 from fledgling.train.stage import Eval
 from fledgling.train.training_speed import SECONDS, measure_training_speed
 
@@ -77,6 +78,7 @@ def require_gpu(run: RunConfig, device: DeviceSpec) -> None:
 def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinned: bool) -> BudgetedRun:
     """Measures this machine and returns the run that the budget becomes on it. Every rank calls it."""
     world = World.start(recipe.run.device)
+    require_same_recipe(recipe, world, budget.text)
     setup = set_up_device(recipe.run, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
     device = find_run_device(recipe.run, setup, world)
@@ -141,47 +143,33 @@ def run_budgeted(
     known = read_budgeted_run(run_dir)
     if known is None and not list_stages_left(recipe):
         return []
-    require_same_run(known, recipe, budget, run_dir)
-    seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
     log = print_line if is_main_process() else print_nothing
+    known, changed = continue_run(known, recipe, budget, run_dir, log)
+    seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
     clock = RunClock(seconds, read_spent(run_dir, log), now, started)
     run = known or measure_and_choose(recipe, budget or Budget(seconds, ""), clock, is_pinned)
     world = World.start(run.recipe.run.device)
+    if not known:
+        require_sound_run(run.recipe, world)
     if world.is_main:
-        if not known:
+        if not known or changed:
             write_json(run_dir / FORECAST, run.to_json())
+        if changed:
+            seal_run(run_dir)
         show(run, known is not None)
-    keeper = _BudgetedStageRunner(run, clock, world, quiet)
+    keeper = _BudgetedStageRunner(run, clock, world, quiet, changed)
     current = keeper.recipe_of_run()
-    made = run_stages(current, quiet=quiet, run=keeper.run)
+    made = run_stages(current, quiet=quiet, run=keeper.run, is_checked=known is None)
     if world.is_main and made and not has_run_ended(run_dir):
         record_finished_run(run, clock, run_dir)
     return made
 
 
-def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget | None, run_dir: Path) -> None:
-    """Raises UserError where a directory's run is not the one that is asked for."""
-    elsewhere = "choose another directory with --set run.out=DIR"
-    if known is None:
-        if any((run_dir / stage / "metrics.jsonl").exists() for stage in STAGES):
-            text = budget.text if budget else "a budget"
-            raise UserError(f"{run_dir} has begun without a budget: leave {text} out to resume it, or {elsewhere}")
-        return
-    names = (known.given, dump_without_place(known.recipe), dump_without_place(_read_adjusted_recipe(known, run_dir)))
-    if dump_without_place(recipe) not in names:
-        raise UserError(
-            f"{run_dir} has begun within {known.budget.text} with other settings: give those, or {elsewhere}"
-        )
-    if budget and not math.isclose(budget.seconds, known.budget.seconds, rel_tol=1e-6):
-        raise UserError(
-            f"{run_dir} has begun within {known.budget.text}, and {budget.text} is given: leave it out to resume, or "
-            f"{elsewhere}"
-        )
-
-
-def _read_adjusted_recipe(run: BudgetedRun, run_dir: Path) -> Recipe:
-    """Returns the recipe of a run with the steps that its stages have been given since."""
-    return load_recipe(run_dir) if (run_dir / RECIPE_FILE).is_file() else run.recipe
+def require_sound_run(recipe: Recipe, world: World) -> None:
+    """Raises UserError for what is wrong with any stage, before a new run writes anything. Every rank calls it."""
+    with world.main_process_first():
+        if world.is_main:
+            require_sound(check_recipe(recipe, recipe.stages, choose_setup(recipe.run, world), world))
 
 
 def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) -> float:
@@ -220,16 +208,20 @@ def _read_elapsed(run_dir: Path, stage: str) -> float:
 class _BudgetedStageRunner:
     """Runs the stages of a run with a budget: the steps of each follow from the time that is left for it."""
 
-    def __init__(self, run: BudgetedRun, clock: RunClock, world: World, quiet: bool) -> None:
+    def __init__(
+        self, run: BudgetedRun, clock: RunClock, world: World, quiet: bool, changed: Mapping[str, Any]
+    ) -> None:
+        """Runs nothing yet. changed: settings of stages that have not begun, which the run's recipe.toml lacks."""
+        self.changed = changed
         self.planned, self.clock, self.world, self.quiet = run, clock, world, quiet
         self.run_dir = Path(run.recipe.run.out)
         self.recipe, self.slowdown = run.recipe, 1.0
 
     def recipe_of_run(self) -> Recipe:
         """Returns the recipe of the run, with the steps that stages which have begun were given."""
-        adjusted = replace(_read_adjusted_recipe(self.planned, self.run_dir), run=self.planned.recipe.run)
-        self.recipe = adjusted
-        return adjusted
+        adjusted = replace(read_adjusted_recipe(self.planned, self.run_dir), run=self.planned.recipe.run)
+        self.recipe = change_settings(adjusted, self.changed)
+        return self.recipe
 
     def run(self, name: str, lock: RunLock | None) -> bool:
         """Runs a stage; returns False if it was done."""

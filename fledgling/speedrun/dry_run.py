@@ -17,7 +17,7 @@ from fledgling.speedrun.stages import list_stages_left
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.check_recipe import StageCheck, check_recipe
 from fledgling.train.init_from import find_model_config
-from fledgling.train.same_ranks import require_same_device
+from fledgling.train.same_ranks import require_same_device, require_same_recipe
 from fledgling.train.trial_step import TrialStep, make_trial_step
 
 
@@ -48,6 +48,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         of = f"{world.size} x {recipe.run.hardware}, which the recipe names: this machine has no {recipe.run.device}"
         return DryRun(check_recipe(recipe, left, setup, world), {}, f"checked for {of}")
     world = World.start(recipe.run.device)
+    require_same_recipe(recipe, world, ", ".join(left))
     setup = choose_setup(recipe.run, world)
     require_same_device(setup, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))

@@ -17,16 +17,18 @@ from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import explain_unusable_end, lock_stage, require_usable_end, settle_starts
-from fledgling.train.same_ranks import require_same_device
+from fledgling.train.same_ranks import require_same_device, require_same_recipe
 from fledgling.train.stage_rows import require_data
 
 RunStage = Callable[[str, RunLock | None], bool]  # runs a stage under the lock of its run; False if it was done
 
 
-def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None) -> list[str]:
+def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None, is_checked: bool = False) -> list[str]:
     """Runs the stages of a recipe that are not done; returns the names of those that were run.
 
-    run: runs a stage; None: `run_stage` with the recipe.
+    Args:
+        run: runs a stage; None: `run_stage` with the recipe.
+        is_checked: whether the caller has checked the stages that are left.
 
     Raises UserError before the first of them for whatever `check_recipe` finds wrong with any.
     """
@@ -39,10 +41,11 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None)
         lock = None
         if left:
             world = World.start(recipe.run.device)
+            require_same_recipe(recipe, world, ", ".join(left))
             setup = choose_setup(recipe.run, world)
             require_same_device(setup, world)
             with world.main_process_first():  # for all stages: no other start comes between two of them
-                if world.is_main:
+                if world.is_main and not is_checked:
                     require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         run = run or (lambda name, lock: run_stage(recipe, name, quiet=quiet, lock=lock))

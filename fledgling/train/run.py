@@ -63,7 +63,7 @@ from fledgling.train.run_directory import (
     settle_starts,
     write_run_files,
 )
-from fledgling.train.same_ranks import require_same_device
+from fledgling.train.same_ranks import require_same_device, require_same_recipe
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.source_positions import describe_reading
 from fledgling.train.stage import Stage
@@ -117,6 +117,7 @@ def run_stage(
     skipped: list[str] = []  # corrupt checkpoints of the stage before it
     parent = require_inputs(recipe, name, resume, hooks.prepared, skipped.append)
     world = World.start(recipe.run.device)
+    require_same_recipe(recipe, world, name)
     with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)), ExitStack() as locks:
         with world.main_process_first():
             if world.is_main and lock is None:

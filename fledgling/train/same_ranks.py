@@ -1,10 +1,11 @@
-"""All ranks of a run compute alike: the same GPU, dtype, compiler and version of torch."""
+"""All ranks of a run do the same: one recipe and stage, the same GPU, dtype, compiler and version of torch."""
 
 from __future__ import annotations
 
 import torch
 
-from fledgling.config import UserError
+from fledgling.config import Recipe, UserError
+from fledgling.config.differences import describe_differences, find_differences
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.peak import describe_gpu
@@ -15,6 +16,29 @@ ADVICE = {
     "compiled": "install the compiler there too, or set run.compile=off",
     "torch": "install one version on all machines",
 }
+
+
+# of a machine, and not of what is learned
+OF_A_MACHINE = ("run.out", "run.data_dir", "run.threads", "run.loggers", "run.ranks", "run.hardware")
+
+
+def require_same_recipe(recipe: Recipe, world: World, work: str) -> None:
+    """Raises UserError, on every rank, unless all ranks were started with one recipe for the same work. Collective.
+
+    Ranks of other shapes, seeds or stages would wait for each other without end, or add what does not belong together.
+
+    Args:
+        recipe: of this rank.
+        world: the ranks.
+        work: what is to be run, such as "all stages".
+    """
+    by_rank = world.all_gather_object((recipe, work))
+    (first, first_work), advice = by_rank[0], "start every rank with the same command and recipe"
+    for rank, (other, its_work) in enumerate(by_rank):
+        if its_work != first_work:
+            raise UserError(f"rank {rank} is to run {its_work}, rank 0 {first_work}: {advice}")
+        if differing := find_differences(other, first, OF_A_MACHINE):
+            raise UserError(f"{describe_differences(differing, f'on rank {rank}', 'on rank 0')}: {advice}")
 
 
 def require_same_device(setup: DeviceSetup, world: World) -> None:

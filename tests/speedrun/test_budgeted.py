@@ -22,6 +22,7 @@ from fledgling.report.forecasts import forecast_rows
 from fledgling.report.run_data import load_run_data
 from fledgling.runtime import device
 from fledgling.speedrun import budgeted
+from fledgling.speedrun.continued import continue_run
 from fledgling.speedrun.stages import run_stages
 from fledgling.train import loop, queued_step, training_speed
 from fledgling.train import run as train_run
@@ -119,7 +120,10 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     os.truncate(run_dir / "sft/checkpoints" / max(os.listdir(run_dir / "sft/checkpoints")) / "model.safetensors", 9)
     assert go(recipe, clock) == ["sft"], "a stage of a finished run is trained again"
     assert json.loads((run_dir / "spent.json").read_text()) == spent and load_past_runs((user_file(),)) == [past]
-    with pytest.raises(UserError, match=r"has begun within --minutes 1 with other settings: .* --set run.out=DIR"):
+    other = (
+        r"has begun within --minutes 1 with other settings: seed is 1 there, 2 now; give those, or .* --set run.out=DIR"
+    )
+    with pytest.raises(UserError, match=other):
         go(load_recipe(tmp_path / "fast.toml", [*OPTIONS, "seed=2"]), clock)
     with pytest.raises(UserError, match=r"has begun within --minutes 1, and --minutes 5 is given: leave it out"):
         go(recipe, clock, Budget(300.0, "--minutes 5"))
@@ -127,6 +131,34 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
         (run_dir / "forecast.json").write_text(text)
         with pytest.raises(UserError, match=rf"forecast.json is corrupt \({reason}.*\): delete the run, or choose"):
             go(recipe, clock)
+
+
+def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, monkeypatch):
+    run_dir, file = tmp_path / "run", tmp_path / "fast.toml"
+    wrong = load_recipe(file, [*OPTIONS, 'sft.mixture={"chat:gone.jsonl"=1.0}'])
+    with pytest.raises(UserError, match=r"cannot read gone.jsonl"):
+        go(wrong, clock)
+    assert not (run_dir / "forecast.json").exists(), "nothing is written of a run that cannot end"
+    monkeypatch.setattr(budgeted, "run_stages", lambda *arguments, **options: [])
+    go(recipe, clock)  # planned, and killed before its first step
+    known = read_budgeted_run(run_dir)
+    assert continue_run(known, recipe, None, run_dir, print) == (known, {})
+    (run_dir / "recipe.toml").write_text("seed = 7\n")
+    assert continue_run(known, load_recipe(file, [*OPTIONS, "seed=2"]), BUDGET, run_dir, print) == (None, {})
+    assert continue_run(known, recipe, Budget(300.0, "--minutes 5"), run_dir, print) == (None, {})
+    assert "has made no step of what was planned within --minutes 1: it is planned anew" in capsys.readouterr().out
+    (run_dir / "recipe.toml").unlink()
+    (run_dir / "pretrain").mkdir()
+    (run_dir / "pretrain" / "metrics.jsonl").write_text("")
+    mended = load_recipe(file, [*OPTIONS, "sft.eval_questions=3"])
+    again, changed = continue_run(known, mended, None, run_dir, print)
+    assert changed == {"sft.eval_questions": 3} and again.recipe.sft.eval_questions == 3
+    assert again.recipe.sft.steps == known.recipe.sft.steps, "the budget's"
+    assert "taken for stages that have not begun: sft.eval_questions is 1 before, 3 now" in capsys.readouterr().out
+    assert continue_run(again, mended, None, run_dir, print) == (again, {})
+    for fixed in ("sft.steps=9", "pretrain.eval_questions=3", "model.width=32"):
+        with pytest.raises(UserError, match=rf"with other settings: {fixed.partition('=')[0]} is .* there, .* now"):
+            continue_run(known, load_recipe(file, [*OPTIONS, fixed]), None, run_dir, print)
 
 
 def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, clock, tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fledgling.config import UserError
+from fledgling.config import UserError, load_recipe
 from fledgling.runtime.device import DeviceSetup
 from fledgling.train import same_ranks
-from fledgling.train.same_ranks import require_same_device
+from fledgling.train.same_ranks import require_same_device, require_same_recipe
 
 CASES = {
     "device": ("NVIDIA A100-SXM4-40GB", "device of rank 1 is NVIDIA A100-SXM4-40GB, of rank 0 NVIDIA H100 80GB HBM3"),
@@ -31,3 +31,19 @@ def test_a_rank_that_computes_otherwise_is_named_in_one_line(what, monkeypatch):
     with pytest.raises(UserError, match=line) as caught:
         require_same_device(setup, world(**{what: value}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_rank_with_another_recipe_or_work_is_named_in_one_line():
+    recipe = load_recipe("quickstart")
+
+    def world(other, work="pretrain"):
+        return SimpleNamespace(all_gather_object=lambda own: [own, (other, work)])
+
+    require_same_recipe(recipe, world(recipe), "pretrain")
+    require_same_recipe(recipe, world(load_recipe("quickstart", ["run.threads=3", "run.data_dir=x"])), "pretrain")
+    other = load_recipe("quickstart", ["model.depth=3", "seed=5"])
+    line = r"seed is 5 on rank 1, \d+ on rank 0; model.depth is 3 on rank 1, \d on rank 0: start every rank with"
+    with pytest.raises(UserError, match=line):
+        require_same_recipe(recipe, world(other), "pretrain")
+    with pytest.raises(UserError, match=r"rank 1 is to run sft, rank 0 pretrain: start every rank"):
+        require_same_recipe(recipe, world(recipe, "sft"), "pretrain")

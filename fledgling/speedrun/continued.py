@@ -1,0 +1,89 @@
+"""Whether a start continues the run with a budget that its directory has, and with which settings.
+
+A recipe can be mended in its directory: before the first step all of it, later tables of stages that have not begun.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import STAGES, Recipe, UserError, load_recipe
+from fledgling.config.differences import describe_differences, find_differences
+from fledgling.config.load import RECIPE_FILE, parse_recipe
+from fledgling.plan.amount import Budget
+from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
+
+DECIDED_BY_BUDGET = ("steps", "num_epochs", "batch_tokens", "examples_per_step", "batch_size", "warmup_steps")
+
+
+def continue_run(
+    known: BudgetedRun | None, recipe: Recipe, budget: Budget | None, run_dir: Path, log: Callable[[str], None]
+) -> tuple[BudgetedRun | None, dict[str, Any]]:
+    """Returns the run of a directory, and the settings of it that are mended now; None where it is planned anew.
+
+    A run that has made no step is planned anew. Later, the tables of stages that have not begun may be mended, except
+    for their length and batch, which the budget has decided.
+
+    Args:
+        known: what the directory says; None: it has begun no run with a budget.
+        recipe: that is asked for.
+        budget: that is asked for; None: that of the run.
+        run_dir: of the run.
+        log: receives a line where something is planned anew or mended.
+
+    Raises UserError where the directory's run is not the one that is asked for.
+    """
+    elsewhere = "choose another directory with --set run.out=DIR"
+    begun = [stage for stage in STAGES if (run_dir / stage / "metrics.jsonl").exists()]
+    if known is None:
+        if begun:
+            text = budget.text if budget else "a budget"
+            raise UserError(f"{run_dir} has begun without a budget: leave {text} out to resume it, or {elsewhere}")
+        return None, {}
+    names = (known.given, dump_without_place(known.recipe), dump_without_place(read_adjusted_recipe(known, run_dir)))
+    is_same_budget = budget is None or math.isclose(budget.seconds, known.budget.seconds, rel_tol=1e-6)
+    given = dump_without_place(recipe)
+    if given in names and is_same_budget:
+        return known, {}
+    if not begun and budget is not None:
+        log(f"{run_dir} has made no step of what was planned within {known.budget.text}: it is planned anew")
+        return None, {}
+    if given not in names:
+        differing = find_differences(parse_recipe(known.given), recipe, ("run.out",))
+        fixed = [name for name in differing if not _may_be_mended(name, begun)]
+        if fixed or not is_same_budget:
+            what = describe_differences({name: differing[name] for name in fixed or differing}, "there", "now")
+            begun_within = f"{run_dir} has begun within {known.budget.text} with other settings"
+            raise UserError(f"{begun_within}: {what}; give those, or {elsewhere}")
+        log(f"{run_dir}: taken for stages that have not begun: {describe_differences(differing, 'before', 'now')}")
+        changed = {name: now for name, (_, now) in differing.items()}
+        return replace(known, given=given, recipe=change_settings(known.recipe, changed)), changed
+    assert budget is not None
+    raise UserError(
+        f"{run_dir} has begun within {known.budget.text}, and {budget.text} is given: leave it out to resume, or "
+        f"{elsewhere}"
+    )
+
+
+def _may_be_mended(name: str, begun: Sequence[str]) -> bool:
+    table, _, key = name.partition(".")
+    return table in STAGES and table not in begun and key not in DECIDED_BY_BUDGET
+
+
+def change_settings(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
+    """Returns a recipe with other values of "table.key"."""
+    for name, value in changed.items():
+        table, _, key = name.partition(".")
+        tables: dict[str, Any] = {table: replace(getattr(recipe, table), **{key: value})}
+        recipe = replace(recipe, **tables)
+    return recipe
+
+
+def read_adjusted_recipe(run: BudgetedRun, run_dir: Path) -> Recipe:
+    """Returns the recipe of a run with the steps that its stages have been given since."""
+    has_begun = any((run_dir / stage / "metrics.jsonl").exists() for stage in STAGES)
+    return load_recipe(run_dir) if has_begun and (run_dir / RECIPE_FILE).is_file() else run.recipe
