@@ -36,8 +36,8 @@ def measure_rollouts(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: expected at least 1")
     table = replace(recipe.rl, algorithm="grpo", kl_weight=0.0, epochs=1, minibatches=1)  # nothing is learned here
-    require_valid_rl_config(table)
     world = World.start(recipe.run.device)
+    require_valid_rl_config(table, world)
     setup = set_up_device(recipe.run, world)
     model, tokenizer, _ = load_model(checkpoint, world.device)
     engine = Engine(model, tokenizer, world.device, setup.engine_dtype)

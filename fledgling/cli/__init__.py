@@ -16,13 +16,13 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE_ERROR
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App, Token
 
 # verb: (attribute of fledgling.cli.<verb>, help in one line). A group exports `app`, a single verb a function of its
 # own name; "module:attribute" where a verb's name cannot be a module's. The line of a group ends with its commands.
@@ -104,13 +104,24 @@ def build_app(called: str | None = None) -> App:
         version=__version__,
         help="Train a chat model of your own, from raw text to conversation.",
         help_epilogue=None if called else "Start with: fledgling speedrun quickstart",
-        default_parameter=Parameter(negative_iterable=()),
+        default_parameter=Parameter(negative_iterable=(), converter=convert_value),
     )
     for position, (verb, (attribute, line)) in enumerate(COMMANDS.items()):
         help_line = None if verb == called else line
         target = attribute if ":" in attribute else f"{verb}:{attribute}"
         app.command(f"fledgling.cli.{target}", name=verb, help=help_line, sort_key=position)
     return app
+
+
+def convert_value(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Returns the value of an option. Raises ValueError for a whole number with a fraction, which would be rounded."""
+    from cyclopts import convert
+
+    if int in (type_, *get_args(type_)) and float not in get_args(type_):
+        for token in tokens:
+            if "." in token.value:
+                raise ValueError(f"got {token.value}; expected a whole number")
+    return convert(type_, tokens)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,10 +12,10 @@ follow one another, and how many bytes lie on that critical path. With n bytes o
     parameter server              (p+s-2)/s n              2 (p-1)            2 (p-1)/s n
 
 The ring is bandwidth-optimal and the tree has the fewest rounds; a server sharded over all p ranks moves the ring's
-bytes. Switches, hierarchies of links and pipelined messages are not modelled. Sources: Thakur, Rabenseifner and Gropp
-2005 (the cost model, trees, rings); Patarasuk and Yuan 2009 (the ring is optimal); Li et al. 2014 (parameter server);
-Rajbhandari et al. 2020 (ZeRO). `benchmarks/topologies.py` implements the topologies; a test checks that they move
-exactly these bytes.
+bytes. Switches, hierarchies of links (the slowest counts) and pipelined messages are not modelled. Sources: Thakur,
+Rabenseifner and Gropp 2005 (the cost model, trees, rings); Patarasuk and Yuan 2009 (the ring is optimal); Li et al.
+2014 (parameter server); Rajbhandari et al. 2020 (ZeRO). `benchmarks/topologies.py` implements the topologies; a test
+checks that they move exactly these bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any
 from fledgling.config import UserError, did_you_mean
 
 ITEM_BYTES = 4  # bytes of one gradient or parameter: both are float32
+GPUS_OF_A_MACHINE = 8  # assumed where no link is given
+NETWORK_LINK = "infiniband-ndr"  # between machines, likewise
 BACKWARD_SHARE = 2 / 3  # share of a step's compute that can hide the sending of gradients
 
 
@@ -261,9 +263,14 @@ def find_link(name: str) -> Link:
     return LINKS[name.lower()]
 
 
-def default_link(device: str) -> str:
-    """Returns the name of the usual link between devices of this name inside one machine."""
-    return "loopback" if device.startswith("cpu") else DEFAULT_LINKS.get(device, "pcie4")
+def default_link(device: str, ranks: int = 1) -> str:
+    """Returns the name of the usual link between devices of this name: the slowest that a ring of `ranks` uses.
+
+    That is the one inside of a machine, and between machines of GPUS_OF_A_MACHINE a port of the network for each.
+    """
+    if device.startswith("cpu"):
+        return "loopback"
+    return NETWORK_LINK if ranks > GPUS_OF_A_MACHINE else DEFAULT_LINKS.get(device, "pcie4")
 
 
 def fit_link(sizes: Sequence[int], seconds: Sequence[float], name: str = "measured") -> Link:
@@ -304,7 +311,13 @@ def required_bandwidth(traffic: Traffic, compute: float, latency: float) -> floa
 
 
 def plan_communication(
-    parameters: int, single_rank_seconds: float, accumulation: int, ranks: int, link: str, matrices: int | None = None
+    parameters: int,
+    single_rank_seconds: float,
+    accumulation: int,
+    ranks: int,
+    link: str,
+    matrices: int | None = None,
+    is_assumed: bool = False,
 ) -> dict[str, Any]:
     """Returns the plan's section on communication: traffic and time of a step by topology.
 
@@ -315,6 +328,7 @@ def plan_communication(
         ranks: number of ranks.
         link: its name.
         matrices: parameters that belong to matrices of blocks (default: all).
+        is_assumed: whether the link is `default_link` and nobody has named it.
 
     Gradients and parameters are float32. Raises UserError for an unknown link.
     """
@@ -340,7 +354,13 @@ def plan_communication(
         }
     return {
         "estimate": True,
-        "link": {"name": chosen_link.name, "latency": chosen_link.latency, "bandwidth": chosen_link.bandwidth.per_rank},
+        "link": {
+            "name": chosen_link.name,
+            "latency": chosen_link.latency,
+            "bandwidth": chosen_link.bandwidth.per_rank,
+            "assumed": is_assumed,
+            "machines": -(-ranks // GPUS_OF_A_MACHINE) if is_assumed and chosen_link.name == NETWORK_LINK else None,
+        },
         "gradient_bytes": size,
         "compute_seconds": compute,
         "ring_bound_from_ranks": first_bound_rank_count(

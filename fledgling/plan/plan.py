@@ -149,8 +149,9 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
             flops_section["per_token"] * horizon.batch_tokens / (device.peak_flops * context.mfu),
             pretrain["grad_accumulation"],
             ranks,
-            settings.link or communication.default_link(device.name),
+            settings.link or communication.default_link(device.name, ranks),
             count_matrix_parameters(config),
+            is_assumed=settings.link is None,
         ),
         "stages": stages,
         "derived": _list_derived(context, stages),
@@ -162,6 +163,8 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     settings.require_valid()
     device = settings.device or hardware.find_device(settings.gpu or recipe.run.hardware)
     ranks = recipe.run.ranks if settings.gpus is None else settings.gpus
+    if device.kind == "mps" and ranks > 1:
+        raise UserError(f"gpus: got {ranks} of {device.name}, expected 1: a Mac trains with one rank")
     config = recipe.resolve_model()
     dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
     if settings.strict and recipe.run.fp8:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fledgling.plan.communication import GPUS_OF_A_MACHINE
 from fledgling.record.jsonl import format_bytes
 
 Rows = list[tuple[str, str]]
@@ -160,10 +161,13 @@ def _communication_rows(section: dict[str, Any]) -> Rows:
     if not section["topologies"]:
         return []
     link = section["link"]
+    where = ""
+    if link["machines"]:
+        where = f" (assumed between {link['machines']} machines of {GPUS_OF_A_MACHINE}; name another with --link)"
     return [
         (
             "communication",
-            f"{format_memory(section['gradient_bytes'])} of gradients over {link['name']}, "
+            f"{format_memory(section['gradient_bytes'])} of gradients over {link['name']}{where}, "
             f"{link['bandwidth'] / 1e9:g} GB/s in each direction; a step computes "
             f"{section['compute_seconds'] * 1e3:,.1f} ms (estimate)",
         ),

@@ -75,3 +75,10 @@ def test_what_is_no_amount_is_rejected_in_one_line(case, tmp_path, capfd):
         error = capfd.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and "expected" in error, error
         assert option[2:] in error and (value in error or f"{float(value):g}" in error), error
+
+
+@pytest.mark.parametrize("words", ["plan --depth 1.5", "plan --depth 12 --gpus 1.5", "plan devices --context 2.0"])
+def test_a_whole_number_is_not_rounded(words, capsys):
+    assert main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"got {words.split()[-1]}; expected a whole number" in err

@@ -19,6 +19,7 @@ from fledgling.config import Recipe, UserError
 from fledgling.plan import communication
 from fledgling.plan.hardware import DEVICES
 from fledgling.plan.plan import PlanSettings, make_plan
+from fledgling.plan.text import format_plan
 
 ALPHA, BETA = 3.0, 2.0  # seconds per message and bytes per second of the simulated ports
 
@@ -208,3 +209,17 @@ def test_every_device_that_has_a_link_of_its_own_is_in_the_table():
     assert set(communication.DEFAULT_LINKS) <= set(DEVICES)
     assert set(communication.DEFAULT_LINKS.values()) <= set(communication.LINKS)
     assert communication.default_link("a100-80") == "nvlink-a100" and communication.default_link("t4") == "pcie4"
+
+
+def test_between_machines_the_network_counts_and_the_plan_says_that_it_is_assumed():
+    assert (
+        communication.default_link("h100", 8) == "nvlink-h100" and communication.default_link("cpu", 64) == "loopback"
+    )
+    sixteen = make_plan(Recipe(), PlanSettings(gpu="h100", gpus=16, strict=False))
+    link, ring = sixteen["communication"]["link"], sixteen["communication"]["topologies"]["ring all-reduce"]
+    assert (link["name"], link["machines"], link["assumed"]) == ("infiniband-ndr", 2, True)
+    named = make_plan(Recipe(), PlanSettings(gpu="h100", gpus=16, link="nvlink-h100", strict=False))["communication"]
+    assert ring["seconds"] > 4 * named["topologies"]["ring all-reduce"]["seconds"]
+    assert named["link"]["machines"] is None and not named["link"]["assumed"]
+    line = "over infiniband-ndr (assumed between 2 machines of 8; name another with --link), 50 GB/s"
+    assert line in format_plan(sixteen) and "assumed between" not in format_plan(sixteen | {"communication": named})

@@ -33,6 +33,7 @@ def test_every_recipe_has_a_plan_with_the_stable_keys(name):
         ({"gpus": 17}, "pretrain: a step has 16 rows, so 1 of 17 ranks have none"),
         ({"gpus": 0}, "at least 1"),
         ({"gpu": "x100"}, "x100"),
+        ({"gpu": "m1", "gpus": 2}, "got 2 of m1, expected 1: a Mac trains with one rank"),
         ({"mfu": 1.5}, "mfu"),
         ({"price": -1.0}, "price"),
         ({"layout": "odd"}, "whole-logits"),

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from fledgling.config import UserError
 from fledgling.plan.memory import estimate_peak_memory, fits_memory, memory_slack
-from fledgling.plan.split import choose_split, count_passes, empty_share
+from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, PASS_ROWS, choose_split, count_passes, empty_share
 from fledgling.plan.training_step import TrainingStep
 
 from .models import config
 
 
 @given(st.integers(1, 80), st.integers(1, 24), st.sampled_from([2**29, 3 * 2**29, 2**31, 2**34]))
-def test_no_other_split_that_fits_makes_fewer_row_passes(rows, ranks, available):
+def test_no_other_split_that_fits_costs_less(rows, ranks, available):
     model = config(2)
     step = TrainingStep(1, 512, ranks=ranks)
     if not fits_memory(model, replace(step, micro_batches=count_passes(rows, 1, ranks)), available):
@@ -25,11 +25,18 @@ def test_no_other_split_that_fits_makes_fewer_row_passes(rows, ranks, available)
     split = choose_split(model, rows, available, step)
     assert fits_memory(model, split, available)
     assert split.micro_batches == count_passes(rows, split.rows, ranks)
-    cost = split.rows * split.micro_batches
-    assert cost * ranks >= rows and 0 <= empty_share(rows, split) < 1
+    assert split.rows * split.micro_batches * ranks >= rows and 0 <= empty_share(rows, split) < 1
+    cost = (split.rows + PASS_ROWS) * split.micro_batches
     for size in range(1, -(-rows // ranks) + 1):
         other = TrainingStep(size, 512, micro_batches=count_passes(rows, size, ranks), ranks=ranks)
-        assert other.rows * other.micro_batches >= cost or not fits_memory(model, other, available)
+        other_cost = (other.rows + PASS_ROWS) * other.micro_batches
+        is_possible = rows % ranks or rows // ranks % size == 0  # where ranks divide the rows, so do micro-batches
+        assert (
+            not is_possible
+            or other_cost >= cost
+            or size > MAX_MICRO_BATCH_ROWS
+            or not fits_memory(model, other, available)
+        )
 
 
 def test_a_pinned_micro_batch_is_at_most_a_ranks_share():
@@ -57,3 +64,11 @@ def test_blocks_recompute_where_a_step_fits_only_so_whatever_decides_its_rows():
         with pytest.raises(UserError, match="1 rows of 512"):
             choose_split(model, 64, needed(again, 1) - 2**20, step, None, "auto")
     assert not choose_split(model, 64, 0, step, 16, "auto").recompute, "of a size that fits in neither way"
+
+
+def test_few_empty_slots_are_cheaper_than_many_passes_of_one_row():
+    for ranks, split in ((6, (22, 2)), (7, (19, 2)), (24, (11, 1)), (8, (32, 1))):
+        found = choose_split(config(2), 256, 2**40, TrainingStep(1, 512, ranks=ranks, device="cpu"), None)
+        assert found.rows <= 16, "8,192 tokens of a CPU"
+        found = choose_split(config(2), 256, 2**36, TrainingStep(1, 512, ranks=ranks))
+        assert found.rows * found.micro_batches <= split[0] * split[1] and found.rows >= split[0]
