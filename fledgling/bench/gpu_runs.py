@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+import fledgling
 from fledgling.bench.gpu import get_device, report_result
 from fledgling.bench.train import with_model_size
 from fledgling.config import Recipe, load_recipe
@@ -30,6 +31,24 @@ TINY_OVERRIDES = [
     *(f"{stage}.batch_tokens=512" for stage in ("pretrain", "midtrain", "sft")),
     *(f"{stage}.micro_batch_size=2" for stage in ("pretrain", "midtrain", "sft")),
 ]
+TINY_TEXT_BYTES = 300_000
+
+
+def list_tiny_changes(folder: Path) -> list[str]:
+    """Returns the settings of a tiny run, whose text is written to `folder`: the source of this package.
+
+    Harvesting and tokenizing the embedded text takes minutes on one core, and longer than the part's limit.
+    """
+    text, left = folder / "text", TINY_TEXT_BYTES
+    text.mkdir()
+    for file in sorted(Path(fledgling.__file__).parent.rglob("*.py")):
+        content = file.read_text(encoding="utf-8") if left > 0 else ""
+        left -= len(content)
+        if content.strip():
+            (text / f"{file.parent.name}-{file.stem}.txt").write_text(content, encoding="utf-8")
+    changes = ["tokenizer.vocab_size=512", f'tokenizer.sources=["{text}"]', f'pretrain.mixture={{"{text}"=1.0}}']
+    changes += [f"{stage}.mixture={{arithmetic=1.0}}" for stage in ("midtrain", "sft")]
+    return [*TINY_OVERRIDES, *changes, "rl.tasks={arithmetic=1.0}"]
 
 
 @contextmanager
@@ -49,8 +68,8 @@ def run_rollouts(out: Path, tiny: bool) -> None:
 
     shape = (2, 420, 128) if tiny else (12, 32768, 2048)
     changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_new_tokens=256"]
-    changes += TINY_OVERRIDES if tiny else []
     with TemporaryDirectory() as folder, disable_compiler():
+        changes += list_tiny_changes(Path(folder)) if tiny else []
         recipe = load_small_recipe(
             Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"]
         )
@@ -69,8 +88,8 @@ def load_small_recipe(folder: Path, changes: list[str]) -> Recipe:
 
 def run_quickstart(out: Path, tiny: bool) -> None:
     """Times each stage of the quickstart recipe with few steps; then compares a resumed run with a whole one."""
-    changes = TINY_OVERRIDES if tiny else []
     with TemporaryDirectory() as folder:
+        changes = list_tiny_changes(Path(folder)) if tiny else []
         for stage in load_small_recipe(Path(folder), changes).stages:
             start_time = time.perf_counter()
             compiled = [] if stage == "pretrain" else ["run.compile=off"]  # four steps do not repay a compilation

@@ -2,7 +2,7 @@
 
 import json
 
-from fledgling.bench import gpu
+from fledgling.bench import gpu, gpu_runs
 from fledgling.cli import main
 
 
@@ -36,3 +36,13 @@ def test_wrong_parts_and_minutes_are_one_line(tmp_path, capsys):
     assert main(["bench", "gpu", "--out", str(tmp_path), "--minutes", "0"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and lines[0].startswith("error: --parts peak: expected some of peaks, tests")
+
+
+def test_a_tiny_run_reads_little_text_and_harvests_none(tmp_path):
+    """Preparing the embedded text took a core longer than the limit of the part."""
+    recipe = gpu_runs.load_small_recipe(tmp_path, gpu_runs.list_tiny_changes(tmp_path))
+    sizes = [file.stat().st_size for file in (tmp_path / "text").iterdir()]
+    assert gpu_runs.TINY_TEXT_BYTES < sum(sizes) < 2 * gpu_runs.TINY_TEXT_BYTES
+    mixtures = [recipe.stage_config(name).mixture for name in recipe.stages]
+    read = {*recipe.tokenizer.sources, *recipe.rl.tasks, *(name for mixture in mixtures for name in mixture)}
+    assert read == {str(tmp_path / "text"), "arithmetic"}
