@@ -310,14 +310,20 @@ def required_bandwidth(traffic: Traffic, compute: float, latency: float) -> floa
     return traffic.path / remaining if remaining > 0 else math.inf
 
 
+def describe_assumption(given: str | None, link: str, ranks: int) -> dict[str, Any]:
+    """Returns whether a link is assumed, and the machines that it is assumed to connect; None: it is inside of one.
+
+    Args:
+        given: the link that the user has named; None: none.
+        link: that is planned with.
+        ranks: that it connects.
+    """
+    is_network = given is None and link == NETWORK_LINK
+    return {"assumed": given is None, "machines": -(-ranks // GPUS_OF_A_MACHINE) if is_network else None}
+
+
 def plan_communication(
-    parameters: int,
-    single_rank_seconds: float,
-    accumulation: int,
-    ranks: int,
-    link: str,
-    matrices: int | None = None,
-    is_assumed: bool = False,
+    parameters: int, single_rank_seconds: float, accumulation: int, ranks: int, link: str, matrices: int | None = None
 ) -> dict[str, Any]:
     """Returns the plan's section on communication: traffic and time of a step by topology.
 
@@ -328,7 +334,6 @@ def plan_communication(
         ranks: number of ranks.
         link: its name.
         matrices: parameters that belong to matrices of blocks (default: all).
-        is_assumed: whether the link is `default_link` and nobody has named it.
 
     Gradients and parameters are float32. Raises UserError for an unknown link.
     """
@@ -354,13 +359,7 @@ def plan_communication(
         }
     return {
         "estimate": True,
-        "link": {
-            "name": chosen_link.name,
-            "latency": chosen_link.latency,
-            "bandwidth": chosen_link.bandwidth.per_rank,
-            "assumed": is_assumed,
-            "machines": -(-ranks // GPUS_OF_A_MACHINE) if is_assumed and chosen_link.name == NETWORK_LINK else None,
-        },
+        "link": {"name": chosen_link.name, "latency": chosen_link.latency, "bandwidth": chosen_link.bandwidth.per_rank},
         "gradient_bytes": size,
         "compute_seconds": compute,
         "ring_bound_from_ranks": first_bound_rank_count(

@@ -144,15 +144,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
             "usd": cost.estimate_usd(pretrain["hours"], device, ranks, settings.price),
             "kwh": cost.estimate_kwh(pretrain["hours"], device, ranks),
         },
-        "communication": communication.plan_communication(
-            parameters["total"],
-            flops_section["per_token"] * horizon.batch_tokens / (device.peak_flops * context.mfu),
-            pretrain["grad_accumulation"],
-            ranks,
-            settings.link or communication.default_link(device.name, ranks),
-            count_matrix_parameters(config),
-            is_assumed=settings.link is None,
-        ),
+        "communication": _plan_communication(context, parameters["total"], flops_section["per_token"], pretrain),
         "stages": stages,
         "derived": _list_derived(context, stages),
     }
@@ -180,6 +172,24 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     per_token = flops.training_flops_per_token(config)
     utilization, device = choose_utilization(device, settings.mfu, settings.peak_flops, per_token, micro_batch_tokens)
     return replace(context, device=device, utilization=utilization)
+
+
+def _plan_communication(
+    context: _PlanContext, parameters: int, flops_per_token: int, pretrain: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the section on communication. pretrain: the planned values of pretraining."""
+    device, ranks, given = context.device, context.step.ranks, context.settings.link
+    link = given or communication.default_link(device.name, ranks)
+    section = communication.plan_communication(
+        parameters,
+        flops_per_token * recipe_horizon(context.recipe).batch_tokens / (device.peak_flops * context.mfu),
+        pretrain["grad_accumulation"],
+        ranks,
+        link,
+        count_matrix_parameters(context.config),
+    )
+    section["link"] |= communication.describe_assumption(given, link, ranks)
+    return section
 
 
 def _plan_flops(config: ModelConfig, tokens: int) -> dict[str, Any]:

@@ -23,9 +23,9 @@ DECIDED_BY_BUDGET = ("steps", "num_epochs", "batch_tokens", "examples_per_step",
 def continue_run(
     known: BudgetedRun | None, recipe: Recipe, budget: Budget | None, run_dir: Path, log: Callable[[str], None]
 ) -> tuple[BudgetedRun | None, dict[str, Any]]:
-    """Returns the run of a directory, and the settings of it that are mended now; None where it is planned anew.
+    """Returns the run of a directory, and the settings of it that are mended now; None where it is planned again.
 
-    A run that has made no step is planned anew. Later, the tables of stages that have not begun may be mended, except
+    A run that has made no step is planned again. Later, the tables of stages that have not begun may be mended, except
     for their length and batch, which the budget has decided.
 
     Args:
@@ -33,7 +33,7 @@ def continue_run(
         recipe: that is asked for.
         budget: that is asked for; None: that of the run.
         run_dir: of the run.
-        log: receives a line where something is planned anew or mended.
+        log: receives a line where something is planned again or mended.
 
     Raises UserError where the directory's run is not the one that is asked for.
     """
@@ -50,7 +50,7 @@ def continue_run(
     if given in names and is_same_budget:
         return known, {}
     if not begun and budget is not None:
-        log(f"{run_dir} has made no step of what was planned within {known.budget.text}: it is planned anew")
+        log(f"{run_dir} has made no step of what was planned within {known.budget.text}: it is planned again")
         return None, {}
     if given not in names:
         differing = find_differences(parse_recipe(known.given), recipe, ("run.out",))

@@ -146,7 +146,7 @@ def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, mo
     (run_dir / "recipe.toml").write_text("seed = 7\n")
     assert continue_run(known, load_recipe(file, [*OPTIONS, "seed=2"]), BUDGET, run_dir, print) == (None, {})
     assert continue_run(known, recipe, Budget(300.0, "--minutes 5"), run_dir, print) == (None, {})
-    assert "has made no step of what was planned within --minutes 1: it is planned anew" in capsys.readouterr().out
+    assert "has made no step of what was planned within --minutes 1: it is planned again" in capsys.readouterr().out
     (run_dir / "recipe.toml").unlink()
     (run_dir / "pretrain").mkdir()
     (run_dir / "pretrain" / "metrics.jsonl").write_text("")
