@@ -8,7 +8,7 @@ into the run directory, from which it loads again to an equal value, and `record
 `fields.py` declares a default with its range, `variants.py` what an objective or an algorithm implies;
 `scaling_rules.py` has the rules by which rates, weight decay, warm-up and horizon follow from the size of a model;
 `changes.py` says what a changed setting does to a run that is resumed, `unused_settings.py` which ones another setting
-switches off (of the model: `unused_model_settings.py`).
+switches off (of the model: `unused_model_settings.py`), `differences.py` what two recipes differ in.
 
 No module here imports torch or derives a value from the data or the machine.
 """

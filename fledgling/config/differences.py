@@ -11,17 +11,17 @@ from fledgling.config.recipe import Recipe
 MAX_SHOWN = 4
 MAX_VALUE = 60  # characters of a value in a message
 
-Differences = dict[str, tuple[Any, Any]]
+SettingChanges = dict[str, tuple[Any, Any]]
 
 
-def find_differences(before: Recipe, now: Recipe, ignored: Collection[str] = ()) -> Differences:
+def find_setting_changes(before: Recipe, now: Recipe, ignored: Collection[str] = ()) -> SettingChanges:
     """Returns (value before, value now) of the settings that differ, by "table.key", or "key" outside of tables."""
     values = [_flatten(asdict(recipe)) for recipe in (before, now)]
     names = [name for name in values[1] if name != "stated" and name not in ignored]
     return {name: (values[0][name], values[1][name]) for name in names if values[0][name] != values[1][name]}
 
 
-def describe_differences(differences: Mapping[str, tuple[Any, Any]], there: str, here: str) -> str:
+def describe_setting_changes(differences: Mapping[str, tuple[Any, Any]], there: str, here: str) -> str:
     """Returns differences in one line, the first ones by name: "seed is 1 of rank 1, 0 of rank 0"."""
     shown = [
         f"{name} is {str(before)[:MAX_VALUE]} {there}, {str(now)[:MAX_VALUE]} {here}"

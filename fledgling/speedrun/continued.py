@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import STAGES, Recipe, UserError, load_recipe
-from fledgling.config.differences import describe_differences, find_differences
+from fledgling.config.differences import describe_setting_changes, find_setting_changes
 from fledgling.config.load import RECIPE_FILE, parse_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
@@ -53,13 +53,13 @@ def continue_run(
         log(f"{run_dir} has made no step of what was planned within {known.budget.text}: it is planned again")
         return None, {}
     if given not in names:
-        differing = find_differences(parse_recipe(known.given), recipe, ("run.out",))
+        differing = find_setting_changes(parse_recipe(known.given), recipe, ("run.out",))
         fixed = [name for name in differing if not _may_be_mended(name, begun)]
         if fixed or not is_same_budget:
-            what = describe_differences({name: differing[name] for name in fixed or differing}, "there", "now")
+            what = describe_setting_changes({name: differing[name] for name in fixed or differing}, "there", "now")
             begun_within = f"{run_dir} has begun within {known.budget.text} with other settings"
             raise UserError(f"{begun_within}: {what}; give those, or {elsewhere}")
-        log(f"{run_dir}: taken for stages that have not begun: {describe_differences(differing, 'before', 'now')}")
+        log(f"{run_dir}: taken for stages that have not begun: {describe_setting_changes(differing, 'before', 'now')}")
         changed = {name: now for name, (_, now) in differing.items()}
         return replace(known, given=given, recipe=change_settings(known.recipe, changed)), changed
     assert budget is not None

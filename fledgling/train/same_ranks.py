@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fledgling.config import Recipe, UserError
-from fledgling.config.differences import describe_differences, find_differences
+from fledgling.config.differences import describe_setting_changes, find_setting_changes
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.peak import describe_gpu
@@ -37,8 +37,8 @@ def require_same_recipe(recipe: Recipe, world: World, work: str) -> None:
     for rank, (other, its_work) in enumerate(by_rank):
         if its_work != first_work:
             raise UserError(f"rank {rank} is to run {its_work}, rank 0 {first_work}: {advice}")
-        if differing := find_differences(other, first, OF_A_MACHINE):
-            raise UserError(f"{describe_differences(differing, f'on rank {rank}', 'on rank 0')}: {advice}")
+        if differing := find_setting_changes(other, first, OF_A_MACHINE):
+            raise UserError(f"{describe_setting_changes(differing, f'on rank {rank}', 'on rank 0')}: {advice}")
 
 
 def require_same_device(setup: DeviceSetup, world: World) -> None:
