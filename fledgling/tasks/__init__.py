@@ -34,6 +34,7 @@ from fledgling.tasks.task import (
 )
 
 __all__ = [
+    "CHAT_PREFIX",
     "CONVERSATION_SETS",
     "ENVIRONMENT_PREFIX",
     "GENERATED_TASKS",

@@ -33,7 +33,7 @@ from fledgling.files import (
     split_columns,
 )
 from fledgling.files.columns import CONVERSATION_COLUMNS, DOCUMENT_COLUMNS, JUDGED_COLUMNS, PAIR_COLUMNS
-from fledgling.tasks import PUBLIC_TASKS
+from fledgling.tasks import CHAT_PREFIX, PUBLIC_TASKS
 from fledgling.tasks.contamination import read_test_splits
 from fledgling.tasks.conversations import CHANGES
 from fledgling.text.conversation import RenderedConversation, render_conversations
@@ -141,7 +141,8 @@ def inspect_data(
     """Returns what a file or folder holds.
 
     Args:
-        source: a path, which may be followed by the names of its columns (`fledgling.files.split_columns`).
+        source: a path, perhaps as a mixture names it (chat:PATH), which may be followed by the names of its columns
+            (`fledgling.files.split_columns`).
         tokenizer: None counts bytes instead of tokens.
         context: the tokens of a row; None: what is cut is not reported.
         exams: public tasks whose test splits are searched for; empty: those that are under the data root.
@@ -150,7 +151,7 @@ def inspect_data(
     Raises:
         UserError: for a path that cannot be read, or that holds nothing.
     """
-    name, columns = split_columns(source)
+    name, columns = split_columns(source if Path(source).exists() else source.removeprefix(CHAT_PREFIX))
     path = Path(name)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")

@@ -56,7 +56,7 @@ def test_pairs_are_recognized_and_both_answers_shown(tmp_path, name):
     rows = [{"prompt": f"Say {n}.", "chosen": "Yes.", "rejected": "No."} for n in range(3)]
     content = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
-    found = inspect_data(str(tmp_path / name), data_dir=tmp_path)
+    found = inspect_data(f"chat:{tmp_path / name}", data_dir=tmp_path)
     assert found["kind"] == "pairs" and found["unit"] == "bytes" and found["cut"] is None
     learned = [piece["text"] for piece in found["examples"][0]["pieces"] if piece["learned"]]
     assert learned == ["Yes.<|assistant_end|>", "No.<|assistant_end|>"]
