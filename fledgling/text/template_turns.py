@@ -83,6 +83,8 @@ def find_end_of_turn(tokenizer: LayoutTokenizer, ends: Sequence[str]) -> str:
 def render_turn(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, Any]]) -> TemplateTurn:
     """Returns the last message, the assistant's, and what it is asked with.
 
+    An answer after which the template writes no end has the token that generation stops at.
+
     Raises UserError if the template writes the answer after another text than it asks with.
     """
     layout = tokenizer.chat_layout
@@ -106,9 +108,10 @@ def render_turn(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, Any]
             is_hostile = any(name in thought for name in tokenizer.special_tokens)
             before = [Piece(thought, is_hostile), Piece(END_OF_THOUGHT, False)]
     place = text.rfind(content, start) + len(content) if content else start
-    name = layout.get("end_of_turn", "")
-    end = text.find(name, place) + len(name) if name and name in text[place:] else len(text)
-    answer = [*before, *cut_pieces(whole, start, end)]
+    name = layout["end_of_turn"]
+    found = text.find(name, place)
+    end = found + len(name) if found >= 0 else place
+    answer = [*before, *cut_pieces(whole, start, end), *([] if found >= 0 else [Piece(name, False)])]
     so_far = [*before, *cut_pieces(whole, start, place)]
     return TemplateTurn(prompt, answer, so_far, bool(thought) and thought not in join_pieces(answer))
 

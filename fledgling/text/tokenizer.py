@@ -262,16 +262,19 @@ class Tokenizer:
         """
         if layout is None or self.can_chat:
             return self
-        names = {index: name for name, index in self.special_tokens.items()}
+        added = self.tokenizer_json.get("added_tokens") or []
+        names = {token["id"]: token["content"] for token in added}
         ends = [layout["eos_token"], *(names[index] for index in layout["stop_ids"] if index in names)]
-        ends = list(dict.fromkeys(name for name in ends if name in self.special_tokens))
+        ends = list(dict.fromkeys(name for name in ends if name in names.values()))
         if not ends:
             raise UserError("this tokenizer has a chat template, and no token that ends an answer (eos_token)")
         kept = {key: layout[key] for key in ("chat_template", "bos_token", "eos_token")}
         given = {**kept, "end_tokens": ends, "end_of_turn": ends[0], "sampling": layout.get("sampling", {})}
-        found = Tokenizer({**self.tokenizer_json, LAYOUT: given}, self.training_info)
-        given["end_of_turn"] = find_end_of_turn(found, ends)
-        return Tokenizer({**self.tokenizer_json, LAYOUT: given}, self.training_info)
+        # some files do not mark what ends an answer as special, and it is: no text of a user may become it
+        controls = [{**token, "special": token["content"] in ends or token.get("special", True)} for token in added]
+        document = {**self.tokenizer_json, "added_tokens": controls, LAYOUT: given}
+        given["end_of_turn"] = find_end_of_turn(Tokenizer(document, self.training_info), ends)
+        return Tokenizer(document, self.training_info)
 
     def without_layout(self) -> Tokenizer:
         """Returns this tokenizer as other programs read it: the layout is in another file of theirs."""

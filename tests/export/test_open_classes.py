@@ -12,6 +12,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.export import parity
+from fledgling.export.hf_layers import shorten_pattern
 from fledgling.export.hf_mapping import from_hf_config, to_hf_config
 from fledgling.export.read_hf import read_hf
 from fledgling.export.write_hf import write_hf
@@ -179,6 +180,11 @@ def test_what_a_class_cannot_be_here_is_named_in_one_line(name, keys, word):
     with pytest.raises(UserError, match=word) as error:
         from_hf_config(contents)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(("pattern", "short"), [("SSLSSL", "SSL"), ("SSLSS", "SSL"), ("SL", "SL"), ("LLL", "")])
+def test_the_pattern_of_layers_is_the_shortest_that_repeats(pattern, short):
+    assert shorten_pattern(pattern) == short
 
 
 OLD_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "attention_factor": 1.2}

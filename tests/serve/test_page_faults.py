@@ -75,6 +75,18 @@ def test_a_question_after_a_failed_answer_is_answered(page, faulty, fault):
     page.locator(".message.user", has_text="second").wait_for()  # what was typed is still there
 
 
+def test_an_error_is_readable_on_the_narrowest_phone(page, faulty):
+    page.set_viewport_size({"width": 320, "height": 640})
+    answered(page, "first")
+    faulty.faults.append(429)
+    send(page, "second")
+    page.locator(".failed").wait_for()
+    boxes = {name: page.locator(name).bounding_box() for name in ("#status", "#context", "#form")}
+    assert boxes["#status"]["width"] > 200 and boxes["#status"]["height"] < 60, "words, not a letter a line"
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 320 for box in boxes.values())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
 def test_a_stop_before_the_first_token_leaves_a_question_that_can_be_answered(page, faulty):
     faulty.faults.append(("hang", 0))
     send(page, "first")

@@ -3,14 +3,17 @@
 The templates do what those of Qwen 3, QwQ, DeepSeek R1 and V3.1 and Mistral do with the history and with thoughts.
 """
 
+import json
+
 import numpy as np
 import pytest
 
 from fledgling.config import UserError
 from fledgling.infer.detokenizer import ThoughtSplitter, decode_final_text
 from fledgling.text.conversation import begins_thought, render_conversation, render_conversations, render_prompt
+from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.turns import normalize_turns
-from tests.text.chat_templates import END, TALK, TEMPLATES, THINKING, tokenizer_of
+from tests.text.chat_templates import END, TALK, TEMPLATES, THINKING, tokenizer_of, train_plain
 
 
 def learned_spans(row) -> list[tuple[int, int]]:
@@ -84,6 +87,24 @@ def test_the_thought_of_a_message_is_in_its_text():
         messages, _ = normalize_turns([TALK[0], {**TALK[3], key: " it is 3\n"}])
         assert messages[1] == THINKING[3]
         assert normalize_turns([TALK[0], {**THINKING[3], key: "it is 3"}])[0] == messages
+
+
+def test_an_answer_always_ends_with_a_token_that_stops_generation():
+    template = "{% for m in messages %}{{ ('<|user|>' if m.role == 'user' else '<|sep|>') + m.content }}{% endfor %}"
+    open_end = tokenizer_of(template + "{% if add_generation_prompt %}{{ '<|sep|>' }}{% endif %}")
+    (rows,) = render_conversations(open_end, [{"messages": TALK[:2]}])
+    assert rows[0].tokens[-1] == open_end.assistant_end and rows[0].mask[-1]
+
+
+def test_the_end_of_an_answer_is_a_control_token_whatever_its_file_says():
+    document = json.loads(json.dumps(train_plain().tokenizer_json))
+    next(token for token in document["added_tokens"] if token["content"] == END)["special"] = False
+    layout = {"chat_template": TEMPLATES["plain"], "bos_token": "<s>", "eos_token": END, "stop_ids": []}
+    tokenizer = Tokenizer(document).with_layout(layout)
+    assert render_prompt(tokenizer, {"messages": TALK[:1]}) == render_prompt(
+        tokenizer_of(TEMPLATES["plain"]), {"messages": TALK[:1]}
+    )
+    assert tokenizer.assistant_end in tokenizer.end_tokens and tokenizer.assistant_end not in tokenizer.encode(END)
 
 
 def test_an_answer_of_weight_0_is_not_learned():
