@@ -20,7 +20,7 @@ from fledgling.export.hf_mapping import class_name, from_hf_config, tensor_mappi
 from fledgling.export.hf_tensor import from_hf_tensor
 from fledgling.export.open_classes import fold_query_scale, head_name
 from fledgling.export.own_class import needs_own_class, translate_own_name
-from fledgling.export.read_layout import read_layout
+from fledgling.export.read_layout import read_added_tokens, read_layout
 from fledgling.export.untrusted import open_safetensors, read_json, require_floats
 from fledgling.model.transformer import Transformer
 from fledgling.text.gpt2 import load_gpt2_tokenizer
@@ -147,7 +147,10 @@ def _name_of_today(name: str, config: ModelConfig, files: Collection[str]) -> st
 def _read_tokenizer(directory: Path) -> Tokenizer:
     """Returns the tokenizer of tokenizer.json with the layout of conversations, or of GPT-2's two files."""
     if (directory / "tokenizer.json").is_file():
-        return Tokenizer.load(directory / "tokenizer.json").with_layout(read_layout(directory))
+        stored = Tokenizer.load(directory / "tokenizer.json")
+        document = read_added_tokens(directory, stored.tokenizer_json)
+        whole = stored if document == stored.tokenizer_json else Tokenizer(document)
+        return whole.with_layout(read_layout(directory))
     tokenizer = load_gpt2_tokenizer(directory)
     if tokenizer is None:
         raise UserError(f"{directory} has no tokenizer.json (nor vocab.json and merges.txt)")

@@ -238,6 +238,11 @@ def _render_segments(
     tokenizer: Tokenizer, segments: list[_Segment], encoded: Iterator[list[int]]
 ) -> RenderedConversation:
     """Returns the concatenated segments; `encoded` yields the ids of each text segment."""
+    if not tokenizer.can_chat:
+        raise UserError(
+            "this model's tokenizer has no chat template and no control tokens of conversations, so none can be "
+            "rendered; put a chat_template.jinja in the directory that it was imported from, and import it again"
+        )
     tokens: list[int] = []
     mask: list[bool] = []
     turn_ends: list[int] = []

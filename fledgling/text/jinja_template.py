@@ -221,7 +221,8 @@ def render_template(source: str, messages: Sequence[Mapping[str, Any]], names: M
     environment.budget = _Budget()
     pieces: list[str] = []
     try:
-        stream: Iterator[str] = template.generate(messages=messages, add_generation_prompt=asks, **names)
+        given = {**names, "messages": messages, "add_generation_prompt": asks, "tools": None, "documents": None}
+        stream: Iterator[str] = template.generate(**given)
         for piece in stream:
             environment.budget.take(len(piece))
             pieces.append(piece)

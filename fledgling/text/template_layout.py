@@ -90,7 +90,7 @@ def render_pieces(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, An
     """
     layout = tokenizer.chat_layout
     assert layout is not None
-    names = {key: layout[key] for key in ("bos_token", "eos_token") if layout.get(key)}
+    names = {**layout.get("names", {}), **{key: layout[key] for key in ("bos_token", "eos_token") if layout.get(key)}}
     whole = render_template(layout["chat_template"], messages, names, asks)
     for number, message in enumerate(messages, start=1):
         content = message["content"]

@@ -255,7 +255,8 @@ class Tokenizer:
         A tokenizer with the control tokens of our own layout keeps that one.
 
         Args:
-            layout: chat_template, bos_token, eos_token (texts), stop_ids, at which generation stops, and sampling.
+            layout: chat_template, bos_token, eos_token (texts), stop_ids, at which generation stops, sampling; names,
+                of other tokens that the template may use.
 
         Raises:
             UserError: the template cannot be read, or what ends an answer is not to be found.
@@ -270,6 +271,7 @@ class Tokenizer:
             raise UserError("this tokenizer has a chat template, and no token that ends an answer (eos_token)")
         kept = {key: layout[key] for key in ("chat_template", "bos_token", "eos_token")}
         given = {**kept, "end_tokens": ends, "end_of_turn": ends[0], "sampling": layout.get("sampling", {})}
+        given |= {"names": layout["names"]} if layout.get("names") else {}
         # some files do not mark what ends an answer as special, and it is: no text of a user may become it
         controls = [{**token, "special": token["content"] in ends or token.get("special", True)} for token in added]
         document = {**self.tokenizer_json, "added_tokens": controls, LAYOUT: given}

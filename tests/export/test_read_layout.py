@@ -52,6 +52,38 @@ def test_a_template_is_read_from_its_own_file_or_by_its_name(directory):
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
     write(directory, "tokenizer_config.json", chat_template=named)
     assert read_layout(directory)["chat_template"] == CHATML
+    write(directory, "tokenizer_config.json", chat_template={"tool_use": "x", "default": CHATML})
+    assert read_layout(directory)["chat_template"] == CHATML
+    write(directory, "tokenizer_config.json", chat_template=named[:1])
+    with pytest.raises(UserError, match='names tool_use, and no "default"'):
+        read_layout(directory)
+
+
+def test_names_and_tokens_of_other_files_are_those_of_transformers(directory):
+    (directory / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))
+    size = read_hf(directory).tokenizer.vocab_size
+    token = {"content": "<|extra|>", "special": True, "lstrip": False}
+    template = (
+        "{{ pad_token }}{{ image_token }}" + CHATML + "{% if tools is none and documents is none %}none{% endif %}"
+    )
+    keys = {"extra_special_tokens": {"image_token": "<|sep|>"}, "pad_token": "</s>", "chat_template": template}
+    write(directory, "tokenizer_config.json", added_tokens_decoder={str(size - 1): token}, **keys)
+    with pytest.raises(UserError, match=f"other tokens of id {size - 1}"):
+        read_hf(directory)
+    document = json.loads((directory / "tokenizer.json").read_text())
+    dropped = document["added_tokens"].pop()
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+    write(directory, "tokenizer_config.json", added_tokens_decoder={str(dropped["id"]): token}, **keys)
+    tokenizer = read_hf(directory).tokenizer
+    assert tokenizer.special_tokens["<|extra|>"] == dropped["id"] and "</s>" in tokenizer.chat_layout["eos_token"]
+    text = tokenizer.decode(render_prompt(tokenizer, {"messages": [{"role": "user", "content": "the fox"}]}))
+    assert text.startswith("</s><|sep|><|im_start|>user") and text.endswith("assistant\nnone")
+
+
+def test_a_model_without_any_layout_says_so(directory):
+    write(directory, "tokenizer_config.json")
+    with pytest.raises(UserError, match=r"no chat template .*chat_template\.jinja"):
+        render_prompt(read_hf(directory).tokenizer, {"messages": [{"role": "user", "content": "the fox"}]})
 
 
 @pytest.mark.parametrize(
