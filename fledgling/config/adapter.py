@@ -40,6 +40,14 @@ class AdapterConfig:
         """Returns whether `stage` trains the adapter and not the weights."""
         return self.method != "none" and stage in self.stages
 
+    def compiles_blocks(self, device: str, dtype: str) -> bool:
+        """Returns whether blocks with this adapter are compiled, where others are: for the model and for its plan.
+
+        Quantized ones are not, nor those on a CPU in less than fp32: with PyTorch 2.13's vectorized bfloat16 code some
+        gradients of adapters in a compiled block are not finite, or wrong by a tenth, where eager ones are right.
+        """
+        return self.method == "none" or (self.quantization == "none" and (device != "cpu" or dtype == "float32"))
+
     def has_tensors_of(self, other: AdapterConfig, config: ModelConfig) -> bool:
         """Returns whether the tensors of an adapter `other` of the model are, unchanged, those of this one."""
         names = ("rank", "has_magnitude", "quantization")

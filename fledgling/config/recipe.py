@@ -42,7 +42,7 @@ class OptimizerConfig:
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = number(1e-10, above=True)
     momentum: float = number(0.95, 0.0, 0.9999)
-    adapter_lr: float = number(0.001, above=True)  # AdamW, of the trained part of an [adapter]
+    adapter_lr: float | None = number(None, above=True)  # AdamW, of the trained part of an [adapter]; None: by rule 14
     weight_decay: float | None = number(None)  # of the blocks' matrices; None: by rule 9
     cautious_weight_decay: bool = False  # decays only values that the update moves toward 0
     matrix_optimizer: str = choice("muon", "normuon", "adamw")  # of the blocks' matrices

@@ -22,10 +22,13 @@ B the tokens of a step, S the steps of a stage; an index s is a later stage's, p
     12  sft.learning_rate = 0.7 (D_s / D_p)^0.285 (B_s / B_p)^1/2, at most 1
     13  rl.learning_rate = 0.12 (256 / C)^1/2
         dpo.learning_rate = 0.05
+    14  adapter_lr = 0.01 (256 / C)^1.46            at 2,000 the published 0.0005 of "LoRA Without Regret" (2025), whose
+                                                    exponent is 0.78; measured at 256, docs/adapters.md
 
 The exponent of rule 8 makes the published depth-20 run and sweeps at depths 2 and 4 have the same g; docs/rates.md has
 these sweeps and those that test the rule. The learning rate of a stage multiplies the rates of rules 4 to 7. Rules 12
-and 13 interpolate what recipes of depth 4 and 20 held by hand; no sweep has tested them.
+and 13 interpolate what recipes of depth 4 and 20 held by hand; no sweep has tested them. Rule 14's rate is that of
+AdamW at alpha / rank = 2, at any rank, and does not follow batch and horizon.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ MATRIX_LR, MATRIX_ADAMW_LR, EMBEDDING_LR, HEAD_LR, SCALAR_LR = 0.02, 0.001, 0.2,
 TIMESCALE, TIMESCALE_EXPONENT = 1.084, -0.527
 SFT_LR, SFT_EXPONENT = 0.7, 0.285
 RL_LR, RL_WIDTH, DPO_LR = 0.12, 256, 0.05
+ADAPTER_LR, ADAPTER_WIDTH, ADAPTER_EXPONENT = 0.01, 256, 1.46
 
 RULE_NUMBERS = {  # field of a recipe, without its stage where all stages have it -> rule
     "pretrain.steps": 2,
@@ -57,6 +61,7 @@ RULE_NUMBERS = {  # field of a recipe, without its stage where all stages have i
     "sft.learning_rate": 12,
     "rl.learning_rate": 13,
     "dpo.learning_rate": 13,
+    "optimizer.adapter_lr": 14,
 }
 
 
@@ -95,6 +100,11 @@ def role_rates(size: RunSize, matrix_optimizer: str = "muon") -> dict[str, float
     """Returns the learning rate of each role of parameters (rules 4 to 8)."""
     factor = batch_factor(size.batch_tokens, size.tokens)
     return {role: factor * rate for role, rate in width_rates(size.width, matrix_optimizer).items()}
+
+
+def adapter_rate(width: int) -> float:
+    """Returns the learning rate of an adapter's matrices (rule 14)."""
+    return ADAPTER_LR * (ADAPTER_WIDTH / width) ** ADAPTER_EXPONENT
 
 
 def weight_decay(size: RunSize, matrix_lr: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fledgling.config.distill import TEXT_STAGES
-from fledgling.config.recipe import STAGES, Recipe
+from fledgling.config.recipe import STAGES, DPOConfig, Recipe
 from fledgling.config.toml import format_toml_value
 from fledgling.config.unused_model_settings import explain_unused_model, is_embedding_the_head
 from fledgling.config.variants import CRITIC_SETTINGS, OBJECTIVE_SETTINGS, OBJECTIVE_TRAITS
@@ -147,7 +147,7 @@ def _explain_stage(recipe: Recipe, stage: str, field: str) -> str:
     table = recipe.stage_config(stage)
     reasons = [reason(table) for fields, reason in STAGE_SWITCHES if field in fields and hasattr(table, field)]
     if stage == "dpo":
-        reasons.append(_explain_dpo(recipe, field))
+        reasons.append(_explain_dpo(recipe.dpo, field))
     elif stage == "rl":
         reasons += [reason(table) for fields, reason in RL_SWITCHES if field in fields]
     return next((f"{stage}.{reason}" for reason in reasons if reason), "")
@@ -168,12 +168,12 @@ def _count_sources(mixture: dict[str, float]) -> int:
     return sum(weight > 0 for weight in mixture.values())
 
 
-def _explain_dpo(recipe: Recipe, field: str) -> str:
+def _explain_dpo(dpo: DPOConfig, field: str) -> str:
     """Returns what switches off a setting of [dpo]: an objective without it, or one whose model writes no answers."""
-    unused = OBJECTIVE_SETTINGS - OBJECTIVE_TRAITS[recipe.dpo.objective].settings
-    if recipe.dpo.trains_head:
+    unused = OBJECTIVE_SETTINGS - OBJECTIVE_TRAITS[dpo.objective].settings
+    if dpo.trains_head:
         unused |= {"mixture", "eval_every", "eval_questions", "sample_every"}
-    return f'objective is "{recipe.dpo.objective}"' if field in unused else ""
+    return f'objective is "{dpo.objective}"' if field in unused else ""
 
 
 RL_SWITCHES: tuple[tuple[frozenset[str], Callable[[Any], str]], ...] = (  # of [rl], likewise

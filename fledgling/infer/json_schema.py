@@ -80,7 +80,7 @@ def adapt_schema(schema: Any, root: Any = None) -> Any:
             if value not in FORMATS:
                 continue
         if name == "pattern" and isinstance(value, str):
-            value, *others = split_pattern(value)
+            value, *others = split_conjunction(value)
             patterns += others
         if name in LIST_KEYWORDS and isinstance(value, list):
             value = [adapt_schema(child, root) for child in value]
@@ -95,7 +95,7 @@ def adapt_schema(schema: Any, root: Any = None) -> Any:
     return kept
 
 
-def split_pattern(pattern: str) -> list[str]:
+def split_conjunction(pattern: str) -> list[str]:
     """Returns patterns of which all match the texts that `pattern` matches, without positive lookahead at its start.
 
     `^(?=a)(?=b)c` is `^(?:a)`, `^(?:b)` and `^c`. Other lookahead stays where it is, which is an error later on.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fledgling.config import OptimizerConfig
 
 # Rates of an optimizer outside a run, whose size no rule can know; a run's recipe has all of its rates.
-UNSIZED_RATES = {"embedding": 0.3, "matrix": 0.02, "head": 0.004, "scalar": 0.01}
+UNSIZED_RATES = {"embedding": 0.3, "matrix": 0.02, "head": 0.004, "scalar": 0.01, "adapter": 0.001}
 ROLES = ("embedding", "matrix", "head", "scalar", "adapter")
 
 
@@ -42,4 +42,4 @@ def assign_rules(config: OptimizerConfig) -> dict[str, UpdateRule]:
     given = {role: getattr(config, f"{role}_lr") for role in UNSIZED_RATES}
     rates = {role: UNSIZED_RATES[role] if rate is None else rate for role, rate in given.items()}
     names = dict.fromkeys(ROLES, "adamw") | {"matrix": config.matrix_optimizer}
-    return {role: UpdateRule(names[role], rate) for role, rate in (rates | {"adapter": config.adapter_lr}).items()}
+    return {role: UpdateRule(names[role], rate) for role, rate in rates.items()}

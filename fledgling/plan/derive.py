@@ -49,6 +49,8 @@ def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:
     is_open = [role for role in RATES if getattr(optimizer, f"{role}_lr") is None]
     filled: dict[str, Any] = {f"{role}_lr": round_rate(rates[role]) for role in is_open}
     optimizer = replace(optimizer, **filled)
+    if optimizer.adapter_lr is None and recipe.adapter.method != "none":
+        optimizer = replace(optimizer, adapter_lr=round_rate(rules.adapter_rate(config.width)))
     if optimizer.weight_decay is None:
         # A given rate below the rule's does not raise the decay: at a rate near 0, weights have to stay as they are.
         rate = max(round_rate(rates["matrix"]), optimizer.matrix_lr or 0.0)

@@ -83,6 +83,7 @@ def stage_step(
     )
     return replace(
         step,
+        compiled=step.compiled and (adapter is None or adapter.compiles_blocks(step.device, step.dtype)),
         saves_checkpoints=table.save_every > 0,
         has_reference_model=has_reference,
         adapter=adapter,

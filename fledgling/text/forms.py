@@ -14,6 +14,7 @@ cut. Start with `parse_conversation`; pairs of answers are in preferences.py.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,9 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
+UNLEARNED = ("train", "training", "loss")  # keys of a message that are false where its answer is not to be learned
+CALL_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)  # calls as the Hermes models write them
+RESULT_TEXT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 CALL_ROLES = ("function_call", "tool_call")  # of a message that is a call, as ShareGPT's
 MAP = "name yours after the path: PATH?prompt=COLUMN&answer=COLUMN"
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
@@ -78,6 +82,8 @@ def parse_conversation(
         made.append("not answered")
     if messages and not any(_has_learned_part(message) for message in messages):
         raise UserError(f"{place}: every message of the assistant has the weight 0, so there is nothing to learn")
+    if "result" in made:
+        raise UserError(f"{place}: a tool's result follows no call: the answer after it would be learned without it")
     if not messages:
         raise UserError(f"{place}: no message of the assistant follows one of the user; expected {EXPECTED}")
     if changes is not None:
@@ -105,7 +111,7 @@ def read_messages(value: Any) -> list[Message]:
     value = parse_list(value)
     if not is_list(value) or not value:
         raise UserError(f"expected a list of messages, got {describe_kind(value)}")
-    return [_read_message(number, message) for number, message in enumerate(value, 1)]
+    return split_written_calls([_read_message(number, message) for number, message in enumerate(value, 1)])
 
 
 def read_prompt(row: Mapping[str, Any]) -> list[Message]:
@@ -205,9 +211,31 @@ def _read_message(number: int, message: Any) -> Message:
         return {"role": "assistant", "content": None, "tool_calls": _read_calls(number, content)}
     kept = ("tool_calls", "tool_call_id", "weight", *THOUGHTS)
     read = {name: message[name] for name in kept if message.get(name) is not None}
+    if any(message.get(name) is not None and not message[name] for name in UNLEARNED):
+        read["weight"] = 0
     if role == "assistant" and isinstance(call := message.get("function_call"), Mapping):  # before tool_calls
         read["tool_calls"] = [{"function": call}]
     return {"role": role, "content": content, **read}
+
+
+def split_written_calls(messages: list[Message]) -> list[Message]:
+    """Returns messages whose calls and results, where they are written into the text, are calls and results.
+
+    Only where a message is a tool's: elsewhere the same words are an answer about them.
+    """
+    if not any(message["role"] == "tool" for message in messages):
+        return messages
+    split: list[Message] = []
+    for number, message in enumerate(messages, 1):
+        content = message["content"]
+        if message["role"] == "tool" and isinstance(content, str) and (results := RESULT_TEXT.findall(content)):
+            split += [{**message, "content": result} for result in results]
+        elif message["role"] == "assistant" and isinstance(content, str) and (texts := CALL_TEXT.findall(content)):
+            calls = [call for text in texts for call in _read_calls(number, text)]
+            split.append({**message, "content": CALL_TEXT.sub("", content).strip(), "tool_calls": calls})
+        else:
+            split.append(message)
+    return split
 
 
 def _read_calls(number: int, content: Any) -> list[dict[str, Any]]:

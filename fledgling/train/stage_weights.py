@@ -145,9 +145,7 @@ def build_stage_model(
 ) -> Transformer:
     """Returns the model of a stage on its device, with its weights and the adapter that the stage trains.
 
-    Weights that are sharded or quantized are loaded into the host's memory first; quantized ones run without a
-    compiler. An adapter on a CPU in less than fp32 runs without one too: with PyTorch 2.13's vectorized bfloat16 code
-    some gradients of adapters in a compiled block are not finite, or wrong by a tenth, where eager ones are right.
+    Weights that are sharded or quantized are loaded into the host's memory first.
 
     Args:
         config: of the model.
@@ -157,10 +155,10 @@ def build_stage_model(
     """
     adapter = start.adapter if start else None
     quantized = adapter is not None and adapter.quantization != "none"
-    is_miscompiled = adapter is not None and world.device.type == "cpu" and setup.dtype != torch.float32
+    compiled = setup.compiled and (adapter is None or adapter.compiles_blocks(world.device.type, setup.dtype_name))
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # moved block by block when they are sharded
     device = torch.device("cpu") if sharded or quantized else world.device
-    model = build_model(config, replace(setup, compiled=setup.compiled and not (quantized or is_miscompiled)), device)
+    model = build_model(config, replace(setup, compiled=compiled), device)
     load_or_init(model, start, recipe.seed)
     if adapter and quantized:
         model.requires_grad_(False)

@@ -201,6 +201,7 @@ def test_only_the_modules_made_for_it_rename_and_overwrite_files():
         "corpora.public_sets": {"replace"},  # a file that is checked again
         "cli.eval_chat": {"write_text"},  # reports that a user asks for, and that nothing reads
         "bench.gpu_kernels": {"write_text"},
+        "runtime.bounded_lines": {"write_text"},  # what its parent process reads while both run
         "bench.gpu_runs": {"write_text"},  # text in a temporary directory
         "kernels.native_build": {"write_bytes"},  # the same, renamed when it is complete
         "export.node_calls": {"write_text"},  # a script in a temporary directory

@@ -16,10 +16,20 @@ def takes_a_recipe(argument: ast.arg) -> bool:
 
 
 def list_needless_recipes(source: str) -> list[str]:
-    """Returns FUNCTION(PARAMETER.FIELD) of each parameter annotated Recipe of which only one field is read."""
-    found = []
-    for function in ast.walk(ast.parse(source)):
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+    """Returns FUNCTION(PARAMETER.FIELD) of each parameter annotated Recipe of which only one field is read.
+
+    A function that is an entry of a table of the module has the signature of the others there.
+    """
+    found, tree = [], ast.parse(source)
+    entries = {
+        name.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Tuple)
+        for name in node.elts
+        if isinstance(name, ast.Name)
+    }
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or function.name in entries:
             continue
         arguments = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
         for name in (argument.arg for argument in arguments if takes_a_recipe(argument)):
@@ -51,5 +61,6 @@ def test_a_recipe_of_which_one_field_is_read_is_found_and_others_are_not():
     assert list_needless_recipes("def f(r: Recipe, name: str):\n    return r.stage_config(name)") == [
         "f(r.stage_config)"
     ]
+    assert not list_needless_recipes(f'{one}\nTABLE = (("out", f), ("ranks", g))')
     for several in ("recipe.run, recipe.rl", "g(recipe), recipe.run", "recipe.resolve_model()"):
         assert not list_needless_recipes(f"def f(recipe: Recipe):\n    return {several}")

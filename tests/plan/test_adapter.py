@@ -2,7 +2,7 @@
 
 import pytest
 
-from fledgling.config import AdapterConfig, ModelConfig
+from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, StageConfig
 from fledgling.model.adapter import attach_adapter, is_adapter_name
 from fledgling.model.transformer import Transformer
 from fledgling.plan.adapter import (
@@ -12,6 +12,7 @@ from fledgling.plan.adapter import (
     parameter_bytes,
     trained_shapes,
 )
+from fledgling.plan.stage_step import one_row_step, stage_step
 
 CONFIG = ModelConfig(vocab_size=50, depth=2, width=64, heads=2, context=16)
 
@@ -50,3 +51,14 @@ def test_a_token_keeps_the_ranks_and_of_dora_the_products_too():
     assert activation_bytes(CONFIG, AdapterConfig("lora", rank=3), 10, 2) == 10 * 2 * 3 * len(adapted)
     more = activation_bytes(CONFIG, AdapterConfig("dora", rank=3), 10, 2) - 10 * 2 * 3 * len(adapted)
     assert more == 10 * 2 * sum(out for out, _ in adapted)
+
+
+def test_blocks_that_are_not_compiled_are_not_counted_as_compiled():
+    def counts_as_compiled(adapter: AdapterConfig | None, kind: str, dtype: str) -> bool:
+        step = one_row_step(OptimizerConfig(), CONFIG, 1, kind, dtype, compiled=True)
+        return stage_step(step, StageConfig(), adapter).compiled
+
+    lora, qlora = AdapterConfig("lora"), AdapterConfig("lora", quantization="int4")
+    assert counts_as_compiled(None, "cpu", "bfloat16") and counts_as_compiled(lora, "cpu", "float32")
+    assert counts_as_compiled(lora, "cuda", "bfloat16") and not counts_as_compiled(lora, "cpu", "bfloat16")
+    assert not counts_as_compiled(qlora, "cpu", "float32") and not counts_as_compiled(qlora, "cuda", "bfloat16")

@@ -76,6 +76,16 @@ def test_a_first_stage_from_random_weights_learns_at_the_full_rates():
     assert derive_stage(adapter, "sft", 400, 4096, config).sft.learning_rate == 1.0, "adapter_lr is its rate"
 
 
+def test_the_rate_of_an_adapter_follows_the_width_and_is_given_only_with_one():
+    def derive_rate(*overrides: str) -> float | None:
+        return derive_recipe(load_recipe("d4-cpu", [*overrides])).optimizer.adapter_lr
+
+    assert derive_rate("adapter.method=lora") == 0.01, "at width 256"
+    assert derive_rate("adapter.method=lora", "model.width=2000", "model.heads=8") == pytest.approx(5e-4, rel=0.01)
+    assert derive_rate("adapter.method=lora", "optimizer.adapter_lr=0.002") == 0.002
+    assert derive_rate() is None
+
+
 def test_a_given_rate_near_0_moves_no_weight_by_its_decay():
     usual, higher, still = (
         derive_recipe(load_recipe("d4-cpu", overrides)).optimizer

@@ -38,6 +38,28 @@ GOLDEN = {  # form -> row, and the text that is learned
         },
         PYTHON + A + END,
     ),
+    "Hermes": (
+        {
+            "conversations": [
+                {"from": "human", "value": Q},
+                {"from": "gpt", "value": f"<tool_call>\n{CALL}\n</tool_call>"},
+                {"from": "tool", "value": "<tool_response>\n5\n</tool_response>"},
+                {"from": "gpt", "value": A},
+            ],
+        },
+        PYTHON + A + END,
+    ),
+    "messages, one not to be learned": (
+        {
+            "messages": [
+                {"role": "user", "content": Q},
+                {"role": "assistant", "content": "4", "training": False},
+                {"role": "user", "content": "Sure?"},
+                {"role": "assistant", "content": A, "loss": True},
+            ],
+        },
+        A + END,
+    ),
     "instruction, input, output": ({"instruction": "Add.", "input": "2 3", "output": A}, A + END),
     "instruction, output": (
         {"instruction": Q, "input": "", "output": A, "system": "S", "history": [["Hi", "Hello."], ["Ho", "Hey."]]},
