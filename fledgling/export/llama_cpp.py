@@ -1,7 +1,8 @@
 """llama.cpp itself reads a file: logits of every position and tokens of a text, through a package's shared library.
 
-llama-cpp-python is compiled where it is installed, so for its processor; xllamacpp is a wheel for any with AVX2. Their
-libraries export llama.cpp's C interface, whose structures are declared here as far as they are used.
+xllamacpp is a wheel for any processor with AVX2. llama-cpp-python is compiled where it is installed, so for its
+processor, and is used where the wheel is not installed (version 0.3.36 crashes on quantized files where it is compiled
+with AMX). Their libraries export llama.cpp's C interface, whose structures are declared here as far as they are used.
 `load_llama_library` compares their default values with those of the version that they were written for (xllamacpp
 2026.10.11549): another layout is not used, so that it gives no wrong figure.
 """
@@ -21,8 +22,8 @@ from torch import Tensor
 from fledgling.config import UserError
 
 LIBRARIES = (  # distribution, its module, where in it the library is
-    ("llama-cpp-python", "llama_cpp", "lib/libllama.*"),
     ("xllamacpp", "xllamacpp", "xllamacpp*.so"),
+    ("llama-cpp-python", "llama_cpp", "lib/libllama.*"),
 )
 MIN_CONTEXT = 32  # tokens
 DEFAULTS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_threads": 4, "flash_attn_type": -1}
