@@ -21,6 +21,7 @@ class StageHooks:
         on_begin: is called when the first step has ended.
         on_saved: is called on the main rank once the first checkpoint with a finished step is complete.
         choose_steps: may change the number of steps while the stage runs (`fledgling.train.stage_horizon`).
+        adapt_threads: is called after every step, in place of `follow_free_cores`; returns what to record.
         prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
             its texts are now. A stage that resumes has that of its checkpoint.
     """
@@ -31,6 +32,7 @@ class StageHooks:
     on_begin: Callable[[], None] = lambda: None
     on_saved: Callable[[], None] = lambda: None
     choose_steps: ChooseSteps | None = None
+    adapt_threads: Callable[[], dict[str, int]] | None = None
     prepared: Mapping[str, Any] | None = None
 
 

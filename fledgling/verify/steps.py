@@ -324,7 +324,13 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
             recipe = leave_out_parents(recipe, start.stage)
         stopped = False
         prepared = read_prepared_data(run_dir, start.stage)
-        hooks = StageHooks(select_evals=measure, adapt_stage=adapt, should_stop=should_stop, prepared=prepared)
+        hooks = StageHooks(
+            select_evals=measure,
+            adapt_stage=adapt,
+            should_stop=should_stop,
+            adapt_threads=dict,  # as many as the run had, also where others compute here now: fewer add in another order
+            prepared=prepared,
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of corrupt checkpoints, which another check names

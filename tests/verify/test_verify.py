@@ -30,7 +30,8 @@ def hash_tree(folder):
     return {path.relative_to(folder): hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_honest_run_holds_and_is_not_changed(run):
+def test_an_honest_run_holds_and_is_not_changed(run, monkeypatch):
+    monkeypatch.setattr("fledgling.train.run.follow_free_cores", pytest.fail)  # fewer threads add in another order
     before = hash_tree(run)
     result = verify_run(run, count=30, seconds=600, seed=1, evals=9)
     assert list_problems(result) == [] and result["holds"] and result["tolerance"] == 0.0
