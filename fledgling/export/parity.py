@@ -27,6 +27,7 @@ from fledgling.model.transformer import Transformer
 
 GREEDY_TOKENS = 200  # tokens
 PROMPT_TOKENS = 8
+MAX_TIE = 0.1  # of logits: where readers differ by more, their weights do, and no choice is one of rounding
 
 LogitsFunction = Callable[[list[int]], Tensor]  # (T,) ids -> (T, V) float32
 
@@ -36,7 +37,7 @@ class Parity:
     """One comparison: the reader, the largest difference of a logit, and how many greedy tokens agree.
 
     greedy_ties: of those that disagree, the ones whose logits are closer here than the readers differ, so that rounding
-    decides. Others are a fault.
+        decides; none where the weights differ, as those of few bits do. Others are a fault, or the weights'.
     """
 
     reference: str
@@ -117,7 +118,7 @@ def compare_reader(reference: Reference, other: LogitsFunction, name: str) -> Pa
     agrees = other_choices == choices
     logits = reference.logits[1][generated]
     margins = (logits.gather(1, choices[:, None]) - logits.gather(1, other_choices[:, None]))[:, 0]
-    ties = int((~agrees & (margins.abs() <= 2 * max_difference)).sum())
+    ties = int((~agrees & (margins.abs() <= 2 * max_difference)).sum()) if max_difference <= MAX_TIE else 0
     return Parity(name, max_difference, int(agrees.sum()), len(choices), ties)
 
 

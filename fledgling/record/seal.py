@@ -2,10 +2,10 @@
 
 RUN/<stage>/seal.json has the lines of a stage's record, its predictions, checkpoints and end. It is written after every
 checkpoint and at the end of the stage, and names the line that was changed. RUN/seal.json has the files of the whole
-run: recipe, environment, prediction, tokenizer, initial weights. It is written with them, when a stage starts, and at
-the end of a run with a budget, whose seconds it has from then on. A seal has no key: it shows accidents and edits, not
-a forger who rewrites the seal. `fledgling.verify` adds what hashes cannot show, and prints one digest of all seals,
-which a publisher states elsewhere.
+run, recipe, environment, prediction, tokenizer, initial weights, and the names of its stages. It is written with them,
+when a stage starts, and at the end of a run with a budget, whose seconds it has from then on. A seal has no key: it
+shows accidents and edits, not a forger who rewrites the seal. `fledgling.verify` adds what hashes cannot show, and
+prints one digest of all seals, which a publisher states elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from fledgling.config import STAGES
 from fledgling.files.clutter import is_clutter
 from fledgling.record.atomic_directory import MANIFEST, hash_file
 from fledgling.record.jsonl import write_json
@@ -27,6 +28,7 @@ DONE = "done.json"
 FORECAST, SPENT = "forecast.json", "spent.json"  # of a run with a budget (`fledgling.speedrun.budgeted`)
 DERIVED = "derived.json"  # the values of recipe.toml that rules have filled (`fledgling.train.derived_values`)
 MAX_SPENT_BYTES = 2**20
+TOKENIZER_FILES = ("tokenizer.json", "training.json")
 RUN_FILES = ("recipe.toml", DERIVED, "environment.json", "plan.json", FORECAST)
 
 
@@ -37,8 +39,9 @@ def seal_stage(stage_dir: Path) -> None:
 
 
 def seal_run(run_dir: Path) -> None:
-    """Writes the seal of the run's own files. Raises UserError if it cannot be written."""
-    write_json(run_dir / SEAL, {"lines": {}, "files": hash_run_files(run_dir)})
+    """Writes the seal of the run's own files and the names of its stages. Raises UserError if it cannot be written."""
+    stages = [name for name in STAGES if (run_dir / name).is_dir()]
+    write_json(run_dir / SEAL, {"lines": {}, "files": hash_run_files(run_dir), "stages": stages})
 
 
 def read_seal(directory: Path) -> dict[str, Any] | None:
@@ -98,7 +101,7 @@ def has_run_ended(run_dir: Path) -> bool:
 
 
 def _tokenizer_files(run_dir: Path) -> list[Path]:
-    return [run_dir / "tokenizer" / name for name in ("tokenizer.json", "training.json")]
+    return [run_dir / "tokenizer" / name for name in TOKENIZER_FILES]
 
 
 def _hash_files(run_dir: Path, paths: Iterable[Path]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from fledgling.files.clutter import is_clutter
 from fledgling.record.checkpoint import BASES_DIR
 from fledgling.record.outside import OWN_NAMES
 from fledgling.record.recorder import JSONL_NAMES
-from fledgling.record.seal import DONE, FORECAST, SEAL, SPENT
+from fledgling.record.seal import DONE, FORECAST, SEAL, SPENT, TOKENIZER_FILES
 from fledgling.record.stage_aside import find_stages_aside, name_replaced
 from fledgling.train.kept_bases import list_needed_bases
 
@@ -34,6 +34,8 @@ def find_added(run_dir: Path, stages: list[str]) -> tuple[list[str], list[str]]:
         for stage in stages
         if (path := name_replaced(run_dir / stage)).exists() and stage not in find_stages_aside(run_dir)
     ]
+    tokenizer = _list_others(run_dir / "tokenizer", frozenset(TOKENIZER_FILES))
+    notes += [f"tokenizer/{path.name} is not a file of a tokenizer" for path in tokenizer]
     needed = list_needed_bases(run_dir) if (run_dir / BASES_DIR).is_dir() else {}
     kept = sorted((run_dir / BASES_DIR).glob("*/step-*"))
     unneeded = [path.relative_to(run_dir) for path in kept if path.resolve() not in needed]

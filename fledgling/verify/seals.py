@@ -128,6 +128,9 @@ def _check_run_seal(run_dir: Path, check: Check, named: Collection[str]) -> None
     if any(path.startswith("init/") for path in seal["files"]) and not any("/step-" in path for path in seal["files"]):
         added = [path for path in added if "/step-" not in path]  # earlier versions sealed no weights that were given
     check.problems += [f"{path.removesuffix(f'/{MANIFEST}')} is not in the seal of the run" for path in added]
+    known = seal.get("stages")  # None: an earlier version's
+    foreign = [stage for stage in list_stages(run_dir) if isinstance(known, list) and stage not in known]
+    check.problems += [f"{stage} is not in the seal of the run: another run's stage" for stage in foreign]
     if SPENT in now and SPENT not in seal["files"] and _has_sealed_its_end(run_dir):
         check.problems.append(f"{SPENT} says that the run has ended, and is not in the seal of the run")
     elif (run_dir / FORECAST).is_file() and SPENT not in seal["files"]:

@@ -197,6 +197,9 @@ def check_steps(
             replayed.notes.append(
                 f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted({*distances}))}"
             )
+    reached = sum(len({*distances}) for start, distances in drawn.items() if str(start) not in left_out)
+    if reached < min(count, replayed.total):
+        replayed.notes.append(f"{reached} of {count} drawn steps fit into the time: give --seconds more")
     if left_out:
         replayed.notes.append(f"no time left for {', '.join(left_out)}: give --seconds more")
     weights.total, scores.total = weights.checked, scores.checked

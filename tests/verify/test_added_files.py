@@ -46,6 +46,14 @@ def test_a_prediction_of_another_run_is_a_problem_and_a_backup_of_one_stops_no_c
     write_predictions(load_recipe(copy), "rl", copy, 6)
 
 
+def test_a_stage_of_another_run_is_a_problem(copy, runs):
+    shutil.rmtree(copy / "rl")
+    seal_run(copy)  # as if the run had never trained it
+    assert find_lines(copy)[0] == []
+    shutil.copytree(runs[1] / "rl", copy / "rl")
+    assert "rl is not in the seal of the run: another run's stage" in find_lines(copy)[0]
+
+
 def test_what_is_no_folder_or_leads_nowhere_is_named_as_that(copy, tmp_path):
     place = copy / "rl/checkpoints/step-00000006"
     shutil.rmtree(place)
@@ -60,10 +68,12 @@ def test_what_a_start_or_an_adapter_may_have_left_is_noted(copy, runs):
     source = runs[1] / "rl"
     shutil.copytree(source, copy / ".rl.replaced/stage")
     shutil.copytree(source / "checkpoints/step-00000006", copy / "bases/rl/step-00000006")
+    (copy / "tokenizer/merges.txt").write_text("a b")
     assert find_lines(copy) == (
         [],
         [
             ".rl.replaced has what a start of rl has replaced, or was killed over",
+            "tokenizer/merges.txt is not a file of a tokenizer",
             "bases/rl/step-00000006 is the base of no adapter of this run",
         ],
     )
