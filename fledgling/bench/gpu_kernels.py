@@ -126,7 +126,7 @@ def measure_peaks(tiny: bool) -> None:
         report_result(
             name=about.name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count
         )
-    size = 256 if tiny else 8192
+    size = 64 if tiny else 8192
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
 
     def rate(product: Callable[[], object]) -> dict:
