@@ -83,7 +83,8 @@ def parse_conversation(
     if messages and not any(_has_learned_part(message) for message in messages):
         raise UserError(f"{place}: every message of the assistant has the weight 0, so there is nothing to learn")
     if "result" in made:
-        raise UserError(f"{place}: a tool's result follows no call: the answer after it would be learned without it")
+        wanted = '{"role": "assistant", "tool_calls": [...]} before it'
+        raise UserError(f"{place}: a tool's result follows no call, and the answer needs it; expected {wanted}")
     if not messages:
         raise UserError(f"{place}: no message of the assistant follows one of the user; expected {EXPECTED}")
     if changes is not None:

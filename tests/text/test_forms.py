@@ -204,6 +204,11 @@ MALFORMED = {
     "is a call, but no JSON": {
         "conversations": [{"from": "human", "value": Q}, {"from": "function_call", "value": "{"}]
     },
+    "a tool's result follows no call": [
+        {"role": "user", "content": Q},
+        {"role": "tool", "content": "5"},
+        {"role": "assistant", "content": A},
+    ],
     "history is int": {"instruction": Q, "output": A, "history": 3},
     "tools are str": {"prompt": Q, "completion": A, "tools": "add"},
     "tools are int": {"prompt": Q, "completion": A, "tools": 5},
