@@ -328,7 +328,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
             select_evals=measure,
             adapt_stage=adapt,
             should_stop=should_stop,
-            adapt_threads=dict,  # as many as the run had, whoever computes here now: fewer add in another order
+            adapt_threads=dict,  # as many as the run had, though others compute here now: fewer add in another order
             prepared=prepared,
         )
         try:
