@@ -32,7 +32,7 @@ START_SECONDS = 600.0  # for the first step, whose kernels are compiled before
 RECIPE = (
     "quickstart",
     "--set",
-    "pretrain.steps=1000000",
+    "pretrain.steps=6000",
     "--set",
     "pretrain.eval_every=0",
     "--set",
@@ -65,12 +65,18 @@ def measure_watch_cost(viewers: Sequence[str], repeats: int, seconds: float) -> 
                 rounds = []
                 for number in range(repeats):
                     print(f"\r{viewer}: round {number + 1} of {repeats} ", end="", file=sys.stderr, flush=True)
-                    without = count_speed(metrics, seconds)
-                    with page():
-                        rounds.append((without, count_speed(metrics, seconds)))
+                    rounds.append(measure_round(metrics, seconds, page, page_first=number % 2 == 1))
             rows.append(summarize(viewer, rounds))
     print(file=sys.stderr)
     return {"seconds": seconds, "rows": rows}
+
+
+def measure_round(metrics: Path, seconds: float, page: Page, page_first: bool) -> tuple[float, float]:
+    """Returns the steps a second without and with the page; which comes first alternates, as speed may drift."""
+    without = 0.0 if page_first else count_speed(metrics, seconds)
+    with page():
+        watched = count_speed(metrics, seconds)
+    return without or count_speed(metrics, seconds), watched
 
 
 def count_speed(metrics: Path, seconds: float) -> float:
