@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ TOPICS = ("the sea", "numbers", "Python", "yourself", "letters", "words", "a lis
 SETTINGS = {"temperature": 1.5, "top_k": 0, "max_tokens": 200}  # so hot that an answer does not end soon
 
 
-def measure_page(page: Path, answers: int = 8) -> dict[str, Any]:
-    """Returns the bytes of a page, the seconds until it can answer, and of each answer its tokens and their speed."""
+@contextmanager
+def launch_chromium() -> Iterator[Any]:
+    """Yields a headless Chromium for the length of a block. Raises UserError where it or playwright is missing."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -26,6 +29,13 @@ def measure_page(page: Path, answers: int = 8) -> dict[str, Any]:
         raise UserError("no chromium on this machine")
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+def measure_page(page: Path, answers: int = 8) -> dict[str, Any]:
+    """Returns the bytes of a page, the seconds until it can answer, and of each answer its tokens and their speed."""
+    with launch_chromium() as chromium:
         opened = chromium.new_context(offline=True).new_page()
         start = time.perf_counter()
         opened.goto(page.resolve().as_uri())
@@ -36,7 +46,6 @@ def measure_page(page: Path, answers: int = 8) -> dict[str, Any]:
             opened.fill(f"#{name}", str(value))
         speeds = [_ask(opened, number) for number in range(answers)]
         version = chromium.version
-        chromium.close()
     return {"chromium": version, "bytes": page.stat().st_size, "ready_seconds": ready, "answers": speeds}
 
 

@@ -8,7 +8,6 @@ draws nothing: a page on another computer. "chromium" is the page itself in a br
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from benchmarks.page import launch_chromium
 from fledgling.config import UserError
 from fledgling.record import read_jsonl
 
@@ -157,15 +157,8 @@ def make_viewer(viewer: str, url: str) -> Iterator[Page]:
     if viewer == "client":
         yield lambda: ask_repeatedly(url)
         return
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise UserError('playwright is not installed; pip install "fledgling[browser]"') from None
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        raise UserError("no chromium on this machine")
-    with sync_playwright() as driver:
-        page = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"]).new_page()
+    with launch_chromium() as chromium:
+        page = chromium.new_page()
 
         @contextmanager
         def show() -> Iterator[None]:

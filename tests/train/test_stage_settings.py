@@ -57,7 +57,7 @@ def test_what_the_exams_and_the_device_leave_unread_is_reported():
 
     questions = "pretrain.eval_questions=50"
     assert lines(questions) == lines("optimizer.state=8bit") == lines("optimizer.state=host", device="cuda") == []
-    assert lines("pretrain.mixture={embedded = 1.0}") == [], "nobody stated eval_questions"
+    assert lines("pretrain.mixture={embedded = 1.0}") == [], "eval_questions was not stated"
     assert lines(questions, "pretrain.mixture={embedded = 1.0}") == [
         "pretrain.eval_questions = 50 is not read: nothing in pretrain.mixture has an exam"
     ]
