@@ -38,7 +38,6 @@ CHANGES = {  # what `parse_conversation` counts
     "empty": "empty",
     "joined": "joined to the one before",
     "not answered": "without an answer",
-    "result": "results without a call",
     "system": "of the system among the others",
 }
 

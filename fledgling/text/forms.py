@@ -72,7 +72,7 @@ def parse_conversation(
     """
     try:
         conversation = _read_conversation(rename_columns(row, columns))
-        messages, made = normalize_turns(conversation["messages"], conversation.get("tools"))
+        messages, made = normalize_trained_turns(conversation["messages"], conversation.get("tools"))
     except UserError as error:
         raise UserError(f"{place}: {error}; expected {EXPECTED}") from None
     except RecursionError:
@@ -82,14 +82,19 @@ def parse_conversation(
         made.append("not answered")
     if messages and not any(_has_learned_part(message) for message in messages):
         raise UserError(f"{place}: every message of the assistant has the weight 0, so there is nothing to learn")
-    if "result" in made:
-        wanted = '{"role": "assistant", "tool_calls": [...]} before it'
-        raise UserError(f"{place}: a tool's result follows no call, and the answer needs it; expected {wanted}")
     if not messages:
         raise UserError(f"{place}: no message of the assistant follows one of the user; expected {EXPECTED}")
     if changes is not None:
         changes.update(made)
     return {"messages": messages}
+
+
+def normalize_trained_turns(messages: list[Message], tools: Any = None) -> tuple[list[Message], list[str]]:
+    """Returns what `normalize_turns` does. Raises UserError where that drops a tool's result, which answers need."""
+    messages, made = normalize_turns(messages, tools)
+    if "result" in made:
+        raise UserError("a tool's result follows no call, and the answer needs it: give the call as tool_calls")
+    return messages, made
 
 
 def recognize_form(row: Row, columns: Mapping[str, str] | None = None) -> str:

@@ -25,8 +25,14 @@ from fledgling.text.form_columns import (
     find_column,
     rename_columns,
 )
-from fledgling.text.forms import Message, parse_conversation, read_answer, read_prompt, read_tools
-from fledgling.text.turns import normalize_turns
+from fledgling.text.forms import (
+    Message,
+    normalize_trained_turns,
+    parse_conversation,
+    read_answer,
+    read_prompt,
+    read_tools,
+)
 
 EXPECTED_PAIR = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 EXPECTED_JUDGED = '{"prompt": "...", "completion": "...", "label": true}'
@@ -50,7 +56,7 @@ def parse_pair(row: Row, place: str, columns: Mapping[str, str] | None = None) -
         prompt, tools, answers = _read_pair(row)
         conversations = []
         for answer in answers:
-            messages, _ = normalize_turns([*prompt, *answer], tools)
+            messages, _ = normalize_trained_turns([*prompt, *answer], tools)
             if messages[-1]["role"] != "assistant":
                 raise UserError("an answer is not the assistant's, or has no text")
             conversations.append({"messages": messages})

@@ -72,6 +72,11 @@ MALFORMED = {
     'no "chosen" in the columns none': {},
     "no message of the user": {"chosen": "Hello.", "rejected": "No."},
     "has no text": {"prompt": "Hi", "chosen": "Hello.", "rejected": " "},
+    "a tool's result follows no call": {
+        "prompt": [USER, {"role": "tool", "content": "5"}],
+        "chosen": [GOOD],
+        "rejected": [BAD],
+    },
     "an answer is dict": {"prompt": "Hi", "chosen": {"a": 5}, "rejected": "No."},
     "PATH?prompt=COLUMN&chosen=COLUMN&rejected=COLUMN": {"gut": "Hello.", "schlecht": "No."},
     "differ before their last message": {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Ho"}, BAD]},
