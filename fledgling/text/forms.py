@@ -217,7 +217,7 @@ def _read_message(number: int, message: Any) -> Message:
         return {"role": "assistant", "content": None, "tool_calls": _read_calls(number, content)}
     kept = ("tool_calls", "tool_call_id", "weight", *THOUGHTS)
     read = {name: message[name] for name in kept if message.get(name) is not None}
-    if any(message.get(name) is not None and not message[name] for name in UNLEARNED):
+    if any(message.get(name) is False for name in UNLEARNED):  # a number is another value, such as a measured loss
         read["weight"] = 0
     if role == "assistant" and isinstance(call := message.get("function_call"), Mapping):  # before tool_calls
         read["tool_calls"] = [{"function": call}]
