@@ -1,8 +1,9 @@
 """Distillation at equal time: a student of half the teacher's width, with the teacher and alone, for several seeds.
 
-Both students are pretrained on the teacher's own recipe. The one that learns from the teacher takes `steps` steps, and
-its seconds, those of the teacher included, are the time of the other, whose steps follow from its measured speed. Every
-run is a run directory that resumes where it was interrupted.
+Both students are pretrained on the teacher's own recipe. The one that learns from the teacher takes `steps` steps. How
+many steps of the other take the same time follows from the seconds of a step of each, those of the teacher included:
+medians of short trainings in alternating turns, so that other work on the machine slows both. Every run is a run
+directory that resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from fledgling.config import Recipe, UserError, load_recipe
@@ -19,7 +20,8 @@ from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.train.run import run_stage
 
-CALIBRATION_STEPS = 12  # of the student alone, before its length is known; the first four are left out
+TURNS = 3  # of both ways, one after the other
+TURN_STEPS = 12  # of which the first four are left out
 WAYS = ("distilled", "alone")
 
 
@@ -50,12 +52,17 @@ def train_student(teacher: Path, recipe: Recipe) -> dict[str, Any]:
     return {"steps": steps, "seconds": seconds + stored, "seconds_of_storing": stored, "evals": evals}
 
 
-def measure_speed(teacher: Path, recipe: Recipe) -> float:
-    """Returns the seconds of a step of the student alone."""
-    short = replace(recipe, pretrain=replace(recipe.pretrain, steps=CALIBRATION_STEPS, save_every=0))
-    train_student(teacher, short)
-    lines = read_jsonl(Path(short.run.out) / "pretrain" / "metrics.jsonl")
-    return mean(line["seconds"] for line in lines[4:])
+def measure_step_seconds(teacher: Path, out: Path, seed: int, settings: dict[str, list[str]]) -> dict[str, float]:
+    """Returns the median seconds of a step of each way, in alternating turns; `settings` are those of a way."""
+    seconds: dict[str, list[float]] = {way: [] for way in settings}
+    for turn in range(TURNS):
+        for way, own in settings.items():
+            folder = out / f"speed-{way}-{seed}-{turn}"
+            recipe = student_recipe(teacher, folder, seed, [*own, f"pretrain.steps={TURN_STEPS}"])
+            train_student(teacher, replace(recipe, pretrain=replace(recipe.pretrain, save_every=0)))
+            lines = read_jsonl(folder / "pretrain" / "metrics.jsonl")
+            seconds[way] += [line["seconds"] for line in lines[4:]]
+    return {way: median(values) for way, values in seconds.items()}
 
 
 def measure_distillation(
@@ -73,27 +80,27 @@ def measure_distillation(
         raise UserError(f"{teacher} is no run directory: expected one, such as runs/quickstart")
     checkpoint = resolve_checkpoint(teacher)
     rows = []
+    teaching = [f"distill.teacher={checkpoint}", *([f"distill.top_k={top_k}"] if top_k else [])]
+    ways = {"distilled": [*overrides, *teaching], "alone": list(overrides)}
     for seed in seeds:
-        teaching = [f"distill.teacher={checkpoint}", *([f"distill.top_k={top_k}"] if top_k else [])]
-        both = [f"pretrain.steps={steps}", *overrides]
-        taught = train_student(teacher, student_recipe(teacher, out / f"distilled-{seed}", seed, [*both, *teaching]))
-        plain = student_recipe(teacher, out / f"speed-{seed}", seed, both)
-        of_step = measure_speed(teacher, plain)
-        own_steps = max(1, round(taught["seconds"] / of_step))
-        settings = [*both, f"pretrain.steps={own_steps}"]
-        alone = train_student(teacher, student_recipe(teacher, out / f"alone-{seed}", seed, settings))
-        rows.append({"seed": seed, "distilled": taught, "alone": alone})
+        of_step = measure_step_seconds(teacher, out, seed, ways)
+        own = [*ways["distilled"], f"pretrain.steps={steps}"]
+        taught = train_student(teacher, student_recipe(teacher, out / f"distilled-{seed}", seed, own))
+        seconds = steps * of_step["distilled"] + taught["seconds_of_storing"]
+        own = [*ways["alone"], f"pretrain.steps={max(1, round(seconds / of_step['alone']))}"]
+        alone = train_student(teacher, student_recipe(teacher, out / f"alone-{seed}", seed, own))
+        rows.append({"seed": seed, "seconds_of_a_step": of_step, "distilled": taught, "alone": alone})
     return {"teacher": str(checkpoint), "top_k": top_k, "rows": rows}
 
 
 def format_distillation(values: dict[str, Any]) -> str:
-    """Returns the steps, the seconds and every evaluation of both students, middles over the seeds."""
+    """Returns steps, seconds of a step and every evaluation of both students, middles over the seeds."""
     rows = values["rows"]
     names = [name for name in rows[0]["distilled"]["evals"] if all(name in row["alone"]["evals"] for row in rows)]
     lines = [f"| {len(rows)} seed{'s' if len(rows) > 1 else ''} | distilled | alone |", "|---|---|---|"]
-    for key, digits in (("steps", 0), ("seconds", 0)):
-        cells = (f"{median(row[way][key] for row in rows):,.{digits}f}" for way in WAYS)
-        lines.append(f"| {key} | {' | '.join(cells)} |")
+    steps = (f"{median(row[way]['steps'] for row in rows):,.0f}" for way in WAYS)
+    seconds = (f"{median(row['seconds_of_a_step'][way] for row in rows):.3f}" for way in WAYS)
+    lines += [f"| steps | {' | '.join(steps)} |", f"| seconds of a step | {' | '.join(seconds)} |"]
     for name in names:
         found = [[row[way]["evals"][name] for row in rows] for way in WAYS]
         cells = (f"{median(each):.4f} ({min(each):.4f} to {max(each):.4f})" for each in found)

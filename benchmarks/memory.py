@@ -25,7 +25,7 @@ from fledgling.config import AdapterConfig, DistillConfig, ModelConfig, Optimize
 from fledgling.kernels.frozen_weights import quantize_blocks
 from fledgling.kernels.qat import fake_quantize
 from fledgling.model.adapter import attach_adapter, initialize_adapter
-from fledgling.model.build import build_model
+from fledgling.model.build import build_model, compile_blocks
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import memory_by_phase
@@ -35,6 +35,7 @@ from fledgling.runtime.device import DTYPES, DeviceSetup
 from fledgling.runtime.device_memory import count_live_tensor_bytes, measure_peak_memory
 from fledgling.runtime.world import PendingCollective, World, leave_process_group
 from fledgling.train import loop
+from fledgling.train.distill.divergence import Divergences, compile_divergences
 from fledgling.train.distill.loss import distillation_loss
 from fledgling.train.distill.teacher import hold_matrices
 from fledgling.train.loss import next_token_loss
@@ -207,6 +208,8 @@ COMPILED = (
     Case(2, 256, 1, 2048, 1024, dtype="bfloat16", compiled=True),
     Case(2, 256, 4, 256, 1024, family="gpt2", dtype="bfloat16", compiled=True),
     Case(2, 256, 4, 256, 1024, family="llama", dtype="bfloat16", compiled=True),
+    Case(2, 128, 4, 256, 4096, dtype="bfloat16", compiled=True, teacher="live"),
+    Case(2, 128, 2, 256, 8192, dtype="bfloat16", micro_batches=2, compiled=True, teacher="stored"),
 )
 
 
@@ -267,7 +270,11 @@ def measure_case_peak(case: Case) -> int:
         loss: Any = next_token_loss
         if case.planned_teacher:
             teacher = build_teacher(case.planned_teacher, DTYPES[case.dtype]) if case.teacher == LIVE else None
-            batch, loss = add_predictions(batch, distill), partial(distillation_loss, config=distill, teacher=teacher)
+            divergences = compile_divergences() if case.compiled else Divergences()
+            if case.compiled and teacher:
+                compile_blocks(teacher, world.device)
+            batch = add_predictions(batch, distill)
+            loss = partial(distillation_loss, config=distill, teacher=teacher, divergences=divergences)
         if not case.documents:
             batch.document_ids = None
         stage = Stage("bench", STEPS, None, loss, lambda progress: 1.0)  # type: ignore[arg-type]

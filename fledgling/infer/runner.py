@@ -20,7 +20,7 @@ from fledgling.infer.device_decoder import DeviceDecoder, RunBlock, run_block
 from fledgling.infer.step_graphs import StepGraphs, compile_or_fall_back, print_notice
 from fledgling.kernels.backend import select_backend
 from fledgling.kernels.quantized_model import load_quantized_model
-from fledgling.kernels.quantized_tensor import QuantizedTensor
+from fledgling.kernels.quantized_tensor import has_quantized_weights
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import BLOCK_SIZE, CacheRow, KVCache
 from fledgling.model.decode_attention import VARLEN_BLOCK_SIZE, choose_decode_kernel
@@ -116,8 +116,8 @@ class ModelRunner:
         self.decodes_on_device = device_decode == "on" or (is_cuda and device_decode != "off")
         self.decode_kernel = choose_decode_kernel(self.device, self.dtype, model.config.head_width)
         self.captures_graphs = is_cuda
-        is_quantized = any(isinstance(weight.data, QuantizedTensor) for weight in self.model.parameters())
-        compiles = is_cuda and device_decode != "graphs" and not is_quantized and should_compile("auto", self.device)
+        can_compile = is_cuda and device_decode != "graphs" and not has_quantized_weights(self.model)
+        compiles = can_compile and should_compile("auto", self.device)
         self.run_block: RunBlock = compile_or_fall_back(run_block) if compiles and self.decodes_on_device else run_block
         self.core_monitor: CoreMonitor | None = None  # of what runs for long next to other programs
         self._has_reported = False

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fledgling.kernels import native
@@ -169,3 +169,8 @@ def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         out = native.multiply_matrix(x, weight.matrix)
         return (out if bias is None else out + bias).to(x.dtype)
     return F.linear(x, weight.dequantize(x.dtype), bias)
+
+
+def has_quantized_weights(model: nn.Module) -> bool:
+    """Returns whether any of a model's matrices is packed."""
+    return any(isinstance(weight.data, QuantizedTensor) for weight in model.parameters())

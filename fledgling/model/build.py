@@ -25,12 +25,17 @@ def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -
         use_fp8(model.blocks)
     if setup.compiled:
         compile_logprob_kernels()
-        # Beyond the limit a block runs eagerly, and FlexAttention then makes all T x T scores.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-        for block in model.blocks:
-            block.compile(dynamic=False)
-        if device.type == "cuda":
-            model.use_block_masks = config.head_width >= MIN_HEAD_WIDTH
-            for norm in (model.embedding_norm, model.norm):  # eagerly five passes over (B, T, C) in fp32
-                norm.compile(dynamic=False)
+        compile_blocks(model, device)
     return model
+
+
+def compile_blocks(model: Transformer, device: torch.device) -> None:
+    """Compiles the blocks of a model on `device`, which run so where gradients are enabled (`Transformer.forward`)."""
+    # Beyond the limit a block runs eagerly, and FlexAttention then makes all T x T scores.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    if device.type == "cuda":
+        model.use_block_masks = model.config.head_width >= MIN_HEAD_WIDTH
+        for norm in (model.embedding_norm, model.norm):  # eagerly five passes over (B, T, C) in fp32
+            norm.compile(dynamic=False)

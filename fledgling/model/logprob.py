@@ -159,18 +159,25 @@ def z_shift(hidden_states: Tensor, shift: float) -> Tensor:
     return torch.full((1,), shift, dtype=hidden_states.dtype, device=hidden_states.device)
 
 
-def _chunk_slices(hidden_states: Tensor, vocab_size: int) -> Iterator[slice]:
+def chunk_slices(hidden_states: Tensor, vocab_size: int) -> Iterator[slice]:
+    """Yields the slices of hidden_states (N, C) whose logits are computed at once."""
     size = head_chunk_tokens(vocab_size, hidden_states.device.type)
     for start in range(0, len(hidden_states), size):
         yield slice(start, start + size)
 
 
-def _backward_chunk(
+def add_chunk_gradients(
     hidden_states: Tensor, weight: Tensor, g: Tensor, scale: Tensor, hidden_grad: Tensor, weight_grad: Tensor
 ) -> None:
     """Writes the gradient of a chunk's hidden states and adds to that of the weight, unless that is empty (frozen).
 
-    g (n, V) holds -S times the derivatives of the log-probabilities; scale (n, 1) is coefficient / S.
+    Args:
+        hidden_states: (n, C).
+        weight: (V, C), in the dtype of g.
+        g: (n, V), which times `scale` are the derivatives for the logits: of log-probabilities -S times theirs.
+        scale: (n, 1): of log-probabilities coefficient / S.
+        hidden_grad: (n, C), fp32, receives the gradient.
+        weight_grad: (V, C), fp32, is added to; or empty.
     """
     torch.mul((g @ weight), scale, out=hidden_grad)
     if not weight_grad.numel():
@@ -194,7 +201,7 @@ class _CrossEntropySum(torch.autograd.Function):
         shape = weight.shape if needs_grad and weight.requires_grad else 0  # a frozen head has no gradient
         weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=device)
-        for part in _chunk_slices(hidden_states, len(weight)):
+        for part in chunk_slices(hidden_states, len(weight)):
             mask = (targets[part] != IGNORE_INDEX).float()  # (n, K)
             shares, coefficients = None, mask
             if weights is not None:
@@ -204,7 +211,7 @@ class _CrossEntropySum(torch.autograd.Function):
             logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap, shift, shares)
             total -= (logprobs * mask).sum()
             if needs_grad:
-                _backward_chunk(hidden_states[part], cast, g, coefficients / sums, hidden_grad[part], weight_grad)
+                add_chunk_gradients(hidden_states[part], cast, g, coefficients / sums, hidden_grad[part], weight_grad)
             del g  # before the next chunk's logits are made
         if needs_grad:
             ctx.save_for_backward(hidden_grad.to(hidden_states.dtype), weight_grad)
@@ -222,7 +229,7 @@ class _TargetLogprobs(torch.autograd.Function):
     def forward(ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         parts = []
-        for part in _chunk_slices(hidden_states, len(weight)):
+        for part in chunk_slices(hidden_states, len(weight)):
             logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part, None], cap, shift)[0][:, 0]
             parts.append(torch.where(targets[part] != IGNORE_INDEX, logprobs, 0.0))
         ctx.cap, ctx.shift = cap, shift
@@ -236,11 +243,11 @@ class _TargetLogprobs(torch.autograd.Function):
         hidden_grad = torch.empty(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
         shape = weight.shape if ctx.needs_input_grad[1] else 0
         weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
-        for part in _chunk_slices(hidden_states, len(weight)):
+        for part in chunk_slices(hidden_states, len(weight)):
             _, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part, None], ctx.cap, ctx.shift)
             coefficients = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
             scale = -coefficients[:, None] / sums
-            _backward_chunk(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
+            add_chunk_gradients(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
             del g
         head_grad = weight_grad if ctx.needs_input_grad[1] else None
         return hidden_grad.to(hidden_states.dtype), head_grad, None, None, None
@@ -290,5 +297,5 @@ def iterate_logits(
     hidden_states: Tensor, compute_logits: Callable[[Tensor], Tensor], vocab_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields (tokens, logits): a slice of hidden_states (N, C) and that chunk's logits (n, V), one chunk at a time."""
-    for part in _chunk_slices(hidden_states, vocab_size):
+    for part in chunk_slices(hidden_states, vocab_size):
         yield part, compute_logits(hidden_states[part])

@@ -254,7 +254,7 @@ def _count_logit_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the head's pass over a chunk: logits, exp of them, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.value_bytes
     if step.teacher is not None and step.teacher.role != SCORER:
-        return step.teacher.divergence_bytes(config, A, w, step.device)
+        return step.teacher.divergence_bytes(config, A, w, step.device, step.compiled)
     n = min(A, head_chunk_tokens(V, step.device))  # tokens per chunk
     # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
     loss_bytes = n * V * (2 * w if step.compiled else 12 if config.logit_softcap else 8)

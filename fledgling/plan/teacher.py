@@ -18,8 +18,9 @@ from fledgling.plan.flops import forward_flops
 from fledgling.plan.parameters import parameter_shapes
 
 LIVE, STORED, SCORER = "live", "stored", "scorer"
-# fp32 values for each logit of a chunk at the peak of its backward pass, as measured (benchmarks/memory.py)
-CHUNK_VALUES = {LIVE: 10, STORED: 7}
+# Of a chunk at its peak, eager or compiled: fp32 values for each logit, and products in the compute dtype, as measured
+# (benchmarks/memory.py).
+CHUNK_VALUES = {(LIVE, False): (7, 2), (STORED, False): (6, 1), (LIVE, True): (2, 2), (STORED, True): (4, 1)}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PlannedTeacher:
         """Returns the bytes of stored predictions in the batches of a step: ids and log-probabilities."""
         return tokens * (8 * self.top_k + 4 * (self.top_k + 1))
 
-    def divergence_bytes(self, model: ModelConfig, tokens: int, value_bytes: int, device: str) -> int:
+    def divergence_bytes(self, model: ModelConfig, tokens: int, value_bytes: int, device: str, compiled: bool) -> int:
         """Returns the bytes of the divergence of a micro-batch at its peak, which replaces the cross-entropy.
 
         Hidden states that are selected, of the model and of a live teacher; a chunk of logits with what is computed
@@ -51,21 +52,21 @@ class PlannedTeacher:
             model: the one that learns.
             tokens: of the micro-batch, all of them targets.
             device: "cpu" or "cuda".
+            compiled: whether the divergence is.
         """
         V, E, w = model.vocab_size, model.width, value_bytes
         n = min(tokens, head_chunk_tokens(V, device))
         hidden = tokens * w * (E + (self.config.width if self.role == LIVE else 0))
-        return hidden + 4 * n * V * CHUNK_VALUES[self.role] + (0 if w == 4 else w * V * E)
+        values, products = CHUNK_VALUES[self.role, compiled]
+        gradient = 4 * tokens * E  # of the hidden states, in fp32
+        return hidden + gradient + n * V * (4 * values + w * products) + (0 if w == 4 else w * V * E)
 
     def added_flops(self, model: ModelConfig) -> int:
-        """Returns the FLOPs of a token that it adds to training: it reads the token, and a chunk is computed twice.
+        """Returns the FLOPs of a token that it adds to training: it reads the token, and its head scores it.
 
         A stored teacher reads a row once, at most once for each time that the row is learned.
         """
-        total = forward_flops(self.config, model.context)["total"]
-        if self.role != SCORER:
-            total += 2 * model.vocab_size * model.width
-        return total + (2 * self.config.vocab_size * self.config.width if self.role == LIVE else 0)
+        return forward_flops(self.config, model.context)["total"]
 
 
 def plan_teacher(recipe: Recipe, stage: str, config: ModelConfig | None) -> PlannedTeacher | None:

@@ -201,19 +201,30 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
     return target_logprobs(hidden / temperature, model.head.trained_weight(), targets, cap, shift)
 
 
-def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor, *values: Tensor) -> Tensor:
-    """Returns the sum of chunk_sum(rows of each of `values`) over the masked positions, `chunk_rows` at a time.
+def mask_rows(mask: Tensor, *values: Tensor) -> list[Tensor]:
+    """Returns the masked positions of each value as rows (n,) or (n, N).
 
-    What a chunk computes is not kept for backward, but recomputed. Where to select rows would wait for the device,
-    which alone knows how many there are, all positions are given: weights among the values must be 0 outside the mask.
+    Where to select them would wait for the device, which alone knows how many there are, all positions are returned:
+    weights among the values must be 0 outside the mask.
 
     Args:
         mask: (B, T) bool.
         values: (B, T) or (B, T, N) each.
     """
     on_host = mask.device.type == "cpu"
-    rows = [value[mask] if on_host else value.flatten(0, 1) for value in values]
-    chunks = zip(*(each.split(chunk_rows) for each in rows), strict=True)
+    return [value[mask] if on_host else value.flatten(0, 1) for value in values]
+
+
+def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor, *values: Tensor) -> Tensor:
+    """Returns the sum of chunk_sum(rows of each of `values`) over the masked positions, `chunk_rows` at a time.
+
+    What a chunk computes is not kept for backward, but recomputed. Weights among the values must be 0 outside the mask.
+
+    Args:
+        mask: (B, T) bool.
+        values: (B, T) or (B, T, N) each.
+    """
+    chunks = zip(*(each.split(chunk_rows) for each in mask_rows(mask, *values)), strict=True)
     return torch.stack([checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 

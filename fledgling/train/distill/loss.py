@@ -18,47 +18,16 @@ from torch import Tensor
 
 from fledgling.config import DistillConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.model.head_chunk import head_chunk_tokens
+from fledgling.model.linear import apply_linear
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
-from fledgling.train.loss import StepMetrics, logprobs_from_hidden, sum_by_chunk
+from fledgling.train.distill.divergence import EAGER, Divergences, DivergenceSum
+from fledgling.train.loss import StepMetrics, logprobs_from_hidden, mask_rows
 
 MAX_LOGPROB = -1e-6  # of a span, so that log(1 - p) stays finite
 
 
 # ---- formulas --------------------------------------------------------------------------------------
-
-
-def token_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Returns KL(teacher || model) in nats (n,).
-
-    Args:
-        logits: (n, V), of the model, already divided by the temperature.
-        teacher_logits: (n, V), likewise.
-    """
-    teacher, model = teacher_logits.log_softmax(-1), logits.log_softmax(-1)
-    return (teacher.exp() * (teacher - model)).sum(-1)
-
-
-def top_k_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    """Returns log p of each of `ids` (n, K), and of all other tokens together: (n, K + 1), from logits (n, V).
-
-    That of the others is a sum over them, not 1 less the rest, so that it is exact where it is small.
-    """
-    total = logits.logsumexp(-1, keepdim=True)
-    others = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([logits.gather(-1, ids), others], -1) - total
-
-
-def top_k_divergence(logits: Tensor, ids: Tensor, teacher_logprobs: Tensor) -> Tensor:
-    """Returns KL(teacher || model) in nats (n,), of K tokens and of all others as one class.
-
-    Args:
-        logits: (n, V), of the model, already divided by the temperature.
-        ids: (n, K), the tokens that the teacher finds most likely.
-        teacher_logprobs: (n, K + 1), the result of `top_k_logprobs` for the teacher's logits, divided likewise.
-    """
-    return (teacher_logprobs.exp() * (teacher_logprobs - top_k_logprobs(logits, ids))).sum(-1)
 
 
 def span_divergence(logprobs: Tensor, teacher_logprobs: Tensor, temperature: float) -> Tensor:
@@ -85,6 +54,7 @@ def distillation_loss(
     config: DistillConfig,
     teacher: Transformer | None = None,
     metrics: StepMetrics | None = None,
+    divergences: Divergences = EAGER,
 ) -> Tensor:
     """Returns the loss (0-d), summed over the batch's targets.
 
@@ -96,6 +66,7 @@ def distillation_loss(
         config: weight and temperature.
         metrics: receives the number of targets and the summed divergence, without the factors; of spans also `aligned`,
             the number of tokens that belong to one.
+        divergences: of tokens, as they are or compiled.
     """
     mask, weight, temperature = batch.targets != IGNORE_INDEX, config.weight, config.temperature
     is_live = batch.teacher_logprobs is None
@@ -105,7 +76,7 @@ def distillation_loss(
         divergence = _span_sum(model, hidden, batch, mask, temperature)
         factor = temperature
     else:
-        divergence = _token_sum(model, hidden, batch, mask, temperature, teacher, teacher_hidden)
+        divergence = _token_sum(model, hidden, batch, mask, temperature, divergences, teacher, teacher_hidden)
         factor = temperature**2
     if metrics is not None:
         aligned = {} if batch.span_ids is None else {"aligned": (batch.span_ids > 0).sum()}
@@ -118,14 +89,14 @@ def distillation_loss(
     )
 
 
-@torch.no_grad()
+@torch.enable_grad()  # a model's compiled blocks run in training alone, and frozen weights have no gradients
 def compute_teacher_hidden(teacher: Transformer | None, batch: Batch) -> Tensor:
-    """Runs the teacher's forward pass without gradients; returns its hidden states (B, T, C).
+    """Runs the forward pass of a teacher, whose weights are frozen; returns its hidden states (B, T, C).
 
     teacher: None is an error, of a batch without stored predictions.
     """
     assert teacher is not None, "the batch has no stored predictions, and there is no teacher to compute them"
-    return teacher(batch.tokens, batch.document_ids)
+    return teacher(batch.tokens, batch.document_ids).detach()
 
 
 def _token_sum(
@@ -134,31 +105,35 @@ def _token_sum(
     batch: Batch,
     mask: Tensor,
     temperature: float,
+    divergences: Divergences,
     teacher: Transformer | None,
     teacher_hidden: Tensor | None,
 ) -> Tensor:
-    """Returns the summed divergence of tokens (0-d); logits exist for one chunk at a time, in backward too.
+    """Returns the summed divergence of tokens (0-d); logits exist for one chunk at a time.
 
     Args:
         hidden: (B, T, C), of the model.
         mask: (B, T), true at targets.
+        divergences: as they are or compiled.
         teacher: its head is used where `teacher_hidden` (B, T, C) is given; None: the batch has stored predictions.
     """
+    config, target_weights = model.config, mask.to(torch.float32)
+    if teacher is not None and teacher_hidden is not None:
+        rows, weights, teacher_rows = mask_rows(mask, hidden, target_weights, teacher_hidden)
 
-    def live_sum(rows: Tensor, weights: Tensor, teacher_rows: Tensor) -> Tensor:
-        assert teacher is not None
-        logits, teacher_logits = model.compute_logits(rows), teacher.compute_logits(teacher_rows)
-        return (token_divergence(logits / temperature, teacher_logits / temperature) * weights).sum()
+        def divergence(z: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            teacher_z = apply_linear(teacher_rows[part], teacher.head)
+            return divergences.tokens(z, teacher_z, config, teacher.config, temperature)
+    else:
+        assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
+        rows, weights, ids, logprobs = mask_rows(
+            mask, hidden, target_weights, batch.teacher_ids, batch.teacher_logprobs
+        )
 
-    def stored_sum(rows: Tensor, weights: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-        return (top_k_divergence(model.compute_logits(rows) / temperature, ids, logprobs) * weights).sum()
+        def divergence(z: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            return divergences.top_k(z, ids[part], logprobs[part], config, temperature)
 
-    chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
-    if teacher_hidden is not None:
-        return sum_by_chunk(live_sum, chunk_rows, mask, hidden, mask.to(torch.float32), teacher_hidden)
-    assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
-    fields = batch.teacher_ids, batch.teacher_logprobs
-    return sum_by_chunk(stored_sum, chunk_rows, mask, hidden, mask.to(torch.float32), *fields)
+    return DivergenceSum.apply(rows, model.head.trained_weight(), weights, divergence)
 
 
 def _span_sum(model: Transformer, hidden: Tensor, batch: Batch, mask: Tensor, temperature: float) -> Tensor:

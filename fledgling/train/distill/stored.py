@@ -43,7 +43,8 @@ from fledgling.record.atomic_directory import (
 )
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import name_dtype
-from fledgling.train.distill.loss import top_k_logprobs
+from fledgling.train.distill.divergence import top_k_logprobs
+from fledgling.train.distill.loss import compute_teacher_hidden
 
 FORMAT = "fledgling-predictions-1"
 SHARD_VALUES = 1 << 24  # log-probabilities of a shard, about: 64 MiB with their ids
@@ -66,7 +67,7 @@ def predict_rows(teacher: Transformer, batch: Batch, top_k: int, temperature: fl
     """Returns the teacher's predictions at the targets of each row."""
     on_device = batch.to(teacher.head.weight.device)
     mask = on_device.targets != IGNORE_INDEX
-    hidden = teacher(on_device.tokens, on_device.document_ids)[mask]  # (targets, C)
+    hidden = compute_teacher_hidden(teacher, on_device)[mask]  # (targets, C)
     ids, logprobs = [], []
     for rows in hidden.split(head_chunk_tokens(teacher.config.vocab_size, hidden.device.type)):
         logits = teacher.compute_logits(rows) / temperature
@@ -164,10 +165,10 @@ class PredictionStore:
             for batch in whole.build_batches(step):
                 keys = hash_rows(batch)
                 known = self.find(keys)[:, 0] >= 0
-                new = [row for row, key in enumerate(keys) if not known[row] and int(key) not in pending]
-                if new:
-                    part = Batch(**{name: value[new] for name, value in vars(batch).items() if value is not None})
-                    pending |= {row[0]: row for row in predict_rows(teacher, part, self.top_k, self.temperature)}
+                new = {int(key) for row, key in enumerate(keys) if not known[row]} - pending.keys()
+                if new:  # the whole batch, because compiled blocks are made for its shape
+                    predicted = predict_rows(teacher, batch, self.top_k, self.temperature)
+                    pending |= {row[0]: row for row in predicted if row[0] in new}
             is_full = sum(len(row[1]) for row in pending.values()) * (self.top_k + 1) >= SHARD_VALUES
             if is_full or step == steps - 1:
                 self._write(list(pending.values()), {stream: step + 1}, time.monotonic() - start)

@@ -14,7 +14,7 @@ from fledgling.data.multi_token_prediction import NEXT_TOKEN_ONLY
 from fledgling.data.shards import ShardWriter, TokenShard
 from fledgling.data.stream import BatchBuilder, RowSource
 from fledgling.train.distill import stored
-from fledgling.train.distill.loss import top_k_logprobs
+from fledgling.train.distill.divergence import top_k_logprobs
 from fledgling.train.distill.stored import PredictionStore
 from tests.invariants.losses import make_teacher
 
