@@ -141,7 +141,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     speed_name = name_device(setup, world.device)
     is_saved = bool(speed_name and world.size == 1 and peak)
     what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens, {setup.dtype_name}"
-    what += "" if setup.compiled else ", not compiled"
+    what += "" if setup.compiled else measured_speed.NOT_COMPILED
     datasheet = find_datasheet_peak(setup, world.device)
     if speed_name and is_saved and peak:
         day = time.strftime("%Y-%m-%d")
@@ -150,6 +150,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
                 *(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day),
                 flops_per_token=training_flops_per_token(config),
                 micro_batch_tokens=tokens,
+                compiled=setup.compiled,
             )
         )
     return {

@@ -11,6 +11,7 @@ from fledgling.plan.hardware import DeviceSpec
 # eight H100, this package 50.9 % at depth 20 and 42.8 % at depth 12 on one (docs/gpu.md); two CPU cores reached 29 to
 # 45 % of their measured matrix-product throughput.
 ASSUMED_MFU = {"gpu": 0.45, "cpu": 0.35}
+EAGER_SHARE = 0.5  # of the utilization of a compiled step, that one which is not compiled reaches on a CPU
 
 
 def require_utilization(mfu: float | None) -> None:
@@ -29,6 +30,14 @@ def require_price(price: float) -> float:
 def assumed_mfu(device: DeviceSpec) -> float:
     """Returns the utilization that is assumed for a device."""
     return ASSUMED_MFU["cpu" if device.kind == "cpu" else "gpu"]
+
+
+def find_eager_share(device: str, compiled: bool) -> float:
+    """Returns the utilization of a step as a share of a compiled one's: 1 where it is, and on GPUs, which have none.
+
+    device: torch's type of it.
+    """
+    return EAGER_SHARE if device == "cpu" and not compiled else 1.0
 
 
 def estimate_hours(flops: float, device: DeviceSpec, ranks: int = 1, mfu: float | None = None) -> float:

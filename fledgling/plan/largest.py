@@ -123,7 +123,7 @@ def plan_depth(
     config, step = fitting
     horizon = compute_horizon(config)
     per_token = flops.training_flops_per_token(config)
-    utilization, device = choose_utilization(device, mfu, None, per_token, step.tokens)
+    utilization, device = choose_utilization(device, mfu, None, per_token, step.tokens, step.compiled)
     hours = cost.estimate_hours(per_token * horizon.tokens, device, 1, utilization["mfu"])
     return TrainedModel(
         depth,

@@ -18,6 +18,7 @@ from fledgling.plan.hardware import DEVICES, find_product
 from fledgling.record import write_json
 from fledgling.runtime.known_peaks import find_cache_folder
 
+NOT_COMPILED = ", not compiled"  # ends the description of such a model
 MAX_SHAPE_RATIO = 2.0  # of FLOPs per token, and of tokens of a forward/backward, in either direction
 
 
@@ -33,6 +34,7 @@ class MeasuredSpeed:
     date: str
     flops_per_token: float
     micro_batch_tokens: int
+    compiled: bool = True
 
     def distance(self, flops_per_token: float, micro_batch_tokens: int) -> float:
         """Returns the larger of the two ratios to another shape, at least 1."""
@@ -53,7 +55,8 @@ def list_speeds(device: str) -> list[MeasuredSpeed]:
     found = []
     for entry in _read_saved().values():
         try:
-            speed = MeasuredSpeed(**entry)
+            compiled = not str(entry.get("model")).endswith(NOT_COMPILED)  # of an earlier version's, which has no field
+            speed = MeasuredSpeed(**{"compiled": compiled, **entry})
             lowest = min(speed.peak_flops, speed.flops_per_token, speed.micro_batch_tokens)
             plausible = 0 < speed.mfu <= 1 and lowest > 0
         except TypeError:
@@ -75,9 +78,12 @@ def name_planned_device(run: RunConfig) -> str:
     return reached[max(reached)] if reached and is_open else run.hardware
 
 
-def load_speed(device: str, flops_per_token: float, micro_batch_tokens: int) -> MeasuredSpeed | None:
-    """Returns the measured speed of the shape nearest to a planned step; None if none is near."""
-    distance = {speed: speed.distance(flops_per_token, micro_batch_tokens) for speed in list_speeds(device)}
+def load_speed(
+    device: str, flops_per_token: float, micro_batch_tokens: int, compiled: bool = True
+) -> MeasuredSpeed | None:
+    """Returns the measured speed of the shape nearest to a planned step, compiled or not; None if none is near."""
+    speeds = [speed for speed in list_speeds(device) if speed.compiled == compiled]
+    distance = {speed: speed.distance(flops_per_token, micro_batch_tokens) for speed in speeds}
     nearest = min(distance, key=lambda speed: distance[speed], default=None)
     return nearest if nearest is not None and distance[nearest] <= MAX_SHAPE_RATIO else None
 

@@ -170,7 +170,9 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     rows = recipe_horizon(recipe).batch_tokens // config.context
     micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
     per_token = flops.training_flops_per_token(config)
-    utilization, device = choose_utilization(device, settings.mfu, settings.peak_flops, per_token, micro_batch_tokens)
+    utilization, device = choose_utilization(
+        device, settings.mfu, settings.peak_flops, per_token, micro_batch_tokens, step.compiled
+    )
     return replace(context, device=device, utilization=utilization)
 
 
@@ -289,7 +291,10 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
     step = _split(name, stage.micro_batch_size, rows, context)
     per_token += step.teacher.added_flops(config) if step.teacher else 0
     empty = 0.0 if isinstance(stage, RLConfig | DPOConfig) else empty_share(rows, step)
-    hours = cost.estimate_hours(per_token * tokens, device, ranks, context.mfu) / (1 - empty)
+    slower = cost.find_eager_share(step.device, step.compiled) / cost.find_eager_share(
+        device.kind, context.step.compiled
+    )
+    hours = cost.estimate_hours(per_token * tokens, device, ranks, context.mfu * slower) / (1 - empty)
     values = {
         "steps": steps,
         "rows_per_step": rows,

@@ -14,6 +14,7 @@ def choose_utilization(
     peak_flops: float | None,
     flops_per_token: float,
     micro_batch_tokens: int,
+    compiled: bool,
 ) -> tuple[dict[str, Any], hardware.DeviceSpec]:
     """Returns the utilization to assume with its source, and the device with the peak that it refers to.
 
@@ -25,12 +26,16 @@ def choose_utilization(
         mfu: given by the user.
         peak_flops: FLOP/s measured by the run that is planned: then all shares are of this peak, as the shares that the
             run records. None: of the table's peak, or of the benchmark's.
+        flops_per_token: of the planned model, in training.
+        micro_batch_tokens: of a forward and backward pass.
+        compiled: whether the step is; what was measured of one that is not says nothing of it.
     """
     datasheet, source = None if device.is_measured else device.peak_flops, "table"
     if peak_flops:
         device, source = replace(device, peak_flops=peak_flops), "run"
-    measured = measured_speed.load_speed(device.name, flops_per_token, micro_batch_tokens)
-    utilization: dict[str, Any] = {"mfu": cost.assumed_mfu(device), "mfu_source": "table"}
+    measured = measured_speed.load_speed(device.name, flops_per_token, micro_batch_tokens, compiled)
+    assumed = cost.assumed_mfu(device) * cost.find_eager_share(device.kind, compiled)
+    utilization: dict[str, Any] = {"mfu": assumed, "mfu_source": "table"}
     if mfu is not None:
         utilization = {"mfu": mfu, "mfu_source": "given"}
     elif measured is not None:

@@ -48,7 +48,8 @@ def plan_budgeted_run(
     require_utilization(mfu)
     per_token = training_flops_per_token(recipe.resolve_model())
     rows = recipe.pretrain.micro_batch_size or 1
-    utilization, device = choose_utilization(device, mfu, None, per_token, rows * recipe.resolve_model().context)
+    tokens, compiled = rows * recipe.resolve_model().context, device.compiles(recipe.run.compile)
+    utilization, device = choose_utilization(device, mfu, None, per_token, tokens, compiled)
     flops = device.peak_flops * utilization["mfu"] * ranks
     sources = {"table": "assumed", "given": "--mfu", "measured": "of `fledgling bench train`"}
     speed = TrainingSpeed(flops, per_token, sources[utilization["mfu_source"]])

@@ -15,7 +15,8 @@ QUICKSTART = 23_592_960  # FLOPs of a token; 16 rows of 256 tokens
 
 def save(device, mfu, peak, flops_per_token=QUICKSTART, tokens=4096, model="a model"):
     date = "2026-01-02"
-    speed = measured_speed.MeasuredSpeed(device, mfu, peak, 9_000.0, model, date, flops_per_token, tokens)
+    compiled = not model.endswith(measured_speed.NOT_COMPILED)
+    speed = measured_speed.MeasuredSpeed(device, mfu, peak, 9_000.0, model, date, flops_per_token, tokens, compiled)
     measured_speed.save_speed(speed)
 
 
@@ -103,3 +104,24 @@ def test_a_recipe_of_a_processor_is_planned_for_the_one_that_was_measured(monkey
     assert json.loads(capsys.readouterr().out)["hardware"]["name"] == "cpu-mixed"
     main(["plan", "quickstart", "--json", "--set", "run.dtype=bfloat16"])
     assert json.loads(capsys.readouterr().out)["hardware"]["name"] == "cpu-bf16"
+
+
+def test_a_step_that_is_not_compiled_is_planned_slower_and_its_speed_says_nothing_of_others(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    hours = {
+        (compile, method): make_plan(
+            load_recipe("quickstart", [f"run.compile={compile}", "run.dtype=bfloat16", f"adapter.method={method}"])
+        )["stages"]["sft"]["hours"]
+        for compile in ("auto", "off")
+        for method in ("none", "lora")
+    }
+    assert hours["off", "none"] == pytest.approx(hours["auto", "none"] / cost.EAGER_SHARE)
+    assert hours["off", "lora"] == pytest.approx(hours["auto", "lora"]), "blocks with an adapter are not compiled here"
+    save("cpu-bf16", 0.4, 4e11, model="fledgling 4 x 256, not compiled")
+    assert load("cpu-bf16") is None
+    saved = json.loads(measured_speed.speed_file().read_text())
+    measured_speed.speed_file().write_text(json.dumps({k: v for k, v in saved.items() if v.pop("compiled") is False}))
+    assert load("cpu-bf16") is None, "an entry of an earlier version, whose description alone says so"
+    recipe = load_recipe("quickstart", ["run.compile=off"])
+    assert make_plan(recipe)["time"]["mfu"] == 0.4
+    assert make_plan(load_recipe("quickstart"))["time"]["mfu_source"] == "table"
