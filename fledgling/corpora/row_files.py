@@ -18,6 +18,7 @@ from fledgling.files.columns import fold_name
 from fledgling.files.opening import IF_ENCODED
 from fledgling.files.parquet import iterate_batches, open_parquet
 from fledgling.files.values import Unreadable, iterate_json, parse_json_line, read_lines, read_table
+from fledgling.text.form_columns import MESSAGE_ALONE
 
 TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
 NAME_COLUMN = (
@@ -95,6 +96,8 @@ def _find_text_column(names: Iterable[str], requested: str | None, file: Path) -
     by_folded_name = {**{fold_name(name): name for name in names}, **{name: name for name in names}}
     if requested is None:
         column = next((by_folded_name[name] for name in TEXT_COLUMNS if name in by_folded_name), None)
+        if {"role", "content"} <= by_folded_name.keys():
+            raise NoTextColumnError(f"{file}: has messages, a row each, not documents; {MESSAGE_ALONE}")
         if column is not None:
             return column
         if "messages" in names:

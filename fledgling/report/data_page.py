@@ -47,6 +47,8 @@ def list_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     left_out = found["left_out"]
     facts.append(("left out", f"{left_out['rows']:,} rows" + (f"; {left_out['first']}" if left_out["first"] else "")))
     facts += [("messages", f"{count:,} {change}") for change, count in found["changed"].items()]
+    if typed := found["typed_controls"]:
+        facts.append(("names of control tokens", f"{typed:,} rows have some, which stay text; shown below as \\<|…|>"))
     facts += [("same text as an earlier row", f"{repeats['exact']:,} rows"), ("nearly the same", near)]
     if cut is None:
         facts.append(("cut", "not known: give --run, whose tokenizer and context decide it"))

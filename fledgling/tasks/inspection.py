@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import chain, groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ from fledgling.files.columns import CONVERSATION_COLUMNS, DOCUMENT_COLUMNS, JUDG
 from fledgling.tasks import CHAT_PREFIX, PUBLIC_TASKS
 from fledgling.tasks.contamination import read_test_splits
 from fledgling.tasks.conversations import CHANGES
-from fledgling.text.conversation import RenderedConversation, render_conversations
-from fledgling.text.form_columns import CHOSEN, LABELS, find_column, rename_columns
+from fledgling.tasks.inspected_rows import Entry, Examples, compile_names, render_example
+from fledgling.text.conversation import render_conversations
+from fledgling.text.form_columns import LABELS, explain_no_form, find_column, rename_columns
 from fledgling.text.forms import parse_conversation, recognize_form
-from fledgling.text.preferences import parse_judged, parse_pair
+from fledgling.text.preferences import holds_pair, parse_judged, parse_pair
 from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 KINDS = {  # what a file holds -> the columns that may be named
@@ -48,32 +49,12 @@ KINDS = {  # what a file holds -> the columns that may be named
     "judged answers": JUDGED_COLUMNS,
     "documents": DOCUMENT_COLUMNS,
 }
-EXAMPLES = 10
 MAX_ROWS = 100_000
-MAX_SHOWN_CHARACTERS = 4_000  # of an example
 SAMPLED_ROWS = 200  # that decide what a file holds
 ROWS_PER_BATCH = 1_000
 SIMILARITY = 0.8  # of two texts' sets of shingles, from which they are near-duplicates
 SHINGLE_WORDS = 3
 MAX_LISTED = 5  # duplicates and overlaps that are named
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row: its place, its form, and the conversations in it (of a document none), or its text."""
-
-    place: str
-    form: str
-    conversations: tuple[dict[str, Any], ...] = ()
-    text: str = ""
-
-    def plain_text(self) -> str:
-        """Returns all text of the row, without control tokens."""
-        if not self.conversations:
-            return self.text
-        messages = [message for conversation in self.conversations for message in conversation["messages"]]
-        contents = [message["content"] for message in messages]
-        return "\n".join(c if isinstance(c, str) else "\n".join(part["text"] for part in c) for c in contents)
 
 
 @dataclass
@@ -110,26 +91,6 @@ class Repeats:
             self.near += not self.finder.add_pairs([(place, shingles)])[0]
 
 
-@dataclass
-class Examples:
-    """Rows at equal distances, of any number of rows: when there are too many, every other one is dropped."""
-
-    kept: list[Entry] = field(default_factory=list)
-    stride: int = 1
-
-    def add(self, entry: Entry, number: int) -> None:
-        """Keeps row `number`, counted from 0, if it is at such a distance."""
-        if number % self.stride == 0:
-            self.kept.append(entry)
-        if len(self.kept) > 2 * EXAMPLES:
-            self.kept, self.stride = self.kept[::2], 2 * self.stride
-
-    def choose(self) -> list[Entry]:
-        """Returns at most `EXAMPLES` of them."""
-        count = min(EXAMPLES, len(self.kept))
-        return [self.kept[index * len(self.kept) // count] for index in range(count)]
-
-
 def inspect_data(
     source: str,
     tokenizer: Tokenizer | None = None,
@@ -164,7 +125,8 @@ def inspect_data(
         entries = _read_documents(files, path, columns.get("text"), skipped)
     else:
         entries = _read_rows(files, kind, columns, bad, changes, mapped)
-    forms, repeats, examples, count = Counter[str](), Repeats.create(), Examples(), 0
+    forms, repeats, examples, count, typed = Counter[str](), Repeats.create(), Examples(), 0, 0
+    names = compile_names(words)
     lengths: list[int] = []
     learned: list[int] = []
     texts: list[Document] = []
@@ -172,6 +134,7 @@ def inspect_data(
         for entry in batch:
             forms[entry.form] += 1
             texts.append(Document(entry.plain_text(), "file", entry.place))
+            typed += names.search(texts[-1].text) is not None
             repeats.add(texts[-1].text, entry.place)
             examples.add(entry, count)
             count += 1
@@ -193,6 +156,7 @@ def inspect_data(
         "forms": dict(forms.most_common()),
         "left_out": {"rows": bad.count or skipped.total, "first": bad.explain() or str(skipped)},
         "changed": {CHANGES[name]: number for name, number in changes.most_common()},
+        "typed_controls": typed,
         "unit": "tokens" if tokenizer else "bytes",
         "lengths": _summarize(lengths),
         "learned": int(sum(learned)),
@@ -200,7 +164,7 @@ def inspect_data(
         "cut": _count_cut(lengths, context, kind) if tokenizer and context else None,
         "repeats": {"exact": repeats.exact, "near": repeats.near, "examples": repeats.examples},
         "overlap": _find_exam_overlap(texts, exams, data_dir),
-        "examples": [_render_example(entry, words) for entry in examples.choose()],
+        "examples": [render_example(entry, words) for entry in examples.choose()],
     }
 
 
@@ -237,10 +201,11 @@ def _find_kind(files: Sequence[Path], columns: Mapping[str, str]) -> str:
 
 def _kind_of(row: Row, columns: Mapping[str, str]) -> str:
     renamed = rename_columns(row, columns)
-    if isinstance(renamed, Mapping) and find_column(renamed, CHOSEN):
+    if holds_pair(renamed):
         return "pairs"
     if not recognize_form(row, columns):
-        return "documents"
+        is_named = "text" in columns or not isinstance(row, Mapping)
+        return "documents" if is_named or not explain_no_form(row) else "conversations"  # an error of one line
     return "judged answers" if isinstance(renamed, Mapping) and find_column(renamed, LABELS) else "conversations"
 
 
@@ -334,25 +299,3 @@ def _find_exam_overlap(
         matches = [{"row": match.origin, "words": match.words} for _, match in sorted(report.matches.items())]
         found[name] = {"items": len(items), "overlapping": len(matches), "matches": matches[:MAX_LISTED]}
     return found
-
-
-def _render_example(entry: Entry, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns a row as pieces of text, each with whether it is learned; long ones are cut."""
-    if not entry.conversations:
-        pieces = [(entry.text[:MAX_SHOWN_CHARACTERS], True)]
-    else:
-        pieces = []
-        for rendered in chain.from_iterable(render_conversations(tokenizer, entry.conversations)):
-            pieces += _split_by_mask(rendered, tokenizer)
-    shown, left = [], MAX_SHOWN_CHARACTERS
-    for text, is_learned in pieces:
-        if left > 0:
-            shown.append({"text": text if len(text) <= left else f"{text[:left]} …", "learned": is_learned})
-        left -= len(text)
-    return {"place": entry.place, "form": entry.form, "pieces": shown}
-
-
-def _split_by_mask(rendered: RenderedConversation, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    pairs = zip(rendered.tokens.tolist(), rendered.mask.tolist(), strict=True)
-    for is_learned, group in groupby(pairs, key=lambda pair: pair[1]):
-        yield tokenizer.decode([token for token, _ in group]), is_learned

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fledgling.config import show_name
 from fledgling.files.columns import fold_name
+from fledgling.text.cell_values import is_list, is_message
 
 MESSAGES = ("messages", "conversations", "conversation")
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
@@ -14,10 +16,13 @@ ANSWERS = ("output", "completion", "response", "answer", "solution")
 CONTEXTS = ("input", "context")  # follow the question
 SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-CHOSEN, REJECTED = ("chosen", "preferred_output"), ("rejected", "non_preferred_output")
+CHOSEN = ("chosen", "chosen_response", "preferred_output")
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
+RANKED = ("answers",)  # answers with their ranks
 LABELS = ("label", "kto_tag")
-GROUPS = (MESSAGES, QUESTIONS[:-1], ANSWERS, CONTEXTS, SYSTEMS)  # of columns of which a row needs one
-KNOWN = frozenset((*sum(GROUPS, ()), *TOOLS, *CHOSEN, *REJECTED, *LABELS, "history"))
+GROUPS = (MESSAGES, QUESTIONS[:-1], ANSWERS, CONTEXTS, SYSTEMS, CHOSEN, REJECTED)  # a row needs one of each
+KNOWN = frozenset((*sum(GROUPS, ()), *TOOLS, *RANKED, *LABELS, "history"))
+MESSAGE_ALONE = 'put the messages of a conversation into one list: {"messages": [...]}, or [...] on a line of .jsonl'
 
 Row = Mapping[str, Any] | Sequence[Any]
 
@@ -51,6 +56,19 @@ def find_messages(row: Mapping[str, Any]) -> str | None:
     """Returns the column of a row's messages; None where it is empty and the row has a question."""
     column = find_column(row, MESSAGES)
     return None if column and is_blank(row[column]) and find_column(row, QUESTIONS) else column
+
+
+def explain_no_form(row: Mapping[str, Any]) -> str:
+    """Returns why a row, or a file of one object, is no conversation, where its form tells it; else ""."""
+    if is_message(row):
+        return f"a message alone, no conversation; {MESSAGE_ALONE}"
+    lists = [name for name, value in row.items() if is_list(value) and value and isinstance(value[0], Mapping)]
+    if len(lists) != 1 or fold_name(lists[0]) in KNOWN:
+        return ""
+    name = show_name(lists[0])
+    if is_message(row[lists[0]][0]):
+        return f'its messages are in "{name}"; give the name after the path: PATH?messages={name}'
+    return f'its rows are in "{name}"; write that list as the whole file, or a row on each line of a .jsonl file'
 
 
 def is_blank(value: Any) -> bool:

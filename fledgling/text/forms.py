@@ -3,6 +3,7 @@
     messages          {"messages": [{"role", "content"}, ...]}, also OpenAI's form with tools, tool_calls and weight
     list of messages  [{"role", "content"}, ...]
     ShareGPT          {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]}
+                      also {"conversation": [{"human": "...", "assistant": "..."}, ...]}, as ms-swift has it
     Alpaca            {"instruction", "input", "output"}, with "history" [[question, answer], ...]
     prompt, answer    a column of `QUESTIONS` and one of `ANSWERS`, each text or a list of messages
 
@@ -25,10 +26,12 @@ from fledgling.text.cell_values import describe_kind, is_list, is_message, parse
 from fledgling.text.form_columns import (
     ANSWERS,
     CONTEXTS,
+    MESSAGES,
     QUESTIONS,
     SYSTEMS,
     TOOLS,
     Row,
+    explain_no_form,
     find_column,
     find_messages,
     is_blank,
@@ -46,6 +49,7 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
+EXCHANGE = ("system", "user", "tool", "assistant")  # of an object that has a message by the name of each role
 UNLEARNED = ("train", "training", "loss")  # keys of a message that are false where its answer is not to be learned
 CALL_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)  # calls as the Hermes models write them
 RESULT_TEXT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
@@ -71,7 +75,7 @@ def parse_conversation(
         UserError: no form is recognized, or the assistant says nothing in it.
     """
     try:
-        conversation = _read_conversation(rename_columns(row, columns))
+        conversation = read_conversation(rename_columns(row, columns))
         messages, made = normalize_trained_turns(conversation["messages"], conversation.get("tools"))
     except UserError as error:
         raise UserError(f"{place}: {error}; expected {EXPECTED}") from None
@@ -105,8 +109,9 @@ def recognize_form(row: Row, columns: Mapping[str, str] | None = None) -> str:
     if column := find_messages(row):
         listed = parse_list(row[column])
         first = listed[0] if is_list(listed) and listed else None
-        return "ShareGPT" if isinstance(first, Mapping) and "from" in first else column
-    if find_column(row, ANSWERS) and find_column(row, QUESTIONS):
+        is_named = isinstance(first, Mapping) and ("from" in first or len(_split_exchange(first)) > 1)
+        return "ShareGPT" if is_named else column
+    if find_column(row, ANSWERS) and (find_column(row, QUESTIONS) or _read_whole_answer(row)):
         names = (*QUESTIONS[:-1], *CONTEXTS, *ANSWERS)
         return ", ".join(name for name in names if find_column(row, [name]) and not is_blank(row[name]))
     return ""
@@ -117,19 +122,19 @@ def read_messages(value: Any) -> list[Message]:
     value = parse_list(value)
     if not is_list(value) or not value:
         raise UserError(f"expected a list of messages, got {describe_kind(value)}")
-    return split_written_calls([_read_message(number, message) for number, message in enumerate(value, 1)])
+    messages = [message for given in value for message in _split_exchange(given)]
+    return split_written_calls([_read_message(number, message) for number, message in enumerate(messages, 1)])
 
 
 def read_prompt(row: Mapping[str, Any]) -> list[Message]:
     """Returns the messages before an answer: system, history and question of a row. Raises UserError."""
-    messages: list[Message] = []
-    if (system := find_column(row, SYSTEMS)) and not is_blank(row[system]):
-        messages.append({"role": "system", "content": read_scalar(row[system])})
+    messages = add_system(row, [])
     if column := find_messages(row):
         return [*messages, *read_messages(row[column])]
     question = find_column(row, QUESTIONS)
     if question is None:
-        raise UserError(f"no form of a conversation has the columns {list_names(row)}; {MAP}")
+        reason = explain_no_form(row) or f"no form of a conversation has the columns {list_names(row)}; {MAP}"
+        raise UserError(reason)
     messages += _read_history(row)
     content = _read_text_or_messages(row[question], f'"{question}"')
     if not isinstance(content, str):
@@ -158,10 +163,12 @@ def read_tools(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"tools": list(tools)} if tools else {}
 
 
-def _read_conversation(row: Row) -> dict[str, Any]:
-    """Returns messages and tools of a row."""
+def read_conversation(row: Row) -> dict[str, Any]:
+    """Returns messages and tools of a row, before the rule of turns. Raises UserError."""
     if not isinstance(row, Mapping):
         return {"messages": read_messages(row)}
+    if whole := _read_whole_answer(row):
+        return {"messages": add_system(row, whole), **read_tools(row)}
     prompt = read_prompt(row)
     if find_messages(row) is None:
         answer = find_column(row, ANSWERS)
@@ -169,6 +176,24 @@ def _read_conversation(row: Row) -> dict[str, Any]:
             raise UserError(f"no answer in the columns {list_names(row)}; {MAP}")
         prompt += read_answer(row[answer])
     return {"messages": prompt, **read_tools(row)}
+
+
+def add_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """Returns messages after the system message in a row's column, if it has one and they have none."""
+    column = find_column(row, SYSTEMS)
+    if column is None or is_blank(row[column]) or any(message["role"] == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": read_scalar(row[column])}, *messages]
+
+
+def _read_whole_answer(row: Mapping[str, Any]) -> list[Message]:
+    """Returns the messages in the column of an answer without a question, from the user's on; [] for another row."""
+    answer = find_column(row, ANSWERS)
+    if answer is None or find_column(row, MESSAGES) or find_column(row, QUESTIONS):
+        return []
+    listed = parse_messages(row[answer])
+    messages = read_messages(listed) if is_list(listed) and any(map(is_message, listed)) else []
+    return messages if len(messages) > 1 and messages[0]["role"] != "assistant" else []
 
 
 def _read_text_or_messages(value: Any, what: str) -> str | list[Message]:
@@ -201,6 +226,16 @@ def _has_learned_part(message: Message) -> bool:
     """Returns whether any part of a message is learned."""
     content = message["content"]
     return message["role"] == "assistant" and (isinstance(content, str) or any(map(is_learned, content)))
+
+
+def _split_exchange(value: Any) -> list[Any]:
+    """Returns the messages of {"human": "...", "assistant": "..."}, a turn of each in one object, or `value` alone."""
+    if not isinstance(value, Mapping) or find_column(value, ("role", "from")):
+        return [value]
+    roles = {ROLES.get(name.lower(), name.lower()): text for name, text in value.items() if text is not None}
+    if not {"user", "tool"} & roles.keys() or "assistant" not in roles:
+        return [value]
+    return [{"role": role, "content": roles[role]} for role in EXCHANGE if role in roles]
 
 
 def _read_message(number: int, message: Any) -> Message:

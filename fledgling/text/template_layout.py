@@ -88,10 +88,7 @@ def render_pieces(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, An
     Raises:
         UserError: the template fails, or leaves a content out; a thought of an earlier answer may be left out.
     """
-    layout = tokenizer.chat_layout
-    assert layout is not None
-    names = {**layout.get("names", {}), **{key: layout[key] for key in ("bos_token", "eos_token") if layout.get(key)}}
-    whole = render_template(layout["chat_template"], messages, names, asks)
+    whole = _render(tokenizer, messages, asks)
     for number, message in enumerate(messages, start=1):
         content = message["content"]
         if (split_thought(content)[1] if message["role"] == "assistant" else content.strip()) not in whole:
@@ -102,11 +99,35 @@ def render_pieces(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, An
         return [Piece(whole, False)]
     cores: list[str] = []
     marked = [{**message, "content": _mark_content(message, cores)} for message in messages]
-    skeleton = _MARKS.split(render_template(layout["chat_template"], marked, names, asks))
+    skeleton = _MARKS.split(_render(tokenizer, marked, asks))
     pieces = [Piece(cores[int(part)] if index % 2 else part, bool(index % 2)) for index, part in enumerate(skeleton)]
     if join_pieces(pieces) != whole:
         raise UserError("the chat template changes messages with names of control tokens, so they cannot stay text")
     return [piece for piece in pieces if piece.text]
+
+
+def find_content_end(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, Any]], whole: str, start: int) -> int:
+    """Returns where the last message's content ends in the text `whole`, which begins with other messages to `start`.
+
+    Where the text has it more than once, as the answer "n" before "<|im_end|>", a rendering with a mark in its place
+    tells which it is.
+    """
+    content = split_thought(messages[-1]["content"])[1]
+    last = whole.rfind(content, start)
+    if last <= whole.find(content, start):
+        return last + len(content)
+    cores: list[str] = []
+    marked = [*messages[:-1], {**messages[-1], "content": _mark_content(messages[-1], cores)}]
+    after = _render(tokenizer, marked, False).rpartition(MARK.format(len(cores) - 1))[2]
+    end = len(whole) - len(after)
+    return end if whole[:end].endswith(content) and whole.endswith(after) else last + len(content)
+
+
+def _render(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, Any]], asks: bool) -> str:
+    layout = tokenizer.chat_layout
+    assert layout is not None
+    names = {**layout.get("names", {}), **{key: layout[key] for key in ("bos_token", "eos_token") if layout.get(key)}}
+    return render_template(layout["chat_template"], messages, names, asks)
 
 
 def _mark_content(message: Mapping[str, Any], cores: list[str]) -> str:

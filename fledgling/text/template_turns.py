@@ -24,6 +24,7 @@ from fledgling.text.template_layout import (
     Piece,
     cut_pieces,
     encode_pieces,
+    find_content_end,
     join_pieces,
     render_pieces,
     split_thought,
@@ -107,7 +108,7 @@ def render_turn(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, Any]
             start += len(text[start:]) - len(text[start:].lstrip())
             is_hostile = any(name in thought for name in tokenizer.special_tokens)
             before = [Piece(thought, is_hostile), Piece(END_OF_THOUGHT, False)]
-    place = text.rfind(content, start) + len(content) if content else start
+    place = find_content_end(tokenizer, messages, text, start) if content else start
     name = layout["end_of_turn"]
     found = text.find(name, place)
     end = found + len(name) if found >= 0 else place

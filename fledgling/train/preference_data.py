@@ -20,13 +20,17 @@ from fledgling.files import (
 )
 from fledgling.files.columns import JUDGED_COLUMNS, PAIR_COLUMNS
 from fledgling.text.conversation import render_conversation, render_prompt
-from fledgling.text.preferences import EXPECTED_JUDGED, EXPECTED_PAIR, Pair, parse_judged, parse_pair
+from fledgling.text.preferences import (
+    EXPECTED_JUDGED,
+    EXPECTED_PAIR,
+    SAME_ANSWERS,
+    NothingToLearnError,
+    Pair,
+    parse_judged,
+    parse_pair,
+)
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rollout import Rollout
-
-
-class NothingToLearnError(UserError):
-    """A prompt and what answers it do not fit in a row, or two answers are the same."""
 
 
 def render_pair(tokenizer: Tokenizer, pair: Pair, row_tokens: int, where: str) -> tuple[Rollout, bool]:
@@ -41,7 +45,7 @@ def render_pair(tokenizer: Tokenizer, pair: Pair, row_tokens: int, where: str) -
     was_cut = sum(map(len, documents)) < sum(map(len, tokens))
     if np.array_equal(documents[0], documents[1]):
         where_equal = f" in the {row_tokens} tokens of a row; raise model.context" if was_cut else ""
-        raise NothingToLearnError(f"{where}: the chosen and the rejected answer are the same{where_equal}")
+        raise NothingToLearnError(f"{where}: {SAME_ANSWERS}{where_equal}")
     return _make_rollout(documents, prompt_length), was_cut
 
 
@@ -68,12 +72,14 @@ def render_judged(
 class PreferenceFile:
     """Pairs of a file, or its judged answers, and the rows that are neither.
 
-    source: a path, which may be followed by the names of its columns.
+    source: a path, which may be followed by the names of its columns. unusable: rows of which nothing can be learned,
+    such as a pair of the same answers.
     """
 
     source: str
     judged: bool
     bad: BadRows = field(default_factory=BadRows)
+    unusable: BadRows = field(default_factory=BadRows)
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -102,6 +108,8 @@ class PreferenceFile:
                         yield parse_judged(row, where, self.columns), where
                     else:
                         yield list(zip(parse_pair(row, where, self.columns), (True, False), strict=True)), where
+                except NothingToLearnError as error:
+                    self.unusable.add(error)
                 except UserError as error:
                     self.bad.add(error)
         mapped.require_all()
@@ -109,6 +117,9 @@ class PreferenceFile:
     def require_rows(self, left: int) -> None:
         """Raises UserError, naming file and line, unless few rows are malformed and some, `left`, are not."""
         self.bad.require_few(self.count)
+        if not left and self.unusable.count:
+            lines = f"{self.unusable.count:,} {self.what}s"
+            raise UserError(f"dpo.pairs: none of the {lines} can be learned from; {self.unusable.first}")
         if not left:
             raise UserError(f"dpo.pairs: {self.path} holds no {self.what}; expected {self.expected}")
 
@@ -120,7 +131,7 @@ def check_preferences(source: str, judged: bool) -> str:
     """
     file = PreferenceFile(source, judged)
     file.require_rows(sum(1 for _ in file.iterate()))
-    return file.bad.describe(file.count)
+    return "; ".join(filter(None, (rows.describe(file.count) for rows in (file.bad, file.unusable))))
 
 
 def load_preferences(
@@ -137,7 +148,7 @@ def load_preferences(
     Raises:
         UserError: that names file and line: more than one row in a hundred is malformed, or nothing is left.
     """
-    file, unusable = PreferenceFile(source, judged), BadRows()
+    file = PreferenceFile(source, judged)
     found: list[tuple[Rollout, bool]] = []
     for answers, where in file.iterate():
         try:
@@ -146,13 +157,11 @@ def load_preferences(
             else:
                 found.append(render_pair(tokenizer, (answers[0][0], answers[1][0]), row_tokens, where))
         except NothingToLearnError as error:
-            unusable.add(error)
+            file.unusable.add(error)
         except UserError as error:
             file.bad.add(error)
-    file.require_rows(len(found) + unusable.count)
-    if not found:
-        raise UserError(f"dpo.pairs: none of the {unusable.count:,} {file.what}s can be learned from; {unusable.first}")
-    for rows in (file.bad, unusable):
+    file.require_rows(len(found))
+    for rows in (file.bad, file.unusable):
         if rows.count:
             log(f"dpo: {rows.count:,} of {file.count:,} {file.what}s are left out (first: {rows.first})")
     if cut := sum(was_cut for _, was_cut in found):

@@ -11,6 +11,7 @@ FOUND = {
     "forms": {"ShareGPT": 1200},
     "left_out": {"rows": 3, "first": "own.jsonl:7: <i>bad</i>"},
     "changed": {"joined to the one before": 4},
+    "typed_controls": 0,
     "unit": "tokens",
     "lengths": {"shortest": 5, "median": 40, "95 %": 90, "longest": 5000},
     "learned": 30,

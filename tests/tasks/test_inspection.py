@@ -8,7 +8,10 @@ import re
 import pytest
 
 from fledgling.config import UserError
-from fledgling.tasks.inspection import EXAMPLES, Examples, inspect_data
+from fledgling.corpora.prepare import read_source
+from fledgling.tasks.conversations import load_conversations
+from fledgling.tasks.inspected_rows import EXAMPLES
+from fledgling.tasks.inspection import inspect_data
 from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.made_up_sets import write_public_sets
 
@@ -62,6 +65,36 @@ def test_pairs_are_recognized_and_both_answers_shown(tmp_path, name):
     assert learned == ["Yes.<|assistant_end|>", "No.<|assistant_end|>"]
 
 
+def test_pairs_of_the_same_answers_are_left_out(tmp_path):
+    pair = {"messages": turns("Hi", "Yes.")["messages"], "rejected_response": "No."}
+    source = write(tmp_path / "own.jsonl", [pair, {**pair, "rejected_response": "Yes."}])
+    found = inspect_data(source, data_dir=tmp_path)
+    assert (found["kind"], found["rows"], found["left_out"]["rows"]) == ("pairs", 1, 1)
+    assert "own.jsonl:2: the chosen and the rejected answer are the same" in found["left_out"]["first"]
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.jsonl", "m.csv", "data.json", "rows.json"])
+def test_messages_that_are_rows_are_one_line_and_no_documents(tmp_path, name):
+    messages, path = turns("Hi", "Hello.")["messages"], tmp_path / name
+    contents = {
+        "m.json": json.dumps(messages),
+        "m.jsonl": "\n".join(map(json.dumps, messages)),
+        "m.csv": "role,content\nuser,Hi\nassistant,Hello.\n",
+        "data.json": json.dumps({"data": messages}),
+        "rows.json": json.dumps({"data": [{"messages": messages}]}),
+    }
+    path.write_text(contents[name])
+    place = "data" if "data" in contents[name] else "one list"
+    for read in (inspect_data, lambda source: load_conversations(source, "own")):
+        with pytest.raises(UserError, match=place) as error:
+            read(str(path))
+        assert f"{name}:1" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"one list|no column text"):
+        list(read_source(str(path), None))
+    if name == "data.json":
+        assert len(load_conversations(path, "own", {"messages": "data"})) == 1
+
+
 def test_judged_answers_and_columns_of_other_names_are_read(tmp_path):
     source = write(tmp_path / "own.jsonl", [{"q": "Hi", "a": "Hello.", "good": n % 2 == 0} for n in range(4)])
     found = inspect_data(f"{source}?prompt=q&answer=a&label=good", data_dir=tmp_path)
@@ -98,16 +131,6 @@ def test_more_rows_than_are_read_are_counted(tmp_path):
     found = inspect_data(source, data_dir=tmp_path, max_rows=20)
     assert found["rows"] == 20 and found["more_rows"]
     assert not inspect_data(source, data_dir=tmp_path, max_rows=30)["more_rows"]
-
-
-def test_examples_are_spread_over_any_number_of_rows():
-    for count in (1, 9, 10, 11, 500, 4321):
-        examples = Examples()
-        for number in range(count):
-            examples.add(number, number)
-        chosen = examples.choose()
-        assert len(chosen) == min(count, EXAMPLES) and chosen == sorted(set(chosen)) and chosen[0] == 0
-        assert max([b - a for a, b in zip(chosen, [*chosen[1:], count], strict=True)]) <= max(1, count // 4)
 
 
 @pytest.mark.parametrize(

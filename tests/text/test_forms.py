@@ -26,6 +26,11 @@ GOLDEN = {  # form -> row, and the text that is learned
         {"id": "1", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}], "system": "Add."},
         A + END,
     ),
+    "ms-swift's ShareGPT": ({"system": "S", "conversation": [{"human": Q, "assistant": A}]}, A + END),
+    "completion": (
+        {"completion": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}], "system": "S"},
+        A + END,
+    ),
     "ShareGPT with tools": (  # as LLaMA-Factory documents it: tools are the text of a list
         {
             "conversations": [
@@ -156,7 +161,15 @@ GOLDEN = {  # form -> row, and the text that is learned
 }
 
 
-NAMES = ("messages", "list of messages", "ShareGPT", "prompt, completion", "question, answer", "instruction, output")
+NAMES = (
+    "messages",
+    "list of messages",
+    "completion",
+    "ShareGPT",
+    "prompt, completion",
+    "question, answer",
+    "instruction, output",
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fledgling.config import UserError
-from fledgling.text.preferences import parse_judged, parse_pair
+from fledgling.text.preferences import NothingToLearnError, parse_judged, parse_pair
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello."), ("assistant", "No."))
@@ -38,6 +38,15 @@ SHAPES = {
         "preferred_output": json.dumps([GOOD]),
         "non_preferred_output": json.dumps([BAD]),
     },
+    "ms-swift": {"messages": [USER, GOOD], "rejected_response": "No."},
+    "ms-swift, all messages": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+    "ms-swift, query and response": {"query": "Hi", "response": "Hello.", "rejected_response": "No."},
+    "Argilla": {"instruction": "Hi", "chosen_response": "Hello.", "rejected_response": "No."},  # axolotl
+    "ranks": {  # Nectar
+        "prompt": "\n\nHuman: Hi\n\nAssistant: ",
+        "answers": [{"answer": "Ho.", "rank": 3.0}, {"answer": "No.", "rank": 2.0}, {"answer": "Hello.", "rank": 1.0}],
+    },
+    "a dialogue before": {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello.", "rejected": "No."},
     "lists as text": {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])},  # of a .csv
 }
 
@@ -51,8 +60,41 @@ def test_a_pair_of_any_shape_is_two_conversations(shape):
 def test_a_prompt_keeps_its_system_message_and_its_columns_may_have_other_names():
     row = {"system": "S", "Frage": "Hi", "gut": "Hello.", "schlecht": "No."}
     columns = {"prompt": "Frage", "chosen": "gut", "rejected": "schlecht"}
+    swift = {"messages": [USER, GOOD], "schlecht": "No."}
+    assert parse_pair(swift, "here", {"rejected": "schlecht"}) == EXPECTED
     system = {"role": "system", "content": "S"}
     assert parse_pair(row, "here", columns) == tuple({"messages": [system, USER, answer]} for answer in (GOOD, BAD))
+
+
+def test_the_words_with_which_two_texts_begin_are_the_prompt():
+    good, bad = parse_pair({"chosen": "The sky is blue.", "rejected": "The sky is bleak."}, "here")  # TRL, standard
+    assert [m["content"] for m in good["messages"]] == ["The sky is", " blue."]
+    assert [m["content"] for m in bad["messages"]] == ["The sky is", " bleak."]
+    good, _ = parse_pair({"system": "S", "chosen": "The sky is", "rejected": "The sky is green."}, "here")
+    assert [m["content"] for m in good["messages"]] == ["S", "The sky", " is"]
+
+
+def test_a_system_column_precedes_whole_conversations():
+    system = {"role": "system", "content": "S"}
+    for row in ({"prompt": "Hi", **SHAPES["whole conversations"]}, SHAPES["ms-swift, all messages"]):
+        pair = parse_pair({"system": "S", **row}, "here")  # axolotl's chatml.ultra
+        assert [each["messages"] for each in pair] == [[system, USER, GOOD], [system, USER, BAD]]
+
+
+def test_answers_with_calls_follow_the_prompt():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    row = {"prompt": [USER], "chosen": [call, {"role": "tool", "content": "5"}, GOOD], "rejected": [BAD]}
+    good, bad = parse_pair(row, "here")
+    assert [part["type"] for part in good["messages"][1]["content"]] == ["python", "output", "text"]
+    assert bad == EXPECTED[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_two_answers_that_are_the_same_teach_nothing(shape):
+    row = json.loads(json.dumps(SHAPES[shape]).replace("No.", "Hello."))
+    for parse in (parse_pair, parse_judged):
+        with pytest.raises(NothingToLearnError, match="here: the chosen and the rejected answer are the same"):
+            parse(row, "here")
 
 
 def test_numbers_are_answers():
@@ -65,12 +107,17 @@ def test_a_judged_answer_has_a_label(label):
     assert parse_judged({"prompt": "Hi", "completion": "Hello.", "label": label}, "here") == [(EXPECTED[0], True)]
     row = {"messages": [USER, BAD], "kto_tag": False}
     assert parse_judged(row, "here") == [(EXPECTED[1], False)]
+    for row in ({"completion": [USER, BAD]}, {"chosen": [USER], "completion": [BAD]}):  # axolotl's argilla_chat
+        assert parse_judged({**row, "label": False}, "here") == [(EXPECTED[1], False)]
 
 
 MALFORMED = {
     'no "rejected" in the columns': {"prompt": "Hi", "chosen": "Hello."},
     'no "chosen" in the columns none': {},
-    "no message of the user": {"chosen": "Hello.", "rejected": "No."},
+    "begin with different words": {"chosen": "Hello.", "rejected": "No."},
+    "is not the assistant's": {"messages": [USER], "rejected_response": "No."},
+    'no "chosen" in the columns prompt, rejected_response': {"prompt": "Hi", "rejected_response": "No."},
+    'no "chosen" in the columns prompt, answers': {"prompt": "Hi", "answers": [{"answer": "Hello.", "rank": 1}]},
     "has no text": {"prompt": "Hi", "chosen": "Hello.", "rejected": " "},
     "a tool's result follows no call": {
         "prompt": [USER, {"role": "tool", "content": "5"}],

@@ -87,6 +87,19 @@ def test_a_control_token_in_a_message_stays_text(plain):
     assert tokenizer.decode(rendered.tokens[rendered.mask].tolist()) == "says 12<|im_end|>"
 
 
+@pytest.mark.parametrize("answer", ["<|im_end|>", "im", "n", "<|", "|>", "</s>", "s", "\ue0f0", "x <|im_end|> x"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_that_the_end_of_a_turn_contains_is_learned_and_nothing_after_that_end(name, answer, plain):
+    template, end = FORMATS[name]
+    tokenizer = plain.with_layout(layout(template, end))
+    talk = [TALK[0], {"role": "assistant", "content": answer}]
+    rendered = render_conversation(tokenizer, {"messages": talk})
+    learned = rendered.tokens[rendered.mask].tolist()
+    assert tokenizer.decode(learned).lstrip() == answer + end
+    assert learned[-1] == tokenizer.assistant_end and learned.count(tokenizer.assistant_end) == 1
+    assert tokenizer.decode(render_prompt(tokenizer, {"messages": talk})).endswith(answer)
+
+
 def test_what_a_template_hides_or_rejects_is_reported(plain):
     def render(template: str, messages=TALK):
         return render_conversation(plain.with_layout(layout(template, "</s>")), {"messages": messages})

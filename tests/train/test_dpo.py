@@ -14,7 +14,7 @@ from fledgling.runtime.world import World
 from fledgling.text.conversation import render_conversation, render_prompt
 from fledgling.text.preferences import parse_pair
 from fledgling.train.dpo import PreferenceStream
-from fledgling.train.preference_data import load_preferences, render_pair
+from fledgling.train.preference_data import check_preferences, load_preferences, render_pair
 from fledgling.train.rollout import pack_rollouts
 from tests.text.chat_templates import TALK, TEMPLATES, tokenizer_of
 from tests.train.rl.small_problems import tokenizer
@@ -76,6 +76,12 @@ def test_pairs_with_nothing_to_prefer_are_left_out_and_counted(tmp_path):
     assert len(load_preferences(str(file), False, tokenizer(), 65, lines.append)) == len(ROWS)
     assert lines[0].startswith(f"dpo: 2 of {len(ROWS) + 2} pairs are left out")
     assert "the chosen and the rejected answer are the same" in lines[0]
+    assert check_preferences(str(file), False).startswith(
+        f"1 of {len(ROWS) + 2} rows left out"
+    )  # before any is tokenized
+    file.write_text(json.dumps(same) + "\n")
+    with pytest.raises(UserError, match=r"none of the 1 pairs can be learned from; .*:1: the chosen"):
+        check_preferences(str(file), False)
     file.write_text(json.dumps(late) + "\n")
     with pytest.raises(UserError, match=r"none of the 1 pairs .* are the same in the 65 tokens of a row; raise model"):
         load_preferences(str(file), False, tokenizer(), 65, lines.append)
@@ -91,7 +97,7 @@ def test_only_the_last_answer_is_learned():
     ("line", "why"),
     [
         ({"prompt": "Hi", "chosen": "yes"}, 'no "rejected"'),
-        ({"chosen": "yes", "rejected": "no"}, "no message of the user"),
+        ({"chosen": "yes", "rejected": "no"}, "begin with different words"),
         ({"prompt": "Hi", "chosen": "yes", "rejected": " "}, "has no text"),
         ({"prompt": [{"role": "king", "content": "Hi"}], "chosen": "yes", "rejected": "no"}, "role"),
     ],
