@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.model import LEGACY_FIELDS
-from fledgling.config.recipe import STAGES, Recipe
+from fledgling.config.recipe import STAGES, Recipe, require_vocabulary
 from fledgling.config.recorded_recipe import explain_lost
 from fledgling.config.run_marks import RECIPE_FILE, is_run_directory, require_own_recipe
 
@@ -126,6 +126,8 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
         _apply_override(stated, override)
     recipe = replace(recipe, stated=_list_stated(stated))
     _require_factors(recipe)
+    if not is_run and recipe.run.init_from is None:
+        require_vocabulary(recipe.tokenizer.vocab_size, recipe.tokenizer.letter_tokens)
     return recipe
 
 

@@ -17,6 +17,8 @@ from fledgling.config.model import ROPE_TYPES, ModelConfig
 from fledgling.config.variants import ALGORITHM_TRAITS, OBJECTIVE_TRAITS
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
+NUM_CONTROL_TOKENS = 9  # of every vocabulary that is trained (`fledgling.text.tokenizer_json.SPECIAL_TOKENS`)
+NUM_LETTER_TOKENS = 52  # ASCII letters after a space; alone they are bytes
 DEFAULT_STAGES = ("pretrain", "midtrain", "sft", "rl")  # of a recipe that names none
 
 
@@ -26,9 +28,19 @@ class TokenizerConfig:
 
     vocab_size: int = count(1024, 256)  # entries, the special tokens included
     max_characters: int = count(2_000_000_000)  # characters of text that are read at most
-    max_digits: int = count(1)  # longest group of digits that may become one token
+    max_digits: int = count(1, 1, 3)  # longest group of digits that may become one token
     letter_tokens: bool = True  # each ASCII letter, and each after a space, has its own token
     sources: tuple[str, ...] = ("embedded",)  # names of corpora, or paths
+
+
+def require_vocabulary(vocab_size: int, letter_tokens: bool) -> None:
+    """Raises UserError for a vocabulary that is smaller than what each has: bytes, letters and control tokens."""
+    smallest = 256 + NUM_CONTROL_TOKENS + (NUM_LETTER_TOKENS if letter_tokens else 0)
+    if vocab_size < smallest:
+        raise UserError(
+            f"tokenizer.vocab_size is {vocab_size}; the bytes{', letters' if letter_tokens else ''} and the "
+            f"special tokens alone take {smallest}: choose at least that"
+        )
 
 
 @dataclass(frozen=True)

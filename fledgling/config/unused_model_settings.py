@@ -36,6 +36,16 @@ def is_embedding_the_head(recipe: Recipe) -> bool:
     return config is not None and config.tie_embeddings and not config.value_embeddings
 
 
+def has_no_scalars(recipe: Recipe) -> bool:
+    """Returns whether the recipe's model has matrices alone: no bias, weight of a norm, gate or learned position."""
+    config = _resolve_model(recipe)
+    if config is None or config.positions == "learned" or config.norm != "rms":
+        return False
+    gates = (config.residual_scalars, config.value_gates, config.head_gates, config.num_skips)
+    norms = config.qk_norm and config.qk_norm_weights != "none"
+    return not any((config.bias, config.qkv_bias, config.back_out, config.smear, norms, *gates))
+
+
 def _resolve_model(recipe: Recipe) -> ModelConfig | None:
     """Returns the model that the recipe describes; None where it does not decide it, or its sizes do not fit."""
     if recipe.run.init_from is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from fledgling.config.distill import TEXT_STAGES
 from fledgling.config.recipe import STAGES, DPOConfig, Recipe
 from fledgling.config.toml import format_toml_value
-from fledgling.config.unused_model_settings import explain_unused_model, is_embedding_the_head
+from fledgling.config.unused_model_settings import explain_unused_model, has_no_scalars, is_embedding_the_head
 from fledgling.config.variants import CRITIC_SETTINGS, OBJECTIVE_SETTINGS, OBJECTIVE_TRAITS
 
 MUON_FIELDS = ("momentum", "newton_schulz", "newton_schulz_steps", "equilibrate", "normalize_update")
@@ -68,9 +68,17 @@ def _with_adapter_everywhere(recipe: Recipe) -> str:
 
 
 def _with_adapter_and_no_value_head(recipe: Recipe) -> str:
+    return "" if _trains_value_head(recipe) else _with_adapter_everywhere(recipe)
+
+
+def _without_scalars(recipe: Recipe) -> str:
+    is_unused = not _trains_value_head(recipe) and has_no_scalars(recipe)
+    return 'model.norm is "rms", and no part has biases, gates or learned positions' if is_unused else ""
+
+
+def _trains_value_head(recipe: Recipe) -> bool:
     scores = recipe.dpo.trains_head and "dpo" in recipe.stages
-    trains_head = scores or (recipe.rl.uses_critic and "rl" in recipe.stages)
-    return "" if trains_head else _with_adapter_everywhere(recipe)
+    return scores or (recipe.rl.uses_critic and "rl" in recipe.stages)
 
 
 def _with_one_matrix(recipe: Recipe) -> str:
@@ -125,6 +133,7 @@ SWITCHES: tuple[tuple[str, Sequence[str], Reason], ...] = (  # table, its fields
     ("optimizer", WEIGHTS_FIELDS, _with_adapter_everywhere),
     ("optimizer", VALUE_HEAD_FIELDS, _with_adapter_and_no_value_head),
     ("optimizer", ("embedding_lr",), _with_one_matrix),
+    ("optimizer", ("scalar_lr",), _without_scalars),
     ("optimizer", MUON_FIELDS, _with_adamw),
     ("optimizer", ("cautious_weight_decay",), _without_weight_decay),
     ("optimizer", ("tied_updates",), _without_pretraining),

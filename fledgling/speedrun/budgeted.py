@@ -38,7 +38,9 @@ from fledgling.speedrun.choose import choose_budgeted_run
 from fledgling.speedrun.continued import change_settings, continue_run, read_adjusted_recipe
 from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.speedrun.text_digests import digest_texts
+from fledgling.train.check_outside import require_run_settings
 from fledgling.train.check_recipe import check_recipe, require_sound
+from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.hooks import StageHooks
 from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction, count_tail_steps
 from fledgling.train.peak import name_device
@@ -46,6 +48,7 @@ from fledgling.train.run import run_stage
 from fledgling.train.run_directory import print_line, print_nothing
 from fledgling.train.same_ranks import require_same_recipe
 from fledgling.train.stage import Eval
+from fledgling.train.stage_settings import require_valid_settings
 from fledgling.train.training_speed import SECONDS, measure_training_speed
 
 MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; compiling is needed anyhow
@@ -147,6 +150,8 @@ def run_budgeted(
     known, changed = continue_run(known, recipe, budget, run_dir, log)
     seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
     clock = RunClock(seconds, read_spent(run_dir, log), now, started)
+    if not known:
+        require_start(recipe)
     run = known or measure_and_choose(recipe, budget or Budget(seconds, ""), clock, is_pinned)
     world = World.start(run.recipe.run.device)
     if not known:
@@ -163,6 +168,15 @@ def run_budgeted(
     if world.is_main and made and not has_run_ended(run_dir):
         record_finished_run(run, clock, run_dir)
     return made
+
+
+def require_start(recipe: Recipe) -> None:
+    """Raises UserError for settings that no size of the model makes valid, before this machine is measured."""
+    for stage in recipe.stages:
+        require_valid_settings(recipe, stage)
+    world = World.start(recipe.run.device)
+    for error in require_run_settings(recipe, DataPreparer(recipe, Path(recipe.run.out)), world):
+        raise error
 
 
 def require_sound_run(recipe: Recipe, world: World) -> None:

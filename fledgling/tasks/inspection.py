@@ -204,8 +204,8 @@ def _kind_of(row: Row, columns: Mapping[str, str]) -> str:
     if holds_pair(renamed):
         return "pairs"
     if not recognize_form(row, columns):
-        is_named = "text" in columns or not isinstance(row, Mapping)
-        return "documents" if is_named or not explain_no_form(row) else "conversations"  # an error of one line
+        is_other = isinstance(row, Mapping) and "text" not in columns and explain_no_form(row)
+        return "conversations" if is_other else "documents"  # of the former the reason is an error of one line
     return "judged answers" if isinstance(renamed, Mapping) and find_column(renamed, LABELS) else "conversations"
 
 

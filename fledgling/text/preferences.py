@@ -164,7 +164,7 @@ def _find_answers(row: Mapping[str, Any]) -> tuple[Any, Any]:
 def _list_ranked(row: Mapping[str, Any]) -> tuple[Any, Any] | tuple[()]:
     """Returns the best answer and the next one of a row whose answers have ranks, 1 the best; () for another row."""
     column = find_column(row, RANKED)
-    answers = parse_list(row[column]) if column else None
+    answers: Any = parse_list(row[column]) if column else ()
     if not is_list(answers) or not all(isinstance(answer, Mapping) for answer in answers):
         return ()
     ranked = [answer for answer in answers if isinstance(answer.get("rank"), int | float) and "answer" in answer]

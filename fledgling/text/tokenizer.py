@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
+from fledgling.config.recipe import require_vocabulary
 from fledgling.record.durable import write_file
 from fledgling.text import bpe
 from fledgling.text.batch_encoding import EncodeBatch, make_batch_encoder
@@ -99,12 +100,7 @@ class Tokenizer:
                 is not merged).
         """
         entries = vocab_size - len(SPECIAL_TOKENS)
-        minimum = 256 + (52 if letter_tokens else 0)
-        if entries < minimum:
-            raise UserError(
-                f"tokenizer.vocab_size is {vocab_size}; the bytes{', letters' if letter_tokens else ''} and the "
-                f"special tokens alone take {minimum + len(SPECIAL_TOKENS)}: choose at least that"
-            )
+        require_vocabulary(vocab_size, letter_tokens)
         pattern = bpe.split_pattern(max_digits)
         trainer = bpe.pick_trainer(trainer)
         characters_read = 0

@@ -174,7 +174,7 @@ class _CheckContext:
 def _check_stage(name: str, config: ModelConfig | None, context: _CheckContext) -> StageCheck:
     """Checks one stage; config: of its model, None where that is not known yet."""
     found, table = _Findings(), context.recipe.stage_config(name)
-    found.notices += describe_unused_here(context.recipe, name, context.world.device.type)
+    found.notices += describe_unused_here(context.recipe, name, context.world.device.type, context.world.size)
     _check_sources(name, context, found)
     if config is None:  # run.init_from decides it, and cannot be read
         return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))

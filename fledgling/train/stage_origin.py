@@ -69,7 +69,7 @@ def find_stage_origin(
         derived = derive_recipe(given)
         notices += describe_incomplete_parent(name, parent) if saved is None else []
         notices += describe_unused(derived) if saved is None and parent == init else []  # of a recipe that is new
-        notices += describe_unused_here(derived, name, world.device.type) if saved is None else []
+        notices += describe_unused_here(derived, name, world.device.type, world.size) if saved is None else []
         notices += describe_dependents(run_dir, name) + describe_derived(name, given, derived)
         if init is not None and parent == init:
             notices += describe_changed_source(run_dir / INIT_DIR, "run.init_from")

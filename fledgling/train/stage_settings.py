@@ -76,8 +76,8 @@ def require_mtp_targets(recipe: Recipe, name: str) -> None:
         raise UserError(f"{name}.mtp_decay_steps={table.mtp_decay_steps} needs mtp_targets, such as 2")
 
 
-def describe_unused_here(recipe: Recipe, name: str, device_kind: str) -> list[str]:
-    """Returns one line for each stated setting that stage `name` does not read, given its exams and the device.
+def describe_unused_here(recipe: Recipe, name: str, device_kind: str, ranks: int) -> list[str]:
+    """Returns one line for each stated setting that stage `name` does not read, given its exams, device and ranks.
 
     device_kind: "cpu", "cuda", ...
     """
@@ -88,6 +88,8 @@ def describe_unused_here(recipe: Recipe, name: str, device_kind: str) -> list[st
         lines.append(f"{given} is not read: nothing in {name}.mixture has an exam")
     if "optimizer.state" in recipe.stated and resolve_state(state, device_kind) != state:
         lines.append(f'optimizer.state = "{state}" is not read: a {device_kind.upper()} has no other memory')
+    if "optimizer.zero_stage" in recipe.stated and ranks == 1:
+        lines.append(f"optimizer.zero_stage = {recipe.optimizer.zero_stage} is not read: one rank shards nothing")
     return lines
 
 

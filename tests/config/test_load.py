@@ -252,3 +252,12 @@ def test_a_recipe_that_does_not_exist_is_rejected_in_words_that_help(name, words
 def test_broken_toml_names_the_file(write):
     with pytest.raises(UserError, match=r"own\.toml cannot be read"):
         load_recipe(write("model = ["))
+
+
+def test_a_vocabulary_below_its_smallest_size_is_rejected_unless_it_is_given():
+    with pytest.raises(UserError, match=r"vocab_size is 300; .* take 317: choose at least that"):
+        load_recipe("quickstart", ["tokenizer.vocab_size=300"])
+    with pytest.raises(UserError, match=r"tokenizer.max_digits: got 4"):
+        load_recipe("quickstart", ["tokenizer.max_digits=4"])
+    assert load_recipe("quickstart", ["tokenizer.vocab_size=265", "tokenizer.letter_tokens=false"])
+    assert load_recipe("quickstart", ["tokenizer.vocab_size=300", "run.init_from=elsewhere"])

@@ -47,6 +47,7 @@ EXAMPLES = [
     ("optimizer.head_lr=0.5", ADAPTER, "adapter.method=none"),
     ("optimizer.cautious_weight_decay=true", ("optimizer.weight_decay=0",), "optimizer.weight_decay=0.1"),
     ("optimizer.embedding_lr=0.5", ("model.tie_embeddings=true",), "model.tie_embeddings=false"),
+    ("optimizer.scalar_lr=0.5", ("rl.algorithm=grpo",), "model.norm=rms_weighted"),
     ("model.window_size=60", (), "model.window_pattern=SL"),
     ("model.rope_base=500", ("model.positions=learned",), "model.positions=rope"),
     ("model.rope_beta_fast=5", ("model.rope_type=ntk", "model.rope_factor=2"), "model.rope_type=yarn"),

@@ -10,6 +10,8 @@ import pytest
 
 from fledgling.config import AdapterConfig, Recipe, RLConfig, UserError
 from fledgling.config.unused_settings import explain_unused
+from fledgling.optim.roles import assign_role
+from fledgling.plan.parameters import parameter_shapes
 
 from .settings.outcomes import differ
 from .settings.test_model_settings import MODEL, OPTIMIZER, model_outcome, optimizer_outcome
@@ -64,6 +66,7 @@ def test_a_setting_of_the_optimizer_is_reported_where_and_only_where_it_changes_
     plain = optimizer_outcome(**base)
     stage, adapter = ("sft" if "adapter" in base else "pretrain"), base.get("adapter", AdapterConfig())
     recipe = replace(Recipe(stages=(stage,)), adapter=adapter)
+    recipe = replace(recipe, model=replace(recipe.model, residual_scalars=True))  # as that of the outcome
     table = {"weight_decay": 0.0, **{field: value for field, value in base.items() if field != "adapter"}}
     for key, (value, _) in OPTIMIZER.items():
         if key in base or (key == "state" and "adapter" in base):  # an adapter of this size is not rounded
@@ -72,6 +75,20 @@ def test_a_setting_of_the_optimizer_is_reported_where_and_only_where_it_changes_
         reason = explain_unused(stated, "optimizer", key)
         changes = differ(plain, optimizer_outcome(**base, **{key: value}))
         assert changes == (not reason), f"optimizer.{key}: {reason or 'changes nothing, and that is not reported'}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_rate_of_scalars_is_reported_where_and_only_where_no_parameter_has_it(name):
+    recipe = Recipe(stages=("pretrain",))
+    for key, (value, others) in MODEL.items():
+        table = {"depth": 2, "width": 32, "heads": 2, "context": 24, **MODELS[name], **others, key: value}
+        stated = replace(recipe, model=replace(recipe.model, **table))
+        try:
+            shapes = parameter_shapes(stated.resolve_model())
+        except UserError:
+            continue  # rejected in one line
+        has_scalars = any(assign_role(each, shape) == "scalar" for each, shape in shapes.items())
+        assert has_scalars == (not explain_unused(stated, "optimizer", "scalar_lr")), f"{name}, {key}"
 
 
 def test_a_setting_of_rl_that_is_reported_changes_nothing_and_every_other_one_is_read(monkeypatch):

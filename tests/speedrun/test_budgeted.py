@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fledgling.config import UserError, load_recipe
+from fledgling.config import AdapterConfig, UserError, load_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import read_budgeted_run
@@ -205,6 +205,17 @@ def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, cl
     changed = replace(recorded, pretrain=replace(recorded.pretrain, steps=made["pretrain"] - 1))
     require_done(changed, "pretrain", Path(recipe.run.out), lines.append)
     assert len(lines) == 1 and "pretrain.steps" in lines[0] and "ignored: pretrain is done" in lines[0]
+
+
+def test_settings_that_cannot_be_run_are_an_error_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(budgeted, "measure_and_choose", lambda *_: pytest.fail("measured"))
+    recipe = load_recipe(write_recipe(tmp_path), OPTIONS)
+    without_stage = replace(recipe, adapter=AdapterConfig("lora", stages=("rl",)))
+    without_text = replace(recipe, tokenizer=replace(recipe.tokenizer, sources=("nowhere",)))
+    for wrong, problem in ((without_stage, "adapter.stages"), (without_text, "tokenizer.sources")):
+        with pytest.raises(UserError, match=problem):
+            budgeted.run_budgeted(wrong, BUDGET)
+    assert not Path(recipe.run.out).exists()
 
 
 def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):

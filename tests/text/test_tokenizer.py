@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from fledgling.config import UserError
+from fledgling.config.recipe import NUM_CONTROL_TOKENS
 from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.text.hostile_texts import hostile_text, many_examples
 
@@ -102,6 +103,7 @@ def test_invalid_settings_are_rejected_in_one_line(texts, tmp_path):
         Tokenizer.train(texts, 512, max_digits=4)
     with pytest.raises(UserError, match="take 317: choose at least that"):
         Tokenizer.train(texts, 300)
+    assert len(SPECIAL_TOKENS) == NUM_CONTROL_TOKENS
     with pytest.raises(UserError, match='unknown trainer "fast"'):
         Tokenizer.train(texts, 512, trainer="fast")
     with pytest.raises(UserError, match="no tokenizer at"):

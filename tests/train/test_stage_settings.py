@@ -52,8 +52,8 @@ def test_what_goes_together_is_not(tmp_path):
 
 
 def test_what_the_exams_and_the_device_leave_unread_is_reported():
-    def lines(*settings: str, device: str = "cpu") -> list[str]:
-        return describe_unused_here(load_recipe("quickstart", settings), "pretrain", device)
+    def lines(*settings: str, device: str = "cpu", ranks: int = 1) -> list[str]:
+        return describe_unused_here(load_recipe("quickstart", settings), "pretrain", device, ranks)
 
     questions = "pretrain.eval_questions=50"
     assert lines(questions) == lines("optimizer.state=8bit") == lines("optimizer.state=host", device="cuda") == []
@@ -61,6 +61,8 @@ def test_what_the_exams_and_the_device_leave_unread_is_reported():
     assert lines(questions, "pretrain.mixture={embedded = 1.0}") == [
         "pretrain.eval_questions = 50 is not read: nothing in pretrain.mixture has an exam"
     ]
+    assert lines("optimizer.zero_stage=2", ranks=2) == []
+    assert lines("optimizer.zero_stage=2") == ["optimizer.zero_stage = 2 is not read: one rank shards nothing"]
     assert lines("optimizer.state=host") == ['optimizer.state = "host" is not read: a CPU has no other memory']
 
 
