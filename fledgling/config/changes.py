@@ -58,7 +58,15 @@ TOKENIZER_TEXT = Rule("ignored", "the run's tokenizer is trained already")
 LABEL_RULE = Rule("takes effect", "a label")
 
 OPEN_MODEL_FIELDS = (
-    *("head_dim", "qkv_bias", "qk_norm_weights", "norm_placement", "parallel_residual", "embedding_multiplier"),
+    *(
+        "head_dim",
+        "qkv_bias",
+        "mlp_bias",
+        "qk_norm_weights",
+        "norm_placement",
+        "parallel_residual",
+        "embedding_multiplier",
+    ),
     *("partial_rotary_factor", "rope_pattern", "rope_local_base", "rope_type", "rope_factor", "rope_original_context"),
     *("rope_low_freq_factor", "rope_high_freq_factor", "rope_beta_fast", "rope_beta_slow", "rope_attention_factor"),
     "window_last_layer",

@@ -130,7 +130,7 @@ class ModelConfig:
     positions: str = optional_choice(*POSITIONS)  # RoPE, or a learned vector per position added to the embedding
     rope_direction: int = optional()  # -1 rotates the first half against the second by -angle; Llama's is 1
     activation: str = optional_choice(*ACTIVATIONS)  # relu2, gelu (tanh form), gelu_exact, swiglu, geglu
-    bias: bool = optional()  # of every linear layer but the head
+    bias: bool = optional()  # of every linear layer but the head, unless the next fields say otherwise
     tie_embeddings: bool = optional()  # embedding and head are one matrix
     qk_norm: bool = optional()  # queries and keys are divided by their root mean square
     embedding_norm: bool = optional()  # the embedding is divided by its root mean square
@@ -142,6 +142,7 @@ class ModelConfig:
     window_size: int = count(None)  # tokens that S sees, itself included; None: the preset's share of the context
     head_dim: int = count(0, 0)  # D, width of a head; 0: width / heads
     qkv_bias: bool = optional()  # of queries, keys and values; None: as bias
+    mlp_bias: bool = optional()  # of the feed-forward; None: as bias
     qk_norm_weights: str = optional_choice(*QK_NORM_WEIGHTS)  # of qk_norm, before RoPE: for a head, or for all
     norm_placement: str = optional_choice(*NORM_PLACEMENTS)  # of attention and feed-forward: before, after, or both
     parallel_residual: bool = optional()  # attention and feed-forward read the same stream
@@ -198,6 +199,7 @@ class ModelConfig:
             **parts,
             **features,
             "qkv_bias": bias or bool(parts.get("qkv_bias")),
+            "mlp_bias": bias,
             "embedding_multiplier": width**0.5 if multiplier is None else multiplier,
             "width": width,
             "heads": heads,
@@ -349,7 +351,14 @@ class ModelConfig:
 
     def list_open_parts(self) -> list[str]:
         """Returns the fields of open models' parts in which this model differs from the first families."""
-        plain = {**PLAIN, "head_dim": 0, "qkv_bias": self.bias, "rope_pattern": "", "rope_local_base": 0.0}
+        plain = {
+            **PLAIN,
+            "head_dim": 0,
+            "qkv_bias": self.bias,
+            "mlp_bias": self.bias,
+            "rope_pattern": "",
+            "rope_local_base": 0.0,
+        }
         return [name for name, value in {**plain, "rope_type": "default"}.items() if getattr(self, name) != value]
 
     @property

@@ -59,7 +59,7 @@ class OptimizerConfig:
     cautious_weight_decay: bool = False  # decays only values that the update moves toward 0
     matrix_optimizer: str = choice("muon", "normuon", "adamw")  # of the blocks' matrices
     newton_schulz: str = choice("jordan", "polar_express")  # coefficients of Muon's iteration
-    newton_schulz_steps: int = count(5)
+    newton_schulz_steps: int = count(5, 1, 100)
     equilibrate: bool = False  # MuonEq: rows of a matrix's momentum are equally long before the iteration
     normalize_update: bool = False  # Muon+: columns, then rows, of a matrix's update are equally long
     tied_updates: int = count(0, 0)  # first updates of pretraining in which embedding and head are one matrix

@@ -43,7 +43,7 @@ def has_no_scalars(recipe: Recipe) -> bool:
         return False
     gates = (config.residual_scalars, config.value_gates, config.head_gates, config.num_skips)
     norms = config.qk_norm and config.qk_norm_weights != "none"
-    return not any((config.bias, config.qkv_bias, config.back_out, config.smear, norms, *gates))
+    return not any((config.bias, config.qkv_bias, config.mlp_bias, config.back_out, config.smear, norms, *gates))
 
 
 def _resolve_model(recipe: Recipe) -> ModelConfig | None:

@@ -28,6 +28,7 @@ DEFAULT_VALUES: dict[str, tuple[Any, ...]] = {  # what an architecture computes 
     "activation": ("swiglu",),
     "bias": (False,),
     "qkv_bias": (False,),
+    "mlp_bias": (False,),
     "qk_norm": (False,),
     "qk_norm_weights": ("none",),
     "norm_placement": ("pre",),
@@ -104,10 +105,15 @@ def has_window(config: ModelConfig, layer: int) -> bool:
     return short and (config.window_size < config.context or config.rope_local_base > 0)
 
 
-GPT: dict[str, tuple[Any, ...]] = {"norm": ("layer",), "bias": (True,), "qkv_bias": (True,)}
+GPT: dict[str, tuple[Any, ...]] = {
+    "norm": ("layer",),
+    **dict.fromkeys(("bias", "qkv_bias", "mlp_bias"), (True,)),
+}
 ARCHITECTURES = (
     Architecture(
-        "llama", {"bias": (False, True), "qkv_bias": (True, False), "rope_type": (*ROPE_TYPES, "llama3")}, True
+        "llama",
+        {**dict.fromkeys(("bias", "qkv_bias", "mlp_bias"), (False, True)), "rope_type": (*ROPE_TYPES, "llama3")},
+        True,
     ),
     Architecture("qwen2", {"qkv_bias": (True,)}),
     Architecture("qwen3", {"qk_norm": (True,), "qk_norm_weights": ("none", "head")}),

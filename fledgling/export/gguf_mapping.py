@@ -81,9 +81,10 @@ def _list_layer(config: ModelConfig, architecture: Architecture, block: str, sto
             else:
                 for source, name, heads in zip(sources, ATTENTION.values(), heads_of, strict=True):
                     yield GGUFTensor(f"{stored}.{name}.{kind}", (source,), (heads,))
-        if kind == "bias" and not config.bias:
+        if kind == "weight" or config.bias:
+            yield GGUFTensor(f"{stored}.attn_output.{kind}", (f"{block}.attention.o_proj.{kind}",))
+        if kind == "bias" and not config.mlp_bias:
             continue
-        yield GGUFTensor(f"{stored}.attn_output.{kind}", (f"{block}.attention.o_proj.{kind}",))
         names = ["gate_proj", "up_proj", "down_proj"] if config.is_gated else ["fc1", "fc2"]
         if architecture.joint_gate:
             joined = tuple(f"{block}.mlp.{name}.{kind}" for name in names[:2])

@@ -150,7 +150,10 @@ def _read_biases(names: set[str], family: str) -> dict[str, Any]:
     if family in ("gpt2", "gpt_neox"):
         return {}
     joined = {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & names
-    return {"qkv_bias": bool(joined), "bias": "blk.0.attn_output.bias" in names}
+    has = {
+        name: f"blk.0.{stored}.bias" in names for name, stored in (("bias", "attn_output"), ("mlp_bias", "ffn_down"))
+    }
+    return {"qkv_bias": bool(joined), **has}
 
 
 def _read_windows(kind: str, values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ CLASSES |= {family: kind.name for family, kind in open_classes.CLASSES.items()}
 CONFIGURABLE = {
     "fledgling": {"activation", "tie_embeddings", "logit_softcap", "norm_eps"},
     "gpt2": {"tie_embeddings", "norm_eps"},
-    "llama": {"tie_embeddings", "bias", "norm_eps", "qkv_bias"},
+    "llama": {"tie_embeddings", "norm_eps"},
     **{family: {"tie_embeddings", "norm_eps", "window_last_layer"} for family in open_classes.CLASSES},
 }
 CONFIGURABLE["gemma3"] |= {"embedding_multiplier", "logit_softcap"}
@@ -49,11 +49,12 @@ def check_family(config: ModelConfig) -> None:
         return
     for setting, expected in PRESETS[config.family].items():
         value = getattr(config, setting)
-        if value != expected and setting not in CONFIGURABLE[config.family]:
+        if value != expected and setting not in {"bias", "qkv_bias", *CONFIGURABLE[config.family]}:
             raise UserError(
                 f"this model's {setting} is {value!r} and {CLASSES[config.family]} has {expected!r}: "
                 "no class of transformers represents it"
             )
+    open_classes.check_biases(config)
     for feature in config.enabled_features:
         if feature != "flash_norm" and not (feature == "window_pattern" and config.window_last_layer):
             raise UserError(
@@ -94,14 +95,14 @@ def _list_nanochat_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
 
 
 def _list_llama_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
-    kinds = ("weight", "bias") if config.bias else ("weight",)
     yield TensorMapping("model.embed_tokens.weight", ("embedding.weight",))
     for layer in range(config.depth):
         block, layer_name = f"blocks.{layer}", f"model.layers.{layer}"
-        for kind in kinds:
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            for kind in ("weight", "bias") if config.bias else ("weight",):
                 yield TensorMapping(f"{layer_name}.self_attn.{name}.{kind}", (f"{block}.attention.{name}.{kind}",))
-            for name in ("gate_proj", "up_proj", "down_proj"):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
                 yield TensorMapping(f"{layer_name}.mlp.{name}.{kind}", (f"{block}.mlp.{name}.{kind}",))
         yield TensorMapping(f"{layer_name}.input_layernorm.weight", (f"{block}.attention_norm.weight",))
         yield TensorMapping(f"{layer_name}.post_attention_layernorm.weight", (f"{block}.mlp_norm.weight",))
@@ -180,7 +181,7 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     values["rope_theta"] = config.rope_base  # for readers older than rope_parameters
     values["attention_bias"] = config.bias
     if config.family == "llama":
-        return {**values, "mlp_bias": config.bias, "head_dim": config.head_width}
+        return {**values, "mlp_bias": config.mlp_bias, "head_dim": config.head_width}
     return {**values, "final_logit_softcapping": config.logit_softcap or None}
 
 
@@ -241,13 +242,11 @@ def _family_options(family: str, config_json: Mapping[str, Any]) -> dict[str, An
         raise UserError(f"config.json: rope_parameters has the type {options['rope_type']}; NanoChat has the default")
     biases = {key: check_value(key, config_json.get(key, False), bool) for key in ("attention_bias", "mlp_bias")}
     if family == "llama":
-        if len(set(biases.values())) > 1:
-            raise UserError(f"config.json: {biases} differ; biases are supported in all matrices or in none")
         if config_json.get("head_dim") is not None:
             head_dim = check_value("head_dim", config_json["head_dim"], int)
             if head_dim * config_json["num_attention_heads"] != config_json["hidden_size"]:
                 options["head_dim"] = head_dim
-        return {**options, "bias": biases["attention_bias"]}
+        return {**options, "bias": biases["attention_bias"], "mlp_bias": biases["mlp_bias"]}
     if any(biases.values()):
         raise UserError("config.json: attention_bias is true, which is not supported for NanoChat models")
     softcap = config_json.get("final_logit_softcapping", 15.0)

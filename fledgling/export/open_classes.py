@@ -14,11 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
+from fledgling.config.model import PRESETS
 from fledgling.config.open_families import OPEN_FAMILIES
 from fledgling.export.hf_layers import QUERY_SCALAR, read_layers, write_layers
 from fledgling.export.hf_rope import read_rope, write_rope
 from fledgling.export.hf_tensor import TensorMapping
 from fledgling.export.untrusted import check_value
+from fledgling.plan.parameters import has_bias
 
 SIZES = {  # our name: key of config.json, in all classes but GPT-2
     "vocab_size": "vocab_size",
@@ -35,6 +37,8 @@ REQUIRED = ("vocab_size", "width", "intermediate_size", "depth", "heads", "conte
 TYPES = {"norm_eps": float, "tie_embeddings": bool}
 SAME_ACTIVATIONS = {"swish": "silu"}
 ATTENTION = ("attention_bias",)
+LLAMA_BIASES = (*ATTENTION, "mlp_bias")
+BIASES = {"attention_bias": "bias", "mlp_bias": "mlp_bias"}  # keys -> our settings; of the attention's four matrices
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,7 @@ CLASSES = {
     "phi3": OpenClass("Phi3ForCausalLM", "phi3", joint=True, window="all", norm_eps=1e-5),
     "qwen2": OpenClass("Qwen2ForCausalLM", "qwen2", window="from"),
     "qwen3": OpenClass("Qwen3ForCausalLM", "qwen3", window="from", head_dim=128, biases=ATTENTION),
-    "smollm3": OpenClass(
-        "SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0, window="unrotated", biases=(*ATTENTION, "mlp_bias")
-    ),
+    "smollm3": OpenClass("SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0, window="unrotated", biases=LLAMA_BIASES),
     "olmo2": OpenClass("Olmo2ForCausalLM", "olmo2", norm_eps=1e-5, biases=ATTENTION),
     "olmo3": OpenClass(
         "Olmo3ForCausalLM",
@@ -94,7 +96,7 @@ CLASSES = {
         activation_key="hidden_activation",
         activation="gelu_pytorch_tanh",
     ),
-    "gpt_neox": OpenClass("GPTNeoXForCausalLM", "gpt_neox", activation="gelu", norm_eps=1e-5),
+    "gpt_neox": OpenClass("GPTNeoXForCausalLM", "gpt_neox", biases=ATTENTION, activation="gelu", norm_eps=1e-5),
 }
 NORM_NAMES = {  # by norm_placement: our norm of a block: its name
     "pre": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
@@ -119,6 +121,20 @@ def open_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
     yield from _neox_tensors(config) if config.family == "gpt_neox" else _llama_like_tensors(config)
 
 
+def check_biases(config: ModelConfig) -> None:
+    """Raises UserError for biases in matrices in which the family's class in transformers has none, or needs them."""
+    keys = CLASSES[config.family].biases if config.family in CLASSES else LLAMA_BIASES * (config.family == "llama")
+    preset = PRESETS[config.family]
+    attention = (preset["bias"], preset.get("qkv_bias", preset["bias"]))
+    expected = (config.bias, config.bias) if "attention_bias" in keys else attention
+    mlp = config.mlp_bias if "mlp_bias" in keys else preset["bias"]
+    if (config.bias, config.qkv_bias, config.mlp_bias) != (*expected, mlp):
+        raise UserError(
+            f"this model's bias is {config.bias}, its qkv_bias {config.qkv_bias}, its mlp_bias {config.mlp_bias}, and "
+            "the class of transformers has no such biases: no class represents it"
+        )
+
+
 def _llama_like_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
     kind = CLASSES[config.family]
     yield TensorMapping("model.embed_tokens.weight", ("embedding.weight",))
@@ -135,7 +151,7 @@ def _llama_like_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
         modules |= {"self_attn.o_proj": (f"{block}.attention.o_proj",), "mlp.down_proj": (f"{block}.mlp.down_proj",)}
         for module, names in modules.items():
             yield TensorMapping(f"{prefix}.{module}.weight", tuple(f"{name}.weight" for name in names))
-            if config.qkv_bias if set(names) <= set(qkv) else config.bias:
+            if has_bias(config, names[0]):
                 yield TensorMapping(f"{prefix}.{module}.bias", tuple(f"{name}.bias" for name in names))
         if config.qk_norm_weights != "none":
             for name in ("q_norm", "k_norm"):
@@ -154,7 +170,7 @@ def _neox_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
             yield TensorMapping(f"{prefix}.input_layernorm.{kind}", (f"{block}.attention_norm.{kind}",))
             yield TensorMapping(f"{prefix}.post_attention_layernorm.{kind}", (f"{block}.mlp_norm.{kind}",))
             qkv = tuple(f"{block}.attention.{name}_proj.{kind}" for name in "qkv")
-            if kind == "weight" or config.qkv_bias:
+            if kind == "weight" or config.bias:
                 yield TensorMapping(f"{prefix}.attention.query_key_value.{kind}", qkv, heads=config.heads)
                 yield TensorMapping(f"{prefix}.attention.dense.{kind}", (f"{block}.attention.o_proj.{kind}",))
             yield TensorMapping(f"{prefix}.mlp.dense_h_to_4h.{kind}", (f"{block}.mlp.fc1.{kind}",))
@@ -213,11 +229,9 @@ def read_open_config(family: str, config_json: Mapping[str, Any], largest: Mappi
         values.setdefault("partial_rotary_factor", check_value("rotary_pct", share, float))
         parallel = check_value("use_parallel_residual", config_json.get("use_parallel_residual", True), bool)
         values["parallel_residual"] = parallel
-        values["qkv_bias"] = check_value("attention_bias", config_json.get("attention_bias", True), bool)
-        if not values["qkv_bias"]:
-            raise UserError("config.json: attention_bias is false, which is not supported for this class")
-    elif given := [key for key in kind.biases if config_json.get(key)]:  # other classes do not look at these keys
-        raise UserError(f"config.json: {given[0]} is true, which is not supported for this class")
+    for key in kind.biases:  # other classes do not look at these keys
+        values[BIASES[key]] = check_value(key, config_json.get(key, family == "gpt_neox"), bool)
+    values |= {"qkv_bias": values["bias"], "mlp_bias": values.get("mlp_bias", preset["bias"])} if kind.biases else {}
     if family == "gemma3":
         softcap = config_json.get("final_logit_softcapping")
         values["logit_softcap"] = 0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float)
@@ -256,6 +270,6 @@ def write_open_config(config: ModelConfig) -> dict[str, Any]:
         values["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
     if family == "gpt_neox":
         del values["head_dim"]
-        values |= {"use_parallel_residual": config.parallel_residual, "attention_bias": True}
+        values |= {"use_parallel_residual": config.parallel_residual, "attention_bias": config.bias}
         return values
-    return values | write_layers(config)
+    return values | {key: getattr(config, BIASES[key]) for key in kind.biases} | write_layers(config)

@@ -44,10 +44,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
-        self.fc2 = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
+        self.fc1 = Linear(config.width, config.intermediate_size, bias=config.mlp_bias)  # (F, C)
+        self.fc2 = Linear(config.intermediate_size, config.width, bias=config.mlp_bias)  # (C, F)
         # whether a factor r of the input can be applied as r^2 after fc2
-        self.scale_commutes = activation is relu2 and not config.bias
+        self.scale_commutes = activation is relu2 and not config.mlp_bias
 
     @property
     def input_projections(self) -> tuple[nn.Linear, ...]:
@@ -75,10 +75,10 @@ class GatedFeedForward(nn.Module):
     def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
-        self.gate_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
-        self.up_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
-        self.down_proj = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
-        self.scale_commutes = not config.bias  # whether the factor of `up`, which is linear, can be applied after down
+        self.gate_proj = Linear(config.width, config.intermediate_size, bias=config.mlp_bias)  # (F, C)
+        self.up_proj = Linear(config.width, config.intermediate_size, bias=config.mlp_bias)  # (F, C)
+        self.down_proj = Linear(config.intermediate_size, config.width, bias=config.mlp_bias)  # (C, F)
+        self.scale_commutes = not config.mlp_bias  # the factor of `up`, which is linear, can be applied after down
 
     @property
     def input_projections(self) -> tuple[nn.Linear, ...]:

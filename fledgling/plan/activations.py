@@ -100,8 +100,8 @@ def _deferred_norm_bytes(config: ModelConfig, A: int, w: int) -> dict[str, int]:
     E, F, K = config.width, config.intermediate_size, config.kv_heads * config.head_width
     weighted, copied = config.norm == "rms_weighted", w < 4
     norm_reads = (weighted + copied) * E  # x times its weight; x in addition to its fp32 form
-    products = E + 2 * K + (F if config.is_gated else 0 if config.activation == "relu2" and not config.bias else F)
-    recomputed = E if (config.is_gated or config.activation == "relu2") and not config.bias else 0
+    products = E + 2 * K + (F if config.is_gated else 0 if config.activation == "relu2" and not config.mlp_bias else F)
+    recomputed = E if (config.is_gated or config.activation == "relu2") and not config.mlp_bias else 0
     return {"norms": A * 2 * w * norm_reads, "deferred": A * w * (products + recomputed + 4)}
 
 

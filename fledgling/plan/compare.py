@@ -47,7 +47,7 @@ def describe_decoder(config: ModelConfig) -> dict[str, Any]:
             "attention_matrices": 4,
             "feed_forward_matrices": 3 if config.is_gated else 2,
             "activation": activation,
-            "biases": config.bias,
+            "biases": config.bias and config.mlp_bias,
             "parameters": block,
             "parameters_per_width_squared": block / config.width**2,
         },

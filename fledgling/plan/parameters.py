@@ -32,7 +32,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         "embedding": V * E,
         "positions": config.context * E if config.positions == "learned" else 0,
         "attention": L * (2 * E * Q + 2 * E * K + biases + sum(_qk_norms(config))),  # query, output; key, value
-        "feed_forward": L * ((input_matrices + 1) * E * F + config.bias * (input_matrices * F + E)),
+        "feed_forward": L * ((input_matrices + 1) * E * F + config.mlp_bias * (input_matrices * F + E)),
         "norms": L * norm * (4 if config.norm_placement == "both" else 2),
         "final_norm": norm,
         "head": 0 if config.tie_embeddings else V * E,
@@ -95,7 +95,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 for norm in placed.get(config.norm_placement, ("attention_output_norm", "mlp_norm")):
                     shapes |= {f"{block}{norm}.{vector}": (E,) for vector in vectors}
             shapes[f"{block}{name}.weight"] = shape
-            if config.qkv_bias if name.endswith(("q_proj", "k_proj", "v_proj")) else config.bias:
+            if has_bias(config, name):
                 shapes[f"{block}{name}.bias"] = shape[:1]
         if config.norm_placement != "pre":
             shapes |= {f"{block}mlp_output_norm.{vector}": (E,) for vector in vectors}
@@ -107,13 +107,23 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes if config.tie_embeddings else shapes | head
 
 
+def has_bias(config: ModelConfig, name: str) -> bool:
+    """Returns whether a matrix of a block, such as "attention.q_proj", has a bias."""
+    if name.endswith(("q_proj", "k_proj", "v_proj")):
+        return config.qkv_bias
+    return config.bias if name.endswith("o_proj") else config.mlp_bias
+
+
 def parameter_formula(config: ModelConfig) -> tuple[str, str]:
     """Returns the count as a sum of its terms, and simplified, in the letters above."""
     attention = "2 E^2 + 2 E K" if config.kv_heads != config.heads else "4 E^2"
     if config.attention_width != config.width:
         attention = "2 E Q + 2 E K"
     feed_forward = f"{3 if config.is_gated else 2} E F"
-    bias = f" + {'2 ' if config.is_gated else ''}F + 3 E + 2 K" if config.bias else ""
+    if config.mlp_bias == config.bias:
+        bias = f" + {'2 ' if config.is_gated else ''}F + 3 E + 2 K" if config.bias else ""
+    else:
+        bias = f" + {'2 ' if config.is_gated else ''}F + E" if config.mlp_bias else " + 2 E + 2 K"
     norm = {0: "", 1: "E", 2: "2 E"}[len(NORM_VECTORS[config.norm])]
     block = f"{attention} + {feed_forward}{bias}" + (
         f" + {norm and 2 * len(NORM_VECTORS[config.norm])} E" if norm else ""
@@ -131,7 +141,8 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
     terms += [f"{counts[name]} {name}" for name in ("gates", "skip_connections") if name in counts]
     feed_forward_squares = (3 if config.is_gated else 2) * config.intermediate_size / config.width
     squares = (2 + 2 * config.kv_heads / config.heads) * config.attention_width / config.width + feed_forward_squares
-    vectors_note = " + vectors" if config.bias or norm or config.positions == "learned" or counts.keys() & SMALL else ""
+    has_vectors = config.bias or config.mlp_bias or norm
+    vectors_note = " + vectors" if has_vectors or config.positions == "learned" or counts.keys() & SMALL else ""
     tables_term = f" + {tables} V K" if tables else ""
     simplified = f"{'' if config.tie_embeddings else '2 '}V E{tables_term} + {squares:.4g} L E^2{vectors_note}"
     return " + ".join(filter(None, terms)), simplified

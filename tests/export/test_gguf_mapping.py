@@ -16,6 +16,8 @@ PLAIN = {"activation": "swiglu", "logit_softcap": 0.0}  # of our own family
 MODELS = {
     "llama": ("llama", {"kv_heads": 2}),
     "llama, tied, with biases": ("llama", {"tie_embeddings": True, "bias": True, "rope_base": 50_000.0}),
+    "llama, attention's biases": ("llama", {"bias": True, "mlp_bias": False}),
+    "llama, the feed-forward's biases": ("llama", {"mlp_bias": True}),
     "llama, ours": ("fledgling", {**PLAIN, "qk_norm": False}),
     "qwen3": ("llama", {"kv_heads": 2, "qk_norm": True, "rope_direction": 1}),
     "qwen3, ours": ("fledgling", {**PLAIN, "kv_heads": 2}),

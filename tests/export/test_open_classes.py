@@ -10,13 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.export import parity
 from fledgling.export.hf_layers import shorten_pattern
-from fledgling.export.hf_mapping import from_hf_config, to_hf_config
+from fledgling.export.hf_mapping import check_family, from_hf_config, to_hf_config
 from fledgling.export.read_hf import read_hf
 from fledgling.export.write_hf import write_hf
 from fledgling.model.transformer import Transformer
+from fledgling.plan.parameters import parameter_shapes
 
 SIZES = {
     "vocab_size": 330,
@@ -76,13 +77,13 @@ CASES = {  # name: class of the configuration, its keys
 }
 
 
-def random_class(name: str):
+def random_class(name: str, **more):
     """A random model of transformers; no weight is at its initial value."""
     import transformers
 
     kind, keys = CASES[name]
     torch.manual_seed(0)
-    config = getattr(transformers, kind)(**keys)
+    config = getattr(transformers, kind)(**{**keys, **more})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
     draw = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -131,6 +132,43 @@ def test_the_configuration_of_a_class_survives_both_ways(name):
     assert from_hf_config(to_hf_config(config)) == config
 
 
+BIASED = [
+    *[(name, {"attention_bias": True}) for name in ("llama", "qwen3", "smollm3", "olmo2", "olmo3", "gemma3")],
+    *[(name, {"mlp_bias": True}) for name in ("llama", "smollm3")],
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("gpt_neox", {"attention_bias": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "keys"), BIASED)
+def test_biases_of_attention_or_of_the_feed_forward_alone_are_computed(name, keys, tokenizer, tmp_path):
+    import transformers
+
+    other = random_class(name, **keys)
+    other.save_pretrained(tmp_path / "in")
+    tokenizer.save(tmp_path / "in" / "tokenizer.json")
+    imported = read_hf(tmp_path / "in")
+    biases = {key for key in parameter_shapes(imported.config) if key.endswith("bias")}
+    assert biases == {key for key in imported.state if key.endswith("bias")}
+    model = Transformer(imported.config).eval()
+    model.load_state_dict(imported.state)
+    write_hf(tmp_path / "out", imported.config, model.state_dict(), tokenizer, "card")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    row = torch.randint(1, 330, (1, 30), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = other(row).logits
+        torch.testing.assert_close(model.compute_logits(model(row)), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again(row).logits, expected, rtol=1e-4, atol=1e-4)
+    assert read_hf(tmp_path / "out").config == imported.config
+
+
+def test_biases_that_no_class_has_are_not_exported():
+    for wrong in ({"qkv_bias": True}, {"bias": True, "qkv_bias": False}):
+        config = ModelConfig(depth=1, width=32, heads=2, context=16, family="llama", **wrong).resolve(60)
+        with pytest.raises(UserError, match="no such biases"):
+            check_family(config)
+
+
 @pytest.mark.parametrize("types", [{}, {"layer_types": None}])
 def test_windows_without_types_of_layers_are_those_that_transformers_derives(types):
     import transformers
@@ -153,15 +191,14 @@ HOSTILE = [
     ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
     ("smollm3", {"no_rope_layers": "all"}, "no_rope_layers"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-    ("gpt_neox", {"attention_bias": False}, "attention_bias"),
+    ("gpt_neox", {"attention_bias": 1}, "attention_bias"),
     ("llama", {"rope_parameters": {**YARN, "mscale": 1.0}}, "mscale"),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "has no factor"),
     ("llama", {"rope_parameters": {**LLAMA3, "factor": float("inf")}}, "factor"),
     ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1] * 10**6}}, "longrope"),
-    ("olmo2", {"attention_bias": True}, "attention_bias"),
-    ("smollm3", {"mlp_bias": True}, "mlp_bias"),
-    ("llama", {"attention_bias": True}, "mlp_bias"),
+    ("olmo2", {"attention_bias": "yes"}, "attention_bias"),
+    ("smollm3", {"mlp_bias": 1}, "mlp_bias"),
     ("llama", {"rope_parameters": PLAIN, "rope_scaling": {**YARN}}, "rope_parameters and rope_scaling"),
     ("olmo3", {"rope_parameters": YARN}, "full_attention"),
     ("gemma3", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "expects rope_type"),

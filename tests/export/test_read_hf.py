@@ -57,7 +57,7 @@ def change(directory, **keys) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling"),
         ({"head_dim": 32}, "implies [128, 64]"),
-        ({"attention_bias": True}, "mlp_bias"),
+        ({"attention_bias": True}, "proj.bias is missing"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"tie_word_embeddings": True}, "lm_head.weight"),
         ({"vocab_size": None}, "vocab_size"),

@@ -63,6 +63,7 @@ def configs(draw) -> ModelConfig:
         "norm_placement": draw(st.sampled_from(["pre", "post", "both"])),
         "qk_norm_weights": draw(st.sampled_from(["none", "head", "layer"])),
         "qkv_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
         "head_dim": draw(st.sampled_from([0, 4, 12])),
     }
     parts["value_gates"] = parts["value_embeddings"] > 0 and draw(st.booleans())

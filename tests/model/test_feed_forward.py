@@ -20,7 +20,7 @@ CONFIG = ModelConfig(vocab_size=99, depth=1, width=16, heads=2, kv_heads=2, cont
 
 def make(activation: str, bias: bool) -> FeedForward | GatedFeedForward:
     torch.manual_seed(0)
-    return make_feed_forward(replace(CONFIG, activation=activation, bias=bias)).double()
+    return make_feed_forward(replace(CONFIG, activation=activation, mlp_bias=bias)).double()
 
 
 def test_activations_have_their_values():

@@ -53,6 +53,7 @@ MODEL: dict[str, Case] = {
     "logit_shift": (3.0, {}),
     "head_dim": (32, {}),
     "qkv_bias": (True, {}),
+    "mlp_bias": (True, {}),
     "qk_norm_weights": ("head", {"rope_base": 3.0}),
     "norm_placement": ("post", {}),
     "parallel_residual": (True, {}),
