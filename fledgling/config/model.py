@@ -11,14 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from fledgling.config.errors import UserError, did_you_mean
-from fledgling.config.fields import (
-    choice,
-    count,
-    internal,
-    number,
-    optional,
-    optional_choice,
-)
+from fledgling.config.fields import choice, count, internal, number, optional, optional_choice
 from fledgling.config.open_families import LLAMA, OPEN_FAMILIES
 
 WIDTH_PER_LAYER = 64
@@ -351,15 +344,9 @@ class ModelConfig:
 
     def list_open_parts(self) -> list[str]:
         """Returns the fields of open models' parts in which this model differs from the first families."""
-        plain = {
-            **PLAIN,
-            "head_dim": 0,
-            "qkv_bias": self.bias,
-            "mlp_bias": self.bias,
-            "rope_pattern": "",
-            "rope_local_base": 0.0,
-        }
-        return [name for name, value in {**plain, "rope_type": "default"}.items() if getattr(self, name) != value]
+        plain = {**PLAIN, "head_dim": 0, "rope_pattern": "", "rope_local_base": 0.0, "rope_type": "default"}
+        plain |= dict.fromkeys(("qkv_bias", "mlp_bias"), self.bias)
+        return [name for name, value in plain.items() if getattr(self, name) != value]
 
     @property
     def has_plain_blocks(self) -> bool:

@@ -20,7 +20,6 @@ from fledgling.export.hf_layers import QUERY_SCALAR, read_layers, write_layers
 from fledgling.export.hf_rope import read_rope, write_rope
 from fledgling.export.hf_tensor import TensorMapping
 from fledgling.export.untrusted import check_value
-from fledgling.plan.parameters import has_bias
 
 SIZES = {  # our name: key of config.json, in all classes but GPT-2
     "vocab_size": "vocab_size",
@@ -151,7 +150,8 @@ def _llama_like_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
         modules |= {"self_attn.o_proj": (f"{block}.attention.o_proj",), "mlp.down_proj": (f"{block}.mlp.down_proj",)}
         for module, names in modules.items():
             yield TensorMapping(f"{prefix}.{module}.weight", tuple(f"{name}.weight" for name in names))
-            if has_bias(config, names[0]):
+            attention_bias = config.qkv_bias if set(names) <= set(qkv) else config.bias
+            if attention_bias if module.startswith("self_attn") else config.mlp_bias:
                 yield TensorMapping(f"{prefix}.{module}.bias", tuple(f"{name}.bias" for name in names))
         if config.qk_norm_weights != "none":
             for name in ("q_norm", "k_norm"):

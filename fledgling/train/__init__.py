@@ -9,7 +9,7 @@
                        `replaced_stage.py` keeps what a start may replace, `start_recipe.py` reads its recipe,
                        `same_ranks.py` compares the ranks
     check_recipe.py    all stages, before the first step: `stage_settings.py` settings that do not go together,
-                       `check_outside.py` what a recipe names and this machine lacks,
+                       `check_outside.py` what a recipe names and this machine lacks, `check_values.py` one stage,
                        `resume_check.py` what a run is resumed with, `trial_step.py` one step on `random_batches.py`,
                        `device_step.py` its memory as the planner counts it
     data_preparer.py   text to token shards: `source_sizes.py` counts, `source_positions.py` where each source continues

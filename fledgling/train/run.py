@@ -32,6 +32,7 @@ from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
 from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.train.build_context import build_context, require_same_data
+from fledgling.train.check_values import require_buildable
 from fledgling.train.context import StageContext
 from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.derived_values import write_derived_values
@@ -118,6 +119,7 @@ def run_stage(
     parent = require_inputs(recipe, name, resume, hooks.prepared, skipped.append)
     world = World.start(recipe.run.device)
     require_same_recipe(recipe, world, name)
+    require_buildable(recipe, name, world)
     with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)), ExitStack() as locks:
         with world.main_process_first():
             if world.is_main and lock is None:
