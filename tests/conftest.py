@@ -210,10 +210,12 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def small_runs():
+def small_runs(tmp_path_factory):
     """Runs prepare less than a user's (tests/short_preparation.py)."""
-    from tests.short_preparation import shorten_preparation  # imports torch, which `pytest --version` does not need
+    from tests.short_preparation import WORDS_FILE, shorten_preparation  # imports torch, as `pytest --version` does not
 
+    folder = tmp_path_factory.getbasetemp()
+    os.environ[WORDS_FILE] = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "words.txt")
     shorten_preparation()
 
 

@@ -8,8 +8,8 @@ import tokenizers  # noqa: F401
 
 import fledgling.evals.session
 import fledgling.train.run  # noqa: F401
-from fledgling.tasks.skills.words import harvest_words
+from fledgling.tasks.skills import words
 from tests.short_preparation import shorten_preparation
 
 shorten_preparation()
-harvest_words()
+words.harvest_words()
