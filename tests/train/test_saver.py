@@ -134,14 +134,14 @@ def fill_disk_after(count: int) -> None:
 @pytest.mark.timeout(60)
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", shutil.disk_usage)
-    recipe = make_all_stages_recipe(tmp_path, **SETTINGS | {"pretrain.steps": 200, "pretrain.save_every": 50})
+    recipe = make_all_stages_recipe(tmp_path, **SETTINGS | {"pretrain.steps": 80, "pretrain.save_every": 20})
     fill_disk_after(1)
-    with pytest.raises(UserError, match=r"step-00000100: No space left .* needed, .* free"):
+    with pytest.raises(UserError, match=r"step-00000040: No space left .* needed, .* free"):
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
-    assert 100 < read_lines(recipe)[-1]["step"] < 150, "raised before the next save"
+    assert 40 < read_lines(recipe)[-1]["step"] < 60, "raised before the next save"
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000050"]
-    checkpoint.load_checkpoint(checkpoints / "step-00000050")
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000020"]
+    checkpoint.load_checkpoint(checkpoints / "step-00000020")
 
 
 def test_a_full_disk_at_the_last_save_is_raised_before_the_stage_is_done(tmp_path, monkeypatch):
