@@ -121,6 +121,9 @@ FULL_SIZE = (  # each has a smaller member that always runs
             "fledgling 4 x 128, 2 heads, V 512, 1 x 8 x 256, float32, whole, live teacher",
             "fledgling 1 x 64, 2 heads, V 32,768, 1 x 2 x 128, float32, chunked, live teacher",
             "fledgling 4 x 128, 2 heads, V 512, 1 x 8 x 256, float32, whole, rounded",
+            "fledgling 2 x 256, 2/1 heads, V 4,096, 1 x 4 x 512, float32, chunked",  # in bfloat16, chunked too
+            "fledgling 4 x 256, 2 heads, V 4,096, 1 x 4 x 256, float32, whole, lora on none",  # llama has it too
+            "fledgling 2 x 128, 2 heads, V 4,096, 1 x 4 x 256, float32, whole, live teacher",  # in bfloat16 too
         )
     ),
     *(

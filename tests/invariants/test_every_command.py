@@ -113,7 +113,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "doctor": "fledgling doctor --json",
         "fledgling plan --depth 20 --gpus 8 --gpu h100": AS_SHOWN,
         "fledgling plan --depth 20 --gpus 8 --gpu h100 --link ethernet-100g": AS_SHOWN,
-        "plan": "fledgling plan fast.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 --vocab-size 300",
+        "plan": "fledgling plan fast.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 --vocab-size 330",
         "fledgling plan d12-1gpu": AS_SHOWN,
         "fledgling plan --minutes 15": AS_SHOWN,
         "plan hours": "fledgling plan fast.toml --hours 0.1 --json",
@@ -125,7 +125,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
             "fledgling plan devices --gpu h100 t4 --hours 24 --price h100=3 --price t4=0.35"
         ),
         "fledgling speedrun quickstart --dry-run": "fledgling speedrun fast.toml --dry-run",
-        "plan compare": "fledgling plan compare --depth 1 2 --context 32 --vocab-size 300 --json",
+        "plan compare": "fledgling plan compare --depth 1 2 --context 32 --vocab-size 330 --json",
         "fledgling config show quickstart": AS_SHOWN,
         "fledgling config show quickstart --set sft.steps=400 --set sft.mixture.spelling=0.3": AS_SHOWN,
         "fledgling config show quickstart --set model.family=llama --set model.kv_heads=1": AS_SHOWN,
@@ -263,7 +263,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling speedrun quickstart --watch": (
             "fledgling speedrun fast.toml --set run.out=runs/watched --watch --watch-port 0"
         ),
-        "bench train": "fledgling bench train --batch 1 --context 16 --depth 1 --vocab-size 300 --steps 1 "
+        "bench train": "fledgling bench train --batch 1 --context 16 --depth 1 --vocab-size 330 --steps 1 "
         "--set run.compile=off --set model.width=64 --json",
     },
 ]
