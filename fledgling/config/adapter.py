@@ -59,7 +59,7 @@ class AdapterConfig:
         """Returns name -> (out, in) of the matrices that have an adapter, in the model's order.
 
         Raises:
-            UserError: a target is not a matrix of the model's blocks.
+            UserError: a target is not a matrix of the model's blocks, or the rank is larger than all of them.
         """
         matrices = config.block_matrices()
         known = {name.rpartition(".")[2]: name for name in matrices} | {name: name for name in matrices}
@@ -70,5 +70,9 @@ class AdapterConfig:
                     f'adapter.targets: "{target[:80]}" is not a matrix of the blocks: expected some of '
                     f"{', '.join(last_names)}{did_you_mean(target, last_names)}"
                 )
-        chosen = set(self.targets or known)
-        return {name: shape for name, shape in matrices.items() if {name, name.rpartition(".")[2]} & chosen}
+        selected = set(self.targets or known)
+        chosen = {name: shape for name, shape in matrices.items() if {name, name.rpartition(".")[2]} & selected}
+        longest = max((max(shape) for shape in chosen.values()), default=1)
+        if self.rank > longest:
+            raise UserError(f"adapter.rank: got {self.rank:,}, expected at most {longest:,}, a matrix's longest side")
+        return chosen

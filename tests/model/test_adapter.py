@@ -83,3 +83,7 @@ def test_targets_are_matrices_of_the_blocks_by_last_or_whole_name():
     assert len(AdapterConfig("lora").select_matrices(config)) == 18
     with pytest.raises(UserError, match=r'adapter.targets: "gate_proj" is not a matrix .*fc1'):
         AdapterConfig("lora", targets=("gate_proj",)).select_matrices(config)
+    longest = max(max(shape) for shape in config.block_matrices().values())
+    assert len(AdapterConfig("lora", rank=longest).select_matrices(config)) == 18
+    with pytest.raises(UserError, match=f"adapter.rank: got 4,611,686,018,427,387,904, expected at most {longest}"):
+        AdapterConfig("lora", rank=2**62).select_matrices(config)
