@@ -30,12 +30,17 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: applic
 SLOW_HEADERS, SLOW_BODIES, IDLE = "slow headers", "slow bodies", "idle connections"
 ANSWERS, BIASES, LOGPROBS = "16 answers", "16 answers with 1,024 biases each", "16 answers with 5 log-probabilities"
 LARGE_BODIES, NEVER_READ = "bodies of 1 MB", "answers never read"
+LONG_TEXTS, MANY_TEXTS = "vectors of 60 long texts", "vectors of 2,048 texts"
 OPENINGS = {
     SLOW_HEADERS: "GET /health HTTP/1.1\r\nX-Slow: ",
     SLOW_BODIES: f"{HEAD}Content-Length: 900000\r\n\r\n ",
     IDLE: "",
 }
-SCENARIOS = (SLOW_HEADERS, SLOW_BODIES, IDLE, ANSWERS, BIASES, LOGPROBS, LARGE_BODIES, NEVER_READ)
+VECTORS = {  # of one request of /v1/embeddings
+    LONG_TEXTS: {"input": [[*range(300, 1300)]] * 60},
+    MANY_TEXTS: {"input": ["etaoin shrdlu"] * 2048},
+}
+SCENARIOS = (SLOW_HEADERS, SLOW_BODIES, IDLE, ANSWERS, BIASES, LOGPROBS, LARGE_BODIES, NEVER_READ, *VECTORS)
 
 
 def measure_hostile_clients(
@@ -124,9 +129,14 @@ def run_server(pipe: Connection, threads: int) -> None:
 def ask(port: int, **settings: Any) -> float:
     """Sends one completion of TOKENS tokens on a new connection; returns the seconds it took."""
     body = {"prompt": "etaoin", "max_tokens": TOKENS, "seed": 1, "logit_bias": {"0": -100}} | settings
+    return _post(port, "/v1/completions", body)
+
+
+def _post(port: int, path: str, body: dict[str, Any]) -> float:
+    """Sends a request on a new connection; returns the seconds until its answer was complete."""
     start = time.perf_counter()
-    client = http.client.HTTPConnection(HOST, port, timeout=60)
-    client.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    client = http.client.HTTPConnection(HOST, port, timeout=600)
+    client.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     answer = client.getresponse()
     text = answer.read()
     client.close()
@@ -207,11 +217,13 @@ def run_hostile(pipe: Connection, name: str, port: int, connections: int) -> Non
         LOGPROBS: {"n": 16, "max_tokens": 200, "prompt": "a", "logprobs": 5},
         LARGE_BODIES: {"prompt": "etaoin " * 130_000},
     }
-    settings = kinds[name]
     pipe.send("begun")
     while True:
         try:
-            ask(port, **settings)
+            if name in VECTORS:
+                _post(port, "/v1/embeddings", VECTORS[name])
+            else:
+                ask(port, **kinds[name])
         except OSError:
             time.sleep(0.01)  # rejected, as it must be
 

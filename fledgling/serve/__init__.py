@@ -6,7 +6,7 @@ schemas.py       request bodies: `request_body.py` receives them, `json_body.py`
                  `field_errors.py` say what is wrong, `constraints.py` is the form that an answer must have
 chat.py          /v1/chat/completions: `responses.py` has the bodies of answers, `tool_calls.py` calls in them
 completion.py    /v1/completions
-embeddings.py    /v1/embeddings
+embeddings.py    /v1/embeddings: `tasks.py` computes them between the steps of answers
 *_api.py         the APIs of OpenAI's Responses, Anthropic's Messages, Ollama, and the tools of MCP servers;
                  `other_settings.py` rejects settings that two of them lack, `ollama_models.py` has Ollama's lists and
                  vectors

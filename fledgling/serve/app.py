@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
-import anyio
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -33,15 +32,13 @@ from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.ollama_models import EmbeddingsPromptRequest, EmbedRequest
 from fledgling.serve.openapi import build_openapi
 from fledgling.serve.page_files import make_page_routes
-from fledgling.serve.request_body import Handler, answer_errors, bad_request_response, read_body
+from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, bad_request_response, read_body
 from fledgling.serve.responses import FAILURES
 from fledgling.serve.schemas import BadRequest, parse_body
 from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service, StreamForm, find_service
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx passes each chunk on at once
-SMALL_BODY_BYTES = 65_536
-SMALL_LANES, LARGE_LANES = 4, 1  # requests that are parsed at once, of small and of large bodies
 DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
 
 
@@ -111,14 +108,11 @@ def _metrics_handler(service: Service) -> Handler:
 
 
 def _completion_handler(services: Sequence[Service], endpoint: Endpoint) -> Handler:
-    bridge = EventBridge()
-    # Threads that parse take the interpreter's lock from the engine, so large bodies wait for each other.
-    small, large = anyio.CapacityLimiter(SMALL_LANES), anyio.CapacityLimiter(LARGE_LANES)
+    bridge, lanes = EventBridge(), ParseLanes()
 
     async def respond(request: Request) -> Response:
         body = await read_body(request, services[0].max_body_bytes)
-        lane = small if len(body) <= SMALL_BODY_BYTES else large
-        service, parsed = await run_sync(_parse_request, endpoint, services, body, limiter=lane)
+        service, parsed = await lanes.parse(partial(_parse_request, endpoint, services), body)
         events = RequestEvents(service, parsed, bridge)
         service.ignored_fields.add(parsed.ignored_fields)
         if parsed.stream:

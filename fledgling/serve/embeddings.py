@@ -1,14 +1,15 @@
 """POST /v1/embeddings: a vector for each text, the mean of the model's last hidden states over the text's tokens.
 
 The model was trained to continue texts and not to compare them, so the vectors group texts coarsely; they are
-normalized to length 1, and no state is learned for them. Each text is one task of the worker, between two steps of the
-running requests.
+normalized to length 1, and no state is learned for them. Each text is one task of the worker, computed in pieces between
+the steps of the running requests (tasks.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,15 +19,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fledgling.infer.engine import Engine
+from fledgling.model.cache import CacheRow
 from fledgling.serve.errors import ErrorResponse, build_error
 from fledgling.serve.json_body import encode_json
-from fledgling.serve.request_body import Handler, answer_errors, read_body
+from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
 from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, PromptIds, parse_body
 from fledgling.serve.service import Service
-from fledgling.serve.worker import TaskHandle
+from fledgling.serve.tasks import Pieces, TaskHandle
 
 MAX_TEXTS = 2048  # of one request, as in OpenAI's API
 FAILED = ErrorResponse(build_error("the engine failed on this text", "server_error"), 500)
+CPU_PIECE_TOKENS, GPU_PIECE_TOKENS = 64, 1024  # of a text, computed between two steps
 QUEUE_SHARE = 4  # of the places in the queue, a request's texts take one in so many at a time
 
 
@@ -49,18 +52,29 @@ class EmbeddingsRequest(IgnoringBody):
         return [value] if isinstance(value, str) or isinstance(value[0], int) else list(value)
 
 
-def embed_tokens(engine: Engine, tokens: list[int]) -> list[float]:
-    """Returns the mean of the hidden states (T, C) of a text's tokens after bos, with length 1: C numbers."""
-    hidden = engine.forward(torch.tensor([[engine.tokenizer.bos, *tokens]]))[0, 1:].float()  # (T, C)
-    return torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
+def embed_tokens(engine: Engine, tokens: list[int]) -> Pieces:
+    """Computes the hidden states of a text in pieces, with a cache of its own, and returns its vector.
+
+    The vector is the mean of the hidden states of the tokens after bos, with length 1: C numbers.
+    """
+    ids, cache, row = [engine.tokenizer.bos, *tokens], engine.runner.new_cache(), CacheRow()
+    size = CPU_PIECE_TOKENS if engine.device.type == "cpu" else GPU_PIECE_TOKENS
+    total = torch.zeros(engine.model.config.width)
+    for start in range(0, len(ids), size):
+        if start:
+            yield
+        hidden = engine.runner.extend_cache(cache, [row], [ids[start : start + size]])[0].float()  # (T, C)
+        total += hidden[0 if start else 1 :].sum(0).cpu()  # waits for the device, so that a piece's time is its own
+    return torch.nn.functional.normalize(total / len(tokens), dim=0).tolist()
 
 
 def embeddings_handler(service: Service) -> Handler:
     """Returns the handler of the route."""
+    lanes = ParseLanes()
 
     async def respond(request: Request) -> Response:
         body = await read_body(request, service.max_body_bytes)
-        parsed, inputs = await run_sync(_parse_request, service, body)
+        parsed, inputs = await lanes.parse(partial(_parse_request, service), body)
         vectors = await embed_texts(service, inputs)
         if vectors is None:
             return FAILED

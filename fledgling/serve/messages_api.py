@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from anyio.to_thread import run_sync
 from pydantic import Field, StrictBool, StrictInt
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from fledgling.serve import chat
 from fledgling.serve.json_body import shorten_text
 from fledgling.serve.other_settings import OTHER_SETTINGS, reject_fields
-from fledgling.serve.request_body import Handler, answer_errors, read_body
+from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
 from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
@@ -257,13 +256,14 @@ class MessageEvents:
 
 def count_tokens_handler(service: Service) -> Handler:
     """Returns the handler of /v1/messages/count_tokens: the tokens of the prompt, tools and layout included."""
+    lanes = ParseLanes()
 
     def count(raw: bytes) -> dict[str, int]:
         body = parse_body(MessagesRequest, raw)
         return {"input_tokens": parse_request(service, body).prompt_tokens}
 
     async def respond(request: Request) -> Response:
-        return JSONResponse(await run_sync(count, await read_body(request, service.max_body_bytes)))
+        return JSONResponse(await lanes.parse(count, await read_body(request, service.max_body_bytes)))
 
     return answer_errors(respond)
 

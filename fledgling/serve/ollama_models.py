@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from fledgling.serve.embeddings import FAILED, MAX_TEXTS, check_dimensions, embed_texts
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.ollama_api import LATEST, ModelTag, Options
-from fledgling.serve.request_body import Handler, answer_errors, read_body
+from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
 from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, parse_body
 from fledgling.serve.service import Service, find_service
 
@@ -140,20 +141,22 @@ def show_handler(services: Sequence[Service]) -> Handler:
 
 def embed_handler(service: Service, kind: type[EmbedRequest] | type[EmbeddingsPromptRequest]) -> Handler:
     """Returns the handler of /api/embed or /api/embeddings; the vectors are the first model's."""
+    lanes = ParseLanes()
 
     async def respond(request: Request) -> Response:
         start = time.monotonic_ns()
         raw = await read_body(request, service.max_body_bytes)
-        body, inputs = await run_sync(_read_texts, service, kind, raw)
+        body, inputs = await lanes.parse(partial(_read_texts, service, kind), raw)
         vectors = await embed_texts(service, inputs)
         if vectors is None:
             return FAILED
         service.ignored_fields.add(body.ignored_fields)
         if kind is EmbeddingsPromptRequest:
-            return _json_response({"embedding": vectors[0] if vectors else []})
+            return await run_sync(_json_response, {"embedding": vectors[0] if vectors else []})
         counts = {"total_duration": time.monotonic_ns() - start, "load_duration": 0}
         counts["prompt_eval_count"] = sum(map(len, inputs))
-        return _json_response({"model": f"{service.model_name}{LATEST}", "embeddings": vectors, **counts})
+        answer = {"model": f"{service.model_name}{LATEST}", "embeddings": vectors, **counts}
+        return await run_sync(_json_response, answer)
 
     return answer_errors(respond)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
+import anyio
+from anyio.to_thread import run_sync
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -14,9 +17,24 @@ from fledgling.serve.schemas import BadRequest
 from fledgling.serve.worker import QueueFull
 
 BODY_TIMEOUT = 30  # seconds until a body must have arrived
+SMALL_BODY_BYTES = 65_536
+SMALL_LANES, LARGE_LANES = 4, 1  # requests of a route that are parsed at once, of small and of large bodies
 MAX_READ_FACTOR = 8  # a body up to this factor above the limit is read to its end, so that its sender gets the 413
 
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+
+class ParseLanes:
+    """Parses bodies on threads, few at once: they take the interpreter's lock from the engine."""
+
+    def __init__(self) -> None:
+        self.small, self.large = anyio.CapacityLimiter(SMALL_LANES), anyio.CapacityLimiter(LARGE_LANES)
+
+    async def parse(self, parse: Callable[[bytes], T], body: bytes) -> T:
+        """Returns what `parse` makes of a body; large bodies wait for each other."""
+        lane = self.small if len(body) <= SMALL_BODY_BYTES else self.large
+        return await run_sync(parse, body, limiter=lane)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from fledgling.infer.request import Request
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler, SchedulerStats
 from fledgling.model.cache import KVCache
+from fledgling.serve.tasks import Pieces, TaskHandle, TaskQueue
 
 GPU_PREFILL_CHUNK = 2048
 CPU_PREFILL_CHUNK = 256  # prompt tokens a step: about 0.1 s on two cores for a model of 110M parameters
@@ -167,19 +167,6 @@ class JobHandle:
 
 
 @dataclass
-class TaskHandle:
-    """A computation on the worker's thread, between two steps. `cancel` keeps it from starting."""
-
-    run: Callable[[Engine], Any]
-    emit: Callable[[Any, Exception | None], None]  # with the result, or with None and the exception
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Requests the cancellation, from any thread."""
-        self.cancelled = True
-
-
-@dataclass
 class WorkerCounters:
     """Counters since the server started, exported by /metrics."""
 
@@ -224,7 +211,8 @@ class Worker:
         self._wake = threading.Condition()
         self._inbox: list[JobHandle] = []
         self._active: list[JobHandle] = []
-        self._tasks: deque[TaskHandle] = deque()
+        self._task_queue = TaskQueue()
+        self._tasks = self._task_queue.tasks
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -265,11 +253,12 @@ class Worker:
             self._wake.notify()
         return handle
 
-    def submit_task(self, run: Callable[[Engine], Any], emit: Callable[[Any, Exception | None], None]) -> TaskHandle:
+    def submit_task(self, run: Callable[[Engine], Pieces], emit: Callable[[Any, Exception | None], None]) -> TaskHandle:
         """Queues a computation with the engine; it counts as one answer.
 
         Args:
-            run: called on the worker's thread, between two steps of the running requests: it must be short.
+            run: returns a generator that computes a short piece for each `next`, on the worker's thread between two
+                steps of the running requests (tasks.py), and then returns the result.
             emit: called there with the result, or with None and the exception; it must not block.
 
         Raises:
@@ -315,21 +304,18 @@ class Worker:
             self.counters.busy_seconds += time.perf_counter() - start
 
     def _run_task(self) -> None:
-        """Runs the oldest task, if there is one; its exception is its own result."""
-        if not self._tasks:
+        """Computes a piece of the oldest task where tasks may take the time; its exception is its own result."""
+        if not self._task_queue.is_due(is_idle=not self._active):
             return
-        handle = self._tasks[0]  # it counts until it has ended
-        value, problem = None, None
+        ended, problem = True, None
         try:
-            if not handle.cancelled:
-                try:
-                    value = handle.run(self.engine)
-                except Exception as error:
-                    problem, self.last_error = error, f"{type(error).__name__}: {error}"
-                handle.emit(value, problem)
+            ended, problem = self._task_queue.compute_piece(self.engine)
         finally:
-            with self._wake:
-                self._tasks.popleft()
+            if problem is not None:
+                self.last_error = f"{type(problem).__name__}: {problem}"
+            if ended:  # until then it counts
+                with self._wake:
+                    self._tasks.popleft()
 
     def _run_step(self, arrived: list[JobHandle]) -> None:
         """Adds new jobs, cancels those whose client has disconnected, runs one scheduler step and emits its events."""
@@ -355,7 +341,9 @@ class Worker:
                     self._scheduler.cancel(choice.request)
                 handle.choices, handle.num_unfinished = [], 0
         if self._scheduler.has_unfinished:
+            start = time.perf_counter()
             self._scheduler.step()
+            self._task_queue.add_step(time.perf_counter() - start)
             self.counters.steps += 1
         for handle in self._active:
             for choice in list(handle.choices):

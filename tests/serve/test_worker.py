@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +16,26 @@ def blocked_worker(random_engine):
     """A worker of at most 8 answers whose thread waits in a task, and the event that lets it continue."""
     worker, started, release = Worker(random_engine, 4, 8), threading.Event(), threading.Event()
 
-    def wait(engine) -> None:
+    def wait(engine) -> Iterator[None]:
         started.set()
         release.wait(20)
+        yield
 
     worker.submit_task(wait, lambda value, error: None)
     assert started.wait(20)
     yield worker, release
     release.set()
     worker.close()
+
+
+def compute(function):
+    """A task of one piece that returns what a function does."""
+
+    def run(engine):
+        return function(engine)
+        yield
+
+    return run
 
 
 def make_job(random_engine, n: int) -> GenerationJob:
@@ -41,7 +53,7 @@ def test_the_queue_counts_answers_and_not_requests(blocked_worker, random_engine
     worker.submit(make_job(random_engine, 2), lambda event: done.release())
     assert worker.load == 8 and worker.counters.rejected == 1
     with pytest.raises(QueueFull):
-        worker.submit_task(lambda engine: None, lambda value, error: None)
+        worker.submit_task(compute(lambda engine: None), lambda value, error: None)
     handle.cancel()
     release.set()
     worker.close()
@@ -56,10 +68,10 @@ def test_the_result_of_a_task_or_its_exception_is_delivered(blocked_worker):
         results.append((value, type(error)))
         done.release()
 
-    worker.submit_task(lambda engine: engine.context, emit)
-    worker.submit_task(lambda engine: 1 / 0, emit)
-    worker.submit_task(lambda engine: "never", emit).cancel()
-    worker.submit_task(lambda engine: "after", emit)
+    worker.submit_task(compute(lambda engine: engine.context), emit)
+    worker.submit_task(compute(lambda engine: 1 / 0), emit)
+    worker.submit_task(compute(lambda engine: "never"), emit).cancel()
+    worker.submit_task(compute(lambda engine: "after"), emit)
     release.set()
     for _ in range(3):
         assert done.acquire(timeout=20)

@@ -1,0 +1,93 @@
+"""Tasks share the worker's time: however many are queued, an answer is little slower."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from fledgling.infer.sampling import SamplingParams
+from fledgling.serve import embeddings
+from fledgling.serve.embeddings import embed_tokens
+from fledgling.serve.tasks import TASK_SHARE, TaskHandle, TaskQueue
+from fledgling.serve.worker import ChoiceFinished, GenerationJob, Worker
+
+
+def drain(pieces) -> tuple[int, object]:
+    """Returns the number of pieces, and the result."""
+    count = 1
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return count, end.value
+        count += 1
+
+
+class Clock:
+    """A clock that a task moves."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize("piece_seconds", [0.001, 0.02, 0.3])
+def test_tasks_take_their_share_of_the_time_of_steps_and_all_of_idle_time(piece_seconds):
+    clock = Clock()
+
+    def run(engine):
+        while True:
+            clock.seconds += piece_seconds
+            yield
+
+    queue = TaskQueue(clock)
+    queue.tasks.append(TaskHandle(run, lambda value, error: None))
+    assert queue.is_due(is_idle=True)
+    queue.compute_piece(None)
+    start, steps = clock.seconds, 3000
+    for _ in range(steps):
+        if queue.is_due(is_idle=False):
+            queue.compute_piece(None)
+        clock.seconds += 0.01
+        queue.add_step(0.01)
+    taken = clock.seconds - start - steps * 0.01
+    assert taken <= TASK_SHARE * steps * 0.01
+    assert taken >= 0.5 * TASK_SHARE * min(steps * 0.01, steps * piece_seconds)  # and they are never starved
+    assert queue.is_due(is_idle=True)
+
+
+def test_an_answer_does_not_wait_for_a_piece_in_each_of_its_steps(random_engine):
+    worker, steps, done = Worker(random_engine, 4, 64), 60, threading.Event()
+    pieces: list[int] = []
+
+    def run(engine):
+        while not done.is_set():
+            pieces.append(worker.counters.steps)
+            time.sleep(0.01)
+            yield
+
+    def emit(event) -> None:
+        if isinstance(event, ChoiceFinished):
+            done.set()
+
+    for _ in range(40):
+        worker.submit_task(run, lambda value, error: None)
+    worker.submit(GenerationJob((random_engine.tokenizer.bos,), SamplingParams(max_new_tokens=steps)), emit)
+    assert done.wait(20)
+    worker.close()
+    assert sum(0 < step for step in pieces) < steps / 2
+
+
+def test_a_text_is_embedded_in_pieces_with_the_vector_of_the_whole(random_engine, monkeypatch):
+    ids = [1 + number % 250 for number in range(90)]
+    hidden = random_engine.forward(torch.tensor([[random_engine.tokenizer.bos, *ids]]))[0, 1:].float()
+    expected = torch.nn.functional.normalize(hidden.mean(0), dim=0)
+    for size, count in ((64, 2), (7, 13), (1, 91), (91, 1), (500, 1)):
+        monkeypatch.setattr(embeddings, "CPU_PIECE_TOKENS", size)
+        pieces, vector = drain(embed_tokens(random_engine, ids))
+        assert pieces == count
+        torch.testing.assert_close(torch.tensor(vector), expected, rtol=1e-4, atol=1e-5)
