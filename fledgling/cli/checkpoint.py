@@ -16,7 +16,7 @@ app = App(name="checkpoint", help="Check the checkpoints of a run, file by file.
 def verify(path: str, /, *, as_json: Json = False) -> int:
     """Read every file of every checkpoint and compare it with the size and SHA-256 of the manifest.
 
-    Exits with 1 when a file is corrupt or missing, and names each one.
+    Exits with 1 when a file is corrupt or missing, or cannot be read, and names each one.
 
     Parameters
     ----------
@@ -34,14 +34,16 @@ def verify(path: str, /, *, as_json: Json = False) -> int:
         reports.append(report)
         if as_json:
             continue
-        state = "valid" if report["valid"] else "CORRUPT"
+        state = "valid" if report["valid"] else "CORRUPT" if report["corrupt"] else "CANNOT BE READ, may be whole"
         print(f"{report['path']}  {state}, {len(report['files'])} files, {format_bytes(report['bytes'])}")
         for name, corruption in report["files"].items():
             if corruption:
                 print(f"  {name}: {corruption}")
-    corrupt = sum(not report["valid"] for report in reports)
+    corrupt = sum(report["corrupt"] for report in reports)
+    unreadable = sum(not report["valid"] for report in reports) - corrupt
     if as_json:
-        print(json.dumps({"checkpoints": reports, "corrupt": corrupt}, indent=2))
+        print(json.dumps({"checkpoints": reports, "corrupt": corrupt, "unreadable": unreadable}, indent=2))
     else:
-        print(f"{len(reports)} checkpoints, {f'{corrupt} corrupt' if corrupt else 'all valid'}")
-    return 1 if corrupt else 0
+        found = [f"{count} {what}" for count, what in ((corrupt, "corrupt"), (unreadable, "cannot be read")) if count]
+        print(f"{len(reports)} checkpoints, {', '.join(found) or 'all valid'}")
+    return 1 if corrupt or unreadable else 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fledgling.config import UserError
@@ -24,6 +23,7 @@ from fledgling.export.checkpoint_weights import read_adapter_state, read_weights
 from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE
 from fledgling.export.untrusted import open_safetensors, read_json
 from fledgling.record import checkpoint
+from fledgling.record.tensor_file import write_tensor_file
 
 DIGEST, NAME = "fledgling.base_sha256", "fledgling.base"  # in the header's metadata
 SHOWN = 12  # digits of a digest in messages
@@ -109,7 +109,7 @@ def save_adapter(
     """Writes peft's two files into a directory, with the base in the header of the second."""
     header = {"format": "pt"} | ({DIGEST: base.digest, NAME: base.name} if base else {})
     (directory / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    save_file(dict(tensors), directory / TENSORS_FILE, metadata=header)
+    write_tensor_file(directory / TENSORS_FILE, tensors, header)
 
 
 def copy_adapter(source: Path, directory: Path, contents: Mapping[str, Any], base: AdapterBase | None) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
@@ -23,6 +22,7 @@ from fledgling.export.hf_rope import write_rope
 from fledgling.export.write_hf import write_hf, write_hf_json, write_tokenizer
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
+from fledgling.record.tensor_file import write_tensor_file
 from fledgling.text.tokenizer import Tokenizer
 
 NORM_EPS = 1e-5
@@ -58,7 +58,7 @@ def write_mlx(out: Path, config: ModelConfig, state: Mapping[str, Tensor], token
     try:
         with atomic_directory(out) as temporary:
             tensors = dict(nanochat_tensors(config, state))
-            save_file(tensors, temporary / "model.safetensors", metadata={"format": "mlx"})
+            write_tensor_file(temporary / "model.safetensors", tensors, {"format": "mlx"})
             write_hf_json(temporary / "config.json", nanochat_config(config))
             write_tokenizer(temporary, tokenizer, config.context)
     except OSError as problem:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
@@ -28,6 +27,7 @@ from fledgling.export.hf_tensor import to_hf_tensor
 from fledgling.export.own_class import MODELING_FILE, needs_own_class
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
+from fledgling.record.tensor_file import write_tensor_file
 from fledgling.text import calculator
 from fledgling.text.tokenizer import Tokenizer
 
@@ -118,7 +118,7 @@ def _write_weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard
     total = size = 0
 
     def flush() -> None:
-        save_file(pending, directory / f"{len(shards):05d}.partial", metadata={"format": "pt"})
+        write_tensor_file(directory / f"{len(shards):05d}.partial", pending, {"format": "pt"})
         shards.append(list(pending))
         pending.clear()
 

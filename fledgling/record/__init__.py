@@ -23,12 +23,12 @@ counts finished optimizer steps: 0 is before the first one.
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
 dashboards, evaluation_log.py appends evaluations and evaluation_names.py has their names. durable.py makes changes of
 files that a power cut does not undo, atomic_directory.py makes directories appear complete or not at all, checkpoint.py
-stores weights and state in such directories (tensor_names.py: names of older versions), rng_state.py is torch's random
-state, state_shape.py checks a state before it is used, parent.py names the checkpoint that a stage began from,
-writer.py is the thread that writes checkpoints during training. seal.py finds later changes, budget_end.py when a
-budget ended, run_lock.py keeps a second process from writing, outside.py keeps other directories out of a run,
-stage_aside.py says where a stage is kept while it is restarted, stage_end.py with which step one ended, and
-run_requests.py passes the requests of a watcher. Nothing here knows about models."""
+stores weights and state in such directories (tensor_file.py writes the tensors, tensor_names.py has names of older
+versions), rng_state.py is torch's random state, state_shape.py checks a state before it is used, parent.py names the
+checkpoint that a stage began from, writer.py is the thread that writes checkpoints during training. seal.py finds later
+changes, budget_end.py when a budget ended, run_lock.py keeps a second process from writing, outside.py keeps other
+directories out of a run, stage_aside.py says where a stage is kept while it is restarted, stage_end.py with which step
+one ended, and run_requests.py passes the requests of a watcher. Nothing here knows about models."""
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text
 from fledgling.record.recorder import Recorder

@@ -5,10 +5,9 @@
 `atomic_directory.py` writes them: the manifest with size and SHA-256 of every file last, then one rename. A kill or a
 power cut at any moment leaves the previous checkpoint as it was, and a changed bit is found before the checkpoint is
 used. The newest is the one with the highest step: a run that goes back to an earlier step first deletes the later ones
-(`discard_checkpoints_after`). Only
-safetensors and JSON are written or read, never a pickle. This file does not interpret tensors and state:
-`fledgling.infer.runner` builds a model from them, `fledgling.train.saver` copies them for the thread of writer.py.
-Of this package only this file and rng_state.py import torch.
+(`discard_checkpoints_after`). Only safetensors and JSON are written or read, never a pickle. Tensors and state are not
+interpreted: `fledgling.infer.runner` builds a model from them, `fledgling.train.saver` copies them for the thread of
+writer.py. Of this package only this file, tensor_file.py and rng_state.py import torch.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fledgling.config import STAGES, UserError
@@ -39,6 +38,7 @@ from fledgling.record.durable import remove_directory
 from fledgling.record.jsonl import make_write_error
 from fledgling.record.stage_aside import describe_stages_aside, find_stages_aside
 from fledgling.record.stage_end import describe_other_end
+from fledgling.record.tensor_file import write_tensor_file
 from fledgling.record.tensor_names import translate_tensor_name
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
@@ -92,10 +92,9 @@ def save_checkpoint(
     bytes_needed = len(state_json) + sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     try:
         bytes_needed += sum(Path(path).stat().st_size for path in files.values())
-        if backup.exists() and not inspect_checkpoint(final)["valid"]:
-            remove_directory(
-                final
-            )  # a cut left the backup as the only complete one: it stays until the new one is there
+        if backup.exists() and inspect_checkpoint(final)["corrupt"]:
+            # A cut left the backup as the only complete one: it stays until the new one is there.
+            remove_directory(final)
         with atomic_directory(final, backup=backup) as temporary:
             if shutil.disk_usage(directory).free < bytes_needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -121,7 +120,7 @@ def _write_group(path: Path, group: Mapping[str, Tensor]) -> None:
         stored[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     try:
-        save_file(stored, path)
+        write_tensor_file(path, stored)
     except SafetensorError as error:  # the library reports a failed write as text
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
@@ -151,9 +150,9 @@ def verify_checkpoint(path: Path | str, check_hashes: bool = True) -> dict[str, 
 
 
 def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Returns {"path", "step", "bytes", "files": {file name: its corruption, or ""}, "valid"} of a checkpoint.
+    """Returns {"path", "step", "bytes", "files": {file name: what is wrong, or ""}, "valid", "corrupt"}.
 
-    Where the manifest is missing or corrupt, it is the only file listed.
+    One that is neither cannot be read at the moment. Where its manifest is the problem, it is the only file listed.
     """
     path = Path(path)
     match = _STEP.fullmatch(path.name)
@@ -161,10 +160,13 @@ def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         files = _read_manifest(path)
     except UserError as error:
-        return report | {"valid": False, "files": {MANIFEST: str(error)}}
+        corrupt = not isinstance(error, UnreadableCheckpoint)
+        return report | {"valid": False, "corrupt": corrupt, "files": {MANIFEST: str(error)}}
+    report["corrupt"] = False
     for name, expected in files.items():
         try:
             report["files"][name] = find_corruption(path / name, expected, True)
+            report["corrupt"] |= bool(report["files"][name])
         except OSError as error:
             report["files"][name] = f"cannot be read ({error.strerror})"
     report["bytes"] = sum(expected["bytes"] for expected in files.values())

@@ -54,6 +54,24 @@ def test_every_corrupt_file_is_named(run_dir, capsys):
     assert "state.json: of manifest.json is missing" in run_verify(capsys, directory)[1]
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_called_corrupt(run_dir, capsys, monkeypatch):
+    """A permission that is missing, and a manifest of another version: an error each, and nothing is known of them."""
+
+    def fail(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    older = run_dir / "sft/checkpoints/step-00000004/manifest.json"
+    older.write_text(older.read_text().replace(checkpoint.CHECKPOINT_FORMAT, "fledgling checkpoint 9"))
+    code, out = run_verify(capsys, run_dir)
+    assert code == 1 and "CORRUPT" not in out and out.endswith("3 checkpoints, 1 cannot be read\n")
+    monkeypatch.setattr("fledgling.record.atomic_directory.hash_file", fail)
+    code, out = run_verify(capsys, run_dir)
+    assert code == 1 and "CORRUPT" not in out and out.count("CANNOT BE READ, may be whole") == 3
+    assert "  model.safetensors: cannot be read (Permission denied)" in out
+    report = json.loads(run_verify(capsys, run_dir, "--json")[1])
+    assert (report["corrupt"], report["unreadable"]) == (0, 3)
+
+
 def test_a_directory_without_checkpoints_is_one_error_line(tmp_path, capsys):
     for path in (tmp_path / "nowhere", tmp_path):
         assert main(["checkpoint", "verify", str(path)]) == 1

@@ -10,7 +10,7 @@ from tests.invariants.structure import ROOT, dotted_imports, read_sources
 SOURCES = {module: text for module, text in read_sources().items() if module.split(".")[0] == "cli"}
 COMPUTING = ("torch", "numpy")
 MAX_LINES, MAX_STATEMENT_LINES = 80, 40  # of a function, and of it without its signature and docstring
-WRITES = re.compile(r"\b(save_checkpoint|save_file|load_state_dict)\b")
+WRITES = re.compile(r"\b(save_checkpoint|save_file|write_tensor_file|load_state_dict)\b")
 SHARED = {"terminal_input", "options"}  # the terminal itself, and options that other commands have too
 
 

@@ -94,7 +94,7 @@ KILLED_WHILE_SAVING = """if True:
             return call
         for name in ("fsync", "replace", "open", "mkdir"):
             setattr(os, name, counted(getattr(os, name)))
-        checkpoint.save_file = counted(checkpoint.save_file)
+        checkpoint.write_tensor_file = counted(checkpoint.write_tensor_file)
         checkpoint.shutil.rmtree = counted(checkpoint.shutil.rmtree)
 
     limit, code = 0, 1
@@ -332,7 +332,7 @@ def test_an_interrupted_save_leaves_no_files(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", interrupted)
+        patch.setattr(checkpoint, "write_tensor_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_checkpoint(tmp_path / "c", 2)
     assert_unchanged(tmp_path / "c", ["step-00000001"])
