@@ -36,7 +36,7 @@ OPENINGS = {
     SLOW_BODIES: f"{HEAD}Content-Length: 900000\r\n\r\n ",
     IDLE: "",
 }
-VECTORS = {  # of one request of /v1/embeddings
+VECTORS: dict[str, dict[str, Any]] = {  # of one request of /v1/embeddings
     LONG_TEXTS: {"input": [[*range(300, 1300)]] * 60},
     MANY_TEXTS: {"input": ["etaoin shrdlu"] * 2048},
 }

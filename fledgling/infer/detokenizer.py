@@ -9,7 +9,7 @@ The opposite direction, conversations to tokens, is text/conversation.py.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,9 @@ class StopStringMatcher:
     """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
-        self.stop_strings = [stop for stop in stop_strings if stop]
+        self.stop_strings = list(dict.fromkeys(stop for stop in stop_strings if stop))
+        self.prefixes = _list_prefixes(self.stop_strings)
+        self.longest = max(map(len, self.prefixes), default=0)
         self.held_back = ""
         self.stopped = False
 
@@ -57,7 +59,7 @@ class StopStringMatcher:
         if matches:
             self.stopped, self.held_back = True, ""
             return text[: min(matches)]
-        end = len(text) - max((_overlap_length(text, stop) for stop in self.stop_strings), default=0)
+        end = len(text) - _overlap_length(text, self.prefixes, self.longest)
         self.held_back = text[end:]
         return text[:end]
 
@@ -67,9 +69,20 @@ class StopStringMatcher:
         return text
 
 
-def _overlap_length(text: str, stop: str) -> int:
-    """Returns the length of the longest suffix of `text` that is a proper prefix of `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+def _list_prefixes(texts: Iterable[str]) -> frozenset[str]:
+    """Returns the proper prefixes of texts."""
+    return frozenset(text[:size] for text in texts for size in range(1, len(text)))
+
+
+def _overlap_length(text: str, prefixes: Set[str], longest: int) -> int:
+    """Returns the length of the longest suffix of `text` that is one of the prefixes, of at most `longest` characters.
+
+    The cost does not depend on their number.
+    """
+    return next((size for size in range(min(len(text), longest), 0, -1) if text[-size:] in prefixes), 0)
+
+
+THOUGHT_END_PREFIXES = _list_prefixes([THOUGHT_END])
 
 
 class ThoughtSplitter:
@@ -104,7 +117,7 @@ class ThoughtSplitter:
         if self.state == "thought":
             end = text.find(THOUGHT_END)
             if end < 0:
-                safe = len(text) - _overlap_length(text, THOUGHT_END)
+                safe = len(text) - _overlap_length(text, THOUGHT_END_PREFIXES, len(THOUGHT_END))
                 self.held_back = text[safe:]
                 return text[:safe], ""
             thought, text, self.state = text[:end], text[end + len(THOUGHT_END) :], "gap"

@@ -20,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fledgling import __version__
 from fledgling.infer.mcp_tools import McpTools
 from fledgling.serve import chat, completion, messages_api, ollama_api, ollama_models, responses_api
 from fledgling.serve.embeddings import embeddings_handler
@@ -68,7 +67,7 @@ def make_app(service: Service, others: Sequence[Service] = (), mcp: McpTools | N
         Route("/api/show", ollama_models.show_handler(services), methods=["POST"]),
         Route("/api/embed", ollama_models.embed_handler(service, EmbedRequest), methods=["POST"]),
         Route("/api/embeddings", ollama_models.embed_handler(service, EmbeddingsPromptRequest), methods=["POST"]),
-        Route("/api/version", _json_handler(lambda request: {"version": __version__})),
+        Route("/api/version", _json_handler(lambda request: ollama_models.describe_version())),
         Route("/v1/models", _json_handler(lambda request: _describe_models(services))),
         Route("/v1/models/{name:path}", _json_handler(partial(_describe_model, services))),
         *make_mcp_routes(mcp),

@@ -1,8 +1,8 @@
 """POST /v1/embeddings: a vector for each text, the mean of the model's last hidden states over the text's tokens.
 
 The model was trained to continue texts and not to compare them, so the vectors group texts coarsely; they are
-normalized to length 1, and no state is learned for them. Each text is one task of the worker, computed in pieces between
-the steps of the running requests (tasks.py).
+normalized to length 1, and no state is learned for them. Each text is one task of the worker, computed in pieces
+between the steps of the running requests (tasks.py).
 """
 
 from __future__ import annotations

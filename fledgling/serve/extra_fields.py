@@ -53,11 +53,23 @@ UNSUPPORTED = {  # fields that would change an answer: what to use, or that ther
     "chat_template": "the model has one layout",
     "template": "the model has one layout",
 }
+UNSUPPORTED |= dict.fromkeys(("typ_p", "tfs", "dynatemp_range", "no_repeat_ngram_size", "smoothing_factor"), "")
+UNSUPPORTED |= dict.fromkeys(("top_n_sigma", "penalty_alpha", "num_beams", "beam_width"), "")
+UNSUPPORTED_FALSE = {  # fields that ask for something where they are false
+    "do_sample": "use temperature 0",
+    "skip_special_tokens": "control tokens are never part of the text",
+}
 LENGTH = "use max_tokens, max_output_tokens of /v1/responses, or options.num_predict of /api"
 UNSUPPORTED |= dict.fromkeys(("max_new_tokens", "n_predict", "num_predict", "max_length", "maxTokens"), LENGTH)
 UNSUPPORTED |= {
+    "response_schema": "use response_format",
+    "random_seed": "use seed",
+    "options": "write its fields into the body",
+    "extra_body": "write its fields into the body",
+    "documents": "write them into a message",
+    "include_stop_str_in_output": "a stop string is never part of the answer",
+    "truncate_prompt_tokens": "use truncation of /v1/chat/completions",
     "stop_sequences": "use stop",
-    "repeat_penalty": "use repetition_penalty",
     "json_schema": "use response_format",
     "guided_decoding": "use response_format, or guided_json",
     "regex": "use guided_regex",
@@ -69,12 +81,15 @@ OF_OTHER_ROUTES = {  # fields that some bodies have: what to use in the others
     "max_completion_tokens": LENGTH,
     "max_output_tokens": LENGTH,
     "response_format": "use text.format of /v1/responses, output_config of /v1/messages, or format of /api",
+    "instructions": "use a message of the role system",
     "prompt": "prompts are not stored: send the whole conversation",
     "tools": "use /v1/chat/completions",
     "truncation": "use /v1/chat/completions",
 }
 OTHERS = ("models",)  # that other servers know, and that are no misspelled names of ours
-NEUTRAL_ONES = ("length_penalty", "typical_p", "tfs_z", "best_of", "repeat_penalty")  # 1 asks for nothing
+NEUTRAL_ONES: tuple[str, ...] = ("length_penalty", "typical_p", "typ_p", "tfs_z", "tfs", "best_of")  # as 1 is
+NEUTRAL_ONES += ("num_beams", "beam_width")
+ANY_NUMBER = ("random_seed",)  # of which 0 asks for something too
 NEUTRAL_LENGTHS = (-1, "disabled")  # no limit, and truncation that is off
 
 
@@ -105,8 +120,12 @@ def _check_settings(body: BaseModel) -> Iterator[str]:
     """Yields the fields that a body ignores. Raises UnsupportedField for one that would change the answer."""
     for name, value in (body.model_extra or {}).items():
         hint = UNSUPPORTED.get(name, OF_OTHER_ROUTES.get(name))
-        asks_nothing = value in NEUTRAL or (name in NEUTRAL_ONES and value == 1)
-        asks_nothing |= (hint == LENGTH or name == "truncation") and value in NEUTRAL_LENGTHS
+        if name in UNSUPPORTED_FALSE and value is False and not (name == "do_sample" and _is_greedy(body)):
+            raise UnsupportedField(name, f"{name}: false is not supported; {UNSUPPORTED_FALSE[name]}")
+        if name == "thinking" and isinstance(value, dict) and value.get("type") == "enabled":
+            raise UnsupportedField(name, "thinking: not supported; the model decides")
+        asks_nothing = value in (EMPTY if name in ANY_NUMBER else NEUTRAL) or (name in NEUTRAL_ONES and value == 1)
+        asks_nothing |= (hint == LENGTH or name in ("truncation", "top_n_sigma")) and value in NEUTRAL_LENGTHS
         if hint is not None and not asks_nothing:
             raise UnsupportedField(name, f"{name}: not supported{'; ' if hint else ''}{hint}")
         fields, is_other = type(body).model_fields, hint is not None or name in OTHERS or value in EMPTY
@@ -114,6 +133,10 @@ def _check_settings(body: BaseModel) -> Iterator[str]:
         if near and value != fields[near[0]].default:
             raise UnsupportedField(name[:MAX_NAME_CHARS], f"{name[:MAX_NAME_CHARS]}: no such field; {near[0]}?")
         yield name
+
+
+def _is_greedy(body: BaseModel) -> bool:
+    return getattr(body, "temperature", None) == 0
 
 
 def _list_extra(item: Any) -> list[str]:

@@ -7,6 +7,7 @@ later step costly (objects of any size). Both are rejected here, before any fiel
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -44,8 +45,10 @@ def parse_json(body: bytes) -> Any:
         raise InvalidJSON("a text has half of a surrogate pair") from None
     except RecursionError:
         raise InvalidJSON("nested too deeply") from None
-    except ValueError as error:  # a JSONDecodeError, or an integer of more digits than Python converts
+    except json.JSONDecodeError as error:
         raise InvalidJSON(f"not JSON: {error}") from None
+    except ValueError:  # Python converts no more digits
+        raise InvalidJSON(f"an integer has more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def encode_json(value: Any) -> bytes:

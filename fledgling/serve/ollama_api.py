@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool
 
 from fledgling.infer.json_schema import close_objects
 from fledgling.serve import chat
@@ -25,6 +25,7 @@ from fledgling.serve.schemas import (
     ChatRequest,
     ContextText,
     IgnoringBody,
+    Integer,
     JsonObject,
     Name,
     Number,
@@ -53,20 +54,19 @@ HINTS = {
     "response_format": "use format",
 }
 HINTS |= {name: f"use options.{name}" for name in OPTION_NAMES}
-LATEST = ":latest"  # the tag that Ollama's clients append to a name
 Image = Annotated[list[Any], Field(max_length=0, description="Only empty: the model reads text only.")]
 
 
 class Options(IgnoringBody):
     """Settings of sampling."""
 
-    num_predict: StrictInt | None = None  # negative: as many as fit
+    num_predict: Integer | None = None  # negative: as many as fit
     repeat_penalty: Number | None = None
     temperature: Number | None = None
-    top_k: StrictInt | None = None
+    top_k: Integer | None = None
     top_p: Number | None = None
     min_p: Number | None = None
-    seed: StrictInt | None = None
+    seed: Integer | None = None
     stop: StopString | StopStrings | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
@@ -81,11 +81,8 @@ class OllamaMessage(IgnoringBody):
     tool_calls: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOL_CALLS)] | None = None
 
 
-ModelTag = Annotated[Name, AfterValidator(lambda name: name.removesuffix(LATEST))]
-
-
 class _OllamaRequest(IgnoringBody):
-    model: ModelTag = ""
+    model: Name = ""
     format: SchemaText | JsonObject | None = None
     options: Options | None = None
     stream: StrictBool | None = None  # None: a stream

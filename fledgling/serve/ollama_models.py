@@ -18,25 +18,28 @@ from pydantic import Field, StrictBool, StrictInt
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fledgling import __version__
 from fledgling.serve.embeddings import FAILED, MAX_TEXTS, check_dimensions, embed_texts
 from fledgling.serve.json_body import encode_json
-from fledgling.serve.ollama_api import LATEST, ModelTag, Options
+from fledgling.serve.ollama_api import Options
 from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
-from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, parse_body
-from fledgling.serve.service import Service, find_service
+from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, parse_body
+from fledgling.serve.service import LATEST, Service, find_service
 
+OLLAMA_VERSION = "0.12.0"  # whose API these routes follow: clients ask for a least version
 NEVER = "9999-12-31T23:59:59Z"  # when a model is unloaded
 
 
 class ShowRequest(IgnoringBody):
     """Body of POST /api/show; `name` is the older name of `model`."""
 
-    model: ModelTag = ""
-    name: ModelTag = ""
+    model: Name = ""
+    name: Name = ""
+    options: Options | None = None  # of sampling: nothing here depends on them
 
 
 class _VectorRequest(IgnoringBody):
-    model: ModelTag = ""
+    model: Name = ""
     truncate: StrictBool | None = None  # None: true
     options: Options | None = None  # of sampling: no vector depends on them
 
@@ -89,6 +92,11 @@ def _describe_details(service: Service) -> dict[str, Any]:
     return {**family, "parameter_size": size, "quantization_level": "unknown"}
 
 
+def describe_version() -> dict[str, str]:
+    """Returns the body of /api/version: the version of Ollama whose API this is, and this program's own."""
+    return {"version": OLLAMA_VERSION, "server": f"fledgling {__version__}"}
+
+
 def describe_tags(services: Sequence[Service]) -> dict[str, Any]:
     """Returns the body of /api/tags: the served models."""
     models = [describe_model(service) | {"modified_at": format_time(service.created)} for service in services]
@@ -112,6 +120,7 @@ def describe_shown(service: Service, body: ShowRequest) -> dict[str, Any]:
     engine = service.worker.engine
     model_info = {
         "general.architecture": "fledgling",
+        "general.basename": service.model_name,
         "general.parameter_count": engine.model.count_parameters(),
         "fledgling.context_length": service.context,
         "fledgling.embedding_length": engine.model.config.width,

@@ -12,6 +12,7 @@ OTHER_SETTINGS: tuple[str, ...] = (
     "n",
     "min_p",
     "repetition_penalty",
+    "repeat_penalty",
     "presence_penalty",
     "frequency_penalty",
     "logit_bias",
@@ -19,7 +20,8 @@ OTHER_SETTINGS: tuple[str, ...] = (
 )
 OTHER_SETTINGS += ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar")
 OTHER_SETTINGS += ("logprobs", "response_format")
-NEUTRAL_VALUES = {"n": 1, "repetition_penalty": 1, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0}
+NEUTRAL_VALUES = {"n": 1, "repetition_penalty": 1, "repeat_penalty": 1}
+NEUTRAL_VALUES |= {"min_p": 0, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 def reject_fields(body: BaseModel, names: Collection[str], hints: Mapping[str, str]) -> None:

@@ -37,8 +37,9 @@ from fledgling.serve.field_errors import describe_invalid_field
 from fledgling.serve.json_body import MAX_OBJECT_KEYS, InvalidJSON, parse_json, shorten_text
 
 MAX_CHOICES = 16
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 256
+MAX_STOP_CHARS_IN_ALL = 4096
 MAX_MESSAGES = 512
 MAX_PARTS = 256  # of one message
 MAX_NAME_CHARS = 256
@@ -65,18 +66,33 @@ def _read_no_limit(value: Any) -> Any:
     return None if type(value) is int and value == -1 else value  # as llama.cpp and LM Studio write it
 
 
+def _read_whole_number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 8.0, as JSON Schema's integer
+
+
+def _check_stop_size(value: list[str]) -> list[str]:
+    count = sum(map(len, value))
+    if count > MAX_STOP_CHARS_IN_ALL:
+        raise ValueError(f"at most {MAX_STOP_CHARS_IN_ALL:,} characters in all, {count:,} given")
+    return value
+
+
 Number = StrictInt | StrictFloat
 ContextText = Annotated[StrictStr, Field(json_schema_extra={"x-bounded-by": "the model's context"})]
 Name = Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
 ModelName = Annotated[Name, BeforeValidator(lambda value: "" if value is None else value)]
+RepetitionPenalty = Annotated[Number, Field(ge=0.1, le=10)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 StopString = Annotated[StrictStr, Field(max_length=MAX_STOP_CHARS)]
-TokenCount = Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)]
+Integer = Annotated[StrictInt, BeforeValidator(_read_whole_number)]
+TokenCount = Annotated[Integer, Field(ge=1, le=MAX_INTEGER)]
 TokenLimit = Annotated[TokenCount | None, BeforeValidator(_read_no_limit)]
 PromptIds = Annotated[list[StrictInt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_IDS)]
 SchemaText = Annotated[StrictStr, Field(max_length=MAX_GRAMMAR_CHARS)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_check_schema_size)]
-StopStrings = Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)]
+StopStrings = Annotated[
+    list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS), AfterValidator(_check_stop_size)
+]
 Tools = Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)]
 
 
@@ -202,13 +218,14 @@ class CommonRequest(IgnoringBody):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=-1, le=1_000_000, description="-1 and 0: all tokens.")] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None  # 0: the most likely token
+    top_k: Annotated[Integer, Field(ge=-1, le=1_000_000, description="-1 and 0: all tokens.")] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    repeat_penalty: RepetitionPenalty | None = None  # llama.cpp's name of it
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: StopString | StopStrings | None = None
-    seed: Annotated[StrictInt, Field(ge=-MAX_INTEGER - 1, le=MAX_INTEGER)] | None = None
+    seed: Annotated[Integer, Field(ge=-MAX_INTEGER - 1, le=MAX_INTEGER)] | None = None
     logit_bias: (
         Annotated[
             dict[str, Annotated[Number, Field(ge=-100, le=100)]],
@@ -237,6 +254,14 @@ class CommonRequest(IgnoringBody):
             pairs.append((token, float(value)))
         return tuple(pairs)
 
+    def choose_repetition_penalty(self) -> float | None:
+        """Returns the penalty under either of its names; raises BadRequest for two different ones."""
+        given = {value for value in (self.repetition_penalty, self.repeat_penalty) if value is not None}
+        if len(given) > 1:
+            both = f"{self.repeat_penalty}, and repetition_penalty is {self.repetition_penalty}: give one of them"
+            raise BadRequest(f"repeat_penalty: {both}", "repeat_penalty")
+        return float(given.pop()) if given else None
+
     def stop_strings(self) -> tuple[str, ...]:
         """Returns the stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -249,7 +274,7 @@ class ChatRequest(CommonRequest):
     max_tokens: TokenLimit = None
     max_completion_tokens: TokenLimit = None
     logprobs: StrictBool | None = None
-    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     calculator: StrictBool = True
     truncation: Literal["auto", "disabled"] | None = None
     response_format: JsonObject | None = None
@@ -268,10 +293,10 @@ class CompletionRequest(CommonRequest):
         | PromptIds
         | Annotated[list[PromptIds], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
     )
-    max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_INTEGER)] | None = None
-    logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=0, le=MAX_INTEGER)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
-    best_of: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     def prompt_list(self) -> list[str | list[int]]:
         """Returns the prompts, one or several, each as text or token ids."""

@@ -17,6 +17,8 @@ from fledgling.serve.worker import ChoiceEvent, GenerationJob, Worker
 from fledgling.text.tokenizer import Tokenizer
 
 MAX_LISTED = 20  # names of models in an error
+LATEST = ":latest"  # the tag that Ollama's clients append to a name, also under /v1
+SMALLEST_TOP_P = 1e-6  # for 0: the most likely token alone
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -61,8 +63,7 @@ class Service:
 
     def check_model_name(self, name: str) -> None:
         """Raises BadRequest unless `name` is the served model, or empty."""
-        if name not in ("", self.model_name):
-            raise _no_such_model(name, [self.model_name])
+        find_service([self], name)
 
     def check_num_choices(self, count: int) -> None:
         """Raises BadRequest for more choices than the queue holds: they could never be accepted."""
@@ -138,11 +139,11 @@ class Service:
         return SamplingParams(
             temperature=float(defaults.get("temperature", 1.0) if body.temperature is None else body.temperature),
             top_k=int(defaults.get("top_k", 0)) if body.top_k is None else max(0, body.top_k),
-            top_p=float(defaults.get("top_p", 1.0) if body.top_p is None else body.top_p),
+            top_p=max(SMALLEST_TOP_P, float(defaults.get("top_p", 1.0) if body.top_p is None else body.top_p)),
             min_p=float(body.min_p or 0.0),
             max_new_tokens=min(max_new_tokens or free_tokens, free_tokens),
             seed=draw_seed() if body.seed is None else body.seed,
-            repetition_penalty=float(body.repetition_penalty or defaults.get("repetition_penalty", 1.0)),
+            repetition_penalty=float(body.choose_repetition_penalty() or defaults.get("repetition_penalty", 1.0)),
             logit_bias=body.parse_logit_bias(vocab_size),
             presence_penalty=float(body.presence_penalty or 0.0),
             frequency_penalty=float(body.frequency_penalty or 0.0),
@@ -151,18 +152,17 @@ class Service:
 
 
 def find_service(services: Sequence[Service], model: str) -> Service:
-    """Returns the service of a model; the first for "". Raises BadRequest for a name that none has."""
+    """Returns the service of a model; the first for "". Raises BadRequest for a name that none has.
+
+    A name is known with Ollama's tag too, on every route: clients list the models by /api/tags and ask by /v1.
+    """
     names = [service.model_name for service in services]
-    if model and model not in names:
-        raise _no_such_model(model, names)
-    return services[names.index(model) if model else 0]
-
-
-def _no_such_model(name: str, served: Sequence[str]) -> BadRequest:
-    """Returns the error of a name that is not served, with the names that are."""
-    listed = ", ".join(map(repr, served[:MAX_LISTED])) + (" ..." if len(served) > MAX_LISTED else "")
-    message = f"no model {name[:80]!r} on this server; it serves {listed}"
-    return BadRequest(message, "model", "model_not_found", status=404)
+    for name in (model, model.removesuffix(LATEST)):
+        if name in names or not name:
+            return services[names.index(name) if name else 0]
+    listed = ", ".join(map(repr, names[:MAX_LISTED])) + (" ..." if len(names) > MAX_LISTED else "")
+    message = f"no model {model[:80]!r} on this server; it serves {listed}"
+    raise BadRequest(message, "model", "model_not_found", status=404)
 
 
 @dataclass

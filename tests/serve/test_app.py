@@ -17,6 +17,7 @@ import torch
 
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve import app as app_module
+from fledgling.serve import request_body
 from fledgling.serve.service import Service
 from fledgling.serve.worker import Worker
 from fledgling.text.conversation import render_prompt
@@ -191,7 +192,7 @@ def test_logit_bias_changes_the_sampled_tokens(server, client):
         ("chat/completions", {"messages": ASK, "n": 16384}, 400, "n: "),
         ("chat/completions", {"messages": ASK, "tools": [{}]}, 400, "tools"),
         ("chat/completions", {"messages": ASK, "temprature": 1}, 400, "temprature: no such field; temperature?"),
-        ("chat/completions", {"messages": ASK, "stop": list("vwxyz")}, 400, "stop: at most 4 items, 5 given"),
+        ("chat/completions", {"messages": ASK, "stop": ["v"] * 65}, 400, "stop: at most 64 items, 65 given"),
         ("chat/completions", {"messages": ASK, "functions": [{}]}, 400, "functions: not supported; use tools"),
         ("chat/completions", {"messages": ASK, "response_format": {"type": "xml"}}, 400, "got 'xml'"),
         ("chat/completions", {"messages": ASK, "logit_bias": {"990": 1}}, 400, "logit_bias"),
@@ -318,13 +319,33 @@ def test_a_failing_step_is_reported_and_the_server_continues(random_engine, clie
         assert "out of memory" in worker.last_error
 
 
+STOPS = [*(f"<|no{number}|>" for number in range(12)), "gh", "zz"]  # the template's of an editor, and one that occurs
+STOP_BODIES = {
+    "/v1/chat/completions": {"messages": ASK, "stop": STOPS},
+    "/v1/completions": {"prompt": "a", "stop": STOPS},
+    "/v1/messages": {"messages": ASK, "max_tokens": 20, "stop_sequences": STOPS},
+    "/api/chat": {"messages": ASK, "stream": False, "options": {"stop": STOPS, "temperature": 0}},
+    "/api/generate": {"prompt": "a", "stream": False, "options": {"stop": STOPS, "temperature": 0}},
+}
+
+
+def test_a_dozen_stop_strings_are_honored_on_every_route_and_a_model_by_its_tag(chain, tokenizer):
+    steps = [tokenizer.assistant_start, *b"abcdefgh"]
+    with serving(chain(dict(itertools.pairwise(steps)))) as (address, _):
+        for path, body in STOP_BODIES.items():
+            raw = json.dumps({"model": "tiny:latest"} | ({} if "options" in body else {"temperature": 0}) | body)
+            status, answer = call(address, path, raw.encode(), Content_Type="application/json")[:2]
+            assert status == 200, (path, answer)
+            assert "ef" in str(answer) and "gh" not in str(answer), path
+
+
 def test_large_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_them(random_engine, monkeypatch):
     """Six large bodies at once; while the first is parsed, a small one is answered."""
     running, most, first, small_done = [], [], threading.Event(), threading.Event()
     parse = app_module._parse_request
 
     def observed(endpoint, service, body):
-        if len(body) <= app_module.SMALL_BODY_BYTES:
+        if len(body) <= request_body.SMALL_BODY_BYTES:
             return parse(endpoint, service, body)
         running.append(1)
         most.append(len(running))
@@ -344,7 +365,7 @@ def test_large_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_th
         assert call(address, "/v1/completions", small, Content_Type="application/json")[0] == 200
         small_done.set()
         assert {answer.result()[1]["error"]["code"] for answer in answers} == {"context_length_exceeded"}
-    assert max(most) == app_module.LARGE_LANES == 1
+    assert max(most) == request_body.LARGE_LANES == 1
 
 
 @pytest.mark.parametrize(

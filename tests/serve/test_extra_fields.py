@@ -7,7 +7,14 @@ import re
 
 import pytest
 
-from fledgling.serve.extra_fields import MAX_COUNTED_NAMES, OF_OTHER_ROUTES, UNSUPPORTED, FieldCounter
+from fledgling.serve.extra_fields import (
+    ANY_NUMBER,
+    MAX_COUNTED_NAMES,
+    OF_OTHER_ROUTES,
+    UNSUPPORTED,
+    UNSUPPORTED_FALSE,
+    FieldCounter,
+)
 from fledgling.serve.responses_api import ResponsesRequest
 from fledgling.serve.schemas import BadRequest, ChatRequest, CompletionRequest, parse_body
 
@@ -34,11 +41,37 @@ def test_a_clients_own_fields_are_ignored_and_counted():
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_a_field_that_would_change_the_answer_is_rejected_unless_it_requests_nothing(name):
-    for nothing in (None, False, 0, "", [], {}):
+    for nothing in (None, "", [], {}) + ((False, 0) if name not in ANY_NUMBER else ()):
         parse(**{name: nothing})
     with pytest.raises(BadRequest, match=f"{name}: not supported") as error:
         parse(**{name: "something"})
     assert error.value.param == name
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_FALSE)
+def test_a_field_that_asks_for_something_where_it_is_false_is_rejected_there(name):
+    for nothing in (None, True):
+        assert parse(**{name: nothing}).ignored_fields == [name]
+    with pytest.raises(BadRequest, match=f"{name}: false is not supported; "):
+        parse(**{name: False})
+
+
+def test_settings_under_names_of_other_servers_are_not_lost():
+    """What other servers know and that would change the answer: each was ignored once."""
+    demanding = {
+        "random_seed": 5, "instructions": "Be brief.", "options": {"temperature": 0}, "extra_body": {"top_k": 5},
+        "response_schema": {"type": "object"}, "include_stop_str_in_output": True, "truncate_prompt_tokens": 2,
+        "typ_p": 0.5, "tfs": 0.5, "dynatemp_range": 0.5, "no_repeat_ngram_size": 2, "smoothing_factor": 0.2,
+        "top_n_sigma": 1, "penalty_alpha": 0.6, "num_beams": 4, "documents": [{"text": "a"}],
+        "thinking": {"type": "enabled"},
+    }  # fmt: skip
+    for name, value in demanding.items():
+        with pytest.raises(BadRequest, match=f"{name}: not supported"):
+            parse(**{name: value})
+    with pytest.raises(BadRequest, match="random_seed: not supported; use seed"):
+        parse(random_seed=0)
+    neutral = {"typ_p": 1.0, "tfs": 1, "num_beams": 1, "top_n_sigma": -1, "thinking": {"type": "disabled"}}
+    assert sorted(parse(do_sample=False, temperature=0, **neutral).ignored_fields) == sorted([*neutral, "do_sample"])
 
 
 @pytest.mark.parametrize("name", ["temprature", "max_token", "message", "stops"])

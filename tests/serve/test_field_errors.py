@@ -14,14 +14,15 @@ ASK = {"messages": [{"role": "user", "content": "a"}]}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stop": list("vwxyz")}, "stop: at most 4 items, 5 given"),
+        ({"stop": ["v"] * 65}, "stop: at most 64 items, 65 given"),
+        ({"stop": ["v" * 250] * 17}, "stop: at most 4,096 characters in all, 4,250 given"),
         ({"stop": ["a", 5]}, "stop.1: expected text, got 5"),
         ({"stop": 5}, "stop: expected text or a list, got 5"),
         ({"stop": ["a" * 999]}, "stop.0: at most 256 characters, 999 given"),
         ({"temperature": "0.5"}, "temperature: expected a number, got text '0.5'"),
         ({"temperature": 2.5}, "temperature: expected at most 2, got 2.5"),
         ({"presence_penalty": -3}, "presence_penalty: expected -2 or more, got -3"),
-        ({"top_p": 0}, "top_p: expected more than 0, got 0"),
+        ({"top_p": -1}, "top_p: expected 0 or more, got -1"),
         ({"n": 16384}, "n: expected at most 16, got 16384"),
         ({"n": 1.5}, "n: expected an integer, got 1.5"),
         ({"n": 10**200}, "n: expected at most 16, got an integer of 665 bits"),

@@ -88,7 +88,7 @@ def test_a_tool_is_called_in_one_turn_and_its_result_used_in_the_next(roomy_serv
         ({"output_format": {"type": "xml"}}, "output_format: expected the type json_schema"),
         ({"tools": [TOOL | {"strict": True, "input_schema": {"not": {}}}]}, "not"),
         ({"tool_choice": {"type": "maybe"}}, "got 'maybe'"),
-        ({"stop_sequences": ["a"] * 5}, "stop_sequences: at most 4 items, 5 given"),
+        ({"stop_sequences": ["a"] * 65}, "stop_sequences: at most 64 items, 65 given"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "no message of the user"),
     ],
 )

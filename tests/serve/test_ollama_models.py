@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 
+from fledgling import __version__
 from tests.serve.conftest import ROOMY_CONTEXT
 from tests.serve.test_app import call
 from tests.serve.test_ollama_api import send
@@ -23,13 +24,18 @@ def vectors_of_openai(address: str, *texts: str) -> list[list[float]]:
 def test_the_served_model_is_listed_and_loaded(roomy_server):
     address = roomy_server[0]
     (listed,), (loaded,) = (call(address, f"/api/{name}")[1]["models"] for name in ("tags", "ps"))
-    assert listed["name"] == listed["model"] == "tiny:latest" and call(address, "/api/version")[0] == 200
+    assert listed["name"] == listed["model"] == "tiny:latest"
     same = ("name", "model", "size", "digest", "details")
     assert [listed[key] for key in same] == [loaded[key] for key in same]
     assert listed["size"] > 0 and len(listed["digest"]) == 64 and listed["details"]["parameter_size"].endswith("K")
     assert loaded["context_length"] == ROOMY_CONTEXT and loaded["size_vram"] == 0
     for moment in (listed["modified_at"], loaded["expires_at"]):
         assert datetime.fromisoformat(moment).tzinfo
+
+
+def test_the_version_is_one_that_clients_of_ollama_accept_and_ours_is_next_to_it(server):
+    version = call(server[0], "/api/version")[1]
+    assert tuple(map(int, version["version"].split("."))) >= (0, 9) and version["server"] == f"fledgling {__version__}"
 
 
 @pytest.mark.parametrize("field", ["model", "name"])

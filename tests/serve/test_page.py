@@ -377,6 +377,14 @@ def test_conversations_are_renamed_found_exported_and_imported(page, browser, se
     other.context.close()
 
 
+def make_export(*conversations: dict) -> str:
+    """Returns the text of an export of conversations with these messages."""
+    records = [
+        {"id": f"c{number}", "title": f"title {number}", "nodes": nodes} for number, nodes in enumerate(conversations)
+    ]
+    return json.dumps({"format": "fledgling.conversations", "version": 1, "conversations": records})
+
+
 IMPORTS = [
     ("[1, 2", "x.json cannot be imported: it is not JSON"),
     ("", "cannot be imported: it is empty. Expected a file that Export made."),
@@ -386,7 +394,24 @@ IMPORTS = [
     ('{"format": "fledgling.conversations", "version": 1}', "it has no list of conversations"),
     (
         '{"format": "fledgling.conversations", "version": 1, "conversations": [3, {"id": "a", "nodes": {}}]}',
-        "1 conversations imported. 1 of the file are no conversations and were left out.",
+        "1 conversation imported. 1 of the file is no conversation and was left out.",
+    ),
+    (  # another name of the role, a cycle of parents
+        make_export(
+            {"q": {"id": "q", "parent": "root", "rolx": "user", "text": "a"}},
+            {name: {"id": name, "parent": to, "role": "user", "text": "a"} for name, to in (("a", "b"), ("b", "a"))},
+        ),
+        "0 conversations imported. 2 of the file are no conversations and were left out.",
+    ),
+    (
+        make_export(
+            {
+                "q": {"id": "q", "parent": "root", "role": "user", "text": "why"},
+                "r": {"id": "r", "parent": "q", "role": "assistant", "text": "only a text", "parts": []},
+                "s": {"id": "s", "parent": "nowhere", "role": "user", "text": "lost"},
+            }
+        ),
+        "1 conversation imported. 1 message without a valid role, id or parent left out.",
     ),
 ]
 NUMBERS = [  # field, what is typed, what is used, the message
@@ -410,6 +435,31 @@ def test_a_file_that_is_no_export_is_named_with_its_problem(page):
         clear_status(page)
         page.set_input_files("#file", {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()})
         page.locator("#status", has_text=message).wait_for(timeout=5_000)
+    page.locator("#conversations .open", has_text="title 0").click()
+    page.locator(".message.assistant .body", has_text="only a text").wait_for(timeout=5_000)
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+def test_a_table_of_many_columns_scrolls_and_breaks_no_word(page, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    heights = page.evaluate(
+        """async () => {
+            const { renderMarkdown } = await import("./markdown.js");
+            const names = Array.from({ length: 11 }, (_, number) => `measurement${number}`);
+            const row = (cells) => `| ${cells.join(" | ")} |\\n`;
+            const body = document.createElement("div");
+            body.className = "body";
+            const message = document.createElement("div");
+            message.className = "message";
+            message.append(body);
+            document.getElementById("messages").append(message);
+            body.append(renderMarkdown(row(names) + row(names.map(() => "---")) + row(names.map(() => "yes"))));
+            const box = body.querySelector(".scroll");
+            const cells = [...body.querySelectorAll("th, td")].map((cell) => cell.getBoundingClientRect().height);
+            return [Math.max(...cells), box.scrollWidth > box.clientWidth, document.documentElement.scrollWidth];
+        }"""
+    )
+    assert heights[0] < 45 and heights[1] and heights[2] <= width
 
 
 def test_a_number_that_cannot_be_used_is_named_with_what_is_used(page):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve.schemas import BadRequest, ChatRequest
@@ -39,6 +40,34 @@ def test_the_error_of_an_unknown_model_lists_every_model_that_is_served(service)
     assert [find_service(served, name).model_name for name in ("", "owl", "poet")] == ["owl", "owl", "poet"]
     with pytest.raises(BadRequest, match=r"no model 'crow' on this server; it serves 'owl', 'pirate', 'poet'$"):
         find_service(served, "crow")
+
+
+def test_a_model_is_known_with_the_tag_of_ollama_too(service):
+    tagged = replace(service, model_name="crow:latest")
+    served = [service, replace(service, model_name="poet"), tagged]
+    names = {"owl:latest": "owl", "poet:latest": "poet", "crow:latest": "crow:latest", ":latest": "owl"}
+    assert {name: find_service(served, name).model_name for name in names} == names
+    assert service.describe_model("owl:latest")["id"] == "owl"
+    with pytest.raises(BadRequest, match="no model 'owl:8b'"):
+        service.check_model_name("owl:8b")
+
+
+def test_both_names_of_the_repetition_penalty_are_honored(service):
+    def penalty(**fields) -> float:
+        return service.make_sampling_params(make_body(**fields), [1], 2, 0).repetition_penalty
+
+    assert penalty(repeat_penalty=1.12) == penalty(repetition_penalty=1.12) == 1.12
+    assert penalty(repeat_penalty=1.3, repetition_penalty=1.3) == 1.3 and penalty() == 1
+    with pytest.raises(BadRequest, match=r"repeat_penalty: 1\.1, and repetition_penalty is 1\.2: give one of them"):
+        penalty(repeat_penalty=1.1, repetition_penalty=1.2)
+
+
+def test_whole_numbers_and_a_top_p_of_zero_are_read_as_other_servers_read_them(service):
+    body = make_body(max_tokens=8.0, seed=1.0, top_k=5.0, n=2.0, top_p=0)
+    assert (body.max_tokens, body.seed, body.top_k, body.n) == (8, 1, 5, 2) and type(body.seed) is int
+    assert 0 < service.make_sampling_params(body, [1], 2, 0).top_p < 1e-3
+    with pytest.raises(ValidationError):
+        make_body(seed=1.5)
 
 
 def test_health_reports_the_load_and_its_limits(service):

@@ -148,9 +148,7 @@ export function fromRecord(record) {
     if (!node || typeof node.id !== "string" || typeof node.parent !== "string" || !ROLES.includes(node.role)) continue;
     conversation.nodes.set(node.id, {
       id: node.id, conversation: conversation.id, parent: node.parent, role: node.role, text: text(node.text, MAX_TEXT),
-      parts: (Array.isArray(node.parts) ? node.parts : [])
-        .filter((part) => PART_TYPES.includes(part?.type) && typeof part.text === "string")
-        .map((part) => ({ type: part.type, text: part.text.slice(0, MAX_TEXT) })),
+      parts: readParts(node),
       tokens: (Array.isArray(node.tokens) ? node.tokens : []).filter(isToken),
       reason: text(node.reason, 40) || null, failed: text(node.failed, 2000) || null, usage: readUsage(node.usage),
       seconds: Number(node.seconds) || 0, dropped: Number(node.dropped) || 0, pair: text(node.pair, 100) || null,
@@ -159,6 +157,31 @@ export function fromRecord(record) {
   }
   for (const [parent, child] of Object.entries(record.chosen ?? {})) conversation.chosen.set(parent, String(child));
   return conversation;
+}
+
+// The parts of a message; an answer that has a text alone is that text.
+function readParts(node) {
+  const parts = (Array.isArray(node.parts) ? node.parts : [])
+    .filter((part) => PART_TYPES.includes(part?.type) && typeof part.text === "string")
+    .map((part) => ({ type: part.type, text: part.text.slice(0, MAX_TEXT) }));
+  const prose = text(node.text, MAX_TEXT);
+  return node.role === "assistant" && !parts.length && prose ? [{ type: "text", text: prose }] : parts;
+}
+
+// Deletes the messages that no path from the start leads to: of a parent that is missing, or in a cycle.
+export function dropUnreachable({ nodes }) {
+  const children = new Map();
+  for (const node of nodes.values()) children.set(node.parent, [...(children.get(node.parent) ?? []), node]);
+  const reached = new Set();
+  const open = [ROOT];
+  while (open.length) {
+    for (const node of children.get(open.pop()) ?? []) {
+      if (node.id === ROOT || reached.has(node.id)) continue;
+      reached.add(node.id);
+      open.push(node.id);
+    }
+  }
+  for (const id of [...nodes.keys()]) if (!reached.has(id)) nodes.delete(id);
 }
 
 const isToken = (token) => token && typeof token.token === "string" && typeof token.logprob === "number" &&

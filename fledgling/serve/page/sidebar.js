@@ -1,6 +1,6 @@
 // The list of conversations: open, search, rename, delete, export and import.
 
-import { fromRecord, newConversation, toRecord } from "./conversation.js";
+import { dropUnreachable, fromRecord, newConversation, toRecord } from "./conversation.js";
 import { makeButton, makeElement } from "./message.js";
 import { deleteConversation, listConversations, loadMessages, saveMessages, searchConversations } from "./store.js";
 
@@ -10,7 +10,10 @@ const FORMAT = "fledgling.conversations";
 const VERSION = 1;
 const $ = (id) => document.getElementById(id);
 
-// Returns the conversations of a file's text and how many cannot be read, or the problem of the whole file.
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+// Returns the conversations of a file's text, how many and how many of their messages cannot be read, or the problem of
+// the whole file.
 function readConversations(text) {
   let value;
   try {
@@ -21,8 +24,18 @@ function readConversations(text) {
   if (value?.format !== FORMAT) return { problem: "it is JSON of something else" };
   if (value.version !== VERSION) return { problem: `it is of version ${JSON.stringify(value.version)}, and this page reads ${VERSION}` };
   if (!Array.isArray(value.conversations)) return { problem: "it has no list of conversations" };
-  const conversations = value.conversations.map(fromRecord).filter(Boolean);
-  return { conversations, unreadable: value.conversations.length - conversations.length };
+  const conversations = [];
+  let messages = 0; // that are left out of conversations with others
+  for (const record of value.conversations) {
+    const conversation = fromRecord(record);
+    if (!conversation) continue;
+    dropUnreachable(conversation);
+    const left = Object.keys(record.nodes).length - conversation.nodes.size;
+    if (left && !conversation.nodes.size) continue; // nothing of it can be shown
+    conversations.push(conversation);
+    messages += left;
+  }
+  return { conversations, unreadable: value.conversations.length - conversations.length, messages };
 }
 
 // `host` gives the current conversation and does what the list asks for: current(), open(conversation), status(text).
@@ -91,11 +104,11 @@ export function makeSidebar(host) {
     link.download = `conversations-${new Date().toISOString().slice(0, 10)}.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    host.status(`${all.length} conversations exported.`);
+    host.status(`${count(all.length, "conversation")} exported.`);
   }
 
   async function importFile(file) {
-    const { problem, conversations, unreadable } = file.size > MAX_FILE_BYTES
+    const { problem, conversations, unreadable, messages } = file.size > MAX_FILE_BYTES
       ? { problem: `it has ${file.size.toLocaleString("en")} bytes, and at most ${MAX_FILE_BYTES.toLocaleString("en")} are read` }
       : readConversations(await file.text());
     if (problem) return host.status(`${file.name} cannot be imported: ${problem}. Expected a file that Export made.`);
@@ -103,8 +116,9 @@ export function makeSidebar(host) {
       await loadMessages(conversation); // messages that are stored already stay as they are
       await saveMessages(conversation, conversation.nodes.values());
     }
-    const left = unreadable ? ` ${unreadable} of the file are no conversations and were left out.` : "";
-    host.status(`${conversations.length} conversations imported.${left}`);
+    const left = unreadable ? ` ${unreadable} of the file ${unreadable === 1 ? "is no conversation and was" : "are no conversations and were"} left out.` : "";
+    const cut = messages ? ` ${count(messages, "message")} without a valid role, id or parent left out.` : "";
+    host.status(`${count(conversations.length, "conversation")} imported.${left}${cut}`);
     return render();
   }
 
