@@ -70,6 +70,11 @@ def _read_whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 8.0, as JSON Schema's integer
 
 
+def _write_arguments(value: Any) -> Any:
+    """Returns arguments that are an object, as Ollama's histories have them, as OpenAI's text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
 def _check_stop_size(value: list[str]) -> list[str]:
     count = sum(map(len, value))
     if count > MAX_STOP_CHARS_IN_ALL:
@@ -141,7 +146,7 @@ class CalledFunction(_Body):
     """Name and arguments of a call."""
 
     name: Name
-    arguments: ContextText | None = None
+    arguments: Annotated[ContextText | None, BeforeValidator(_write_arguments)] = None
 
 
 class ToolCall(_Body):

@@ -205,6 +205,16 @@ def test_a_key_that_occurs_twice_is_rejected(body):
         parse_body(CompletionRequest, body)
 
 
+def test_arguments_of_a_call_may_be_an_object_as_in_histories_of_ollama():
+    call = {"function": {"name": "add", "arguments": {"a": 2, "b": "é"}}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    body = parse_body(ChatRequest, json.dumps({"messages": messages}).encode())
+    assert body.messages[1].tool_calls[0].function.arguments == '{"a": 2, "b": "é"}'
+    with pytest.raises(BadRequest, match="arguments: expected text, got 5"):
+        call["function"]["arguments"] = 5
+        parse_body(ChatRequest, json.dumps({"messages": messages}).encode())
+
+
 def test_unknown_fields_are_counted_before_they_are_reported():
     body = json.dumps({"prompt": "a"} | {f"x{number}": 1 for number in range(LARGE)}).encode()
     with pytest.raises(BadRequest, match=r"20,001 keys; expected at most 1,024"):

@@ -76,9 +76,11 @@ def test_an_answer_does_not_wait_for_a_piece_in_each_of_its_steps(random_engine)
 
     for _ in range(40):
         worker.submit_task(run, lambda value, error: None)
-    worker.submit(GenerationJob((random_engine.tokenizer.bos,), SamplingParams(max_new_tokens=steps)), emit)
+    sampling = SamplingParams(temperature=0, max_new_tokens=steps, logit_bias=((97, 100.0),))  # it ends at the limit
+    worker.submit(GenerationJob((random_engine.tokenizer.bos,), sampling), emit)
     assert done.wait(20)
     worker.close()
+    assert worker.counters.steps >= steps
     assert sum(step > 0 for step in pieces) < steps / 2
 
 
