@@ -222,16 +222,6 @@ def small_runs(tmp_path_factory):
     shorten_preparation()
 
 
-@pytest.fixture(autouse=True)
-def kernels_as_before():
-    """The head's kernels, which a compiled run replaces for its whole process, are put back after each test."""
-    from fledgling.model import logprob
-
-    before = dict(logprob._kernels)
-    yield
-    logprob._kernels.update(before)
-
-
 @pytest.fixture
 def one_thread_known_peak(monkeypatch):
     """The test computes on one thread, and the machine's peak is not measured but 1 GFLOP/s."""

@@ -223,7 +223,7 @@ def run_case(watch, kind, device, saved=None, **options):
         replaced(attention, "sdpa", attend),
         replaced(attention, "windowed_sdpa", lambda q, k, v, mask, size: attend(q, k, v)),
         replaced(logprob._CrossEntropySum, "forward", staticmethod(watched_plainly(watch, forward, "head"))),
-        replaced(logprob._kernels, "softcap_exp", softcap_exp),
+        replaced(model, "logprob_kernels", logprob.LogprobKernels(softcap_exp=softcap_exp)),
         replaced(Batch, "target_count", ROWS * TIME),  # counted on the host, before a batch goes to the device
         replaced(loop, "PendingRead", LateRead),
         replaced(World, "all_gather_object", lambda self, value: [value] * self.size),

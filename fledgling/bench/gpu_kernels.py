@@ -264,11 +264,14 @@ def measure_head(tiny: bool) -> None:
     flops = 6 * tokens * width * vocabulary
 
     def chunked(chunk: int, compiled: bool) -> dict:
-        reset_loss_kernels(compiled)
+        kernels = logprob.EAGER
+        if compiled:
+            torch._dynamo.reset()  # each size of a chunk is compiled separately
+            kernels = logprob.compile_logprob_kernels()
         CHUNK_LOGITS[device.type] = chunk * vocabulary
 
         def both() -> None:
-            loss = logprob.cross_entropy_sum(hidden, weight, targets, 15.0, 0.0)
+            loss = logprob.cross_entropy_sum(hidden, weight, targets, 15.0, 0.0, kernels=kernels)
             torch.autograd.grad(loss, (hidden, weight))
 
         ms = measure_ms(both, repeats=3, warmup=1 if chunk < 1024 else 2)
@@ -277,14 +280,6 @@ def measure_head(tiny: bool) -> None:
     for chunk in (16, 64) if tiny else (4096, 16384, 1024, 64):
         report_candidate(f"chunks of {chunk:,} tokens", partial(chunked, chunk, not tiny))
     report_candidate("chunks of 4,096 tokens, not compiled", lambda: chunked(4096, False))
-
-
-def reset_loss_kernels(compiled: bool) -> None:
-    """Resets the compiled passes of the loss, so that each chunk size is compiled separately."""
-    logprob._kernels.update(softcap_exp=logprob.softcap_exp_inplace, shifted_exp=logprob.shifted_exp)
-    if compiled:
-        torch._dynamo.reset()
-        logprob.compile_logprob_kernels()
 
 
 def measure_muon(tiny: bool) -> None:

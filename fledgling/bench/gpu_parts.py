@@ -139,7 +139,8 @@ def measure_steps(
     setup = set_up_device(recipe.run, world)
     compiled = compiled and should_compile("auto", world.device)
     setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory_limit, fp8)
-    gpu_kernels.reset_loss_kernels(compiled)
+    if compiled:
+        torch._dynamo.reset()  # each size of a chunk is compiled separately
     CHUNK_LOGITS[world.device.type] = chunk * vocab_size if chunk else DEFAULT_CHUNK_LOGITS[world.device.type]
     free_memory()
     model = build_model(recipe.model.resolve(vocab_size), setup, world.device)

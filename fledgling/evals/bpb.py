@@ -99,7 +99,7 @@ def measure_bits(
         targets = torch.where(size > 0, batch.targets, IGNORE_INDEX)
         hidden = model(batch.tokens, batch.document_ids)
         cap = model.config.logit_softcap, model.config.logit_shift
-        logprobs = target_logprobs(hidden, model.head.weight, targets, *cap)
+        logprobs = target_logprobs(hidden, model.head.weight, targets, *cap, model.logprob_kernels)
         nats, size = logprobs.cpu().double(), size.cpu().double()  # some devices have no float64
         values = torch.stack((-nats / math.log(2), size, (size > 0).double()), dim=-1)  # (B, T, 3)
         rows = np.repeat(first_rows[index] + np.arange(len(size)), size.shape[1])

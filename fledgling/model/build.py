@@ -24,7 +24,7 @@ def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -
     if setup.fp8:
         use_fp8(model.blocks)
     if setup.compiled:
-        compile_logprob_kernels()
+        model.logprob_kernels = compile_logprob_kernels()
         compile_blocks(model, device)
     return model
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -97,27 +98,31 @@ def scaled_softmax(z: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
     return shifts, e.sum(-1), (e if t is None else e * (1 - t * t)).to(z.dtype)
 
 
-_kernels: dict[str, Callable] = {
-    "softcap_exp": softcap_exp_inplace,
-    "shifted_exp": shifted_exp,
-    "scaled_softmax": scaled_softmax,
-}
+@dataclass(frozen=True)
+class LogprobKernels:
+    """The passes over a chunk of logits, as they are or compiled. They belong to a model, as its compiled blocks do."""
+
+    softcap_exp: Callable[..., tuple[Tensor, ...]] = softcap_exp_inplace
+    shifted_exp: Callable[..., tuple[Tensor, ...]] = shifted_exp
+    scaled_softmax: Callable[..., tuple[Tensor, ...]] = scaled_softmax
 
 
-def compile_logprob_kernels() -> None:
-    """Compiles each pass over a chunk into one fused kernel. Needs a compiler; further calls do nothing."""
-    fused: dict[str, Callable] = {
-        "softcap_exp": softcap_exp,
-        "shifted_exp": shifted_exp,
-        "scaled_softmax": scaled_softmax,
-    }
-    for name, eager in fused.items():
-        if _kernels[name] in (softcap_exp_inplace, shifted_exp, scaled_softmax):
-            _kernels[name] = torch.compile(eager, dynamic=None)
+EAGER = LogprobKernels()
+
+
+def compile_logprob_kernels() -> LogprobKernels:
+    """Returns each pass over a chunk as one fused kernel, which rounds otherwise. Needs a compiler."""
+    return LogprobKernels(*(torch.compile(each, dynamic=None) for each in (softcap_exp, shifted_exp, scaled_softmax)))
 
 
 def _chunk_logprobs(
-    hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float, shares: Tensor | None = None
+    hidden_states: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float,
+    shift: float,
+    kernels: LogprobKernels,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes one chunk: log-probabilities (n, K), sums S (n, 1), and G (n, V) less the targets' terms.
 
@@ -137,13 +142,13 @@ def _chunk_logprobs(
         t = torch.tanh(logits / cap)
         logits, slopes = cap * t, 1 - t * t
     if z.dtype == torch.float16:
-        maxima, sums, g = _kernels["scaled_softmax"](z, cap)
+        maxima, sums, g = kernels.scaled_softmax(z, cap)
         logits = logits - maxima
     elif cap == 0:
-        maxima, sums, g = _kernels["shifted_exp"](z)
+        maxima, sums, g = kernels.shifted_exp(z)
         logits = logits - maxima
     else:
-        sums, g = _kernels["softcap_exp"](z, cap)
+        sums, g = kernels.softcap_exp(z, cap)
     sums = sums[:, None]
     terms = sums if shares is None else sums * shares  # (n, 1), (n, K)
     first = torch.exp(logits[:, :1]) - terms[:, :1]
@@ -192,7 +197,14 @@ def add_chunk_gradients(
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float, weights: Tensor | None
+        ctx,
+        hidden_states: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float,
+        shift: float,
+        weights: Tensor | None,
+        kernels: LogprobKernels,
     ) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         needs_grad = hidden_states.requires_grad or weight.requires_grad
@@ -208,7 +220,7 @@ class _CrossEntropySum(torch.autograd.Function):
                 mask = mask * weights[part]
                 coefficients = mask.sum(-1, keepdim=True)
                 shares = mask / coefficients.clamp(min=torch.finfo(torch.float32).tiny)
-            logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap, shift, shares)
+            logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap, shift, kernels, shares)
             total -= (logprobs * mask).sum()
             if needs_grad:
                 add_chunk_gradients(hidden_states[part], cast, g, coefficients / sums, hidden_grad[part], weight_grad)
@@ -221,18 +233,26 @@ class _CrossEntropySum(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden_grad, weight_grad = ctx.saved_tensors
         head_grad = weight_grad.mul_(grad) if ctx.needs_input_grad[1] else None
-        return hidden_grad * grad.to(hidden_grad.dtype), head_grad, None, None, None, None
+        return hidden_grad * grad.to(hidden_grad.dtype), head_grad, None, None, None, None, None
 
 
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float) -> Tensor:
+    def forward(
+        ctx,
+        hidden_states: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float,
+        shift: float,
+        kernels: LogprobKernels,
+    ) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         parts = []
         for part in chunk_slices(hidden_states, len(weight)):
-            logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part, None], cap, shift)[0][:, 0]
+            logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part, None], cap, shift, kernels)[0][:, 0]
             parts.append(torch.where(targets[part] != IGNORE_INDEX, logprobs, 0.0))
-        ctx.cap, ctx.shift = cap, shift
+        ctx.cap, ctx.shift, ctx.kernels = cap, shift, kernels
         ctx.save_for_backward(hidden_states, weight, targets)
         return torch.cat(parts)
 
@@ -244,13 +264,14 @@ class _TargetLogprobs(torch.autograd.Function):
         shape = weight.shape if ctx.needs_input_grad[1] else 0
         weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         for part in chunk_slices(hidden_states, len(weight)):
-            _, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part, None], ctx.cap, ctx.shift)
+            given = hidden_states[part], cast, targets[part, None], ctx.cap, ctx.shift, ctx.kernels
+            _, sums, g = _chunk_logprobs(*given)
             coefficients = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
             scale = -coefficients[:, None] / sums
             add_chunk_gradients(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
             del g
         head_grad = weight_grad if ctx.needs_input_grad[1] else None
-        return hidden_grad.to(hidden_states.dtype), head_grad, None, None, None
+        return hidden_grad.to(hidden_states.dtype), head_grad, None, None, None, None
 
 
 def cross_entropy_sum(
@@ -260,6 +281,7 @@ def cross_entropy_sum(
     logit_softcap: float,
     logit_shift: float,
     weights: Tensor | None = None,
+    kernels: LogprobKernels = EAGER,
 ) -> Tensor:
     """Returns the sum over targets of -log p(target) in nats; targets equal to IGNORE_INDEX count as 0.
 
@@ -272,6 +294,7 @@ def cross_entropy_sum(
         logit_softcap: the cap of the logits, above 0; or 0 for none.
         logit_shift: added to the logits before the cap, 0 for none.
         weights: (..., K), at least 0, of each target; None: a target for each hidden state, of weight 1.
+        kernels: of the model (`Transformer.logprob_kernels`).
 
     Returns:
         A scalar, fp32.
@@ -279,18 +302,23 @@ def cross_entropy_sum(
     K = 1 if weights is None else weights.shape[-1]
     flat_weights = None if weights is None else weights.reshape(-1, K)
     flat = hidden_states.flatten(0, -2), head_weight, targets.reshape(-1, K)
-    return _CrossEntropySum.apply(*flat, logit_softcap, logit_shift, flat_weights)
+    return _CrossEntropySum.apply(*flat, logit_softcap, logit_shift, flat_weights, kernels)
 
 
 def target_logprobs(
-    hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float, logit_shift: float
+    hidden_states: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    logit_softcap: float,
+    logit_shift: float,
+    kernels: LogprobKernels = EAGER,
 ) -> Tensor:
     """Returns log p(target) in nats, shaped like targets (...), 0 at IGNORE_INDEX.
 
     The arguments are those of `cross_entropy_sum`. Differentiable with any weight for each token.
     """
     flat = hidden_states.flatten(0, -2), head_weight, targets.flatten()
-    return _TargetLogprobs.apply(*flat, logit_softcap, logit_shift).view(targets.shape)
+    return _TargetLogprobs.apply(*flat, logit_softcap, logit_shift, kernels).view(targets.shape)
 
 
 def iterate_logits(

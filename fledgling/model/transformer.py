@@ -25,6 +25,7 @@ from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.feed_forward import make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.linear import Linear, apply_linear
+from fledgling.model.logprob import EAGER
 from fledgling.model.norm import make_embedding_norm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 from fledgling.model.residual import make_residual, make_skip_connections, mix_embeddings
@@ -101,6 +102,7 @@ class Transformer(nn.Module):
         self.norm = make_norm(config)
         self.use_dense_masks = False  # a (T, T) mask for rows of any length: a graph without loops, for export
         self.recompute = False  # keep only the inputs of blocks for backward, and recompute the rest
+        self.logprob_kernels = EAGER  # of the loss and the log-probabilities of targets
         self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
             self.head = Linear(config.width, config.vocab_size, bias=False)

@@ -141,6 +141,7 @@ def load_initial_model(
     if start and start.adapter:
         return make_initial_model(model, start)
     initial = Transformer(model.config, setup.dtype).to(world.device).requires_grad_(False)
+    initial.logprob_kernels = model.logprob_kernels
     weights = find_stage_weights(origin.recipe.adapter, origin.name, origin.run_dir, None, origin.parent)
     return load_or_init(initial, weights, origin.recipe.seed)
 

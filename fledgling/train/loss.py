@@ -188,7 +188,7 @@ def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     weights = batch.target_weights
     targets = batch.targets if weights is None else stack_targets(batch.targets, weights)
     cap = model.config.logit_softcap, model.config.logit_shift
-    return cross_entropy_sum(hidden, model.head.trained_weight(), targets, *cap, weights)
+    return cross_entropy_sum(hidden, model.head.trained_weight(), targets, *cap, weights, model.logprob_kernels)
 
 
 def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -198,7 +198,9 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
     divided instead.
     """
     cap, shift = model.config.logit_softcap / temperature, model.config.logit_shift / temperature
-    return target_logprobs(hidden / temperature, model.head.trained_weight(), targets, cap, shift)
+    return target_logprobs(
+        hidden / temperature, model.head.trained_weight(), targets, cap, shift, model.logprob_kernels
+    )
 
 
 def mask_rows(mask: Tensor, *values: Tensor) -> list[Tensor]:

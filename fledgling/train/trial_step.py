@@ -171,10 +171,12 @@ def make_trial_step(
     teacher = None
     if split.teacher is not None and split.teacher.role != STORED:
         teacher = hold_matrices(Transformer(split.teacher.config), setup.dtype).to(world.device)
+        teacher.logprob_kernels = model.logprob_kernels
     stage = make_random_stage(recipe, name, config, split.rows, split.micro_batches, teacher)
     reference = None
     if split.has_reference_model:
         reference = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)  # only its memory counts
+        reference.logprob_kernels = model.logprob_kernels
     rollout_seconds = 0.0
     with measure_peak_memory(world.device) as peak:
         if name == "rl" and tokenizer is not None:

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from fledgling.config import ModelConfig
+from fledgling.data.batch import Batch
 from fledgling.model import build
 from fledgling.model.linear import cast_weights
+from fledgling.model.logprob import EAGER
 from fledgling.runtime.device import DeviceSetup
+from fledgling.train.loss import logprobs_from_hidden, next_token_loss
 
 CPU = torch.device("cpu")
 FEATURES = {"window_pattern": "SSSL", "window_size": 8, "value_embeddings": 2, "residual_scalars": True}
@@ -18,7 +21,7 @@ def build_on_cpu(monkeypatch, backend, depth=1, **options):
 
     counter, compile_module = CompileCounterWithBackend(backend), torch.nn.Module.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(build, "compile_logprob_kernels", lambda: None)
+    monkeypatch.setattr(build, "compile_logprob_kernels", lambda: EAGER)
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **settings: compile_module(self, backend=counter, **settings)
     )
@@ -58,3 +61,26 @@ def test_compiled_blocks_take_casts_and_recompute(monkeypatch, recompute):
     assert counter.frame_count == 1
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=0.02, atol=1e-4)
+
+
+def test_a_model_that_is_not_compiled_keeps_eager_kernels_next_to_one_that_is(monkeypatch):
+    """A stage with run.compile=off after compiled ones, in one process or in processes of their own: the same bits."""
+    compiled, calls = torch.compile, []
+
+    def count_calls(function, **settings):
+        return lambda *given: (calls.append(function.__name__), function(*given))[1]
+
+    config = ModelConfig(family="fledgling", vocab_size=64, depth=1, width=32, heads=2, kv_heads=2, context=32)
+    batch = Batch(*torch.randint(64, (2, 1, 8)))
+    monkeypatch.setattr(torch, "compile", count_calls)
+    models = [build.build_model(config, DeviceSetup(torch.float32, is_on, 0.0), CPU) for is_on in (True, False)]
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert not calls
+    for model, expected in zip(models[::-1], ([], ["softcap_exp"] * 2), strict=True):
+        model.initialize(0)
+        for block in model.blocks:
+            block._compiled_call_impl = None
+        hidden = model(batch.tokens)
+        next_token_loss(model, batch)
+        logprobs_from_hidden(model, hidden, batch.targets)
+        assert calls == expected

@@ -55,6 +55,7 @@ def load_fitting_teacher(context: StageContext, stage: str) -> Teacher:
     require_valid_teaching(recipe, stage, student)
     spec = str(recipe.distill.teacher)
     teacher = load_teacher(spec, context.world.device, context.setup.dtype)
+    teacher.model.logprob_kernels = context.model.logprob_kernels
     require_context(teacher.model.config, student.context, spec)
     if stage == "rl" or recipe.distill.match == "tokens":
         require_same_vocabulary(teacher, context.tokenizer, student, spec)

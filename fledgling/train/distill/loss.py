@@ -85,7 +85,12 @@ def distillation_loss(
         return factor * divergence
     head = model.head.trained_weight()
     return weight * factor * divergence + (1 - weight) * cross_entropy_sum(
-        hidden, head, batch.targets, model.config.logit_softcap, model.config.logit_shift
+        hidden,
+        head,
+        batch.targets,
+        model.config.logit_softcap,
+        model.config.logit_shift,
+        kernels=model.logprob_kernels,
     )
 
 
