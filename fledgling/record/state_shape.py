@@ -31,6 +31,7 @@ ENTRY: dict[str, tuple[type, str]] = {
     "machine": (dict, "a table"),
     "files": (dict, "a table"),
 }
+SWITCHES = ("compiled", "native")  # of an entry
 
 
 def find_state_corruption(state: Mapping[str, Any]) -> str:
@@ -43,6 +44,8 @@ def find_state_corruption(state: Mapping[str, Any]) -> str:
             return f"{place} is {_shorten_repr(entry)}, expected after_step, recipe, machine"
         if corruption := _find_other_kind(entry, ENTRY, f"{place}."):
             return corruption
+        if wrong := next((key for key in SWITCHES if not isinstance(entry.get(key), bool | None)), None):
+            return f"{place}.{wrong} is {_shorten_repr(entry[wrong])}, expected true or false"
         if other := next((value for value in (entry.get("files") or {}).values() if not isinstance(value, str)), None):
             return f"{place}.files has {_shorten_repr(other)}, expected digests"
     for source, facts in (state.get("data") or {}).items():

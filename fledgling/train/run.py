@@ -19,6 +19,7 @@ import torch
 
 from fledgling.config import Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
+from fledgling.kernels.native import load_native_library
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.derive import derive_stage
 from fledgling.plan.flops import training_flops_per_token
@@ -268,7 +269,8 @@ def build_stage(
     require_same_data(world, context.preparer, context.tokenizer)
     stage = hooks.adapt_stage(replace(stage, evals=hooks.select_evals(stage.evals)))
     context = derive_context(context, stage)
-    history = extend_history(saved.state if saved else None, context.recipe, context.setup, prepared.read_files)
+    native = load_native_library() is not None if name == "rl" and world.device.type == "cpu" else None
+    history = extend_history(saved.state if saved else None, context.recipe, context.setup, prepared.read_files, native)
     if saved and (line := describe_other_dtype(history, int(saved.state["step"]))):
         context.recorder.log_notice(f"{name}: {line}")
     return stage, replace(context, history=tuple(history))

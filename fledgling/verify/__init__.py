@@ -8,7 +8,8 @@
     figures.py      the report (`report_page.py`, what may be on it: `page_markup.py`), the sums and the learning rates,
                     recomputed from the record
     steps.py        the data that every step has read, and steps replayed from a checkpoint in a scratch copy, with what
-                    they ran with (`segment.py`)
+                    they ran with (`segment.py`); in which order, and what was reached: `replay_order.py`; what they
+                    show: `step_checks.py`
     scores.py       scores of exams, recomputed from the weights
     check.py        the result of one check
     verify.py       all of it, within a time

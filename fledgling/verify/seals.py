@@ -52,6 +52,11 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
             elif added:
                 by = ", as `fledgling eval` does: no seal has their values" if name == "evals" else ""
                 check.notes.append(f"{stage}/{name}.jsonl: {what} added after the seal{by}")
+            stray = _find_stray_bytes(stage_dir / f"{name}.jsonl")
+            is_whole = name == "metrics" and (stage_dir / DONE).exists()  # a killed command tears a line of the others
+            (check.problems if is_whole else check.notes).extend(
+                f"{stage}/{name}.jsonl: {text}: not as a run writes it" for text in stray
+            )
         now = hash_sealed_files(stage_dir)
         for path, digest in seal["files"].items():
             check.checked += 1
@@ -77,6 +82,16 @@ def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = Mapping
     _check_run_seal(run_dir, check, gone)
     check.total = check.checked
     return check
+
+
+def _find_stray_bytes(path: Path) -> list[str]:
+    """Returns, in words, the blank lines of a record and what follows its last line: neither is read, or has a hash."""
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    blank = [str(number) for number, line in enumerate(lines, start=1) if not line.strip()]
+    named = ", ".join(blank[:3]) + (f" and {len(blank) - 3:,} more" if len(blank) > 3 else "")
+    what = f"line {named} is blank" if len(blank) == 1 else f"lines {named} are blank"
+    size = "1 byte" if len(rest) == 1 else f"{len(rest):,} bytes"
+    return ([what] if blank else []) + ([f"{size} after its last line"] if rest else [])
 
 
 def _list_unsealed_data(run_dir: Path) -> list[str]:

@@ -10,6 +10,7 @@ import math
 import random
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_horizon import StageHorizon, read_changes
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR
 from fledgling.verify.files import is_usable, list_stage_checkpoints, list_stages
-from fledgling.verify.segment import choose_replayed_dtype, find_segment
+from fledgling.verify.segment import choose_replayed_run, find_segment
 from fledgling.verify.stage_order import (
     explain_lost_parent,
     find_stage_parent,
@@ -59,6 +60,7 @@ SCRATCH_PREFIX = "fledgling-verify-"
 MIN_DISTANCE = 2  # a changed moment shows in the second step
 GROUPS = ("model", "adapter_model", "critic", "optimizer", "random")
 WEIGHT_GROUPS = ("model", "adapter_model", "critic")  # which a tolerance allows to differ a little
+VALUES = 5  # times the tolerance of a tensor, that of one value: .05 were seen of matrices that began at 0
 READ_AS_THEY_ARE = ("dpo.pairs", "rl.tasks", "rl.rewards")  # `fledgling.train.read_files`
 DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known without a model
 
@@ -89,6 +91,7 @@ class Replay:
     positions: dict[int, dict[str, Any]] = field(default_factory=dict)  # of the sources after each step
     reading: list[dict[str, Any]] = field(default_factory=list)  # what all steps have read, as done.json has it
     evals: dict[tuple[str, int], float] = field(default_factory=dict)
+    has_read_all: bool = True  # whether `data` is of all steps
 
 
 def read_metrics_by_step(run_dir: Path, stage: str) -> dict[int, dict[str, Any]]:
@@ -165,12 +168,14 @@ def read_horizon_changes(run_dir: Path, stage: str, planned: int) -> list[tuple[
 def find_obstacle(run_dir: Path, start: Start) -> str:
     """Returns why `start` cannot be resumed from, "" if it can.
 
-    A stage needs the weights that it was started with, and steps need the files that they have read.
+    A stage needs the weights that it was started with, and steps need the files that they have read. Raises UserError
+    for a device, or a package for it, that this machine lacks.
     """
     recipe = read_stage_recipe(run_dir, start.stage, start.step)
     lost = explain_missing_parent(run_dir, start.stage)
     if lost and (start.path is None or needs_parent(recipe, start.stage)):
         return lost
+    choose_replayed_run(recipe.run, find_segment(run_dir, start.stage, start.step))
     if missing := find_missing_inputs(recipe, start.stage):
         return "; ".join(missing)
     return "; ".join(find_changed_inputs(run_dir, start) if start.last > start.step else ())
@@ -275,12 +280,15 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measures: bool) -> Replay:
+def replay(
+    run_dir: Path, start: Start, distance: int, reads_data: bool, measures: bool, stop_at: float = math.inf
+) -> Replay:
     """Replays the `distance` steps after `start`.
 
     Args:
         reads_data: whether the data of all steps of the stage are read.
         measures: whether the weights of `start` are evaluated on held-out text.
+        stop_at: seconds of `time.monotonic` after which no further step is made than the first; nor are data read.
 
     Raises: UserError as training does.
     """
@@ -289,13 +297,16 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
     def should_stop() -> bool:
         nonlocal made
         made += 1
-        return made >= distance
+        return made >= distance or time.monotonic() > stop_at
 
     def adapt(stage: Stage) -> Stage:
         changes = read_horizon_changes(run_dir, start.stage, stage.steps)
         if reads_data:
             before, horizon = stage.batches.state_dict(), StageHorizon(stage.steps, changes)
             for step in range(horizon.steps):
+                if time.monotonic() > stop_at:
+                    result.has_read_all = False
+                    break
                 batches = stage.batches.next()
                 result.data.append(digest_step(batches, World.start(recipe.run.device)))
                 result.multipliers.append(stage.schedule(horizon.progress(step)))
@@ -318,8 +329,8 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
 
     with scratch_run(run_dir, start) as scratch:
         recipe = read_stage_recipe(run_dir, start.stage, start.step)
-        dtype = choose_replayed_dtype(recipe.run, find_segment(run_dir, start.stage, start.step))
-        recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=(), dtype=dtype))
+        run = choose_replayed_run(recipe.run, find_segment(run_dir, start.stage, start.step))
+        recipe = replace(recipe, run=replace(run, out=str(scratch), loggers=()))
         if resumes_alone(run_dir, start):
             recipe = leave_out_parents(recipe, start.stage)
         stopped = False
@@ -380,7 +391,9 @@ def compare_checkpoints(
                 count = int((one != other).sum())
                 problems.append(f"{group} {name}: {count:,} of {one.numel():,} values differ")
             elif tolerance and group in WEIGHT_GROUPS:
-                scale = one.double().abs().max().clamp_min(1e-30)
-                if float((one.double() - other.double()).abs().max() / scale) > tolerance:
-                    problems.append(f"{group} {name} differs by more than {tolerance:g} of its largest value")
+                difference = one.double() - other.double()
+                if float(difference.norm() / one.double().norm().clamp_min(1e-30)) > tolerance:
+                    problems.append(f"{group} {name} differs by more than {tolerance:g} of its norm")
+                elif float(difference.abs().max() / one.double().abs().max().clamp_min(1e-30)) > VALUES * tolerance:
+                    problems.append(f"{group} {name} differs by more than {VALUES * tolerance:g} of its largest value")
     return problems

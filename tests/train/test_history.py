@@ -77,3 +77,13 @@ def test_an_earlier_versions_entry_was_trained_in_the_engines_dtype():
     assert extend_history({"step": 2, "history": older}, RECIPE) == older
     mixed = extend_history({"step": 2, "history": older}, RECIPE, setup=MIXED)
     assert len(mixed) == 2 and history.describe_other_dtype(mixed, 2).startswith("resumed in float32, and trained in b")
+
+
+def test_an_entry_says_whether_steps_are_compiled_and_is_added_where_that_differs():
+    first = extend_history(None, RECIPE)
+    compiled = extend_history({"step": 2, "history": first}, RECIPE, setup=replace(BFLOAT16, compiled=True))
+    assert [(entry["after_step"], entry["compiled"]) for entry in compiled] == [(0, False), (2, True)]
+    sampled = history.extend_history(None, RECIPE, BFLOAT16, samples_natively=True)
+    assert "native" not in first[0] and sampled[0]["native"]
+    older = [{name: value for name, value in sampled[0].items() if name not in ("compiled", "native")}]
+    assert history.extend_history({"step": 2, "history": older}, RECIPE, BFLOAT16, samples_natively=True) == older

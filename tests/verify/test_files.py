@@ -53,11 +53,25 @@ def change_line(path, number, change):
         (lambda line: [line.replace(b'"loss"', b'"Loss"')], "pretrain/metrics.jsonl: line 3 changed"),
         (lambda line: [], "pretrain/metrics.jsonl: line 3 removed"),
         (lambda line: [b"{}\n", line], "pretrain/metrics.jsonl: line 3 inserted"),
+        (lambda line: [b"\n", line], "pretrain/metrics.jsonl: line 3 is blank: not as a run writes it"),
     ],
 )
 def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, expected):
     change_line(copy / "pretrain/metrics.jsonl", 3, change)
     assert find_problems(copy) == [expected]
+
+
+@pytest.mark.parametrize("name", ["metrics", "samples", "notices", "evals"])
+def test_bytes_after_the_last_line_of_a_record_are_named(copy, name):
+    """NUL bytes, as a power cut leaves them: a problem where nothing is written any more, a note elsewhere."""
+    with open(copy / f"sft/{name}.jsonl", "ab") as file:
+        file.write(b" \n" * (name != "metrics") + b"\0" * 4096)
+    line = f"sft/{name}.jsonl: 4,096 bytes after its last line: not as a run writes it"
+    check = check_seals(copy, show)
+    assert (line in check.problems, line in check.notes) == (name == "metrics", name != "metrics")
+    assert any("is blank" in note for note in check.notes) == (name != "metrics")
+    (copy / "sft/done.json").unlink()
+    assert line in check_seals(copy, show).notes
 
 
 @pytest.mark.parametrize(

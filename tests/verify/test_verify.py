@@ -16,10 +16,7 @@ from fledgling.report import build_report
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.run import run_stage
 from fledgling.verify import steps, verify_run
-from fledgling.verify.check import Check
 from fledgling.verify.files import list_stage_checkpoints
-from fledgling.verify.steps import compare_lines
-from fledgling.verify.verify import keep_known_metrics
 
 
 def list_problems(result):
@@ -61,16 +58,6 @@ def test_a_text_that_was_edited_since_raises_no_alarm(run):
     finally:
         text.write_bytes(before)
     assert list_problems(result) == [] and result["holds"]
-
-
-def test_metrics_that_one_version_does_not_write_are_left_out_of_an_older_run_and_named():
-    older = [{"step": 1, "loss": 2.0, "rate": 1.0, "tokens": 5}, {"step": 2, "loss": 1.0, "rate": 1.0}]
-    again, made = {"step": 2, "loss": 1.0, "lr_multiplier": 1.0, "tokens": 10, "seconds": 1.0}, Check("", "")
-    line, kept = keep_known_metrics("sft", older, older[1], again, made)
-    assert compare_lines(line, kept, 0.0) == ["tokens None recorded, 10 replayed"], "other lines have it"
-    assert "without lr_multiplier, rate, which" in made.notes[0] and "seconds" in kept
-    without_loss = [{"step": 1}]
-    assert compare_lines(*keep_known_metrics("sft", without_loss, *without_loss, {"step": 1, "loss": 3.0}, made), 0.0)
 
 
 def test_without_time_the_steps_are_reported_as_not_made(run):
@@ -186,7 +173,7 @@ def test_a_teacher_that_is_another_by_now_is_a_note_and_an_error_of_the_run_a_pr
         return replay(run_dir, start, *others)
 
     monkeypatch.setattr(steps, "replay", replay_all_but_sft)
-    assert verify_run(run, count=2, seconds=600, seed=1)["verdict"] == verdict
+    assert verify_run(run, count=2, seconds=600, seed=1)["verdict"].startswith(verdict)
 
 
 def train_again(run, stage, overrides):
