@@ -72,13 +72,13 @@ def test_checkpoints_are_compared_tensor_by_tensor():
         "optimizer m is only in one",
     ]
     assert steps.compare_checkpoints(make(), make(model={"w": other}), 0.02) == []
-    assert steps.compare_checkpoints(make(), make(model={"w": other}), 1e-4) != []
+    assert steps.compare_checkpoints(make(), make(model={"w": other}), 1e-5) != []
 
 
 def test_a_tolerance_is_one_of_a_tensor_and_a_wider_one_of_a_single_value():
-    """Matrices that began at 0 have few large values, which rounding moves by some percent; a wrong one is caught."""
+    """Rounding moves young matrices, which began at 0, by some percent; a wrong one is caught."""
     before = torch.linspace(-1, 1, 4096, dtype=torch.float32)
-    for change, problem in ((0.05, ""), (0.3, "0.1 of its largest value"), (3.0, "0.02 of its norm")):
+    for change, problem in ((0.05, ""), (0.5, "0.35 of its largest value"), (9.0, "0.15 of its norm")):
         after = before.clone()
         after[7] += change
         pair = (Checkpoint(Path(), {"model": {"w": weights}}, {}) for weights in (before, after))
