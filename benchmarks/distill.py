@@ -9,7 +9,6 @@ directory that resumes where it was interrupted.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -39,8 +38,9 @@ def student_recipe(teacher: Path, out: Path, seed: int, settings: list[str]) -> 
 def train_student(teacher: Path, recipe: Recipe) -> dict[str, Any]:
     """Runs the student's pretraining to its end, or on to it; returns its time and its last evaluations."""
     out = Path(recipe.run.out)
-    if not (out / "tokenizer").exists():
-        shutil.copytree(teacher / "tokenizer", out / "tokenizer")
+    if not (out / "tokenizer").exists():  # a link, because one that is linked to is never trained again
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "tokenizer").symlink_to((teacher / "tokenizer").resolve(), target_is_directory=True)
     run_stage(recipe, "pretrain", quiet=True)
     steps = recipe.pretrain.steps
     evals = {
