@@ -82,15 +82,15 @@ def measure_distillation(
     rows = []
     teaching = [f"distill.teacher={checkpoint}", *([f"distill.top_k={top_k}"] if top_k else [])]
     ways = {"distilled": [*overrides, *teaching], "alone": list(overrides)}
+    of_step = measure_step_seconds(teacher, out, seeds[0], ways)
     for seed in seeds:
-        of_step = measure_step_seconds(teacher, out, seed, ways)
         own = [*ways["distilled"], f"pretrain.steps={steps}"]
         taught = train_student(teacher, student_recipe(teacher, out / f"distilled-{seed}", seed, own))
         seconds = steps * of_step["distilled"] + taught["seconds_of_storing"]
         own = [*ways["alone"], f"pretrain.steps={max(1, round(seconds / of_step['alone']))}"]
         alone = train_student(teacher, student_recipe(teacher, out / f"alone-{seed}", seed, own))
-        rows.append({"seed": seed, "seconds_of_a_step": of_step, "distilled": taught, "alone": alone})
-    return {"teacher": str(checkpoint), "top_k": top_k, "rows": rows}
+        rows.append({"seed": seed, "distilled": taught, "alone": alone})
+    return {"teacher": str(checkpoint), "top_k": top_k, "seconds_of_a_step": of_step, "rows": rows}
 
 
 def format_distillation(values: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def format_distillation(values: dict[str, Any]) -> str:
     names = [name for name in rows[0]["distilled"]["evals"] if all(name in row["alone"]["evals"] for row in rows)]
     lines = [f"| {len(rows)} seed{'s' if len(rows) > 1 else ''} | distilled | alone |", "|---|---|---|"]
     steps = (f"{median(row[way]['steps'] for row in rows):,.0f}" for way in WAYS)
-    seconds = (f"{median(row['seconds_of_a_step'][way] for row in rows):.3f}" for way in WAYS)
+    seconds = (f"{values['seconds_of_a_step'][way]:.3f}" for way in WAYS)
     lines += [f"| steps | {' | '.join(steps)} |", f"| seconds of a step | {' | '.join(seconds)} |"]
     for name in names:
         found = [[row[way]["evals"][name] for row in rows] for way in WAYS]

@@ -32,7 +32,7 @@ def test_both_students_take_the_same_time_and_a_second_call_trains_nothing(teach
     found = measure_distillation(teacher, tmp_path / "out", 2, (1,), 8)
     (row,) = found["rows"]
     assert row["distilled"]["steps"] == 2 and row["distilled"]["seconds"] > row["distilled"]["seconds_of_storing"] > 0
-    of_step = row["seconds_of_a_step"]
+    of_step = found["seconds_of_a_step"]
     seconds = 2 * of_step["distilled"] + row["distilled"]["seconds_of_storing"]
     assert row["alone"]["steps"] == max(1, round(seconds / of_step["alone"])) > 0
     assert row["distilled"]["evals"].keys() == row["alone"]["evals"].keys() >= {"bits_per_byte"}
