@@ -14,7 +14,7 @@ from fledgling.runtime.device import set_up_device
 from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.check_recipe import check_recipe
-from fledgling.train.distill.teacher import read_teacher_config
+from fledgling.train.distill.teacher import load_teacher, read_teacher_config, require_same_vocabulary
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.source_sizes import count_source_sizes
@@ -117,7 +117,7 @@ def test_two_ranks_learn_the_same_bits(folder):
     ("settings", "expected"),
     [
         (["distill.teacher={folder}/nowhere"], "distill.teacher: .*nowhere"),
-        (["distill.teacher={folder}/other"], r"another tokenizer \(360 entries\) than this run \(330\).*match=.text"),
+        (["distill.teacher={folder}/other"], r"predicts 360 tokens, this model 330.*match=.text"),
         (["distill.top_k=330"], r"distill.top_k is 330: expected less than the vocabulary's 330 entries"),
         (["distill.top_k=3", 'distill.match="text"'], "leave distill.top_k out"),
         (["model.context=32", "distill.teacher={folder}/short"], "reads 16 tokens, and rows have 64"),
@@ -135,6 +135,14 @@ def test_what_does_not_fit_is_one_line_before_any_step(settings, expected, folde
         learn(folder, "rejected", "sft", *settings)
     assert "\n" not in str(caught.value)
     assert not read_jsonl(out / "sft" / "metrics.jsonl") if (out / "sft" / "metrics.jsonl").exists() else True
+
+
+def test_a_teacher_of_another_tokenizer_is_one_line_whatever_its_size(folder):
+    teacher, student = (load_teacher(str(folder / name), "cpu", torch.float32) for name in ("other", "student"))
+    expected = r"another tokenizer \(360 entries\) than this run \(330\).*match=.text"
+    with pytest.raises(UserError, match=expected):
+        require_same_vocabulary(teacher, student.tokenizer, student.model.config, "other")
+    require_same_vocabulary(student, student.tokenizer, student.model.config, "student")
 
 
 def test_a_stage_of_another_teacher_is_not_resumed(folder, monkeypatch):
