@@ -119,8 +119,7 @@ def _chunk_logprobs(
     hidden_states: Tensor,
     weight: Tensor,
     targets: Tensor,
-    cap: float,
-    shift: float,
+    cap_and_shift: tuple[float, float],
     kernels: LogprobKernels,
     shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,6 +132,7 @@ def _chunk_logprobs(
         targets: (n, K).
         shares: (n, K); None: of a single target, 1.
     """
+    cap, shift = cap_and_shift
     z = hidden_states @ weight.T if shift == 0 else torch.addmm(z_shift(hidden_states, shift), hidden_states, weight.T)
     y = targets.clamp(min=0)
     rows = torch.arange(len(y), device=y.device)  # index_put, because scatter_ on CPU makes an fp32 copy of all of g
@@ -220,7 +220,7 @@ class _CrossEntropySum(torch.autograd.Function):
                 mask = mask * weights[part]
                 coefficients = mask.sum(-1, keepdim=True)
                 shares = mask / coefficients.clamp(min=torch.finfo(torch.float32).tiny)
-            logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap, shift, kernels, shares)
+            logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], (cap, shift), kernels, shares)
             total -= (logprobs * mask).sum()
             if needs_grad:
                 add_chunk_gradients(hidden_states[part], cast, g, coefficients / sums, hidden_grad[part], weight_grad)
@@ -243,16 +243,15 @@ class _TargetLogprobs(torch.autograd.Function):
         hidden_states: Tensor,
         weight: Tensor,
         targets: Tensor,
-        cap: float,
-        shift: float,
+        cap_and_shift: tuple[float, float],
         kernels: LogprobKernels,
     ) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         parts = []
         for part in chunk_slices(hidden_states, len(weight)):
-            logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part, None], cap, shift, kernels)[0][:, 0]
+            logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part, None], cap_and_shift, kernels)[0][:, 0]
             parts.append(torch.where(targets[part] != IGNORE_INDEX, logprobs, 0.0))
-        ctx.cap, ctx.shift, ctx.kernels = cap, shift, kernels
+        ctx.cap_and_shift, ctx.kernels = cap_and_shift, kernels
         ctx.save_for_backward(hidden_states, weight, targets)
         return torch.cat(parts)
 
@@ -264,14 +263,14 @@ class _TargetLogprobs(torch.autograd.Function):
         shape = weight.shape if ctx.needs_input_grad[1] else 0
         weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         for part in chunk_slices(hidden_states, len(weight)):
-            given = hidden_states[part], cast, targets[part, None], ctx.cap, ctx.shift, ctx.kernels
+            given = hidden_states[part], cast, targets[part, None], ctx.cap_and_shift, ctx.kernels
             _, sums, g = _chunk_logprobs(*given)
             coefficients = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
             scale = -coefficients[:, None] / sums
             add_chunk_gradients(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
             del g
         head_grad = weight_grad if ctx.needs_input_grad[1] else None
-        return hidden_grad.to(hidden_states.dtype), head_grad, None, None, None, None
+        return hidden_grad.to(hidden_states.dtype), head_grad, None, None, None
 
 
 def cross_entropy_sum(
@@ -318,7 +317,7 @@ def target_logprobs(
     The arguments are those of `cross_entropy_sum`. Differentiable with any weight for each token.
     """
     flat = hidden_states.flatten(0, -2), head_weight, targets.flatten()
-    return _TargetLogprobs.apply(*flat, logit_softcap, logit_shift, kernels).view(targets.shape)
+    return _TargetLogprobs.apply(*flat, (logit_softcap, logit_shift), kernels).view(targets.shape)
 
 
 def iterate_logits(

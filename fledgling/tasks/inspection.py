@@ -127,8 +127,7 @@ def inspect_data(
         entries = _read_rows(files, kind, columns, bad, changes, mapped)
     forms, repeats, examples, count, typed = Counter[str](), Repeats.create(), Examples(), 0, 0
     names = compile_names(words)
-    lengths: list[int] = []
-    learned: list[int] = []
+    sizes: list[tuple[int, int]] = []  # tokens and learned tokens of each row
     texts: list[Document] = []
     for batch in _iterate_batches(islice(entries, max_rows), ROWS_PER_BATCH):
         for entry in batch:
@@ -138,10 +137,8 @@ def inspect_data(
             repeats.add(texts[-1].text, entry.place)
             examples.add(entry, count)
             count += 1
-        for size, targets in _count_row_tokens(batch, words):
-            lengths.append(size)
-            learned.append(targets)
-    more = next(entries, None) is not None
+        sizes += _count_row_tokens(batch, words)
+    more, lengths = next(entries, None) is not None, [size for size, _ in sizes]
     if not more:
         mapped.require_all()
     if not count:
@@ -159,7 +156,7 @@ def inspect_data(
         "typed_controls": typed,
         "unit": "tokens" if tokenizer else "bytes",
         "lengths": _summarize(lengths),
-        "learned": int(sum(learned)),
+        "learned": int(sum(targets for _, targets in sizes)),
         "total": int(sum(lengths)),
         "cut": _count_cut(lengths, context, kind) if tokenizer and context else None,
         "repeats": {"exact": repeats.exact, "near": repeats.near, "examples": repeats.examples},

@@ -161,16 +161,16 @@ def _find_answers(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row[chosen] if chosen else None, row[rejected]
 
 
-def _list_ranked(row: Mapping[str, Any]) -> tuple[Any, Any] | tuple[()]:
-    """Returns the best answer and the next one of a row whose answers have ranks, 1 the best; () for another row."""
+def _list_ranked(row: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Returns the best answer and the next one of a row whose answers have ranks, 1 the best; None for another row."""
     column = find_column(row, RANKED)
     answers: Any = parse_list(row[column]) if column else ()
     if not is_list(answers) or not all(isinstance(answer, Mapping) for answer in answers):
-        return ()
+        return None
     ranked = [answer for answer in answers if isinstance(answer.get("rank"), int | float) and "answer" in answer]
     ranked.sort(key=lambda answer: answer["rank"])
     worse = [answer for answer in ranked if answer["rank"] > ranked[0]["rank"]]
-    return (ranked[0]["answer"], worse[0]["answer"]) if worse else ()
+    return (ranked[0]["answer"], worse[0]["answer"]) if worse else None
 
 
 def _read_dialogue(value: Any) -> list[Message]:

@@ -70,19 +70,9 @@ def check_steps(
         if not reached.has_time(deadline - began):
             reached.left_out.append(str(start))
             continue
-        is_end = start.path is not None and start.step == start.last
-        reads_data = start.step == 0 and start.stage in steps.DATA_STAGES
-        distance = max(drawn.get(start, [0]) + [1] * reads_data)
         stop_at = began + (deadline - began) * MAX_SHARE
-        try:
-            result = steps.replay(run_dir, start, distance, reads_data, is_end, stop_at)
-        except OtherFileError as error:
-            replayed.notes.append(f"not replayed: {start}: {error}")
-            continue
-        except UserError as error:
-            is_known = steps.find_changed_inputs(run_dir, start)  # of an end, which needs no step that reads them
-            reason = f"{start} cannot be replayed: {steps.name_run(str(error), run_dir)}"
-            (replayed.notes if is_known else replayed.problems).append(reason)
+        result = _replay_start(run_dir, start, drawn.get(start, [0]), stop_at, replayed)
+        if result is None:
             continue
         segment = find_segment(run_dir, start.stage, start.step)
         elsewhere = segment.machine and any(segment.machine.get(key) != here[key] for key in MACHINE_KEYS)
@@ -101,6 +91,23 @@ def check_steps(
     replayed.notes += reached.list_notes()
     weights.total, scores.total = weights.checked, scores.checked
     return checks, reached.describe_shortfall()
+
+
+def _replay_start(
+    run_dir: Path, start: steps.Start, distances: Sequence[int], stop_at: float, replayed: Check
+) -> steps.Replay | None:
+    """Returns the replay of a start as far as the largest of `distances`; None, and why in `replayed`, if it fails."""
+    is_end = start.path is not None and start.step == start.last
+    reads_data = start.step == 0 and start.stage in steps.DATA_STAGES
+    try:
+        return steps.replay(run_dir, start, max(*distances, int(reads_data)), reads_data, is_end, stop_at)
+    except OtherFileError as error:
+        replayed.notes.append(f"not replayed: {start}: {error}")
+    except UserError as error:
+        is_known = steps.find_changed_inputs(run_dir, start)  # of an end, which needs no step that reads them
+        reason = f"{start} cannot be replayed: {steps.name_run(str(error), run_dir)}"
+        (replayed.notes if is_known else replayed.problems).append(reason)
+    return None
 
 
 def find_obstacles(run_dir: Path, starts: Sequence[steps.Start]) -> dict[str, str]:

@@ -31,7 +31,7 @@ def test_plan_measures_the_core_where_the_speed_was_measured_here_and_only_there
     budget = Budget(600.0, "--minutes 10")
     assert plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, False).speed.core_share is None
     per_token = training_flops_per_token(recipe.resolve_model())
-    save_speed(MeasuredSpeed("cpu", 0.05, 1e11, 9_000.0, "small", "2026-01-02", per_token, 64))
+    save_speed(MeasuredSpeed("cpu", 0.05, 1e11, 9_000.0, "small", "2026-01-02", per_token, 64, compiled=False))
     found = plan_budgeted_run(recipe, budget, find_device("cpu"), 1, None, False)
     assert found.speed.core_share == 2.5 and found.speed.source == "of `fledgling bench train`"
     assert plan_budgeted_run(recipe, budget, find_device("cpu"), 1, 0.1, False).speed.core_share is None

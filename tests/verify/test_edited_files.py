@@ -77,7 +77,7 @@ def test_edited_files_are_named_and_their_steps_are_left_out(folder):
     finally:
         for name, text in before.items():
             (folder / name).write_text(text)
-    assert problems == [] and verdict == "holds"
+    assert problems == [] and verdict.startswith("holds")
     for key, (name, _) in EDITED.items():
         place = f"not replayed: {key.partition('.')[0]} step "
         named = [note for note in notes if note.startswith(place) and f"{key}" in note]
@@ -93,7 +93,7 @@ def test_files_that_are_gone_stop_no_check_of_another_stage(folder, tmp_path):
     finally:
         for name in ("chat.jsonl", "pairs.jsonl", "questions.jsonl"):
             (tmp_path / name).rename(folder / name)
-    assert problems == [] and verdict == "holds"
+    assert problems == [] and verdict.startswith("holds")
     assert any(note.startswith("drawn after sft") for note in notes), "it is replayed from its tokens"
     assert any(note.startswith("not replayed: rl: ") and "questions.jsonl" in note for note in notes)
     assert any(note.startswith("not replayed: dpo") and "pairs.jsonl is not here" in note for note in notes)
@@ -137,6 +137,6 @@ def test_steps_before_and_after_an_edit_are_distinguished(folder, tmp_path):
         problems, notes, verdict = notes_of(run)
     finally:
         pairs.write_text(before)
-    assert problems == [] and verdict == "holds"
+    assert problems == [] and verdict.startswith("holds")
     assert any(note.startswith("not replayed: dpo step 0: dpo.pairs") for note in notes)
     assert "drawn after dpo step 1: 2" in notes
