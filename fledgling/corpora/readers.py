@@ -39,6 +39,7 @@ from fledgling.corpora.row_files import (
 from fledgling.files import (
     LINE_SUFFIXES,
     TABLE_SUFFIXES,
+    TEXT_SUFFIXES,
     FolderContents,
     NotTextError,
     list_folder,
@@ -48,7 +49,6 @@ from fledgling.files import (
 )
 
 VERSION = 4  # raised when the same files give other documents
-TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 OTHER_SUFFIXES = (".json", *TABLE_SUFFIXES, ".parquet")
 MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
 MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line

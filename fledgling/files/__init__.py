@@ -11,6 +11,7 @@ Packages that do not import each other (corpora, tasks) read through this one. N
 from fledgling.files.columns import ColumnMap, list_names, require_names, split_columns
 from fledgling.files.folder import (
     COMPRESSED_SUFFIXES,
+    TEXT_SUFFIXES,
     FileStamps,
     FolderContents,
     list_folder,
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_ROW_BYTES",
     "ROW_FILES",
     "TABLE_SUFFIXES",
+    "TEXT_SUFFIXES",
     "BadRows",
     "ColumnMap",
     "FileStamps",

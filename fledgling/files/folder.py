@@ -12,6 +12,8 @@ from pathlib import Path
 from fledgling.config.errors import show_name
 
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")  # of files that are prose; others hold rows
+CARDS = ("README.md", "readme.md")
 
 
 def resolve_data_root(explicit: str | Path | None = None) -> Path:
@@ -67,7 +69,8 @@ class FolderContents:
 def list_folder(folder: Path, is_known: Callable[[Path], bool]) -> FolderContents:
     """Returns the files in a folder at any depth that `is_known` and can be read, and counts all others by reason.
 
-    Hidden folders, folders that may not be opened and links to folders count as one each.
+    Hidden folders, folders that may not be opened and links to folders count as one each. The README.md of a folder of
+    rows, as a dataset hub gives it, describes them and is no document.
     """
     contents = FolderContents()
 
@@ -88,6 +91,10 @@ def list_folder(folder: Path, is_known: Callable[[Path], bool]) -> FolderContent
             else:
                 contents.files.append(path)
     contents.files.sort(key=lambda file: file.relative_to(folder).as_posix())
+    holds_rows = any(split_suffixes(file)[0] not in TEXT_SUFFIXES for file in contents.files)
+    for card in [file for file in contents.files if holds_rows and file.parent == folder and file.name in CARDS]:
+        contents.files.remove(card)
+        contents.pass_over("card of the data", card.name)
     return contents
 
 

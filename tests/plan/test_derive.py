@@ -31,8 +31,8 @@ def test_no_rate_is_left_open_and_none_that_a_recipe_gives_changes(name):
 def test_measured_recipes_pin_every_rate(name):
     given = load_recipe(name)
     kinds = {each.name.partition(".")[2] for each in list_derived(given, derive_known(given))}
-    unread = {"scalar_lr"} if has_no_scalars(given) else set()
-    assert kinds - unread <= {"steps", "batch_tokens"}, (
+    not_read = {"scalar_lr"} if has_no_scalars(given) else set()
+    assert kinds - not_read <= {"steps", "batch_tokens"}, (
         "a rule would move the bits of a recipe whose figures are in the docs"
     )
 
