@@ -141,6 +141,7 @@ def test_the_policy_stops_what_a_fault_of_the_page_would_let_through(browser, ex
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_page_fits_a_phone_and_passes_axe(page, theme):
     page.set_viewport_size({"width": 390, "height": 760})
+    settings(page, max_tokens=20, seed=2)  # without a seed the model answers with nothing about once in a hundred
     page.click("#settings-button")
     assert not page.locator("#key").is_visible() and page.locator("#system").is_visible()
     page.select_option("#theme", theme)
