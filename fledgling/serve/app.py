@@ -31,14 +31,20 @@ from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.ollama_models import EmbeddingsPromptRequest, EmbedRequest
 from fledgling.serve.openapi import build_openapi
 from fledgling.serve.page_files import make_page_routes
-from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, bad_request_response, read_body
+from fledgling.serve.request_body import (
+    DISCONNECT_POLL_SECONDS,
+    Handler,
+    ParseLanes,
+    answer_errors,
+    bad_request_response,
+    read_body,
+)
 from fledgling.serve.responses import FAILURES
 from fledgling.serve.schemas import BadRequest, parse_body
 from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service, StreamForm, find_service
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx passes each chunk on at once
-DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
 
 
 def make_app(service: Service, others: Sequence[Service] = (), mcp: McpTools | None = None) -> AccessMiddleware:

@@ -22,7 +22,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.cache import CacheRow
 from fledgling.serve.errors import ErrorResponse, build_error
 from fledgling.serve.json_body import encode_json
-from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
+from fledgling.serve.request_body import DISCONNECT_POLL_SECONDS, Handler, ParseLanes, answer_errors, read_body
 from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, PromptIds, parse_body
 from fledgling.serve.service import Service
 from fledgling.serve.tasks import Pieces, TaskHandle
@@ -75,9 +75,9 @@ def embeddings_handler(service: Service) -> Handler:
     async def respond(request: Request) -> Response:
         body = await read_body(request, service.max_body_bytes)
         parsed, inputs = await lanes.parse(partial(_parse_request, service), body)
-        vectors = await embed_texts(service, inputs)
-        if vectors is None:
-            return FAILED
+        vectors = await embed_texts(request, service, inputs)
+        if isinstance(vectors, Response):
+            return vectors
         service.ignored_fields.add(parsed.ignored_fields)
         content = await run_sync(lambda: encode_json(_build_response(service, parsed, inputs, vectors)))
         return Response(content, media_type="application/json")
@@ -85,8 +85,8 @@ def embeddings_handler(service: Service) -> Handler:
     return answer_errors(respond)
 
 
-async def embed_texts(service: Service, inputs: list[list[int]]) -> list[list[float]] | None:
-    """Returns the vectors of texts, given as token ids; None where the engine failed (the worker has the reason).
+async def embed_texts(request: Request, service: Service, inputs: list[list[int]]) -> list[list[float]] | Response:
+    """Returns the vectors of texts, given as token ids, or the response where the engine failed or the client has gone.
 
     Raises QueueFull where the worker rejects a text.
     """
@@ -94,13 +94,20 @@ async def embed_texts(service: Service, inputs: list[list[int]]) -> list[list[fl
     count = max(1, service.worker.max_queue_size // QUEUE_SHARE)
     for start in range(0, len(inputs), count):
         results = _Results(service, inputs[start : start + count])
+        finished = asyncio.ensure_future(results.wait())
         try:
-            vectors += await results.wait()
+            while not finished.done():
+                await asyncio.wait([finished], timeout=DISCONNECT_POLL_SECONDS)
+                if await request.is_disconnected():
+                    return Response(status_code=499)
+            vectors += finished.result()
         except asyncio.CancelledError:
-            results.cancel()
             raise
         except Exception:
-            return None
+            return FAILED  # the worker has the reason
+        finally:
+            results.cancel()
+            finished.cancel()
     return vectors
 
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fledgling import __version__
-from fledgling.serve.embeddings import FAILED, MAX_TEXTS, check_dimensions, embed_texts
+from fledgling.serve.embeddings import MAX_TEXTS, check_dimensions, embed_texts
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.ollama_api import Options
 from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
@@ -156,9 +156,9 @@ def embed_handler(service: Service, kind: type[EmbedRequest] | type[EmbeddingsPr
         start = time.monotonic_ns()
         raw = await read_body(request, service.max_body_bytes)
         body, inputs = await lanes.parse(partial(_read_texts, service, kind), raw)
-        vectors = await embed_texts(service, inputs)
-        if vectors is None:
-            return FAILED
+        vectors = await embed_texts(request, service, inputs)
+        if isinstance(vectors, Response):
+            return vectors
         service.ignored_fields.add(body.ignored_fields)
         if kind is EmbeddingsPromptRequest:
             return await run_sync(_json_response, {"embedding": vectors[0] if vectors else []})

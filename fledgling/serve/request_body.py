@@ -19,6 +19,7 @@ from fledgling.serve.worker import QueueFull
 BODY_TIMEOUT = 30  # seconds until a body must have arrived
 SMALL_BODY_BYTES = 65_536
 SMALL_LANES, LARGE_LANES = 4, 1  # requests of a route that are parsed at once, of small and of large bodies
+DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
 MAX_READ_FACTOR = 8  # a body up to this factor above the limit is read to its end, so that its sender gets the 413
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -66,8 +66,8 @@ class TaskQueue:
         self.credit = min(self.credit + TASK_SHARE * seconds, self.piece_seconds)
 
     def is_due(self, is_idle: bool) -> bool:
-        """Tells whether a piece may be computed now; always where no request is running."""
-        return bool(self.tasks) and (is_idle or self.credit >= self.piece_seconds)
+        """Tells whether a piece may be computed now; always where no request is running, or the task has no more."""
+        return bool(self.tasks) and (is_idle or self.tasks[0].cancelled or self.credit >= self.piece_seconds)
 
     def compute_piece(self, engine: Engine) -> tuple[bool, Exception | None]:
         """Computes a piece of the oldest task; returns what `TaskHandle.advance` does. The caller removes the task."""

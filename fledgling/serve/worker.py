@@ -220,7 +220,8 @@ class Worker:
     @property
     def load(self) -> int:
         """Answers and tasks waiting or running: a job with n = 16 is sixteen."""
-        return sum(handle.num_unfinished for handle in [*self._inbox, *self._active]) + len(self._tasks)
+        tasks = sum(not task.cancelled for task in list(self._tasks))
+        return tasks + sum(handle.num_unfinished for handle in [*self._inbox, *self._active])
 
     @property
     def stats(self) -> SchedulerStats:

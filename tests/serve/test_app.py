@@ -278,6 +278,25 @@ def test_a_client_that_disconnects_frees_its_row(random_engine):
             assert stream is False or worker.counters.cancelled >= steps
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
+def test_a_client_that_disconnects_frees_the_places_of_its_texts(path, random_engine, monkeypatch):
+    def embed_slowly(engine, tokens):
+        time.sleep(0.02)
+        yield
+        return [1.0]
+
+    monkeypatch.setattr("fledgling.serve.embeddings.embed_tokens", embed_slowly)
+    with serving(random_engine, max_queue_size=8) as (address, worker):
+        host, port = address.removeprefix("http://").split(":")
+        body = json.dumps({"input": ["a"] * 1000, "model": "tiny"}).encode()  # 20 seconds
+        with socket.create_connection((host, int(port))) as leaving:
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            wait_for(lambda: worker.load == 2)
+        time.sleep(1)
+        assert [worker.load for _ in range(20) if not time.sleep(0.01)] == [0] * 20
+
+
 def test_many_clients_at_once_get_the_answers_of_each_alone(server, client):
     address, _ = server
     create = client(address).chat.completions.create
