@@ -71,14 +71,15 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
             step()
         for number in range(1, saves + 1):
             save(number)
-            stalls.append(save.metrics()["save_stall"])
+            seconds = save.metrics()  # those of the writer too, where it has finished already
+            stalls.append(seconds["save_stall"])
             slowed = []
             while save.writer.busy:
                 slowed.append(step())
             slowed_steps.append(slowed)
             usual_steps += [step() for _ in range(REST_STEPS)]
             save.writer.wait()
-            writers.append(save.metrics()["save_seconds"])
+            writers.append((seconds | save.metrics())["save_seconds"])
             size = sum(path.stat().st_size for path in Path(folder, "checkpoints", f"step-{number:08d}").iterdir())
             disk_speeds.append(size / _plain_write(Path(folder, "plain"), size))
             print(f"\rsave {number}/{saves}", end="", file=sys.stderr)
