@@ -11,7 +11,9 @@ from fledgling.plan.hardware import DeviceSpec
 # eight H100, this package 50.9 % at depth 20 and 42.8 % at depth 12 on one (docs/gpu.md); two CPU cores reached 29 to
 # 45 % of their measured matrix-product throughput.
 ASSUMED_MFU = {"gpu": 0.45, "cpu": 0.35}
-EAGER_SHARE = 0.5  # of the utilization of a compiled step, that one which is not compiled reaches on a CPU
+# Of the utilization of a compiled step, what one that is not compiled reaches on a CPU: LoRA on the quickstart, of
+# 54/66 of the FLOPs of full fine-tuning, took 246 s where that took 125 (docs/adapters.md, "Measured").
+EAGER_SHARE = 0.42
 
 
 def require_utilization(mfu: float | None) -> None:

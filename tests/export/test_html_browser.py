@@ -20,7 +20,8 @@ from fledgling.text.tokenizer import Tokenizer
 from tests.chain_model import make_chain
 from tests.export.conftest import random_model
 from tests.serve.conftest import browser  # noqa: F401 - a fixture
-from tests.serve.test_page import FIND_MARKUP, PAYLOADS, STORE_PAYLOADS, send, settings
+from tests.serve.markup_payloads import FIND_MARKUP, PAYLOADS, STORE_PAYLOADS
+from tests.serve.test_page import send, settings
 
 CONTEXT = 160
 

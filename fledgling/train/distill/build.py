@@ -11,7 +11,7 @@ from fledgling.data.stream import MixtureStream
 from fledgling.kernels.quantized_tensor import has_quantized_weights
 from fledgling.model.build import compile_blocks
 from fledgling.train.context import StageContext
-from fledgling.train.distill.divergence import EAGER, compile_divergences
+from fledgling.train.distill.divergence import EAGER_DIVERGENCES, compile_divergences
 from fledgling.train.distill.loss import distillation_loss
 from fledgling.train.distill.spans import SpanAligner
 from fledgling.train.distill.stored import PredictionStore
@@ -68,7 +68,7 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
     """Returns the stage with loss and batches of [distill]. Raises UserError for a teacher that does not fit."""
     config, metrics, setup = context.recipe.distill, StepMetrics(), context.setup
     teacher = load_fitting_teacher(context, stage.name)
-    divergences = compile_divergences() if setup.compiled else EAGER
+    divergences = compile_divergences() if setup.compiled else EAGER_DIVERGENCES
     if setup.compiled and config.match == "tokens" and not has_quantized_weights(teacher.model):
         compile_blocks(teacher.model, context.world.device)
     loss = partial(distillation_loss, config=config, metrics=metrics, divergences=divergences)

@@ -87,7 +87,7 @@ class Divergences:
     top_k: Callable[..., tuple[Tensor, Tensor]] = top_k_divergence
 
 
-EAGER = Divergences()
+EAGER_DIVERGENCES = Divergences()
 
 
 def compile_divergences() -> Divergences:

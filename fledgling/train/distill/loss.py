@@ -21,7 +21,7 @@ from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.model.linear import apply_linear
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
-from fledgling.train.distill.divergence import EAGER, Divergences, DivergenceSum
+from fledgling.train.distill.divergence import EAGER_DIVERGENCES, Divergences, DivergenceSum
 from fledgling.train.loss import StepMetrics, logprobs_from_hidden, mask_rows
 
 MAX_LOGPROB = -1e-6  # of a span, so that log(1 - p) stays finite
@@ -54,7 +54,7 @@ def distillation_loss(
     config: DistillConfig,
     teacher: Transformer | None = None,
     metrics: StepMetrics | None = None,
-    divergences: Divergences = EAGER,
+    divergences: Divergences = EAGER_DIVERGENCES,
 ) -> Tensor:
     """Returns the loss (0-d), summed over the batch's targets.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fledgling.train.distill.divergence import (
-    EAGER,
+    EAGER_DIVERGENCES,
     DivergenceSum,
     compile_divergences,
     token_divergence,
@@ -68,7 +68,7 @@ def test_chunks_add_up_and_targets_alone_count(dtype, monkeypatch):
         monkeypatch.setattr("fledgling.model.logprob.head_chunk_tokens", lambda vocab_size, device: rows)
         hidden.grad = head.grad = None
         total = DivergenceSum.apply(
-            hidden, head, weights, lambda z, part: EAGER.tokens(z, teacher_z[part], CONFIG, CONFIG, 1.0)
+            hidden, head, weights, lambda z, part: EAGER_DIVERGENCES.tokens(z, teacher_z[part], CONFIG, CONFIG, 1.0)
         )
         (2 * total).backward()
         return total.detach(), hidden.grad.float(), head.grad.clone()
