@@ -58,6 +58,7 @@ UNSUPPORTED |= dict.fromkeys(("top_n_sigma", "penalty_alpha", "num_beams", "beam
 UNSUPPORTED_FALSE = {  # fields that ask for something where they are false
     "do_sample": "use temperature 0",
     "skip_special_tokens": "control tokens are never part of the text",
+    "add_bos_token": "every text begins with bos",
 }
 LENGTH = "use max_tokens, max_output_tokens of /v1/responses, or options.num_predict of /api"
 UNSUPPORTED |= dict.fromkeys(("max_new_tokens", "n_predict", "num_predict", "max_length", "maxTokens"), LENGTH)
@@ -76,6 +77,37 @@ UNSUPPORTED |= {
     "format": "use response_format, or text.format of /v1/responses",
     "system": "use a message of the role system, or instructions of /v1/responses",
 }
+UNSUPPORTED |= {  # of llama.cpp, vLLM, Mistral and others
+    "min_new_tokens": "",
+    "min_length": "",
+    "ban_eos_token": "",
+    "logits_processors": "use logit_bias",
+    "custom_token_bans": "use logit_bias",
+    "banned_tokens": "use logit_bias",
+    "banned_strings": "",
+    "stop_regex": "use stop",
+    "stopping_strings": "use stop",
+    "ebnf": "use grammar",
+    "n_probs": "use logprobs",
+    "return_token_ids": "",
+    "return_tokens_as_token_ids": "",
+    "lora": "use model: an adapter has a name of its own",
+    "adapter_id": "use model: an adapter has a name of its own",
+    "chat_template_kwargs": "the model has one layout",
+    "instruction_template": "the model has one layout",
+    "enable_thinking": "the model decides",
+    "think": "the model decides",
+    "safe_prompt": "use a message of the role system",
+    "negative_prompt": "",
+    "guidance_scale": "",
+    "encoder_repetition_penalty": "use repetition_penalty",
+    "epsilon_cutoff": "",
+    "eta_cutoff": "",
+    "watermark": "",
+    "input_prefix": "write it into the prompt",
+    "input_suffix": "",
+    "prompt_truncate_len": "use truncation of /v1/chat/completions",
+}
 OF_OTHER_ROUTES = {  # fields that some bodies have: what to use in the others
     "max_tokens": LENGTH,
     "max_completion_tokens": LENGTH,
@@ -86,11 +118,34 @@ OF_OTHER_ROUTES = {  # fields that some bodies have: what to use in the others
     "tools": "use /v1/chat/completions",
     "truncation": "use /v1/chat/completions",
 }
+CONTINUES: dict[str, bool] = {  # what asks that the last message, the assistant's, is continued
+    "continue_final_message": True,
+    "continue_": True,
+    "add_generation_prompt": False,
+}
+PREFIXES = ("prefix", "partial")  # the same as a field of that message
+NOT_CONTINUED = "the last message is continued where it is the assistant's, and answered otherwise"
 OTHERS = ("models",)  # that other servers know, and that are no misspelled names of ours
-NEUTRAL_ONES: tuple[str, ...] = ("length_penalty", "typical_p", "typ_p", "tfs_z", "tfs", "best_of")  # as 1 is
-NEUTRAL_ONES += ("num_beams", "beam_width")
+NEUTRAL_ONES: tuple[str, ...] = ("length_penalty", "typical_p", "typ_p", "tfs_z", "tfs", "best_of", "num_beams")
+NEUTRAL_ONES += ("beam_width", "guidance_scale", "encoder_repetition_penalty")
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {  # of some fields, besides NEUTRAL: defaults of servers that have them
+    **dict.fromkeys(NEUTRAL_ONES, (1,)),
+    **dict.fromkeys((name for name, hint in (UNSUPPORTED | OF_OTHER_ROUTES).items() if hint == LENGTH), (-1,)),
+    "top_n_sigma": (-1,),
+    "truncation": ("disabled",),
+}
+SAME = {  # fields that may repeat one of ours with its value, as clients of several servers send them
+    **dict.fromkeys((name for name, hint in UNSUPPORTED.items() if hint == LENGTH), "max_tokens"),
+    **dict.fromkeys(("stop_sequences", "stopping_strings"), "stop"),
+    "random_seed": "seed",
+}
 ANY_NUMBER = ("random_seed",)  # of which 0 asks for something too
-NEUTRAL_LENGTHS = (-1, "disabled")  # no limit, and truncation that is off
+OF_PENALTIES: dict[str, tuple[Any, ...]] = {  # fields that ask for something next to a penalty: what they may be there
+    "repeat_last_n": (-1, 64),  # the whole text, and the default of Ollama and llama.cpp
+    "penalize_newline": (True,),
+    "penalize_nl": (True,),
+}
+PENALTIES = {"repetition_penalty": 1, "repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 class UnsupportedField(ValueError):
@@ -107,43 +162,82 @@ def list_ignored(body: BaseModel) -> list[str]:
     Only the body and its options (objects that are no items of a list) have settings; messages have a client's fields.
     """
     ignored = list(_check_settings(body))
+    messages = _read_field(body, "messages") or [None]
+    prefixes = [name for name in PREFIXES if _read_extra(messages[-1]).get(name) is True]
+    if prefixes and not _is_continued(body):
+        raise UnsupportedField("messages", f"messages.{len(messages) - 1}.{prefixes[0]}: {NOT_CONTINUED}")
     for name in type(body).model_fields:
         value = getattr(body, name)
         if isinstance(value, BaseModel):
             ignored += list_ignored(value)
         for item in value if isinstance(value, list) else ():
             ignored += _list_extra(item)
+    for name in prefixes:  # honored
+        ignored.remove(name)
     return ignored
 
 
 def _check_settings(body: BaseModel) -> Iterator[str]:
     """Yields the fields that a body ignores. Raises UnsupportedField for one that would change the answer."""
-    for name, value in (body.model_extra or {}).items():
+    for name, value in _read_extra(body).items():
         hint = UNSUPPORTED.get(name, OF_OTHER_ROUTES.get(name))
         if name in UNSUPPORTED_FALSE and value is False and not (name == "do_sample" and _is_greedy(body)):
             raise UnsupportedField(name, f"{name}: false is not supported; {UNSUPPORTED_FALSE[name]}")
         if name == "thinking" and isinstance(value, dict) and value.get("type") == "enabled":
             raise UnsupportedField(name, "thinking: not supported; the model decides")
-        asks_nothing = value in (EMPTY if name in ANY_NUMBER else NEUTRAL) or (name in NEUTRAL_ONES and value == 1)
-        asks_nothing |= (hint == LENGTH or name in ("truncation", "top_n_sigma")) and value in NEUTRAL_LENGTHS
-        if hint is not None and not asks_nothing:
+        if name == "add_special_tokens" and value is ("prompt" not in type(body).model_fields):
+            raise UnsupportedField(name, f"{name}: {str(value).lower()} is not supported; every prompt has one bos")
+        if name in CONTINUES and value is CONTINUES[name] and "messages" in type(body).model_fields:
+            if not _is_continued(body):
+                raise UnsupportedField(name, f"{name}: not supported here; {NOT_CONTINUED}")
+            continue
+        if hint is not None and not _asks_nothing(body, name, value):
             raise UnsupportedField(name, f"{name}: not supported{'; ' if hint else ''}{hint}")
-        fields, is_other = type(body).model_fields, hint is not None or name in OTHERS or value in EMPTY
+        if name in OF_PENALTIES and value not in (*EMPTY, *OF_PENALTIES[name]) and _is_penalized(body):
+            raise UnsupportedField(name, f"{name}: not supported; a penalty counts the whole text")
+        is_other = hint is not None or name in OF_PENALTIES or name in OTHERS or value in EMPTY
+        fields = type(body).model_fields
         near = [] if is_other else get_close_matches(name[:MAX_NAME_CHARS], fields, 1, MISSPELLED)
         if near and value != fields[near[0]].default:
             raise UnsupportedField(name[:MAX_NAME_CHARS], f"{name[:MAX_NAME_CHARS]}: no such field; {near[0]}?")
         yield name
 
 
+def _read_extra(item: Any) -> dict[str, Any]:
+    return (item.model_extra or {}) if isinstance(item, BaseModel) else {}
+
+
+def _read_field(body: BaseModel, name: str) -> Any:
+    """Returns a field that the body's class has; None for another, which a client may have filled with anything."""
+    return getattr(body, name) if name in type(body).model_fields else None
+
+
+def _is_continued(body: BaseModel) -> bool:
+    messages = _read_field(body, "messages")
+    return bool(messages) and getattr(messages[-1], "role", None) == "assistant"
+
+
+def _asks_nothing(body: BaseModel, name: str, value: Any) -> bool:
+    if name in SAME and value == _read_field(body, SAME[name]):
+        return True
+    if name == "chat_template_kwargs" and isinstance(value, dict):
+        return all(setting in NEUTRAL for setting in value.values())
+    return value in (*(EMPTY if name in ANY_NUMBER else NEUTRAL), *NEUTRAL_VALUES.get(name, ()))
+
+
+def _is_penalized(body: BaseModel) -> bool:
+    return any(_read_field(body, name) not in (None, neutral) for name, neutral in PENALTIES.items())
+
+
 def _is_greedy(body: BaseModel) -> bool:
-    return getattr(body, "temperature", None) == 0
+    return _read_field(body, "temperature") == 0
 
 
 def _list_extra(item: Any) -> list[str]:
     """Returns the fields with a value that a message, and the objects within it, have beyond ours."""
     if not isinstance(item, BaseModel):
         return []
-    ignored = [name for name, value in (item.model_extra or {}).items() if value not in NEUTRAL]
+    ignored = [name for name, value in _read_extra(item).items() if value not in NEUTRAL]
     for name in type(item).model_fields:
         value = getattr(item, name)
         for child in value if isinstance(value, list) else [value]:

@@ -50,7 +50,7 @@ class _ServiceCollector(Collector):
             "ignored_fields", "field", "Fields of requests that change no answer.", self.service.ignored_fields
         )
         yield _count_names(
-            "changed_turns", "change", "Messages that were joined or dropped.", self.service.changed_turns
+            "changed_turns", "change", "Messages that were joined, dropped or cut.", self.service.changed_turns
         )
         yield GaugeMetricFamily("fledgling_load", "Answers waiting or running.", self.worker.load)
         yield GaugeMetricFamily(

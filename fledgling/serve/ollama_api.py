@@ -1,4 +1,4 @@
-"""Ollama's answers (chat, generate) over the same conversation, in lines of JSON unless complete.
+"""Ollama's answers (chat, generate) over the same conversation, or a text as it is, in lines of JSON unless complete.
 
 Options that change an answer are honored under Ollama's names; those of its runner (`num_ctx`, `num_thread`) are
 ignored and counted. The durations are those that this server knows: the whole request's, in nanoseconds.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, StrictBool
 
 from fledgling.infer.json_schema import close_objects
-from fledgling.serve import chat
+from fledgling.serve import chat, completion
 from fledgling.serve.other_settings import OTHER_SETTINGS, reject_fields
 from fledgling.serve.responses import FAILURES, GeneratedChoice, join_part_text, make_id, unix_time
 from fledgling.serve.schemas import (
@@ -23,6 +23,7 @@ from fledgling.serve.schemas import (
     MAX_TOOL_CALLS,
     BadRequest,
     ChatRequest,
+    CompletionRequest,
     ContextText,
     IgnoringBody,
     Integer,
@@ -38,6 +39,7 @@ from fledgling.serve.schemas import (
 from fledgling.serve.service import LINE_STREAM, Endpoint, ParsedRequest, Service
 from fledgling.serve.tool_calls import list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
+from fledgling.text.truncation import max_prompt_tokens
 
 OPTION_NAMES = {  # Ollama's name: the field of a chat request
     "num_predict": "max_tokens",
@@ -86,6 +88,7 @@ class _OllamaRequest(IgnoringBody):
     format: SchemaText | JsonObject | None = None
     options: Options | None = None
     stream: StrictBool | None = None  # None: a stream
+    truncate: StrictBool | None = None  # None: true
 
 
 class OllamaChatRequest(_OllamaRequest):
@@ -98,12 +101,13 @@ class OllamaChatRequest(_OllamaRequest):
 
 
 class GenerateRequest(_OllamaRequest):
-    """Body of POST /api/generate: one question; `raw`, which would leave out the layout, is not supported."""
+    """Body of POST /api/generate: one question, or with `raw` a text that is continued without the layout."""
 
     prompt: ContextText = ""
     system: ContextText | None = None
+    suffix: Annotated[ContextText, Field(description="Only empty: the model fills no middle.")] | None = None
     images: Image | None = None
-    raw: Annotated[StrictBool, Field(description="Only false: use /v1/completions.")] | None = None
+    raw: StrictBool | None = None
 
 
 def parse_chat(service: Service, body: OllamaChatRequest) -> ParsedRequest:
@@ -118,13 +122,35 @@ def parse_chat(service: Service, body: OllamaChatRequest) -> ParsedRequest:
 
 
 def parse_generate(service: Service, body: GenerateRequest) -> ParsedRequest:
-    """Makes the chat request of a question and its job. Raises BadRequest or UserError."""
-    if body.raw:
-        raise BadRequest("raw: not supported; use /v1/completions", "raw")
+    """Makes the request of a question, or of a text to continue, and its job. Raises BadRequest or UserError."""
+    if body.suffix:
+        reason = "does not support insert: it was not taught to fill the middle of a text"
+        raise BadRequest(f"suffix: {service.model_name!r} {reason}; send what precedes it as prompt", "suffix")
+    if body.raw and body.system:
+        raise BadRequest("system: raw mode does not support it; write it into the prompt", "system")
+    if body.raw and body.prompt:
+        return _parse_raw(service, body)
     system = [{"role": "system", "content": body.system}] if body.system else []
-    if not body.prompt:
-        return _parse_body(service, body, [], None)
-    return _parse_body(service, body, [*system, {"role": "user", "content": body.prompt}], None)
+    messages = [*system, {"role": "user", "content": body.prompt}] if body.prompt else []
+    return _parse_body(service, body, messages, None)
+
+
+def _parse_raw(service: Service, body: GenerateRequest) -> ParsedRequest:
+    """Makes the text completion of a prompt, after bos and without the layout of a conversation.
+
+    A prompt that leaves no room for an answer loses its beginning, as Ollama does, unless `truncate` is false.
+    """
+    reject_fields(body, SETTINGS, HINTS)
+    fields = _read_fields(body)
+    prompt: str | list[int] = body.prompt
+    if body.truncate is not False:
+        ids = service.tokenizer.encode(
+            body.prompt[-service.max_text_bytes :]
+        )  # no token has more characters than bytes
+        prompt = ids[1 - max_prompt_tokens(service.context, fields["max_tokens"]) :]
+        service.changed_turns.add(["cut"] if len(prompt) < len(ids) else [])
+    fields |= {"prompt": prompt, "max_tokens": fields["max_tokens"] or service.context}
+    return _parse_fields(service, completion.parse_request, CompletionRequest, fields)
 
 
 def _read_call(call: dict[str, Any]) -> dict[str, Any]:
@@ -142,22 +168,37 @@ def _parse_body(service: Service, body: _OllamaRequest, messages: list[Any], too
         loaded = ParsedRequest([], stream, False, False, [], make_id("chatcmpl"), unix_time())
         loaded.body = time.monotonic_ns()
         return loaded
+    fields = _read_fields(body) | {"messages": messages, "tools": tools}
+    fields["truncation"] = "disabled" if body.truncate is False else "auto"
+    return _parse_fields(service, chat.parse_request, ChatRequest, fields)
+
+
+def _parse_fields(service: Service, parse: Callable[..., ParsedRequest], kind: Any, fields: Any) -> ParsedRequest:
+    """Returns what `parse` makes of fields; an error of a constraint is named after Ollama's field."""
+    try:
+        parsed = parse(service, validate_body(kind, fields))
+    except BadRequest as error:
+        if error.param != "structured_outputs":
+            raise
+        raise BadRequest(error.message.replace("structured_outputs.json", "format", 1), "format") from None
+    parsed.body = time.monotonic_ns()
+    return parsed
+
+
+def _read_fields(body: _OllamaRequest) -> dict[str, Any]:
+    """Returns the fields that both kinds of completion have: options, format, stream. Raises BadRequest."""
     options = body.options or Options()
     fields = {field: getattr(options, name) for name, field in OPTION_NAMES.items()}
     if (options.num_predict or 0) <= 0:
         fields["max_tokens"] = None
-    response_format: dict[str, Any] | None = None
+    constraint: dict[str, Any] | None = None
     if body.format == "json":
-        response_format = {"type": "json_object"}
+        constraint = {"json_object": True}
     elif isinstance(body.format, dict):
-        response_format = {"type": "json_schema", "json_schema": {"schema": close_objects(body.format)}}
+        constraint = {"json": close_objects(body.format)}
     elif body.format:
         raise BadRequest("format: expected 'json' or a JSON schema", "format")
-    fields |= {"model": body.model, "messages": messages, "tools": tools}
-    fields |= {"response_format": response_format, "stream": body.stream is not False, "truncation": "auto"}
-    parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
-    parsed.body = time.monotonic_ns()
-    return parsed
+    return fields | {"model": body.model, "structured_outputs": constraint, "stream": body.stream is not False}
 
 
 def _message_of(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:

@@ -115,13 +115,17 @@ def build_chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[GeneratedToken]) 
 
 
 def build_text_logprobs(tokenizer: Tokenizer, tokens: Iterable[GeneratedToken], offset: int) -> dict[str, Any]:
-    """Returns log-probabilities as text completions report them; the text begins at character `offset`."""
+    """Returns log-probabilities as text completions report them; the text begins at character `offset`.
+
+    The alternatives include the token itself, as OpenAI's do: one more than was asked for, and one for `logprobs` 0.
+    """
     texts, logprobs, top_logprobs, offsets = [], [], [], []
     for token in tokens:
         text = _token_entry(tokenizer, token.id)["token"]
         texts.append(text)
         logprobs.append(token.logprob)
-        top_logprobs.append({_token_entry(tokenizer, other)["token"]: value for other, value in token.top_logprobs})
+        likely = {_token_entry(tokenizer, other)["token"]: value for other, value in token.top_logprobs}
+        top_logprobs.append({text: token.logprob} | likely)
         offsets.append(offset)
         offset += len(text)
     return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": top_logprobs, "text_offset": offsets}

@@ -129,6 +129,20 @@ def test_completions_take_echo_logprobs_and_several_prompts(server, client):
     assert streamed == create(model="", prompt="the", max_tokens=6, seed=2).choices[0].text
 
 
+def test_no_alternatives_and_the_sampled_token_among_them(server, client):
+    """As OpenAI answers: chat gives no alternatives for 0, text up to one more than was asked, the token itself."""
+    chat = client(address := server[0]).chat.completions.create
+    answer = chat(model="", messages=ASK, max_tokens=3, logprobs=True, top_logprobs=0).choices[0].logprobs.content
+    assert len(answer) == 3 and all(token.logprob < 0 and token.top_logprobs == [] for token in answer)
+    for count, most in ((0, 1), (1, 2), (3, 4)):
+        for echo in (False, True):
+            settings = {"prompt": "the quick", "max_tokens": 9, "logprobs": count, "temperature": 2, "seed": 3}
+            given = client(address).completions.create(model="", **settings, echo=echo).choices[0].logprobs
+            for token, value, likely in zip(given.tokens, given.token_logprobs, given.top_logprobs, strict=True):
+                assert token in likely and len(likely) <= most
+                assert count or likely == {token: value}
+
+
 def test_echo_with_logprobs_scores_the_prompt(server, random_engine, client):
     """Complete, streamed, and without an answer: the log-probabilities of one forward pass."""
     settings = {"model": "", "prompt": "the quick brown", "echo": True, "logprobs": 2, "temperature": 0, "n": 2}

@@ -74,6 +74,50 @@ def test_settings_under_names_of_other_servers_are_not_lost():
     assert sorted(parse(do_sample=False, temperature=0, **neutral).ignored_fields) == sorted([*neutral, "do_sample"])
 
 
+def test_what_other_servers_default_to_is_accepted_and_anything_else_is_rejected():
+    """Each of these was ignored once, though it changes the answer or its form."""
+    for name, default, other in (
+        ("guidance_scale", 1, 1.5), ("encoder_repetition_penalty", 1.0, 1.2), ("best_of", 1, 2), ("n_probs", 0, 5),
+        ("lora", [], [{"id": 0, "scale": 0.5}]), ("chat_template_kwargs", {"thinking": False}, {"thinking": True}),
+        ("enable_thinking", False, True), ("ban_eos_token", False, True), ("add_bos_token", True, False),
+        ("add_special_tokens", False, True), ("min_length", 0, 5), ("return_token_ids", None, True),
+        ("safe_prompt", False, True), ("stopping_strings", [], ["a"]), ("max_new_tokens", -1, 5), ("echo", False, True),
+    ):  # fmt: skip
+        assert parse(**{name: default}).ignored_fields == [name]
+        with pytest.raises(BadRequest, match=rf"{name}: .*not supported") as error:
+            parse(**{name: other})
+        assert error.value.param == name
+    text = b'{"prompt": "a", "add_special_tokens": %s}'
+    assert parse_body(CompletionRequest, text % b"true").ignored_fields == ["add_special_tokens"]
+    with pytest.raises(BadRequest, match="add_special_tokens: false is not supported; every prompt has one bos"):
+        parse_body(CompletionRequest, text % b"false")
+    same = {"max_new_tokens": 5, "stopping_strings": ["a"], "random_seed": 3}
+    assert sorted(parse(max_tokens=5, stop=["a"], seed=3, **same).ignored_fields) == sorted(same)
+
+
+def test_what_a_penalty_counts_matters_where_there_is_one():
+    for field in ("repetition_penalty", "repeat_penalty", "presence_penalty"):
+        parse(repeat_last_n=0, penalize_newline=False, **{field: float(field.startswith("rep"))})
+        parse(repeat_last_n=64, penalize_newline=True, **{field: 1.2})
+        parse(repeat_last_n=-1, penalize_nl=None, **{field: 1.2})
+        for name, value in (("repeat_last_n", 0), ("repeat_last_n", 256), ("penalize_nl", False)):
+            with pytest.raises(BadRequest, match=f"{name}: not supported; a penalty counts the whole text"):
+                parse(**{field: 1.2, name: value})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"continue_final_message": True, "add_generation_prompt": False}, {"continue_": True}, {}]
+)
+def test_an_answer_that_is_begun_is_continued_and_none_is_where_there_is_none(fields):
+    begun = {"role": "assistant", "content": "b"} | ({} if fields else {"prefix": True})
+    assert not parse([*ASK, begun], **fields).ignored_fields
+    with pytest.raises(BadRequest, match="the last message is continued where it is the assistant's"):
+        parse(ASK if fields else [{**ASK[0], "prefix": True}], **fields)
+    parse(continue_final_message=False, add_generation_prompt=True)  # the defaults
+    parse([*ASK, begun | {"prefix": True}, *ASK])  # a history that is sent back
+    parse_body(CompletionRequest, json.dumps({"prompt": "a", "messages": [1], **fields}).encode())
+
+
 @pytest.mark.parametrize("name", ["temprature", "max_token", "message", "stops"])
 def test_a_misspelled_field_is_rejected_with_the_name_that_was_meant(name):
     with pytest.raises(BadRequest, match=rf"{name}: no such field; \w+\?"):
@@ -87,6 +131,13 @@ def test_a_name_near_ours_passes_where_another_server_has_it_or_it_asks_for_noth
         parse(temprature=0)  # not what is left out
     with pytest.raises(BadRequest, match="frequency_penalty_range: not supported; the whole text counts"):
         parse(frequency_penalty_range=1024)
+
+
+def test_a_body_of_another_shape_under_a_name_of_ours_breaks_nothing():
+    for kind, given in ((CompletionRequest, {"prompt": "a"}), (ResponsesRequest, {"input": "a"})):
+        for value in (3, "a", [], [3], {"a": 1}, True):
+            body = {**given, "messages": value, "repeat_last_n": 3, "continue_final_message": True}
+            assert "messages" in parse_body(kind, json.dumps(body).encode()).ignored_fields
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponsesRequest])

@@ -7,6 +7,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.serve.conftest import ROOMY_CONTEXT
 from tests.serve.test_app import call
 
 ASK = {"role": "user", "content": "the quick fox"}
@@ -53,6 +54,41 @@ def test_an_answer_is_the_chats_and_a_stream_is_the_default(roomy_server):
     )
 
 
+@pytest.mark.parametrize("stop", [None, "W"])
+def test_a_raw_prompt_is_continued_without_the_layout(roomy_server, stop):
+    address, text = roomy_server[0], "the quick fox"
+    options = OPTIONS | {"num_predict": 40, "stop": stop}
+    body = {"prompt": text, "max_tokens": 40, "temperature": 0, "repetition_penalty": 1.2, "stop": stop}
+    plain = call(address, "/v1/completions", json.dumps(body).encode(), Content_Type="application/json")[1]
+    fields = {"prompt": text, "raw": True, "suffix": "", "context": [], "options": options}
+    answer = send(address, "/api/generate", **fields)[1]
+    assert answer["response"] == plain["choices"][0]["text"] and answer["done_reason"] == ("stop" if stop else "length")
+    assert answer["prompt_eval_count"] == plain["usage"]["prompt_tokens"] and answer["eval_count"] > 1
+    assert answer["prompt_eval_count"] < send(address, "/api/generate", prompt=text)[1]["prompt_eval_count"]
+    lines = read_lines(address, "/api/generate", **fields)
+    assert "".join(line["response"] for line in lines) == answer["response"] and lines[-1]["done"]
+    json_options = {"num_predict": 1}
+    assert send(address, "/api/generate", **fields | {"format": "json", "options": json_options})[1]["response"] == "{"
+
+
+def test_a_raw_prompt_beyond_the_context_loses_its_beginning_unless_truncate_is_false(roomy_server):
+    text, fields = "a " * 3_000, {"raw": True, "options": {"num_predict": 5, "temperature": 0}}
+    answer = send(roomy_server[0], "/api/generate", prompt=text, **fields)[1]
+    assert answer["prompt_eval_count"] == ROOMY_CONTEXT - 5 and answer["eval_count"] == 5
+    assert b'changed_turns_total{change="cut"}' in urlopen(roomy_server[0] + "/metrics", timeout=20).read()
+    no_limit = send(roomy_server[0], "/api/generate", prompt=text, raw=True, options={"num_predict": -1, "seed": 1})[1]
+    assert no_limit["prompt_eval_count"] == ROOMY_CONTEXT * 3 // 4
+    status, answer = send(roomy_server[0], "/api/generate", prompt=text, truncate=False, **fields)
+    assert status == 400 and "the prompt has " in answer["error"]
+
+
+def test_turns_are_dropped_where_the_context_is_full_unless_truncate_is_false(roomy_server):
+    turns = [{"role": role, "content": "the quick fox " * 60} for role in ("user", "assistant", "user")]
+    assert send(roomy_server[0], "/api/chat", messages=turns)[0] == 200
+    status, answer = send(roomy_server[0], "/api/chat", messages=turns, truncate=False)
+    assert status == 400 and "the prompt has " in answer["error"]
+
+
 def test_formats_and_tools_constrain_the_answer(roomy_server):
     address, long = roomy_server[0], {"num_predict": -1}
     answer = send(address, "/api/chat", messages=[ASK], format=SIZE, options=long)[1]
@@ -69,7 +105,19 @@ def test_formats_and_tools_constrain_the_answer(roomy_server):
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
-        ("/api/generate", {"prompt": "a", "raw": True}, "raw: not supported"),
+        ("/api/generate", {"prompt": "a", "raw": True, "system": "b"}, "system: raw mode does not support it"),
+        ("/api/generate", {"prompt": "a", "raw": True, "context": [1]}, "context: not supported; send the earlier"),
+        ("/api/generate", {"prompt": "a", "raw": True, "template": "b"}, "template: not supported; the model has one"),
+        ("/api/generate", {"prompt": "a", "raw": True, "suffix": "b"}, "suffix: 'tiny' does not support insert"),
+        ("/api/generate", {"prompt": "a", "suffix": "b"}, "suffix: 'tiny' does not support insert"),
+        ("/api/generate", {"prompt": "a", "raw": True, "format": "xml"}, "format: expected 'json'"),
+        ("/api/generate", {"prompt": "a", "raw": True, "format": {"not": {}}}, "format: "),
+        ("/api/chat", {"messages": [ASK], "format": {"not": {}}}, "format: "),
+        (
+            "/api/chat",
+            {"messages": [ASK], "options": {"repeat_penalty": 1.1, "repeat_last_n": 0}},
+            "repeat_last_n: not",
+        ),
         ("/api/generate", {"prompt": "a", "images": ["aa"]}, "images: at most 0 items"),
         ("/api/generate", {"prompt": "a", "format": "xml"}, "format: expected 'json' or a JSON schema"),
         ("/api/chat", {"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role"),
