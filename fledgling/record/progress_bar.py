@@ -1,6 +1,6 @@
 """The progress line on stderr: a live bar on a terminal, one plain line every ten seconds elsewhere.
 
-pretrain ━━━━━━━━━━━━━━━ 120/400 loss 2.311  18.2k tok/s  MFU 41.0 %  1:02, 2:24 left
+pretrain ━━━━━━━━━━━━━━━ 120/400 smoothed loss 2.311  18.2k tok/s  MFU 41.0 %  1:02, 2:24 left
 """
 
 from __future__ import annotations

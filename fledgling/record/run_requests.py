@@ -5,7 +5,8 @@
     RUN/requests/evaluate    make the stage's evaluations
     RUN/requests/batch       write rows of the step's batch to RUN/<stage>/batch.json
 
-A file is taken once. A run that starts removes what is left of an earlier one. Without the directory, the usual case, a
+A file is taken once. What is asked between two stages waits for the first step of the next one. A process that starts
+removes what was asked of an earlier one, and names it. Without the directory, the usual case, a
 step pays one call of the system for it.
 """
 

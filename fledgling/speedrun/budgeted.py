@@ -254,6 +254,7 @@ class _BudgetedStageRunner:
         hooks = StageHooks(
             select_evals=lambda evals: self.select_evals(evals, name, is_last),
             choose_steps=pace,
+            is_followed=not is_last,
         )
         made = run_stage(self.recipe, name, quiet=self.quiet, hooks=hooks, lock=lock)
         if made and pace.seconds:

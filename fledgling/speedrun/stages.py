@@ -14,6 +14,7 @@ from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import choose_setup
 from fledgling.runtime.world import World
 from fledgling.train.check_recipe import check_recipe, require_sound
+from fledgling.train.hooks import StageHooks
 from fledgling.train.resume_check import read_prepared_data
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import explain_unusable_end, lock_stage, require_usable_end, settle_starts
@@ -30,7 +31,8 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None,
         run: runs a stage; None: `run_stage` with the recipe.
         is_checked: whether the caller has checked the stages that are left.
 
-    Raises UserError before the first of them for whatever `check_recipe` finds wrong with any.
+    Raises UserError before the first of them for whatever `check_recipe` finds wrong with any; TrainingStopped where a
+    stop is requested, also in the last step of a stage, or while its last evaluations run, if another stage follows.
     """
     run_dir = Path(recipe.run.out)
     settle_starts(run_dir)
@@ -48,7 +50,10 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None,
                 if world.is_main and not is_checked:
                     require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
-        run = run or (lambda name, lock: run_stage(recipe, name, quiet=quiet, lock=lock))
+        last = recipe.stages[-1]
+        run = run or (
+            lambda name, lock: run_stage(recipe, name, "auto", quiet, StageHooks(is_followed=name != last), lock)
+        )
         lost = [name for name in recipe.stages if name not in left and explain_unusable_end(run_dir / name)]
         return [name for name in recipe.stages if name not in lost and run(name, lock)]
 

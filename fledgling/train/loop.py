@@ -191,8 +191,10 @@ def padding_batches(batches: list[Batch], targets: list[list[int]], world: World
     return [blank] * (passes - len(batches))
 
 
-def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: LoopContext, start_step: int = 0) -> None:
+def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: LoopContext, start_step: int = 0) -> bool:
     """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested.
+
+    Returns whether a stop was requested in the last step, or in the evaluations after it.
 
     Args:
         stage: steps, batches, loss, schedule and evaluations.
@@ -203,6 +205,7 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
     """
     recorder, world, health, rollback = context.recorder, context.world, context.health, context.rollback
     step, horizon, held_actions = start_step, context.horizon or StageHorizon(stage.steps), frozenset[str]()
+    stopping = False
     record = context.make_record()
     queued: deque[QueuedStep] = deque()  # in their order; empty between steps where results are read at once
     if start_step == 0:
@@ -256,6 +259,7 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
             raise TrainingStopped(step)
     if health.empty:
         recorder.log_notice(f"{stage.name}: {health.empty} of {horizon.steps} steps had no targets and changed nothing")
+    return stopping
 
 
 def record_steps(stage: Stage, context: LoopContext, record: StepRecord, finished: list[FinishedStep]) -> int | None:
@@ -272,7 +276,7 @@ def record_steps(stage: Stage, context: LoopContext, record: StepRecord, finishe
                     f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step.number}; "
                     "lower the learning rates, or set run.max_rollbacks=3 to leave such batches out"
                 )
-            record.shown_loss = math.nan
+            record.smoothed_loss.clear()
             return rollback.restore(step.number)
         record.add(step, result, seconds)
     return None

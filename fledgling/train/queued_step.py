@@ -16,7 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fledgling.record import Recorder
     from fledgling.runtime.world import World
 
-LOSS_SMOOTHING = 0.9  # of the loss on the progress line; metrics.jsonl has the raw one
+LOSS_SMOOTHING = 0.9  # the weight that a step loses with each later one, on the progress line; metrics.jsonl is raw
 PROGRESS_METRICS = ("reward", "length", "kl", "accuracy")  # shown on the progress line; metrics.jsonl has all
 
 # (measured peak, what a step reached), FLOP/s of a rank -> (peak measured again, or 0.0 if that fails; a message)
@@ -72,6 +72,31 @@ def digest_step(batches: list[Batch], world: World) -> str:
 
 
 @dataclass
+class SmoothedLoss:
+    """The exponential mean of losses. Their weights sum to 1 from the first one on, so that it has no start value."""
+
+    total: float = 0.0
+    weight: float = 0.0  # 1 - LOSS_SMOOTHING^n after n losses
+
+    def add(self, loss: float) -> None:
+        """Adds a loss; one that is not finite begins the mean again."""
+        if math.isfinite(loss):
+            self.total = LOSS_SMOOTHING * self.total + (1 - LOSS_SMOOTHING) * loss
+            self.weight = LOSS_SMOOTHING * self.weight + (1 - LOSS_SMOOTHING)
+        else:
+            self.clear()
+
+    def clear(self) -> None:
+        """Forgets all losses."""
+        self.total = self.weight = 0.0
+
+    @property
+    def mean(self) -> float:
+        """The mean; NaN of no loss."""
+        return self.total / self.weight if self.weight else math.nan
+
+
+@dataclass
 class StepRecord:
     """Records finished steps in their order: metrics, the progress line, the totals.
 
@@ -86,7 +111,7 @@ class StepRecord:
     peak_flops: float
     datasheet_flops: float
     measure_peak: MeasurePeak
-    shown_loss: float = math.nan
+    smoothed_loss: SmoothedLoss = field(default_factory=SmoothedLoss)
     read_time: float = -math.inf  # when the last result was read
     seconds: float | None = None  # of the last step that was recorded
     is_peak_doubted: bool = False  # whether a step was too near to it, and it was measured again: once in a session
@@ -111,10 +136,8 @@ class StepRecord:
         targets = int(world.all_reduce(float(sum(batch.target_count for batch in step.batches))))
         if not result.updated and math.isfinite(loss) and not result.rescaled:  # without targets there is no loss
             loss = math.nan
-        elif math.isnan(self.shown_loss) or not math.isfinite(loss):
-            self.shown_loss = loss
         else:
-            self.shown_loss = LOSS_SMOOTHING * self.shown_loss + (1 - LOSS_SMOOTHING) * loss
+            self.smoothed_loss.add(loss)
         speed = self._measure_speed(tokens, seconds)
         self.recorder.log_metrics(
             step.number,
@@ -129,7 +152,7 @@ class StepRecord:
             **self.totals.add_step(tokens, targets, seconds),
         )
         progress = {name: step.extra[name] for name in PROGRESS_METRICS if name in step.extra}
-        self.recorder.show_progress(step.number, loss=self.shown_loss, **speed, **progress)
+        self.recorder.show_progress(step.number, smoothed_loss=self.smoothed_loss.mean, **speed, **progress)
         self.seconds = seconds
 
     def _measure_speed(self, tokens: int, seconds: float) -> dict[str, float]:

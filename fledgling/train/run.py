@@ -250,13 +250,15 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
 
         reporting = replace(stage, extra_metrics=extra_metrics)
         try:
-            run_loop(reporting, context.model, state.optimizer, loop_context, start_step)
+            stopping = run_loop(reporting, context.model, state.optimizer, loop_context, start_step)
             begin_once()  # where no step was left to make
         finally:
             stage.batches.close()
     if not saved or "targets" in saved.state.get("totals", {}):  # an older checkpoint has not counted them
         require_targets(state)
     record_end(state, context, saver)
+    if hooks.is_followed and context.world.all_reduce(float(stopping or stop_requested())):
+        raise TrainingStopped(state.horizon.steps)
 
 
 def build_stage(

@@ -48,9 +48,10 @@ def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
     is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
     with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
         remove_dead_links(run_dir)
-        if not get_restart_count():  # else this start continues the restart
+        if not get_restart_count():  # else this start continues the restart, and what was asked of it
             settle_run(run_dir, print_line)
-        take_actions(run_dir)  # what was asked of an earlier start
+            if dropped := sorted(take_actions(run_dir)):
+                print_line(f"{run_dir}: dropped what was asked of an earlier process: {', '.join(dropped)}")
         yield lock
 
 

@@ -15,7 +15,7 @@ from fledgling.data.batch import Batch
 from fledgling.optim.optimizer import Optimizer
 from fledgling.record import read_jsonl
 from fledgling.train import loop, run
-from fledgling.train.queued_step import QueuedStep, StepRecord, StepResult
+from fledgling.train.queued_step import QueuedStep, SmoothedLoss, StepRecord, StepResult
 from tests.all_stages import make_all_stages_recipe
 from tests.stop_request import StopRequest
 from tests.train.test_health import are_equal, load_outcome, make_steps_bad, run_without_evals
@@ -123,3 +123,17 @@ def test_the_seconds_of_a_step_begin_where_those_of_the_step_before_end(monkeypa
         for n, started in ((1, 1.0), (2, 3.0), (3, 12.0))
     )
     assert [seconds for *_, seconds in record.wait(queued)] == [4.0, 4.0, 8.0]
+
+
+def test_the_smoothed_loss_has_no_start_value_and_begins_again_after_one_that_is_not_finite():
+    smoothed, losses = SmoothedLoss(), [7.0, 6.0, 4.0]
+    assert math.isnan(smoothed.mean)
+    for number, loss in enumerate(losses):
+        smoothed.add(loss)
+        weights = [0.9 ** (number - i) for i in range(number + 1)]
+        mean = sum(weight * loss for weight, loss in zip(weights, losses, strict=False)) / sum(weights)
+        assert smoothed.mean == pytest.approx(mean)
+    smoothed.add(math.inf)
+    assert math.isnan(smoothed.mean)
+    smoothed.add(2.0)
+    assert smoothed.mean == pytest.approx(2.0)

@@ -6,8 +6,10 @@ import pytest
 
 from fledgling.config import UserError, load_recipe
 from fledgling.record.run_lock import hold_lock
+from fledgling.record.run_requests import request_action
 from fledgling.speedrun.stages import run_stages
-from fledgling.train import run
+from fledgling.train import loop, run
+from fledgling.train.loop import TrainingStopped, queue_step
 from fledgling.train.replaced_stage import remove_replaced_stage, set_stage_aside
 from fledgling.train.run_directory import lock_stage, remove_dead_links
 from tests.fast_run import write_recipe
@@ -18,6 +20,17 @@ def remove_stage(stage_dir):
     """Deletes a stage as a restart does."""
     set_stage_aside(stage_dir)
     remove_replaced_stage(stage_dir)
+
+
+def pressing(run_dir, action):
+    """Returns `queue_step`, during which a watcher asks for an action."""
+
+    def press(*arguments, **options):
+        if run_dir.is_dir():  # else it is a trial step, before the run
+            request_action(run_dir, action)
+        return queue_step(*arguments, **options)
+
+    return press
 
 
 @pytest.fixture
@@ -79,6 +92,35 @@ def test_a_linked_stage_is_locked_where_it_is(runs):
         pass
     with hold_lock(b, "sft"):
         pass
+
+
+def test_a_stop_in_the_last_step_of_a_stage_ends_the_run_and_a_request_between_two_is_kept(
+    tmp_path, monkeypatch, capsys
+):
+    file, out = write_recipe(tmp_path), tmp_path / "run"
+    recipe = load_recipe(file, ['stages=["pretrain", "midtrain", "sft"]'])
+    record_end = run.record_end
+
+    def press_between(state, context, saver):
+        record_end(state, context, saver)
+        request_action(out, "batch")
+
+    out.mkdir()
+    request_action(out, "evaluate")  # of an earlier process
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="after step 1"):
+        patch.setattr(loop, "queue_step", pressing(out, "stop"))
+        run_stages(recipe, quiet=True)
+    assert "dropped what was asked of an earlier process: evaluate" in capsys.readouterr().err
+    assert (out / "pretrain" / "done.json").exists() and not (out / "midtrain").exists()
+    monkeypatch.setattr(run, "record_end", press_between)
+    assert run_stages(recipe, quiet=True) == ["midtrain", "sft"]
+    assert not (out / "midtrain" / "batch.json").exists() and (out / "sft" / "batch.json").exists()
+
+
+def test_a_stop_in_the_last_step_of_the_last_stage_finishes_the_run(tmp_path, monkeypatch):
+    recipe = load_recipe(write_recipe(tmp_path), ['stages=["pretrain"]'])
+    monkeypatch.setattr(loop, "queue_step", pressing(tmp_path / "run", "stop"))
+    assert run_stages(recipe, quiet=True) == ["pretrain"]
 
 
 def test_links_that_lead_nowhere_are_removed_and_others_kept(runs, capsys):
