@@ -85,7 +85,7 @@ def train(
         print(f"{result['share_of_datasheet']:.1%} MFU of the datasheet's dense peak, as others publish it")
     if result["notice"]:
         print(result["notice"])
-    print(f"{format_bytes(result['peak_memory'])} peak memory")
+    print(f"{format_bytes(result['peak_memory'], binary=True)} peak memory")
     if result["saved_for"]:
         print(
             f"fledgling plan now uses this utilization for --gpu {result['saved_for']} and shapes within twice of this"

@@ -53,5 +53,5 @@ def _format(name: str, value: float) -> str:
     if name == SECONDS:
         return format_duration(value)
     if name == MEMORY:
-        return format_bytes(round(value))
+        return format_bytes(round(value), binary=True)
     return f"{value:.3f}" if name.endswith("bits_per_byte") else f"{100 * value:.0f} %"

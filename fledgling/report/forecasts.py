@@ -52,7 +52,7 @@ class ForecastPair:
         if self.name == SECONDS:
             return format_duration(value)
         if self.name == MEMORY:
-            return format_bytes(round(value))
+            return format_bytes(round(value), binary=True)
         return f"{value:.3f}" if self.name.endswith(BITS) else f"{100 * value:.0f} %"
 
 

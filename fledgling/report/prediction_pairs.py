@@ -144,5 +144,5 @@ def format_quantity(key: str, value: float) -> str:
     if quantity == "mfu":
         return f"{100 * value:,.4g} %"
     if quantity == "memory":
-        return format_bytes(value)
+        return format_bytes(value, binary=True)
     return f"${value:,.4g}" if quantity == "usd" else f"{value:,.0f}"

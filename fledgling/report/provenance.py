@@ -13,7 +13,7 @@ def environment_rows(run: RunData) -> list[tuple[str, str]]:
     rows = [("budget", budget[:300] + since)] if budget else []
     for key, value in run.environment.items():
         if key == "memory" and finite_number(value):
-            value = format_bytes(value)
+            value = format_bytes(value, binary=True)
         if isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
         if value is not None:

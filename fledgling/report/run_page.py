@@ -5,6 +5,7 @@ The template receives finished values and escapes every one of them; only report
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def _formatter_for(key: str) -> Callable[[float], str]:
         return lambda value: f"{100 * value:.1f} %"
     if key.endswith("usd"):
         return lambda value: f"${value:,.2f}"
-    return format_bytes if key.endswith("memory") else format_count
+    return partial(format_bytes, binary=True) if key.endswith("memory") else format_count
 
 
 # ---- drawings ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,24 @@ class WatchedRuns:
                 run.update()
         versions = _parse_cursor(since, self.instance, len(self.runs))
         runs = [run.describe(version) for run, version in zip(self.runs, versions, strict=True)]
+        for run, name in zip(
+            runs, name_apart([(run["name"], self.runs[i].path) for i, run in enumerate(runs)]), strict=True
+        ):
+            run["name"] = name
         cursor = ":".join([self.instance, *(str(run.version) for run in self.runs)])
         return {"cursor": cursor, "time": time.time(), "machine": self._load, "runs": runs}
+
+
+def name_apart(runs: Sequence[tuple[str, Path]]) -> list[str]:
+    """Returns a name for each run, given its title and path: of runs that share a title the directory's, or the path.
+
+    The recipe's name, the usual title, is the same for two seeds or two settings of one recipe.
+    """
+    names = [title for title, _ in runs]
+    for choose in (lambda path: path.absolute().name, str):
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        names = [choose(path) if name in shared else name for name, (_, path) in zip(names, runs, strict=True)]
+    return names
 
 
 def _parse_cursor(cursor: str, instance: str, count: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fledgling.config import STAGES
 from fledgling.record.run_lock import read_living_holder
-from fledgling.report.prediction_pairs import pair_predictions
+from fledgling.report.prediction_pairs import Pair, format_quantity, pair_predictions
 from fledgling.report.run_data import (
     Evaluation,
     RunData,
@@ -202,7 +202,7 @@ class RunWatch:
             ],
             "order": order,
             "planned_seconds": {name: _planned_seconds(run.plan, name) for name in order if name not in self.stages},
-            "pairs": [asdict(pair) | {"label": pair.label, "error": pair.error} for pair in pair_predictions(run)],
+            "pairs": [_describe_pair(pair) for pair in pair_predictions(run)],
         }
 
     def describe_batch(self) -> dict[str, Any] | None:
@@ -227,6 +227,12 @@ class RunWatch:
         except Exception as error:  # a file of another version, or half a run
             return {"stage": name, "problem": f"the batch cannot be shown: {type(error).__name__}"}
         return {"stage": name, "step": parse_step(batch), "rows": rows}
+
+
+def _describe_pair(pair: Pair) -> dict[str, Any]:
+    values = {"predicted_text": pair.predicted, "measured_text": pair.measured}
+    texts = {name: format_quantity(pair.key, value) for name, value in values.items()}
+    return asdict(pair) | texts | {"label": pair.label, "error": pair.error}
 
 
 def _total_steps(recipe: dict, run_plan: dict, stage_plan: dict, name: str) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx2
 import pytest
 
 from fledgling.record.run_lock import hold_lock
 from fledgling.record.run_requests import take_actions
-from fledgling.watch.app import FILES, WatchAccess, WatchedRuns, make_watch_app
+from fledgling.watch.app import FILES, WatchAccess, WatchedRuns, make_watch_app, name_apart
 from tests.report.synthetic_run import make_run
 
 KEY = "a key of enough length"
@@ -27,6 +29,12 @@ def fetch(app, method: str, path: str, **options):
             return await client.request(method, path, **options)
 
     return anyio.run(send)
+
+
+def test_runs_that_share_a_title_are_told_apart_by_their_directories_or_paths():
+    runs = [("quickstart", Path(path)) for path in ("a/run", "b/run", "other")]
+    assert name_apart([*runs, ("mine", Path("mine"))]) == ["a/run", "b/run", "other", "mine"]
+    assert name_apart(runs[:1]) == ["quickstart"]
 
 
 def test_state_is_sent_once_and_then_what_is_new(run):

@@ -9,6 +9,8 @@ import socket
 import threading
 from pathlib import Path
 
+import pytest
+
 from fledgling.record import Recorder
 from fledgling.record.run_lock import hold_lock
 from fledgling.record.run_requests import take_actions
@@ -60,7 +62,10 @@ def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_pat
         assert page.locator(".run").nth(1).locator("button:disabled").count() == 3
         assert page.locator(".chart:visible canvas").count() >= 4
         loss = page.locator(".chart [role=img]").first
-        assert "quickstart" in loss.get_attribute("aria-label")
+        assert all(f"{name}, smoothed" in loss.get_attribute("aria-label") for name in ("run", "other"))
+        assert page.locator("#evals th").all_inner_texts() == ["", "run", "other", "n"]
+        assert all("quickstart" not in page.locator(f"#{part}").inner_text() for part in ("pairs", "samples", "runs"))
+        assert "\t$" in page.locator("#pairs").inner_text(), "with their units"
         with Recorder(run / "midtrain", "midtrain", 9, quiet=True) as recorder:
             recorder.log_metrics(99, loss=1.25, tokens_per_second=4321.0, seconds=0.1)
             recorder.log_sample(99, HOSTILE, HOSTILE)
@@ -72,6 +77,10 @@ def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_pat
         assert take_actions(run) == {"sample"}
         first.get_by_role("button", name="Stop").click()
         page.wait_for_function("() => document.getElementById('status').textContent.includes(': stop')")
+        page.get_by_role("button", name="Show the next step").click()
+        page.locator("#batch", has_text="run, comes after the run's next step").wait_for()
+        assert take_actions(run) == {"stop", "batch"}
+        first.get_by_role("button", name="Stop").click()
         assert take_actions(run) == {"stop"}
         page.get_by_role("button", name="pretrain").click()
         page.locator("button[aria-pressed=true]", has_text="pretrain").wait_for()
@@ -87,4 +96,23 @@ def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_pat
         page.locator("#status:not(.lost)").wait_for()
         first.locator(".state", has_text="not running").wait_for()
     assert problems == [] and page.evaluate("window.hit") is None
+    page.close()
+
+
+def test_a_mean_of_losses_begins_with_them_and_a_line_that_has_ended_has_no_value(browser, tmp_path):  # noqa: F811
+    runs = [make_run(tmp_path / name, stages=("pretrain",), scale=scale) for name, scale in (("a", 0.02), ("b", 0.01))]
+    page = browser.new_page()
+    with serving(runs) as port:
+        page.goto(f"http://127.0.0.1:{port}")
+        chart = page.locator(".chart").first
+        cells = chart.locator(".u-over").bounding_box()
+        page.mouse.move(cells["x"] + 0.98 * cells["width"], cells["y"] + 9)
+        chart.locator(".u-value", has_text="10").wait_for()  # the step; run b has five
+        values = chart.locator(".u-value").all_inner_texts()
+        assert [value == "–" for value in values] == [False, False, False, True, True], values
+        values = page.evaluate("""import("/charts.js").then(({ smooth, findNearest, formatMemory }) => [
+            smooth([null, 7, 6, null], .9), findNearest([1, 2, undefined, undefined], 3),
+            findNearest([undefined, 2, undefined, null, 5], 2), findNearest([undefined, 1], 0),
+            formatMemory(193e6), formatMemory(42e9)])""")
+    assert values == [[None, 7, pytest.approx(12.3 / 1.9), pytest.approx(12.3 / 1.9)], 3, 1, 0, "184.1 MiB", "39.1 GiB"]
     page.close()

@@ -1,15 +1,15 @@
 // The watcher's page: asks the server for what is new every two seconds and shows it. It continues by itself when the
 // server or the run was away. Texts of a run become text nodes, never markup.
 
-import { Chart, colorOf, formatNumber, smooth } from "./charts.js";
+import { Chart, colorOf, formatMemory, formatNumber, formatShare, smooth } from "./charts.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 2;
 const SMOOTHING = 0.9;
 const QUANTITIES = [
-  ["tokens_per_second", "Tokens a second"], ["mfu", "MFU, share of the measured peak", true], ["lr_multiplier", "Learning rate, of its full value", true],
-  ["gradient_norm", "Gradient norm"], ["memory", "Peak memory, bytes"], ["reward", "Reward"], ["kl", "KL to the reference, nats"],
-  ["length", "Tokens of an answer"], ["accuracy", "Accuracy of pairs", true],
+  ["tokens_per_second", "Tokens a second"], ["mfu", "MFU, share of the measured peak", formatShare], ["lr_multiplier", "Learning rate, of its full value", formatShare],
+  ["gradient_norm", "Gradient norm"], ["memory", "Peak memory", formatMemory], ["reward", "Reward"], ["kl", "KL to the reference, nats"],
+  ["length", "Tokens of an answer"], ["accuracy", "Accuracy of pairs", formatShare],
 ];
 const ACTIONS = [["stop", "Stop (saves)"], ["sample", "Sample now"], ["evaluate", "Evaluate now"]];
 
@@ -19,6 +19,7 @@ let stage = null; // the stage that is shown
 let chosen = false; // whether the user has chosen it
 let key = "";
 let lastMachine = null;
+let lastAsked = null; // the newest request for a batch
 const evalName = [null, null]; // of the two charts of evaluations
 
 const element = (name, className, text) => {
@@ -110,9 +111,9 @@ function showRuns() {
     const entries = [
       ["stage", last ? `${last.name} (${run.order.indexOf(last.name) + 1} of ${run.order.length})` : "–"],
       ["step", last ? `${last.step}${last.total_steps ? ` of ${last.total_steps}` : ""}` : "–"],
-      ["loss", formatNumber(smooth(last?.series.loss ?? [null], SMOOTHING).at(-1))],
+      ["loss, smoothed", formatNumber(smooth(last?.series.loss ?? [null], SMOOTHING).at(-1))],
       ["tokens a second", formatNumber(speed ?? null)],
-      ["memory", memory ? `${(memory / 2 ** 20).toFixed(0)} MiB` : "–"],
+      ["memory", formatMemory(memory)],
       ["elapsed", duration(last?.seconds)], ["remaining in this stage", run.is_running ? duration(last?.seconds_left) : "–"],
       ["planned for later stages", later ? duration(later) : "–"],
     ];
@@ -126,12 +127,19 @@ function showRuns() {
   $("batch-button").disabled = !runs.some((run) => run.is_running);
 }
 
+function makeSwatch(number) {
+  const swatch = element("span", "swatch");
+  swatch.style.setProperty("background", colorOf(number));
+  return swatch;
+}
+
+// What tells a run from the others, before a text of it: nothing where there is one.
+const nameRun = (number, end) => (runs.length > 1 ? [makeSwatch(number), `${runs[number].name}${end}`] : []);
+
 function makeRun(run, number) {
   const article = element("article", "run");
   const head = element("h2");
-  const swatch = element("span", "swatch");
-  swatch.style.setProperty("background", colorOf(number));
-  head.append(swatch, element("span", "name"));
+  head.append(makeSwatch(number), element("span", "name"));
   const progress = element("progress", "progress");
   progress.setAttribute("aria-label", "Steps of the stage");
   const actions = element("div", "actions");
@@ -167,20 +175,20 @@ function showStages(names) {
 // The shown stage of every run that has it, with its number.
 const shownStages = () => runs.flatMap((run, number) => run.stages.filter((each) => each.name === stage).map((each) => ({ run, number, each })));
 
-function makeChart(name, title, percent) {
-  if (!charts.has(name)) charts.set(name, new Chart($("charts"), title, percent));
+function makeChart(name, title, format, note) {
+  if (!charts.has(name)) charts.set(name, new Chart($("charts"), title, format, note));
   return charts.get(name);
 }
 
 function showCharts() {
   const stages = shownStages();
-  const loss = makeChart("loss", "Loss: nats a token, in RL of the policy");
+  const loss = makeChart("loss", "Loss: nats a token, in RL of the policy", formatNumber, "smoothed ");
   loss.show(stages.flatMap(({ run, number, each }) => (each.series.loss ? [
     { label: `${run.name}, each step`, color: colorOf(number), steps: each.steps, values: each.series.loss, faint: true },
-    { label: run.name, color: colorOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
+    { label: `${run.name}, smoothed`, color: colorOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
   ] : [])));
   for (const which of [0, 1]) showEvaluation(stages, which);
-  for (const [name, title, percent] of QUANTITIES) makeChart(name, title, percent).show(stages
+  for (const [name, title, format] of QUANTITIES) makeChart(name, title, format).show(stages
     .filter(({ each }) => each.series[name])
     .map(({ run, number, each }) => ({ label: run.name, color: colorOf(number), steps: each.steps, values: each.series[name] })));
 }
@@ -213,7 +221,11 @@ function showEvaluation(stages, which) {
 
 function makeTable(head, rows) {
   const table = element("table");
-  const row = (cells, kind) => { const line = element("tr"); line.append(...cells.map((cell) => element(kind, "", cell))); return line; };
+  const row = (cells, kind) => { // a cell is a text, or {run, text} with the run's color
+    const line = element("tr");
+    line.append(...cells.map((cell) => { const node = element(kind); node.append(...(cell.text ? [makeSwatch(cell.run), cell.text] : [cell])); return node; }));
+    return line;
+  };
   const [top, body] = [element("thead"), element("tbody")];
   top.append(row(head, "th"));
   body.append(...rows.map((cells) => row(cells, "td")));
@@ -224,46 +236,60 @@ function makeTable(head, rows) {
 function showTables() {
   const stages = shownStages();
   const names = [...new Set(stages.flatMap(({ each }) => each.evals.map((one) => one.name)))];
-  $("evals").replaceChildren(makeTable(["", ...stages.map(({ run }) => run.name), "n"], names.map((name) => {
+  $("evals").replaceChildren(makeTable(["", ...stages.map(({ run, number }) => ({ run: number, text: run.name })), "n"], names.map((name) => {
     const last = stages.map(({ each }) => each.evals.findLast((one) => one.name === name));
     const cells = last.map((one) => (!one ? "–" : `${formatNumber(one.value)}${one.low === null ? "" : ` (${formatNumber(one.low)} to ${formatNumber(one.high)})`}`));
     return [name, ...cells, String(last.find(Boolean)?.n ?? "")];
   })));
-  const pairs = runs.flatMap((run) => run.pairs.map((pair) => [runs.length > 1 ? `${run.name}: ${pair.label}` : pair.label,
-    formatNumber(pair.predicted), formatNumber(pair.measured), pair.error === null ? pair.differs : `${(100 * pair.error).toFixed(1)} %`]));
+  const pairs = runs.flatMap((run, number) => run.pairs.map((pair) => [runs.length > 1 ? { run: number, text: `${run.name}: ${pair.label}` } : pair.label,
+    pair.predicted_text, pair.measured_text, pair.error === null ? pair.differs : `${(100 * pair.error).toFixed(1)} %`]));
   $("pairs").replaceChildren(makeTable(["", "predicted", "measured", "error"], pairs));
 }
 
 function showTexts() {
-  const samples = shownStages().flatMap(({ run, each }) => each.samples.map((sample) => ({ ...sample, run: run.name })));
+  const samples = shownStages().flatMap(({ number, each }) => each.samples.map((sample) => ({ ...sample, run: number })));
   samples.sort((a, b) => b.step - a.step);
   $("samples").replaceChildren(...samples.slice(0, 40).map((sample) => {
     const item = element("div", "sample");
-    item.append(element("div", "where", `${runs.length > 1 ? `${sample.run}, ` : ""}step ${sample.step}`), element("span", "prompt", sample.prompt), " ", sample.text);
+    const where = element("div", "where");
+    where.append(...nameRun(sample.run, ", "), `step ${sample.step}`);
+    item.append(where, element("span", "prompt", sample.prompt), " ", sample.text);
     return item;
   }));
-  const notices = shownStages().flatMap(({ each }) => each.notices).reverse();
-  $("notices").replaceChildren(...notices.slice(0, 40).map((text) => element("li", "", text)));
+  const notices = shownStages().flatMap(({ number, each }) => each.notices.map((text) => ({ run: number, text }))).reverse();
+  $("notices").replaceChildren(...notices.slice(0, 40).map(({ run, text }) => {
+    const item = element("li");
+    item.append(...nameRun(run, ": "), text);
+    return item;
+  }));
 }
 
+// Asks a run for rows of a batch, and waits for them as long as it runs: between two stages that may take minutes.
 async function showBatch() {
   const run = runs.findIndex((each) => each.is_running);
   if (run < 0) return;
+  const say = (...nodes) => { const line = element("div", "where"); line.append(...nameRun(run, ", "), ...nodes); return line; };
   const nameOf = (batch) => `${batch?.stage} ${batch?.step}`;
   const before = nameOf((await request(`api/batch?run=${run}`)).batch);
   if (!(await sendAction(run, "batch"))) return;
-  for (let tries = 0; tries < 60; tries++) {
+  $("batch").replaceChildren(say("comes after the run's next step …"));
+  const asked = (lastAsked = Symbol());
+  while (asked === lastAsked) { // else the button was pressed again
     await new Promise((resolve) => setTimeout(resolve, 1000));
     const { batch } = await request(`api/batch?run=${run}`);
-    if (!batch || nameOf(batch) === before) continue;
-    $("batch").replaceChildren(element("div", "where", batch.problem ?? `${batch.stage}, step ${batch.step}`), ...(batch.rows ?? []).map((row) => {
-      const line = element("p");
-      line.tabIndex = 0;
-      for (const { text, learned } of row) line.append(learned ? element("mark", "", text) : text);
-      return line;
-    }));
+    const hasCome = batch && nameOf(batch) !== before;
+    if (!hasCome && runs[run]?.is_running) continue;
+    $("batch").replaceChildren(say(!hasCome ? "the run has ended before its next step" : batch.problem ?? `${batch.stage}, step ${batch.step}`),
+      ...((hasCome && batch.rows) || []).map(makeRow));
     return;
   }
+}
+
+function makeRow(row) {
+  const line = element("p");
+  line.tabIndex = 0;
+  for (const { text, learned } of row) line.append(learned ? element("mark", "", text) : text);
+  return line;
 }
 
 async function loop() {
