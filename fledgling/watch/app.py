@@ -70,10 +70,8 @@ class WatchedRuns:
                 run.update()
         versions = _parse_cursor(since, self.instance, len(self.runs))
         runs = [run.describe(version) for run, version in zip(self.runs, versions, strict=True)]
-        for run, name in zip(
-            runs, name_apart([(run["name"], self.runs[i].path) for i, run in enumerate(runs)]), strict=True
-        ):
-            run["name"] = name
+        names = name_apart([(str(run["name"]), self.runs[number].path) for number, run in enumerate(runs)])
+        runs = [run | {"name": name} for run, name in zip(runs, names, strict=True)]
         cursor = ":".join([self.instance, *(str(run.version) for run in self.runs)])
         return {"cursor": cursor, "time": time.time(), "machine": self._load, "runs": runs}
 

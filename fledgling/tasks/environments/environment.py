@@ -26,7 +26,9 @@ import ast
 import inspect
 import json
 import random
+import time
 import typing
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +41,8 @@ MAX_OBSERVATION_CHARACTERS = 400
 PARAMETER_TYPES = (int, float, str, bool)  # that a tool's parameters may have
 DECISION_ACCURACY = 0.8  # the share of a demonstration's decisions on the way that are right
 LAST_DECISION_ACCURACY = 0.2  # and of its last one, which uses what was found: mostly it is the same simple mistake
+CHECKED_SEEDS, CHECK_SECONDS = 8, 1.0  # that are reset twice when a class is loaded
+SEEDED = "expected the same: everything random comes from random.Random(seed)"
 TOO_LONG_ERROR = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
 
 
@@ -156,7 +160,41 @@ def run_call(tools: Mapping[str, Callable[..., str]], text: str) -> str:
         expected = types.get(parameter)
         if expected in PARAMETER_TYPES and not _is_value_of(value, expected):
             raise ToolError(f"{name}: {parameter} is no {expected.__name__}")
-    return str(function(*bound.args, **bound.kwargs))
+    return to_text(function(*bound.args, **bound.kwargs), f"tool {name}")
+
+
+def to_text(value: Any, source: str) -> str:
+    """Returns what a method of an environment returned as text. Raises TypeError for None: a forgotten `return`."""
+    if value is None:
+        raise TypeError(f"{source} returned None, expected str")
+    return str(value)
+
+
+def start_instance(environment: Environment, seed: int) -> dict[str, str]:
+    """Resets an environment to instance `seed`; returns its prompt, solution and identity.
+
+    Raises TypeError where one is None.
+    """
+    prompt = to_text(environment.reset(seed), "reset")
+    return {"prompt": prompt} | {key: to_text(getattr(environment, key), key) for key in ("solution", "identity")}
+
+
+def find_instance_problem(make_environment: Callable[[], Environment]) -> str:
+    """Returns why the instances of an environment are no function of their seeds, in one line; "" where they may be.
+
+    An episode is scored by playing it again, which would be in another instance. Compares the first few seeds, of
+    resets that take longer fewer.
+    """
+    started = time.monotonic()
+    for seed in range(CHECKED_SEEDS):
+        first, again = (start_instance(make_environment(), seed) for _ in range(2))
+        for key, value in first.items():
+            if value != again[key]:
+                then = f"and is {again[key][:40]!r} after a second reset"
+                return f"{key} of seed {seed} was {value[:40]!r}, {then}; {SEEDED}"
+        if time.monotonic() - started > CHECK_SECONDS:
+            break
+    return ""
 
 
 def find_tool_problem(tools: Any) -> str:
@@ -174,6 +212,8 @@ def find_tool_problem(tools: Any) -> str:
             parameters = inspect.signature(function).parameters
         except (NameError, TypeError, ValueError) as error:
             return f"tool {name}: its annotations cannot be read ({error})"
+        if types.get("return") is type(None):
+            return f"tool {name}: its annotation is -> None, expected to return the text that the model sees"
         for parameter in parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 return f"tool {name}: {parameter} takes any number of values, expected parameters by name"
@@ -194,7 +234,9 @@ def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     if len(text) > MAX_CALL_CHARACTERS:
         raise ToolError(f"a call has at most {MAX_CALL_CHARACTERS} characters")
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a model wrote, such as look(1a), on the terminal of a run
+            node = ast.parse(text.strip(), mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         positional = [ast.literal_eval(argument) for argument in node.args]

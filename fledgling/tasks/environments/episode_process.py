@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import resource
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,15 @@ from fledgling.config import UserError
 from fledgling.runtime.json_process import JsonProcess, serve_json_lines
 from fledgling.runtime.user_code import describe_exception, load_object
 from fledgling.sandbox import restrictions
-from fledgling.tasks.environments.environment import Environment, ToolError, find_tool_problem, run_call
+from fledgling.tasks.environments.environment import (
+    Environment,
+    ToolError,
+    find_instance_problem,
+    find_tool_problem,
+    run_call,
+    start_instance,
+    to_text,
+)
 
 LOAD_TIMEOUT = 120.0  # seconds that a class's module may take to import
 CALL_TIMEOUT = 10.0  # seconds of one reset, call or reward
@@ -176,13 +185,24 @@ class EpisodeServer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            return {"error": f"raised {describe_exception(error)}"}
+            return {"error": f"raised {describe_exception(error)}{self.explain_sandbox(error)}"}
+
+    def explain_sandbox(self, error: BaseException) -> str:
+        """Returns what the sandbox has to do with an error, to be appended to it; "" if nothing."""
+        causes = (error, error.__cause__, error.__context__)
+        is_denied = any(isinstance(each, PermissionError | socket.gaierror) for each in causes)
+        if not self.make_environment.sandboxed or not (is_denied or "start new thread" in str(error)):
+            return ""
+        return (
+            "; the sandbox reads the class's folder and Python's, and allows no writing, network, process or thread: "
+            "sandboxed = False in the class runs it without"
+        )
 
     def limits(self, number: int, argument: None) -> dict[str, Any]:
-        """Returns the class's limits; {"error": why} where its tools cannot be called."""
+        """Returns the class's limits; {"error": why} where its tools or instances cannot be used."""
         environment = self.make_environment()
         environment.reset(0)  # tools may depend on the instance
-        if problem := find_tool_problem(environment.tools()):
+        if problem := find_tool_problem(environment.tools()) or find_instance_problem(self.make_environment):
             return {"error": problem}
         return {"max_turns": self.make_environment.max_turns, "max_new_tokens": self.make_environment.max_new_tokens}
 
@@ -193,8 +213,7 @@ class EpisodeServer:
         while len(self.environments) > MAX_EPISODES:
             oldest = next(iter(self.environments))
             del self.environments[oldest], self.seeds[oldest]
-        prompt = environment.reset(seed)
-        return {"prompt": str(prompt), "solution": str(environment.solution), "identity": str(environment.identity)}
+        return start_instance(environment, seed)
 
     def call(self, number: int, text: str) -> dict[str, Any]:
         """Runs a call of the model."""
@@ -221,7 +240,7 @@ class EpisodeServer:
                 return f"error: {error}"
 
         try:
-            answer = environment.demonstrate(call, random.Random(seed))
+            answer = to_text(environment.demonstrate(call, random.Random(seed)), "demonstrate")
         except NotImplementedError:
             return {"missing": True}
         self.reset(number, self.seeds[number])

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fledgling.config import UserError
-from fledgling.tasks.environments.environment import Environment, Episode, play_transcript
+from fledgling.tasks.environments.environment import SEEDED, Environment, Episode, play_transcript
 from fledgling.tasks.task import (
     DEV,
     PRACTICE,
@@ -109,6 +109,9 @@ class EnvironmentTask:
     def score(self, question: Question, answer: str) -> float:
         """Returns the environment's reward of a transcript, played again. Raises UserError for one outside [0, 1]."""
         episode, text = play_transcript(self.make_environment(), question.facts["seed"], answer)
+        if (again := episode.environment.identity) != question.facts.get("instance", again):
+            given = f"{self.name}, instance {episode.seed}: its identity was {question.facts['instance'][:40]!r}"
+            raise UserError(f"{given}, and is {again[:40]!r} when the episode is played again to score it; {SEEDED}")
         reward = float(episode.environment.reward(text))
         if not 0 <= reward <= 1:  # NaN too
             given = f"{self.name}, instance {episode.seed}: reward returned {reward}"

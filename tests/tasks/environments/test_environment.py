@@ -1,16 +1,21 @@
 """Episodes: calls of a model are parsed, bounded and played again; the shipped worlds can be won, and not by chance."""
 
+import contextlib
 import json
 import random
+import re
+import warnings
 
 import pytest
 
+from fledgling.config import UserError
 from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
 from fledgling.tasks.environments.database import Database
 from fledgling.tasks.environments.environment import (
     MAX_OBSERVATION_CHARACTERS,
     Episode,
     ToolError,
+    find_instance_problem,
     find_tool_problem,
     parse_call,
     play_transcript,
@@ -19,6 +24,7 @@ from fledgling.tasks.environments.environment import (
 )
 from fledgling.tasks.environments.file_tree import FileTree
 from fledgling.tasks.environments.guessing import Guessing
+from fledgling.tasks.environments.task import EnvironmentTask
 from fledgling.tasks.environments.web_shop import WebShop
 from fledgling.tasks.task import DEV, TEST
 
@@ -216,8 +222,42 @@ def look_at_list(x: int, y: list[int]) -> str: ...
 def look_at_optional(x: int | None = None) -> str: ...
 def look_at_anything(x) -> str: ...
 def look_at_missing(x: "Missing") -> str: ...  # noqa: F821
+def look_without_answer(x: int) -> None: ...
 def look_at_many(*x: int) -> str: ...
 def look_at_names(**x: int) -> str: ...
+
+
+def test_a_tool_that_returns_nothing_is_an_error_and_other_values_become_text():
+    with pytest.raises(TypeError, match="tool look returned None, expected str"):
+        run_call({"look": look_at_anything}, "look(1)")
+    assert run_call({"look": lambda x: {"doors": x}}, "look(1)") == "{'doors': 1}"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("text", ["look(1a)", r"look('\d')", "look(1if 2else 3)", "1is 1"])
+def test_python_warns_of_no_call_that_a_model_wrote(text):
+    with warnings.catch_warnings(record=True) as seen, contextlib.suppress(ToolError):
+        warnings.simplefilter("always")
+        parse_call(text)
+    assert seen == []
+
+
+def test_instances_that_do_not_follow_from_their_seeds_are_named():
+    class Unseeded(Guessing):
+        def reset(self, seed):
+            self.number = random.random()
+            return "Guess."
+
+        identity = property(lambda self: str(self.number))
+        solution = "1"
+
+    assert re.match(
+        r"identity of seed 0 was '0.\d+', and is '0.\d+' after a second reset; ", find_instance_problem(Unseeded)
+    )
+    assert find_instance_problem(Guessing) == ""
+    task = EnvironmentTask("unseeded", Unseeded)
+    with pytest.raises(UserError, match=r"unseeded, instance .* when the episode is played again to score it"):
+        task.score(task.get_practice_question(0, 1), "1")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +268,7 @@ def look_at_names(**x: int) -> str: ...
         (look_at_anything, "tool look: x has no annotation, expected int"),
         (look_at_missing, "tool look: its annotations cannot be read (name 'Missing' is not defined)"),
         (look_at_many, "tool look: *x: "),
+        (look_without_answer, "tool look: its annotation is -> None, expected to return the text"),
         (look_at_names, "tool look: **x: "),
         (3, "tools() has the entry 'look': 3"),
     ],

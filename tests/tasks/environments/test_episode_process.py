@@ -67,6 +67,10 @@ class Nosy(Environment):
                 held.append(name)
         return " ".join(sorted(set(attempts) - set(held))) or "held"
 
+class Forgetful(Nosy):
+    def reset(self, seed):
+        self.seed = seed
+
 class Free(Nosy):
     sandboxed = False
 
@@ -101,6 +105,10 @@ def test_a_users_class_reads_its_folder_and_can_do_nothing_else(tmp_path):
     episode = task.start(task.get_practice_question(0, 1))
     assert episode.call(f'read("{tmp_path / "words.txt"}")') == "owl"
     assert episode.call(f'try_all("{tmp_path}")') == "held"
+    with pytest.raises(
+        UserError, match=r"PermissionError.*; the sandbox reads.* sandboxed = False in the class runs it"
+    ):
+        episode.call('read("/etc/passwd")')
     assert not (tmp_path / "x").exists() and (tmp_path / "mine.py").exists()
 
 
@@ -228,3 +236,9 @@ def test_a_tool_whose_parameters_cannot_be_checked_is_named_when_the_class_is_lo
     with pytest.raises(UserError, match=r"environment .*:Odd: tool look: x has mine.Colour, expected int") as error:
         load_task(f"env:{tmp_path / 'mine.py'}:Odd")
     assert "\n" not in str(error.value)
+
+
+def test_a_reset_that_returns_nothing_is_named_when_the_class_is_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    with pytest.raises(UserError, match=r"environment .*:Forgetful: .*reset returned None, expected str$"):
+        load_task(f"env:{tmp_path / 'mine.py'}:Forgetful")
