@@ -70,13 +70,13 @@ class WatchedRuns:
                 run.update()
         versions = _parse_cursor(since, self.instance, len(self.runs))
         runs = [run.describe(version) for run, version in zip(self.runs, versions, strict=True)]
-        names = name_apart([(str(run["name"]), self.runs[number].path) for number, run in enumerate(runs)])
+        names = choose_names([(str(run["name"]), self.runs[number].path) for number, run in enumerate(runs)])
         runs = [run | {"name": name} for run, name in zip(runs, names, strict=True)]
         cursor = ":".join([self.instance, *(str(run.version) for run in self.runs)])
         return {"cursor": cursor, "time": time.time(), "machine": self._load, "runs": runs}
 
 
-def name_apart(runs: Sequence[tuple[str, Path]]) -> list[str]:
+def choose_names(runs: Sequence[tuple[str, Path]]) -> list[str]:
     """Returns a name for each run, given its title and path: of runs that share a title the directory's, or the path.
 
     The recipe's name, the usual title, is the same for two seeds or two settings of one recipe.

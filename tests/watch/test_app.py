@@ -9,7 +9,7 @@ import pytest
 
 from fledgling.record.run_lock import hold_lock
 from fledgling.record.run_requests import take_actions
-from fledgling.watch.app import FILES, WatchAccess, WatchedRuns, make_watch_app, name_apart
+from fledgling.watch.app import FILES, WatchAccess, WatchedRuns, choose_names, make_watch_app
 from tests.report.synthetic_run import make_run
 
 KEY = "a key of enough length"
@@ -31,10 +31,10 @@ def fetch(app, method: str, path: str, **options):
     return anyio.run(send)
 
 
-def test_runs_that_share_a_title_are_told_apart_by_their_directories_or_paths():
+def test_runs_that_share_a_title_have_the_names_of_their_directories_or_paths():
     runs = [("quickstart", Path(path)) for path in ("a/run", "b/run", "other")]
-    assert name_apart([*runs, ("mine", Path("mine"))]) == ["a/run", "b/run", "other", "mine"]
-    assert name_apart(runs[:1]) == ["quickstart"]
+    assert choose_names([*runs, ("mine", Path("mine"))]) == ["a/run", "b/run", "other", "mine"]
+    assert choose_names(runs[:1]) == ["quickstart"]
 
 
 def test_state_is_sent_once_and_then_what_is_new(run):

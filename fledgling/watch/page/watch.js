@@ -19,7 +19,7 @@ let stage = null; // the stage that is shown
 let chosen = false; // whether the user has chosen it
 let key = "";
 let lastMachine = null;
-let lastAsked = null; // the newest request for a batch
+let newestRequest = null; // the newest request for a batch
 const evalName = [null, null]; // of the two charts of evaluations
 
 const element = (name, className, text) => {
@@ -273,8 +273,8 @@ async function showBatch() {
   const before = nameOf((await request(`api/batch?run=${run}`)).batch);
   if (!(await sendAction(run, "batch"))) return;
   $("batch").replaceChildren(say("comes after the run's next step …"));
-  const asked = (lastAsked = Symbol());
-  while (asked === lastAsked) { // else the button was pressed again
+  const own = (newestRequest = Symbol());
+  while (own === newestRequest) { // else the button was pressed again
     await new Promise((resolve) => setTimeout(resolve, 1000));
     const { batch } = await request(`api/batch?run=${run}`);
     const hasCome = batch && nameOf(batch) !== before;
