@@ -112,12 +112,13 @@ def _open_session(checkpoint: Path, system: str, device: str, python: bool, tool
     def notify(text: str) -> None:
         print(text, file=sys.stderr)
 
+    without_tools = system if tools else None
     if tools:
         tool, system = tools.extend(tool), tools.add_to_system(system)
     engine, _ = load_chat_engine(checkpoint, device, tool, notify=notify)
     if tools and not engine.has_tool_tokens:
         raise UserError(f"--mcp: the tokenizer of {checkpoint} has no <|python_start|>; its model cannot call tools")
-    return ChatSession(engine, system=system)
+    return ChatSession(engine, system=system, without_tools=without_tools)
 
 
 def run_conversation(session: ChatSession, sampling: SamplingParams, out: TextIO) -> int:

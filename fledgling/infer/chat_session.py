@@ -80,12 +80,21 @@ def load_chat_engine(
 
 
 class ChatSession:
-    """A conversation: `reply` to each text in turn. The `system` prompt precedes the first turn that is kept."""
+    """A conversation: `reply` to each text in turn. The `system` prompt precedes the first turn that is kept.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None, system: str = "") -> None:
+    Args:
+        engine: generates the answers.
+        tokenizer: the engine's by default.
+        system: the system prompt; "" for none.
+        without_tools: the system prompt of an answer whose context `system`, which describes tools, does not fit into.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer | None = None, system: str = "", without_tools: str | None = None
+    ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer or engine.tokenizer
-        self.system = system
+        self.system, self.without_tools = system, without_tools
         self.turns: list[Turn] = []
         self.scheduler = engine.make_scheduler(1, prefix_cache_tokens=CACHED_CONTEXTS * engine.context)
 
@@ -122,10 +131,13 @@ class ChatSession:
         turn = Turn(text)
         self.turns.append(turn)
         try:
-            prompt, dropped = self._fit_context(sampling)
+            prompt, dropped = self._fit_context(sampling, self.system)
+            if not prompt and self.without_tools is not None:
+                prompt, dropped = self._fit_context(sampling, self.without_tools)
+                if prompt:
+                    yield SessionNotice("the tools do not fit into the model's context: it answers without them")
             if not prompt:
-                size, context = len(self._render_prompt([turn])), self.engine.context
-                yield SessionNotice(f"the message has {size} tokens and the model's context {context}: shorten it")
+                yield SessionNotice(self._describe_excess(turn))
                 yield FinishEvent("context")
                 return
             if dropped:
@@ -146,7 +158,14 @@ class ChatSession:
                 turn.answer_tokens.append(event.id)
                 yield from detokenizer.push(event.id)
 
-    def _fit_context(self, sampling: SamplingParams) -> tuple[list[int], int]:
+    def _describe_excess(self, turn: Turn) -> str:
+        """Returns why a turn does not fit even alone: the sizes of its message and of the system prompt."""
+        system = self.system if self.without_tools is None else self.without_tools
+        size, alone = (len(self._render_prompt([turn], text)) for text in (system, ""))
+        before = f", the system prompt before it {size - alone}" if size > alone else ""
+        return f"the message has {alone} tokens{before} and the model's context {self.engine.context}: shorten it"
+
+    def _fit_context(self, sampling: SamplingParams, system: str) -> tuple[list[int], int]:
         """Drops the oldest turns until the prompt and an answer fit in the context.
 
         Returns:
@@ -154,17 +173,21 @@ class ChatSession:
         """
         limit = max_prompt_tokens(self.engine.context, sampling.max_new_tokens)
         for first in range(len(self.turns)):
-            prompt = self._render_prompt(self.turns[first:])
+            prompt = self._render_prompt(self.turns[first:], system)
             if len(prompt) <= limit:
                 self.turns = self.turns[first:]
                 return prompt, first
         return [], 0
 
-    def _render_prompt(self, turns: list[Turn]) -> list[int]:
-        """Returns the tokens up to where the answer of the last turn begins, and that answer's tokens so far."""
+    def _render_prompt(self, turns: list[Turn], system: str | None = None) -> list[int]:
+        """Returns the tokens up to where the answer of the last turn begins, and that answer's tokens so far.
+
+        system: the system prompt; None: that of the session.
+        """
         tokens: list[int] = []
+        system = self.system if system is None else system
         if self.tokenizer.chat_layout:  # whose template may write another text for each turn than for all of them
-            messages = [{"role": "system", "content": self.system}] if self.system else []
+            messages = [{"role": "system", "content": system}] if system else []
             for turn in turns:
                 messages.append({"role": "user", "content": turn.user_text})
                 if turn is not turns[-1]:
@@ -173,8 +196,8 @@ class ChatSession:
             return render_prompt(self.tokenizer, {"messages": messages}) + turns[-1].answer_tokens
         for turn in turns:
             messages = [{"role": "user", "content": turn.user_text}]
-            if not tokens and self.system:
-                messages.insert(0, {"role": "system", "content": self.system})
+            if not tokens and system:
+                messages.insert(0, {"role": "system", "content": system})
             prompt = render_prompt(self.tokenizer, {"messages": messages})
             tokens += prompt[1:] if tokens else prompt  # bos only once
             tokens += turn.answer_tokens

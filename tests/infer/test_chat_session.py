@@ -50,6 +50,17 @@ def test_a_turn_computes_only_new_tokens(adder, tokenizer, monkeypatch) -> None:
     assert computed[0] == 1 + len(user_prompt(tokenizer, "more")) - 1  # the end of the answer, and the turn without bos
 
 
+def test_tools_that_fill_the_context_are_left_out_of_the_answer_and_no_message_is_blamed(adder) -> None:
+    session = ChatSession(adder, system="be brief " * adder.context, without_tools="be brief")
+    events = list(session.reply("add", GREEDY))
+    assert events[0] == SessionNotice("the tools do not fit into the model's context: it answers without them")
+    assert events[-1] == FinishEvent("stop") and session.turns
+    notice, _ = ChatSession(adder, system="be brief " * adder.context).reply("add", GREEDY)
+    assert re.fullmatch(
+        r"the message has \d tokens, the system prompt before it \d{2,} and .*: shorten it", notice.text
+    )
+
+
 def test_the_conversation_is_the_one_that_training_renders(adder, tokenizer) -> None:
     session = ChatSession(adder, system="be brief")
     for text in ("add", "more"):

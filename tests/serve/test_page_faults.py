@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 
 import pytest
 
@@ -73,6 +75,20 @@ def test_a_question_after_a_failed_answer_is_answered(page, faulty, fault):
     assert texts[0] == "first" and texts[-1] == "third"
     page.reload()
     page.locator(".message.user", has_text="second").wait_for()  # what was typed is still there
+
+
+def test_the_speed_of_an_answer_that_arrives_at_once_is_counted_from_the_request(page):
+    def answer_late(route):
+        time.sleep(0.3)
+        route.fulfill(content_type="text/event-stream", body=make_stream("word " * 30))
+
+    page.route("**/v1/chat/completions", answer_late)
+    send(page, "first")
+    page.locator("#status", has_text="Answer complete.").wait_for()
+    count, seconds, rate = re.fullmatch(
+        r"(\d+) tokens in ([\d.]+) s, (\d+) a second", page.locator(".speed").inner_text()
+    ).groups()
+    assert int(count) == 30 and float(seconds) >= 0.3 and int(rate) <= 100
 
 
 def test_an_error_is_readable_on_the_narrowest_phone(page, faulty):

@@ -16,22 +16,23 @@ const SAVE_SECONDS = 1; // between two times that an unfinished answer is stored
 export async function generateAnswer({ conversation, question, node, fields, system, key, signal, changed }) {
   const { messages, omitted } = requestMessages(conversation, question, system);
   const body = { messages, logprobs: true, top_logprobs: ALTERNATIVES, truncation: "auto", ...fields };
-  let started = 0;
+  let spent = 0; // milliseconds of the requests before
   let saved = performance.now();
   let problem = null;
   try {
     for (let calls = 0; ; calls++) {
+      const sent = performance.now(); // not when the first part arrives: all of them may arrive at once
       for await (const chunk of streamAnswer(body, key, signal)) {
         appendChunk(node, chunk);
-        started ||= chunk.parts.length ? performance.now() : 0;
         const now = performance.now();
-        if (started) node.seconds = (now - started) / 1000;
+        if (hasAnswer(node)) node.seconds = (spent + now - sent) / 1000;
         if (now - saved > 1000 * SAVE_SECONDS && hasAnswer(node)) {
           saved = now;
           saveMessages(conversation, [node]).catch((error) => { problem = error; });
         }
         changed();
       }
+      spent += performance.now() - sent;
       const call = openCall(node);
       if (!call) break;
       const text = calls < MAX_CALLS ? await callAllowedTool(call, key, signal) : "error: too many calls in one answer";

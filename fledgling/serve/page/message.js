@@ -62,7 +62,7 @@ export function renderTokens(tokens) {
     span.tabIndex = 0;
     const lines = forced ? ["inserted by the tool"] : [
       `${JSON.stringify(token)}  ${(100 * share).toFixed(1)} %`,
-      ...others.map((other) => `${JSON.stringify(other.token)}  ${(100 * Math.exp(other.logprob)).toFixed(1)} %`),
+      ...others.filter((other) => other.token !== token || other.logprob !== logprob).map((other) => `${JSON.stringify(other.token)}  ${(100 * Math.exp(other.logprob)).toFixed(1)} %`),
     ];
     span.setAttribute("aria-label", lines.join(", "));
     span.setAttribute("role", "note");

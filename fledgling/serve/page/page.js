@@ -99,7 +99,7 @@ function toolbarNode(node, box) {
     render();
   }));
   const count = node.usage?.completion_tokens ?? node.tokens.length;
-  if (node.seconds > 0 && count > 1) bar.append(makeElement("span", "speed", `${count} tokens, ${((count - 1) / node.seconds).toFixed(0)} a second`));
+  if (node.seconds > 0 && count > 1) bar.append(makeElement("span", "speed", `${count} tokens in ${node.seconds.toFixed(1)} s, ${(count / node.seconds).toFixed(0)} a second`));
   const unfinished = !node.reason && !node.failed && !running.has(node.id) ? "unfinished" : "";
   bar.append(REASONS[node.reason] ?? unfinished);
   return bar;
