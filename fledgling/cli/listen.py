@@ -49,8 +49,11 @@ def check_port(port: int) -> None:
         raise UserError(f"--port {port}: expected 0 to 65535")
 
 
-def listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """Returns a listening socket and its URL. Raises UserError where the address is not available."""
+def listen(host: str, port: int, option: str = "--port") -> tuple[socket.socket, str]:
+    """Returns a listening socket and its URL. Raises UserError where the address is not available.
+
+    option: of the command, which chooses another port.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,6 +62,6 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
         listener.listen(256)
     except OSError as error:
         listener.close()
-        raise UserError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; try --port 0") from None
+        raise UserError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; try {option} 0") from None
     url_host = f"[{host}]" if ":" in host else host
     return listener, f"http://{url_host}:{listener.getsockname()[1]}"

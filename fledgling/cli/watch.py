@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,12 +15,17 @@ from pathlib import Path
 from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
 from fledgling.cli.options import Host, Port, print_to_stderr
 from fledgling.config import UserError
-from fledgling.config.run_marks import require_watchable
+from fledgling.config.load import recipe_names
+from fledgling.config.run_marks import is_run_directory, require_watchable
 
 WATCH_PORT = 8008
 NICENESS = 10  # the watcher computes only where the run leaves a processor idle
 MAX_RUNS = 12
 STOP_SECONDS = 5
+PARENT_SECONDS = 0.5  # between two looks whether the run's process lives
+ACCOMPANY = (
+    "import sys; from fledgling.cli.watch import accompany; sys.exit(accompany(int(sys.argv[1]), *sys.argv[2:]))"
+)
 
 
 def watch(
@@ -39,7 +47,7 @@ def watch(
     """
     if not 1 <= len(runs) <= MAX_RUNS:
         raise UserError(f"watch: got {len(runs)} runs, expected 1 to {MAX_RUNS}: fledgling watch runs/quickstart")
-    lines = [line for run in runs if (line := require_watchable(run))]
+    lines = [line + suggest_run(run) for run in runs if (line := require_watchable(run))]
     check_port(port)
     key = choose_api_key(host, api_key)
     from fledgling.serve.connections import ConnectionLimits
@@ -59,20 +67,48 @@ def watch(
     return 0
 
 
+def suggest_run(run: Path) -> str:
+    """Returns a hint at runs/NAME, to be appended, where that is a run or NAME a recipe; "" else."""
+    other = Path("runs") / run
+    return f"; do you mean {other}?" if str(run) in recipe_names() or is_run_directory(other) else ""
+
+
 @contextmanager
 def watching(run: str, port: int, enabled: bool) -> Iterator[None]:
-    """Runs `fledgling watch RUN` in a process of its own during the block, where `enabled`."""
+    """Runs `fledgling watch RUN` in a process of its own during the block, where `enabled` and the port is free."""
     if not enabled:
         yield
         return
-    command = [sys.executable, "-m", "fledgling", "watch", run, "--port", str(port)]
-    process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C reaches the run alone
+    try:
+        listen("127.0.0.1", port, "--watch-port")[0].close()
+    except UserError as error:
+        print(f"no page is shown: {error}", file=sys.stderr)
+        yield
+        return
+    words = [sys.executable, "-c", ACCOMPANY, str(os.getpid()), run, str(port)]
+    process = subprocess.Popen(words, start_new_session=True)  # Ctrl-C reaches the run alone
     try:
         yield
     finally:
+        was_shown = process.poll() is None and is_run_directory(Path(run))  # else it has failed, or no run began
         process.terminate()
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-        print(f"the page is closed; fledgling watch {run} shows it again", file=sys.stderr)
+        if was_shown:
+            print(f"the page is closed; fledgling watch {run} shows it again", file=sys.stderr)
+
+
+def accompany(parent: int, run: str, port: str) -> int:
+    """Watches a run until the process `parent` ends, however it ends: a page that is left would keep its port."""
+
+    def wait_for_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    from fledgling.cli import main
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+    return main(["watch", run, "--port", port])

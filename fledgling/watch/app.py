@@ -34,7 +34,7 @@ from fledgling.watch.run_watch import RunWatch
 PAGE = Path(__file__).parent / "page"
 FILES = {
     "/": PAGE / "index.html",
-    **{f"/{name}": PAGE / name for name in ("watch.js", "charts.js", "watch.css")},
+    **{f"/{name}": PAGE / name for name in ("watch.js", "charts.js", "elements.js", "watch.css")},
     **{f"/{name}": PAGE / name for name in ("vendor/uplot.bundle.js", "vendor/uPlot.min.css", "vendor/LICENSE.txt")},
     "/page.css": CHAT_PAGE / "page.css",
 }

@@ -161,14 +161,18 @@ class RunWatch:
         self.stages: dict[str, StageWatch] = {}
         self.recipe_text = ""
         self.holder: dict[str, Any] | None = None
+        self.exists = False
 
     def update(self) -> None:
         """Reads what is new in the run's files; a large file only a part of it, the rest in later calls."""
         self.version += 1
         text, holder = read_text(self.path / "recipe.toml"), read_living_holder(self.path)
         self.recipe_text, self.holder = text, holder
+        self.exists = self.path.is_dir()
         for name in STAGES:
-            if name not in self.stages and (self.path / name).is_dir():
+            if not (self.path / name).is_dir():
+                self.stages.pop(name, None)  # deleted
+            elif name not in self.stages:
                 self.stages[name] = StageWatch(self.path / name)
         for stage in self.stages.values():
             stage.update(self.version)
@@ -193,6 +197,8 @@ class RunWatch:
             "name": run_title(run),
             "path": str(self.path),
             "version": self.version,
+            "exists": self.exists,
+            "begun": list(self.stages),
             "is_running": self.holder is not None,
             "holder": _describe_holder(self.holder),
             "stages": [

@@ -1,14 +1,18 @@
 """`fledgling watch` as a process: it serves the page until a signal, and rejects what it cannot watch."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from fledgling.cli import main
+from fledgling.cli.watch import ACCOMPANY, suggest_run, watching
 from fledgling.config.run_marks import require_watchable
 from tests.report.synthetic_run import make_run
 
@@ -55,6 +59,41 @@ def test_what_cannot_be_watched_is_one_line(words, message, tmp_path, capsys, mo
     assert main(["watch", *words]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_page_ends_with_the_run_that_was_killed_and_frees_its_port(tmp_path):
+    words = [
+        sys.executable,
+        "-c",
+        ACCOMPANY,
+        str(os.getpid() + 1),
+        str(tmp_path),
+        "0",
+    ]  # not the parent, as after kill -9
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30).returncode in (
+        0,
+        -15,
+    )
+
+
+def test_a_port_in_use_is_named_with_its_option_and_only_a_page_that_was_shown_is_closed(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken, watching(str(tmp_path), taken.getsockname()[1], True):
+        pass
+    error = capsys.readouterr().err
+    assert "no page is shown" in error and "try --watch-port 0" in error and "closed" not in error
+    with watching(str(tmp_path / "refused"), 0, True):
+        pass
+    assert capsys.readouterr().err == ""
+    with watching(str(make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)), 0, True):
+        pass
+    assert f"the page is closed; fledgling watch {tmp_path / 'run'} shows it again" in capsys.readouterr().err
+
+
+def test_the_name_of_a_recipe_has_a_hint_at_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert suggest_run(Path("quickstart")) == "; do you mean runs/quickstart?" and suggest_run(Path("mine")) == ""
+    make_run(tmp_path / "runs" / "mine", stages=("pretrain",), scale=0.02)
+    assert suggest_run(Path("mine")) == "; do you mean runs/mine?"
 
 
 def test_a_run_need_not_have_started_and_a_line_says_so(tmp_path):

@@ -1,6 +1,7 @@
 """The watcher's view of a run is the report's, follows the files, and stays bounded."""
 
 import json
+import shutil
 
 import pytest
 
@@ -62,6 +63,20 @@ def test_a_run_that_has_not_started_is_shown_when_it_has(tmp_path):
     make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)
     watched.update()
     assert [stage["name"] for stage in watched.describe()["stages"]] == ["pretrain"]
+
+
+def test_a_stage_that_was_deleted_is_shown_no_more_and_a_missing_run_says_so(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain", "midtrain"), scale=0.02)
+    watched = RunWatch(run)
+    watched.update()
+    assert watched.describe()["begun"] == ["pretrain", "midtrain"] and watched.describe()["exists"]
+    shutil.rmtree(run / "midtrain")
+    watched.update()
+    assert [stage["name"] for stage in watched.describe()["stages"]] == watched.describe()["begun"] == ["pretrain"]
+    shutil.rmtree(run)
+    watched.update()
+    described = watched.describe()
+    assert described["stages"] == described["order"] == [] and not described["exists"]
 
 
 def test_memory_is_bounded_and_the_newest_lines_are_kept(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 // server or the run was away. Texts of a run become text nodes, never markup.
 
 import { Chart, colorOf, formatMemory, formatNumber, formatShare, smooth } from "./charts.js";
+import { duration, element, makeSwatch, makeTable } from "./elements.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 2;
@@ -22,25 +23,13 @@ let lastMachine = null;
 let newestRequest = null; // the newest request for a batch
 const evalName = [null, null]; // of the two charts of evaluations
 
-const element = (name, className, text) => {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-};
-
-function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
-  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${Math.floor(seconds % 60)} s` : `${Math.floor(seconds)} s`;
-}
-
 // ---- the server ----------------------------------------------------------------------------------------------------
 
 async function request(path, options = {}) {
   const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(options.body ? { "Content-Type": "application/json" } : {}) };
   const response = await fetch(path, { ...options, headers });
   const body = await response.json();
+  if (response.status === 401) throw new Error(key ? "The key is not the watcher's (--api-key): give it again." : "Give the watcher's key (--api-key) in the field Key.");
   if (!response.ok) throw new Error(body.error?.message ?? `the server answered ${response.status}`);
   return body;
 }
@@ -53,7 +42,8 @@ async function poll() {
       const before = runs[number]?.path === run.path ? runs[number].stages : [];
       const stages = new Map(before.map((each) => [each.name, each]));
       for (const each of run.stages) stages.set(each.name, each);
-      return { ...run, stages: run.order.filter((name) => stages.has(name)).map((name) => stages.get(name)) };
+      const begun = run.order.filter((name) => stages.has(name) && run.begun.includes(name)); // a directory may be deleted
+      return { ...run, stages: begun.map((name) => stages.get(name)) };
     });
     $("status").className = "";
     $("status").textContent = `Read at ${new Date(1000 * state.time).toLocaleTimeString()}.`;
@@ -101,7 +91,7 @@ function showRuns() {
     const last = run.stages.findLast((each) => each.steps.length) ?? run.stages.at(-1);
     const finished = run.stages.filter((each) => each.finished).length;
     part("name").textContent = run.name;
-    const state = run.is_running ? "running" : run.order.length && finished === run.order.length ? "finished" : "not running";
+    const state = !run.exists ? "this directory does not exist" : run.is_running ? "running" : run.order.length && finished === run.order.length ? "finished" : "not running";
     part("state").textContent = `${state}${run.holder ? `: ${run.holder}` : ""}; ${run.path}`;
     part("progress").max = last?.total_steps ?? 1;
     part("progress").value = last?.step ?? 0;
@@ -125,12 +115,6 @@ function showRuns() {
     for (const button of article.querySelectorAll(".actions button")) button.disabled = !run.is_running;
   });
   $("batch-button").disabled = !runs.some((run) => run.is_running);
-}
-
-function makeSwatch(number) {
-  const swatch = element("span", "swatch");
-  swatch.style.setProperty("background", colorOf(number));
-  return swatch;
 }
 
 // What tells a run from the others, before a text of it: nothing where there is one.
@@ -217,20 +201,6 @@ function showEvaluation(stages, which) {
     };
   }).filter(({ steps }) => steps.length);
   chart.show(lines);
-}
-
-function makeTable(head, rows) {
-  const table = element("table");
-  const row = (cells, kind) => { // a cell is a text, or {run, text} with the run's color
-    const line = element("tr");
-    line.append(...cells.map((cell) => { const node = element(kind); node.append(...(cell.text ? [makeSwatch(cell.run), cell.text] : [cell])); return node; }));
-    return line;
-  };
-  const [top, body] = [element("thead"), element("tbody")];
-  top.append(row(head, "th"));
-  body.append(...rows.map((cells) => row(cells, "td")));
-  table.append(top, body);
-  return table;
 }
 
 function showTables() {
