@@ -1,14 +1,16 @@
 """POST /v1/embeddings: a vector for each text, the mean of the model's last hidden states over the text's tokens.
 
 The model was trained to continue texts and not to compare them, so the vectors group texts coarsely; they are
-normalized to length 1, and no state is learned for them. Each text is one task of the worker, computed in pieces
-between the steps of the running requests (tasks.py).
+normalized to length 1, and no state is learned for them. Texts are tasks of the worker, computed in pieces between the
+steps of the running requests (tasks.py). Short texts of similar length share a piece, which has as many tokens, padding
+included, as a piece of a long text: it takes about as long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -30,7 +32,7 @@ from fledgling.serve.tasks import Pieces, TaskHandle
 MAX_TEXTS = 2048  # of one request, as in OpenAI's API
 FAILED = ErrorResponse(build_error("the engine failed on this text", "server_error"), 500)
 CPU_PIECE_TOKENS, GPU_PIECE_TOKENS = 64, 1024  # of a text, computed between two steps
-QUEUE_SHARE = 4  # of the places in the queue, a request's texts take one in so many at a time
+QUEUE_SHARE = 4  # of the places in the queue, a request's tasks take one in so many at a time
 
 
 class EmbeddingsRequest(IgnoringBody):
@@ -52,20 +54,47 @@ class EmbeddingsRequest(IgnoringBody):
         return [value] if isinstance(value, str) or isinstance(value[0], int) else list(value)
 
 
-def embed_tokens(engine: Engine, tokens: list[int]) -> Pieces:
-    """Computes the hidden states of a text in pieces, with a cache of its own, and returns its vector.
+def count_piece_tokens(engine: Engine) -> int:
+    """Returns the most tokens of a piece."""
+    return CPU_PIECE_TOKENS if engine.device.type == "cpu" else GPU_PIECE_TOKENS
 
-    The vector is the mean of the hidden states of the tokens after bos, with length 1: C numbers.
+
+def group_texts(lengths: Sequence[int], piece_tokens: int) -> list[list[int]]:
+    """Returns the indices of texts in groups, each of one piece, or of one text that is longer; the shortest first.
+
+    Args:
+        lengths: of the texts, in tokens with bos.
+        piece_tokens: the most tokens of a piece, those that pad its texts to one length included.
     """
-    ids, cache, row = [engine.tokenizer.bos, *tokens], engine.runner.new_cache(), CacheRow()
-    size = CPU_PIECE_TOKENS if engine.device.type == "cpu" else GPU_PIECE_TOKENS
-    total = torch.zeros(engine.model.config.width)
-    for start in range(0, len(ids), size):
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or (len(groups[-1]) + 1) * lengths[index] > piece_tokens:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def embed_tokens(engine: Engine, texts: Sequence[Sequence[int]]) -> Pieces:
+    """Computes the hidden states of texts in pieces, with a cache of their own, and returns their vectors.
+
+    A vector is the mean of the hidden states of a text's tokens after bos, with length 1: C numbers. Texts that share a
+    piece change it by rounding alone (1e-5 in fp32): products of other shapes add up in another order.
+    """
+    ids, cache = [[engine.tokenizer.bos, *tokens] for tokens in texts], engine.runner.new_cache()
+    rows = [CacheRow() for _ in texts]
+    size = max(1, count_piece_tokens(engine) // len(texts))
+    totals = torch.zeros(len(texts), engine.model.config.width)
+    for start in range(0, max(map(len, ids)), size):
         if start:
             yield
-        hidden = engine.runner.extend_cache(cache, [row], [ids[start : start + size]])[0].float()  # (T, C)
-        total += hidden[0 if start else 1 :].sum(0).cpu()  # waits for the device, so that a piece's time is its own
-    return torch.nn.functional.normalize(total / len(tokens), dim=0).tolist()
+        open_rows = [index for index, row_ids in enumerate(ids) if len(row_ids) > start]
+        chunks = [ids[index][start : start + size] for index in open_rows]
+        hidden = engine.runner.extend_cache(cache, [rows[index] for index in open_rows], chunks).float()  # (B, T, C)
+        first = 0 if start else 1
+        sums = [states[first : len(chunk)].sum(0) for states, chunk in zip(hidden, chunks, strict=True)]
+        totals[open_rows] += torch.stack(sums).cpu()  # waits for the device, so that a piece's time is its own
+    counts = torch.tensor([[len(tokens)] for tokens in texts])
+    return torch.nn.functional.normalize(totals / counts, dim=-1).tolist()
 
 
 def embeddings_handler(service: Service) -> Handler:
@@ -90,17 +119,21 @@ async def embed_texts(request: Request, service: Service, inputs: list[list[int]
 
     Raises QueueFull where the worker rejects a text.
     """
-    vectors: list[list[float]] = []
+    vectors: list[list[float]] = [[]] * len(inputs)
+    groups = group_texts([len(ids) + 1 for ids in inputs], count_piece_tokens(service.worker.engine))
     count = max(1, service.worker.max_queue_size // QUEUE_SHARE)
-    for start in range(0, len(inputs), count):
-        results = _Results(service, inputs[start : start + count])
+    for start in range(0, len(groups), count):
+        some = groups[start : start + count]
+        results = _Results(service, [[inputs[index] for index in group] for group in some])
         finished = asyncio.ensure_future(results.wait())
         try:
             while not finished.done():
                 await asyncio.wait([finished], timeout=DISCONNECT_POLL_SECONDS)
                 if await request.is_disconnected():
                     return Response(status_code=499)
-            vectors += finished.result()
+            for group, computed in zip(some, finished.result(), strict=True):
+                for index, vector in zip(group, computed, strict=True):
+                    vectors[index] = vector
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -132,31 +165,31 @@ def check_dimensions(service: Service, dimensions: int | None) -> None:
 
 
 class _Results:
-    """Submits a task for each text and waits for all of them. Raises QueueFull where the worker rejects one."""
+    """Submits a task for each group of texts and waits for all of them. Raises QueueFull where one is rejected."""
 
-    def __init__(self, service: Service, inputs: list[list[int]]) -> None:
+    def __init__(self, service: Service, groups: list[list[list[int]]]) -> None:
         loop = asyncio.get_running_loop()
-        self.futures: list[asyncio.Future[list[float]]] = [loop.create_future() for _ in inputs]
+        self.futures: list[asyncio.Future[list[list[float]]]] = [loop.create_future() for _ in groups]
         self.handles: list[TaskHandle] = []
 
-        def deliver(future: asyncio.Future[list[float]], value: Any, error: Exception | None) -> None:
+        def deliver(future: asyncio.Future[list[list[float]]], value: Any, error: Exception | None) -> None:
             if not future.done():
                 future.set_result(value) if error is None else future.set_exception(error)
 
         try:
-            for future, ids in zip(self.futures, inputs, strict=True):
+            for future, texts in zip(self.futures, groups, strict=True):
 
                 def emit(value: Any, error: Exception | None, future: asyncio.Future = future) -> None:
                     loop.call_soon_threadsafe(deliver, future, value, error)
 
-                run = lambda engine, ids=ids: embed_tokens(engine, ids)  # noqa: E731
+                run = lambda engine, texts=texts: embed_tokens(engine, texts)  # noqa: E731
                 self.handles.append(service.worker.submit_task(run, emit))
         except Exception:
             self.cancel()
             raise
 
-    async def wait(self) -> list[list[float]]:
-        """Returns the vectors."""
+    async def wait(self) -> list[list[list[float]]]:
+        """Returns the vectors of each group."""
         return list(await asyncio.gather(*self.futures))
 
     def cancel(self) -> None:

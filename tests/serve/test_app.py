@@ -294,15 +294,15 @@ def test_a_client_that_disconnects_frees_its_row(random_engine):
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
 def test_a_client_that_disconnects_frees_the_places_of_its_texts(path, random_engine, monkeypatch):
-    def embed_slowly(engine, tokens):
-        time.sleep(0.02)
+    def embed_slowly(engine, texts):
+        time.sleep(0.3)
         yield
-        return [1.0]
+        return [[1.0]] * len(texts)
 
     monkeypatch.setattr("fledgling.serve.embeddings.embed_tokens", embed_slowly)
     with serving(random_engine, max_queue_size=8) as (address, worker):
         host, port = address.removeprefix("http://").split(":")
-        body = json.dumps({"input": ["a"] * 1000, "model": "tiny"}).encode()  # 20 seconds
+        body = json.dumps({"input": ["a"] * 1000, "model": "tiny"}).encode()  # 32 pieces, 10 seconds
         with socket.create_connection((host, int(port))) as leaving:
             head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -52,8 +52,17 @@ def test_vectors_are_those_of_the_other_route(roomy_server):
     both = vectors_of_openai(address, "the fox", "a dog")
     answer = send(address, "/api/embed", input=["the fox", "a dog"], keep_alive="5m")[1]
     assert answer["embeddings"] == both and answer["model"] == "tiny:latest" and answer["prompt_eval_count"] > 2
-    assert send(address, "/api/embed", input="a dog", dimensions=WIDTH)[1]["embeddings"] == both[1:]
-    assert send(address, "/api/embeddings", prompt="the fox")[1] == {"embedding": both[0]}
+    alone = send(address, "/api/embed", input="a dog", dimensions=WIDTH)[1]["embeddings"][0]
+    assert alone == pytest.approx(both[1], abs=1e-5)
+    assert send(address, "/api/embeddings", prompt="the fox")[1]["embedding"] == pytest.approx(both[0], abs=1e-5)
+
+
+def test_each_text_has_its_own_vector_whatever_is_computed_with_it(server):
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "again"]
+    texts = [" ".join(words[number % 7 : number % 7 + 1 + number % 4]) for number in range(30)] + ["fox " * 30]
+    vectors = vectors_of_openai(server[0], *texts)
+    for number in (0, 3, 11, 18, 29, 30):
+        assert vectors_of_openai(server[0], texts[number])[0] == pytest.approx(vectors[number], abs=1e-5), number
 
 
 def test_a_request_without_a_text_is_done_at_once(roomy_server):

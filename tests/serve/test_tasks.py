@@ -10,7 +10,7 @@ import torch
 
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve import embeddings
-from fledgling.serve.embeddings import embed_tokens
+from fledgling.serve.embeddings import embed_tokens, group_texts
 from fledgling.serve.tasks import TASK_SHARE, TaskHandle, TaskQueue
 from fledgling.serve.worker import ChoiceFinished, GenerationJob, Worker
 
@@ -90,6 +90,24 @@ def test_a_text_is_embedded_in_pieces_with_the_vector_of_the_whole(random_engine
     expected = torch.nn.functional.normalize(hidden.mean(0), dim=0)
     for size, count in ((64, 2), (7, 13), (1, 91), (91, 1), (500, 1)):
         monkeypatch.setattr(embeddings, "CPU_PIECE_TOKENS", size)
-        pieces, vector = drain(embed_tokens(random_engine, ids))
+        pieces, (vector,) = drain(embed_tokens(random_engine, [ids]))
         assert pieces == count
         torch.testing.assert_close(torch.tensor(vector), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_short_texts_of_similar_length_share_a_piece_and_have_the_vectors_of_each_alone(random_engine):
+    texts = [[1 + (number * 7 + place) % 250 for place in range(3 + number * 5 % 17)] for number in range(40)]
+    lengths, size = [len(ids) + 1 for ids in [*texts, range(90)]], embeddings.CPU_PIECE_TOKENS
+    groups = group_texts(lengths, size)
+    assert sorted(index for group in groups for index in group) == list(range(41))
+    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= size for group in groups)
+    assert len(groups) < 41 / 3 and [40] in groups
+    assert group_texts([], size) == [] and group_texts([size, 1, size], size) == [[1], [0], [2]]
+    for group in groups[:-1]:
+        pieces, vectors = drain(embed_tokens(random_engine, [texts[index] for index in group]))
+        alone = [drain(embed_tokens(random_engine, [texts[index]]))[1][0] for index in group]
+        assert pieces == 1
+        torch.testing.assert_close(torch.tensor(vectors), torch.tensor(alone), rtol=0, atol=1e-5)
+    _, vectors = drain(embed_tokens(random_engine, texts))  # one token of each at a time, the short ones end first
+    expected = [drain(embed_tokens(random_engine, [ids]))[1][0] for ids in texts]
+    torch.testing.assert_close(torch.tensor(vectors), torch.tensor(expected), rtol=0, atol=1e-5)
