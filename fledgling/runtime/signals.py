@@ -21,16 +21,17 @@ from fledgling.runtime.world import is_launched_rank
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 ECHO_WINDOW = 1.0  # seconds: a scheduler signals all processes and the launcher forwards its own, which counts once
+SHORT_ECHO_WINDOW = 0.25  # without a launcher: `timeout` signals its child and then its group, at once
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether a signal has requested a stop.
 
-    A second signal ends the process with exit code 128 + its number. In a rank of a launcher, a second signal within
-    ECHO_WINDOW seconds is ignored. Outside of the main thread no handler is installed.
+    A second signal ends the process with exit code 128 + its number. One within SHORT_ECHO_WINDOW seconds, in a rank of
+    a launcher ECHO_WINDOW, is ignored. Outside of the main thread no handler is installed.
     """
-    echo_window = ECHO_WINDOW if is_launched_rank() else 0.0
+    echo_window = ECHO_WINDOW if is_launched_rank() else SHORT_ECHO_WINDOW
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

@@ -41,10 +41,19 @@ def test_the_first_signal_requests_a_stop_and_the_second_ends_the_process_at_onc
     child = start_process(60)
     child.send_signal(number)
     assert child.stdout.readline() == "requested\n"
+    time.sleep(0.3)  # longer than an echo
     began = time.monotonic()
     child.send_signal(number)
     assert child.wait(timeout=20) == 128 + number and time.monotonic() - began < 10
     assert child.stderr.read() == f"stopped at once by a second {signal.Signals(number).name}\n"
+
+
+def test_two_signals_at_once_as_timeout_sends_them_are_one_request():
+    child = start_process(1)
+    for _ in range(2):
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    assert child.wait(timeout=20) == 0 and child.stdout.read() == "requested\n"
 
 
 def test_in_a_launched_rank_an_echo_is_no_second_signal():

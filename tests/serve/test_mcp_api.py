@@ -115,6 +115,7 @@ def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, addr
     assert "done" in page.locator(".message .body").last.inner_text()
     calls = list(tools.calls)
     ask("#ask-deny")
+    assert page.locator(".message summary").last.inner_text() == "Called add, error: the user denied the call"
     assert tools.calls == calls and "denied" in bodies[3]["messages"][-1]["parts"][1]["text"]
     ask()
     assert tools.calls[-1] == ("echo", {})

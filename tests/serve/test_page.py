@@ -370,18 +370,18 @@ def test_two_answers_are_side_by_side_and_the_chosen_one_is_continued(page):
     send(page, "fox")
     page.locator("#status", has_text="Answer complete.").wait_for()
     pair = page.locator(".pair .message")
-    assert pair.count() == 2 and "temperature 0," in pair.first.inner_text()
-    assert "chosen" in pair.last.get_attribute("class")
-    first = pair.first.locator(".body").inner_text()
+    assert pair.count() == 2 and "temperature 0," in pair.last.inner_text()
+    assert "chosen" in pair.first.get_attribute("class"), "the first setting is left"
+    second = pair.last.locator(".body").inner_text()
     page.get_by_role("button", name="Continue with this one").click()
-    page.locator(".pair .message.chosen .body", has_text=first).wait_for()
+    page.locator(".pair .message.chosen .body", has_text=second).wait_for()
     page.click("#settings-button")
     page.uncheck("#compare")
     page.click("#settings-button")
     with page.expect_request("**/v1/chat/completions") as request:
         send(page, "dog")
     assert [m["role"] for m in request.value.post_data_json["messages"]] == ["user", "assistant", "user"]
-    assert request.value.post_data_json["messages"][1]["content"].strip() == first.strip()
+    assert request.value.post_data_json["messages"][1]["content"].strip() == second.strip()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -424,6 +424,6 @@ def test_two_checkpoints_are_compared_on_the_page(browser, random_engine, adder)
         send(page, "fox")
         page.locator("#status", has_text="Answer complete.").wait_for()
         who = page.locator(".pair .who").all_inner_texts()
-        assert "second, temperature 0" in who[0] and "tiny, temperature 0.8" in who[1]
+        assert "tiny, temperature 0.8" in who[0] and "second, temperature 0" in who[1]
         page.close()
     worker.close()

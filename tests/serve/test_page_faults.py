@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from tests.serve.faulty_server import FaultyServer, make_stream
 
+NONE = b'"top_logprobs": []'
 STORED = """async () => {
     const request = indexedDB.open("fledgling", 1);
     await new Promise((resolve) => { request.onsuccess = resolve; });
@@ -78,13 +80,21 @@ def test_a_question_after_a_failed_answer_is_answered(page, faulty, fault):
 
 
 def test_the_speed_of_an_answer_that_arrives_at_once_is_counted_from_the_request(page):
+    tops = [{"token": token, "logprob": logprob, "bytes": []} for token, logprob in (("word ", -0.5), ("other", -2.0))]
+    others = json.dumps({"top_logprobs": tops})[1:-1].encode()
+
     def answer_late(route):
         time.sleep(0.3)
-        route.fulfill(content_type="text/event-stream", body=make_stream("word " * 30))
+        route.fulfill(content_type="text/event-stream", body=make_stream("word " * 30).replace(NONE, others))
 
     page.route("**/v1/chat/completions", answer_late)
     send(page, "first")
     page.locator("#status", has_text="Answer complete.").wait_for()
+    page.get_by_role("button", name="Probabilities").click()
+    page.locator(".token").first.hover()
+    assert page.locator("#tip").inner_text().splitlines() == ['"word "  60.7 %', '"other"  13.5 %'], (
+        "the chosen token once"
+    )
     count, seconds, rate = re.fullmatch(
         r"(\d+) tokens in ([\d.]+) s, (\d+) a second", page.locator(".speed").inner_text()
     ).groups()

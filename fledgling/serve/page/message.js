@@ -2,6 +2,8 @@
 
 import { renderMarkdown } from "./markdown.js";
 
+const MAX_ERROR = 80; // characters of a call's error, in the line that is always shown
+
 export const makeElement = (name, className, text) => {
   const node = document.createElement(name);
   if (className) node.className = className;
@@ -26,8 +28,9 @@ export function renderParts(parts) {
     else if (type === "python") {
       const output = parts[at + 1]?.type === "output" ? parts[++at].text : null;
       const box = makeElement("details", "call");
+      const state = output === null ? " …" : output.startsWith("error: ") ? `, ${output.slice(0, MAX_ERROR)}` : "";
       const name = /^\{"name": "((?:[^"\\]|\\.)*)"/.exec(text)?.[1];
-      box.append(makeElement("summary", "", `${name ? `Called ${name}` : `Calculated ${text}`}${output === null ? " …" : ""}`));
+      box.append(makeElement("summary", "", `${name ? `Called ${name}` : `Calculated ${text}`}${state}`));
       const lines = makeElement("pre");
       lines.tabIndex = 0;
       lines.append(makeElement("code", "", output === null ? text : `${text}\n= ${output}`));
@@ -62,7 +65,7 @@ export function renderTokens(tokens) {
     span.tabIndex = 0;
     const lines = forced ? ["inserted by the tool"] : [
       `${JSON.stringify(token)}  ${(100 * share).toFixed(1)} %`,
-      ...others.filter((other) => other.token !== token || other.logprob !== logprob).map((other) => `${JSON.stringify(other.token)}  ${(100 * Math.exp(other.logprob)).toFixed(1)} %`),
+      ...others.filter((other) => other.token !== token || Math.abs(other.logprob - logprob) > 1e-3).map((other) => `${JSON.stringify(other.token)}  ${(100 * Math.exp(other.logprob)).toFixed(1)} %`),
     ];
     span.setAttribute("aria-label", lines.join(", "));
     span.setAttribute("role", "note");

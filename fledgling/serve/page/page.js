@@ -41,7 +41,7 @@ function render() {
 // Two answers to one question, each by its own setting; the conversation continues with the one that is chosen.
 function pairNode(node) {
   const box = makeElement("div", "pair");
-  const pair = listSiblings(current, node).filter((other) => other.pair === node.pair);
+  const pair = listSiblings(current, node).filter((other) => other.pair === node.pair).reverse(); // the first setting left
   box.append(...pair.map((other) => {
     const shown = messageNode(other);
     shown.classList.toggle("chosen", other.id === node.id);
@@ -99,7 +99,7 @@ function toolbarNode(node, box) {
     render();
   }));
   const count = node.usage?.completion_tokens ?? node.tokens.length;
-  if (node.seconds > 0 && count > 1) bar.append(makeElement("span", "speed", `${count} tokens in ${node.seconds.toFixed(1)} s, ${(count / node.seconds).toFixed(0)} a second`));
+  if (node.seconds > 0 && count > 1) bar.append(makeElement("span", "speed", `${count} tokens in ${node.seconds.toPrecision(2)} s, ${(count / node.seconds).toFixed(0)} a second`));
   const unfinished = !node.reason && !node.failed && !running.has(node.id) ? "unfinished" : "";
   bar.append(REASONS[node.reason] ?? unfinished);
   return bar;
