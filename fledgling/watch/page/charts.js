@@ -4,6 +4,7 @@ import uPlot from "./vendor/uplot.bundle.js";
 
 const COLORS = ["#c8640a", "#2b6cb0", "#2f855a", "#8a3ab9", "#b7323c", "#00838f", "#8d6e00", "#5d6470", "#d53f8c", "#4a5568", "#6b8e23", "#a0522d"];
 const HEIGHT = 220;
+const BYTE_STEPS = Array.from({ length: 40 }, (_, power) => 2 ** power); // of an axis in MiB and GiB
 
 export const colorOf = (run) => COLORS[run % COLORS.length];
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -110,7 +111,7 @@ export class Chart {
     }
     return {
       width: this.width(), height: HEIGHT, series, bands, scales: { x: { time: false } },
-      axes: [axis, { ...axis, size: 80, values: (_, splits) => splits.map((split) => this.format(split)) }],
+      axes: [axis, { ...axis, ...(this.format === formatMemory ? { incrs: BYTE_STEPS } : {}), size: 80, values: (_, splits) => splits.map((split) => this.format(split)) }],
       hooks: { draw: [(plot) => lone.forEach((interval) => drawInterval(plot, interval))] },
       cursor: {
         drag: { x: true, y: false },

@@ -57,7 +57,7 @@ async function poll() {
 async function sendAction(run, action) {
   try {
     await request("api/requests", { method: "POST", body: JSON.stringify({ run, action }) });
-    $("status").textContent = `Sent to ${runs[run].name}: ${action}; it does so after its next step.`;
+    $("status").textContent = `Sent to ${runs[run].name}: ${action}; it does so after its next step, which comes later while a stage ends or begins.`;
     return true;
   } catch (error) {
     $("status").className = "lost";
