@@ -13,20 +13,25 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
+import torch
 from anyio.to_thread import run_sync
 from pydantic import Field, StrictBool, StrictInt
 from starlette.requests import Request
 from starlette.responses import Response
+from torch import nn
 
 from fledgling import __version__
+from fledgling.export.chat_template import tokenizer_config
+from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.serve.embeddings import MAX_TEXTS, check_dimensions, embed_texts
 from fledgling.serve.json_body import encode_json
-from fledgling.serve.ollama_api import Options
+from fledgling.serve.ollama_api import OPTION_NAMES, Options
 from fledgling.serve.request_body import Handler, ParseLanes, answer_errors, read_body
 from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, parse_body
 from fledgling.serve.service import LATEST, Service, find_service
 
 OLLAMA_VERSION = "0.12.0"  # whose API these routes follow: clients ask for a least version
+WEIGHT_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 NEVER = "9999-12-31T23:59:59Z"  # when a model is unloaded
 
 
@@ -89,7 +94,15 @@ def _describe_details(service: Service) -> dict[str, Any]:
         f"{count / unit:.1f}{name}" for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if count >= unit / 10
     )
     family = {"parent_model": "", "format": "safetensors", "family": "fledgling", "families": ["fledgling"]}
-    return {**family, "parameter_size": size, "quantization_level": "unknown"}
+    return {**family, "parameter_size": size, "quantization_level": name_weights(service.worker.engine.model)}
+
+
+def name_weights(model: nn.Module) -> str:
+    """Returns how the weights are stored, as Ollama names it: by the bits of packed ones, or by their dtype."""
+    bits = [weight.data.bits for weight in model.parameters() if isinstance(weight.data, QuantizedTensor)]
+    if bits:
+        return f"Q{min(bits)}"
+    return WEIGHT_NAMES.get(next(model.parameters()).dtype, "unknown")
 
 
 def describe_version() -> dict[str, str]:
@@ -118,17 +131,28 @@ def describe_shown(service: Service, body: ShowRequest) -> dict[str, Any]:
     """Returns the body of /api/show: what is known of the model. Raises BadRequest for another one."""
     service.check_model_name(body.model or body.name)
     engine = service.worker.engine
+    config = engine.model.config
+    defaults = service.tokenizer.sampling_defaults
+    sampling = {name: defaults[field] for name, field in OPTION_NAMES.items() if field in defaults}
+    parameters = {"num_ctx": service.context, **sampling}
+    layout = tokenizer_config(service.tokenizer, service.context).get("chat_template", "")
     model_info = {
         "general.architecture": "fledgling",
         "general.basename": service.model_name,
         "general.parameter_count": engine.model.count_parameters(),
         "fledgling.context_length": service.context,
-        "fledgling.embedding_length": engine.model.config.width,
+        "fledgling.embedding_length": config.width,
+        "fledgling.block_count": config.depth,
+        "fledgling.feed_forward_length": config.intermediate_size,
+        "fledgling.attention.head_count": config.heads,
+        "fledgling.attention.head_count_kv": config.kv_heads,
+        "fledgling.vocab_size": config.vocab_size,
     }
     return {
         "modelfile": "",
-        "parameters": "",
-        "template": "",  # the layout of a conversation is no template of Go
+        "parameters": "\n".join(f"{name:<30} {value}" for name, value in parameters.items()),
+        # In Jinja. Clients take a template that names tools for a promise that there are any.
+        "template": layout if engine.has_tool_tokens else "",
         "license": "",
         "modified_at": format_time(service.created),
         "details": _describe_details(service),

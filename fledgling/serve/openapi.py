@@ -65,7 +65,15 @@ BLOCKS = _describe_object({"id": TEXT, "type": {"const": "message"}, "content": 
 LINE = _describe_object({"model": TEXT, "created_at": TEXT, "done": {"type": "boolean"}}, message={}, response=TEXT)
 OLLAMA_MODEL = _describe_object({"name": TEXT, "model": TEXT, "size": COUNT, "digest": TEXT, "details": {}})
 OLLAMA_MODELS = _describe_object({"models": _list(OLLAMA_MODEL)})
-SHOWN = _describe_object({"details": {}, "model_info": {"type": "object"}, "capabilities": _list(TEXT)})
+SHOWN = _describe_object(
+    {
+        "details": {},
+        "model_info": {"type": "object"},
+        "capabilities": _list(TEXT),
+        "parameters": TEXT,
+        "template": TEXT,
+    }
+)
 NUMBERS = _list({"type": "number"})
 TOKENS = _describe_object({"input_tokens": COUNT})
 EMBEDDED_PROMPT = _describe_object({"embedding": NUMBERS})

@@ -57,7 +57,8 @@ class Service:
             "object": "model",
             "created": self.created,
             "owned_by": "fledgling",
-            "max_model_len": self.context,
+            "max_model_len": self.context,  # vLLM's name of it
+            "context_length": self.context,  # OpenRouter's
             "examples": list(self.examples),
         }
 

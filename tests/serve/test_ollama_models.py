@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 
 import pytest
+import torch
 
 from fledgling import __version__
+from fledgling.serve.ollama_models import name_weights
+from fledgling.text.tokenizer import Tokenizer
+from tests.kernels.matrices import make_matrix, quantize
 from tests.serve.conftest import ROOMY_CONTEXT
 from tests.serve.test_app import call
 from tests.serve.test_ollama_api import send
@@ -55,6 +60,34 @@ def test_vectors_are_those_of_the_other_route(roomy_server):
     alone = send(address, "/api/embed", input="a dog", dimensions=WIDTH)[1]["embeddings"][0]
     assert alone == pytest.approx(both[1], abs=1e-5)
     assert send(address, "/api/embeddings", prompt="the fox")[1]["embedding"] == pytest.approx(both[0], abs=1e-5)
+
+
+def test_what_clients_read_of_a_model_is_there(roomy_server, roomy_engine, monkeypatch):
+    address = roomy_server[0]
+    shown = send(address, "/api/show", model="tiny")[1]
+    lines = [re.fullmatch(r'(\S+)\s+((?:".*")|\S+)', line) for line in shown["parameters"].splitlines()]  # Continue's
+    assert {line[1]: line[2] for line in lines} == {"num_ctx": str(ROOMY_CONTEXT)}
+    assert "tools" in shown["template"] and ".Suffix" not in shown["template"]  # LiteLLM's and Continue's questions
+    assert shown["details"]["quantization_level"] == "F32"
+    info, model = shown["model_info"], roomy_engine.model.config
+    name = info["general.architecture"]
+    assert info[f"{name}.block_count"] == model.depth and info[f"{name}.attention.head_count_kv"] == model.kv_heads
+    assert all(value is not None for value in info.values())
+    listed = call(address, "/v1/models/tiny")[1]
+    assert listed["context_length"] == listed["max_model_len"] == ROOMY_CONTEXT
+    monkeypatch.setattr(roomy_engine, "has_tool_tokens", False)
+    assert send(address, "/api/show", model="tiny")[1]["template"] == ""
+    monkeypatch.setattr(Tokenizer, "sampling_defaults", {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05})
+    lines = send(address, "/api/show", model="tiny")[1]["parameters"].splitlines()[1:]
+    assert dict(line.split() for line in lines) == {"temperature": "0.6", "top_k": "20", "repeat_penalty": "1.05"}
+
+
+@pytest.mark.parametrize(("bits", "name"), [(4, "Q4"), (8, "Q8"), (None, "BF16")])
+def test_weights_are_named_as_they_are_stored(bits, name):
+    matrix = make_matrix(8, 64)
+    weight = quantize(matrix, bits, 32) if bits else matrix.bfloat16()
+    model = torch.nn.ParameterList([torch.nn.Parameter(weight, requires_grad=False)])
+    assert name_weights(model) == name
 
 
 def test_each_text_has_its_own_vector_whatever_is_computed_with_it(server):
