@@ -133,7 +133,8 @@ def make_steps() -> dict[str, tuple[Work, int]]:
 
 def make_step(depth: int, vocab_size: int, context: int, rows: int) -> Work:
     """Returns a training step of the quickstart's recipe in another size, compiled."""
-    from fledgling.bench.train import build_training, with_model_size
+    from fledgling.bench.sized_recipe import with_model_size
+    from fledgling.bench.train import build_training
     from fledgling.config import load_recipe
     from fledgling.optim.schedule import trapezoidal_schedule
     from fledgling.train.loop import train_step

@@ -124,7 +124,8 @@ def make_training(adapts: bool) -> Work:
     """Returns a training step of four layers, compiled for all threads and for one."""
     import torch
 
-    from fledgling.bench.train import build_training, with_model_size
+    from fledgling.bench.sized_recipe import with_model_size
+    from fledgling.bench.train import build_training
     from fledgling.infer.step_graphs import print_notice
     from fledgling.optim.schedule import trapezoidal_schedule
     from fledgling.train.free_cores import follow_free_cores

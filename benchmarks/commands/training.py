@@ -313,7 +313,7 @@ def optim(
     if launched := launch_experiment(gpus, overrides):
         return launched
     from benchmarks.optim import measure_optimizer_memory
-    from fledgling.bench.train import with_model_size
+    from fledgling.bench.sized_recipe import with_model_size
 
     return measure_optimizer_memory(
         with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, context=16)

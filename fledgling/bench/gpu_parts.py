@@ -24,7 +24,8 @@ from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import get_device, report_attempt, report_result
 from fledgling.bench.gpu_kernels import profile_step, synchronize_device, time_steps
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
-from fledgling.bench.train import measure_peak_above, with_model_size
+from fledgling.bench.sized_recipe import with_model_size
+from fledgling.bench.train import measure_peak_above
 from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import DeviceDecode

@@ -12,7 +12,7 @@ import torch
 
 import fledgling
 from fledgling.bench.gpu import get_device, report_result
-from fledgling.bench.train import with_model_size
+from fledgling.bench.sized_recipe import with_model_size
 from fledgling.config import Recipe, load_recipe
 from fledgling.record import checkpoint
 from fledgling.train import loop, run

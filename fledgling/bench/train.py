@@ -14,15 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import AdapterConfig, ModelConfig, Recipe, UserError
 from fledgling.data.batch import Batch
-from fledgling.model.build import build_model
+from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
@@ -36,6 +35,9 @@ from fledgling.train.loss import next_token_loss
 from fledgling.train.peak import find_datasheet_peak, name_device, replace_exceeded_peak
 from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
+from fledgling.train.stage_weights import build_adapted_model
+
+TABLES = ("model", "optimizer", "run", "adapter", "tokenizer", "seed")  # of a recipe, that the step follows
 
 
 class Clock:
@@ -87,12 +89,20 @@ def time_collectives(clock: Clock) -> Iterator[None]:
 
 
 def build_training(recipe: Recipe, lr_multiplier: float = 1.0) -> tuple[World, DeviceSetup, Transformer, Optimizer]:
-    """Returns what a training step needs besides data, as the recipe describes it."""
+    """Returns what a training step needs besides data, as the recipe describes it. An adapter's blocks may be eager."""
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
-    model = build_model(recipe.resolve_model(), setup, world.device)
-    model.initialize(recipe.seed)
+    config, adapter = recipe.resolve_model(), read_adapter(recipe)
+    model = build_adapted_model(recipe, config, adapter, lambda model: model.initialize(recipe.seed), setup, world)
+    if adapter:
+        attach_adapter(model, adapter, config)
+        initialize_adapter(model, recipe.seed)
     return world, setup, model, Optimizer(model, recipe.optimizer, world, lr_multiplier, setup.compiled, setup.dtype)
+
+
+def read_adapter(recipe: Recipe) -> AdapterConfig | None:
+    """Returns the adapter that the recipe trains in any stage; None: the weights."""
+    return recipe.adapter if recipe.adapter.method != "none" else None
 
 
 def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
@@ -136,21 +146,21 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     seconds = {name: statistics.median(values) for name, values in samples.items()}
     seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]
     tokens = rows * config.context  # of a rank
-    achieved = training_flops_per_token(config) * tokens / seconds["step"]
+    compiled = setup.compiled and recipe.adapter.compiles_blocks(world.device.type, setup.dtype_name)
+    per_token = training_flops_per_token(config, adapter=read_adapter(recipe))
+    achieved = per_token * tokens / seconds["step"]
     peak, notice = measure_peak_above(setup, world.device, achieved)
     speed_name = name_device(setup, world.device)
     is_saved = bool(speed_name and world.size == 1 and peak)
-    what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens, {setup.dtype_name}"
-    what += "" if setup.compiled else measured_speed.NOT_COMPILED
     datasheet = find_datasheet_peak(setup, world.device)
     if speed_name and is_saved and peak:
-        day = time.strftime("%Y-%m-%d")
+        what, day = describe_step(recipe, config, rows, setup.dtype_name, compiled), time.strftime("%Y-%m-%d")
         measured_speed.save_speed(
             measured_speed.MeasuredSpeed(
                 *(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day),
-                flops_per_token=training_flops_per_token(config),
+                flops_per_token=per_token,
                 micro_batch_tokens=tokens,
-                compiled=setup.compiled,
+                compiled=compiled,
             )
         )
     return {
@@ -159,7 +169,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         "saved_for": speed_name if is_saved else "",
         "ranks": world.size,
         "threads": torch.get_num_threads(),
-        "compiled": setup.compiled,
+        "compiled": compiled,
         "tokens_per_second": world.size * tokens / seconds["step"],
         "seconds": seconds,
         "gflops": {"achieved": achieved / 1e9, "peak": peak and peak / 1e9},
@@ -168,6 +178,14 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         "notice": notice,
         "peak_memory": measure_process_peak_memory(world.device),
     }
+
+
+def describe_step(recipe: Recipe, config: ModelConfig, rows: int, dtype: str, compiled: bool) -> str:
+    """Returns what a saved speed is of: model, batch, dtype, adapter, and whether the blocks are compiled."""
+    what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens, {dtype}"
+    adapter = read_adapter(recipe)
+    what += f", {adapter.method} of rank {adapter.rank}" if adapter else ""
+    return what if compiled else what + measured_speed.NOT_COMPILED
 
 
 def measure_peak_above(setup: DeviceSetup, device: torch.device, achieved: float) -> tuple[float | None, str]:
@@ -189,13 +207,3 @@ def measure_process_peak_memory(device: torch.device) -> int:
         return torch.get_device_module(device.type).max_memory_allocated(device)
     factor = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
-
-
-def with_model_size(recipe: Recipe, depth: int, vocab_size: int, context: int) -> Recipe:
-    """Returns the recipe with a model of another size."""
-    tokenizer = replace(recipe.tokenizer, vocab_size=vocab_size)
-    return replace(
-        recipe,
-        tokenizer=tokenizer,
-        model=replace(recipe.model.unpin("width", "heads"), depth=depth, context=context),
-    )

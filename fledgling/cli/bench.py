@@ -55,11 +55,10 @@ def train(
     if gpus is not None and not is_launched_rank():
         shape = {"depth": depth, "vocab_size": vocab_size, "context": context, "batch": batch, "steps": steps}
         return _on_ranks("train", gpus, overrides, as_json, **shape)
-    from fledgling.bench.train import measure_training, with_model_size
+    from fledgling.bench.sized_recipe import load_sized_recipe
+    from fledgling.bench.train import TABLES, measure_training
 
-    result = measure_training(
-        with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, context), batch, steps
-    )
+    result = measure_training(load_sized_recipe(overrides, TABLES, depth, vocab_size, context), batch, steps)
     leave_process_group()
     if not is_main_process():
         return 0
@@ -125,10 +124,10 @@ def infer(
         Also measure transformers and, for the llama family, llama.cpp, if they are installed.
     """
     from fledgling.bench import infer as bench
-    from fledgling.bench.train import with_model_size
+    from fledgling.bench.sized_recipe import load_sized_recipe
 
     model_context = max(context, default=0) + tokens + 1
-    recipe = with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, model_context)
+    recipe = load_sized_recipe(overrides, bench.TABLES, depth, vocab_size, model_context)
     result = bench.measure_inference(recipe, batch, context, tokens, repeats, peers, bits)
     print(json.dumps(result, indent=2) if as_json else bench.format_inference_table(result))
 

@@ -154,17 +154,41 @@ def build_stage_model(
         world: the ranks.
     """
     adapter = start.adapter if start else None
+    fill = partial(load_or_init, start=start, seed=recipe.seed)
+    model = build_adapted_model(recipe, config, adapter, fill, setup, world)
+    add_adapter(model, start, recipe.seed)
+    return model
+
+
+def build_adapted_model(
+    recipe: Recipe,
+    config: ModelConfig,
+    adapter: AdapterConfig | None,
+    fill: Callable[[Transformer], object],
+    setup: DeviceSetup,
+    world: World,
+) -> Transformer:
+    """Returns a model on its device, compiled and with its frozen weights quantized as an adapter of it has them.
+
+    The adapter itself is not attached yet.
+
+    Args:
+        config: of the model.
+        adapter: that a stage trains; None: it trains the weights.
+        fill: gives the model its weights.
+        setup: dtype and compiler.
+        world: the ranks.
+    """
     quantized = adapter is not None and adapter.quantization != "none"
     compiled = setup.compiled and (adapter is None or adapter.compiles_blocks(world.device.type, setup.dtype_name))
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # moved block by block when they are sharded
     device = torch.device("cpu") if sharded or quantized else world.device
     model = build_model(config, replace(setup, compiled=compiled), device)
-    load_or_init(model, start, recipe.seed)
+    fill(model)
     if adapter and quantized:
         model.requires_grad_(False)
         quantize_blocks(model, adapter.quantization)
         model.to(world.device)
-    add_adapter(model, start, recipe.seed)
     return model
 
 

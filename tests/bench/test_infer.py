@@ -8,7 +8,7 @@ import pytest
 
 from fledgling.bench import infer
 from fledgling.bench.infer import find_exceeded_limits, format_inference_table, measure_inference
-from fledgling.bench.train import with_model_size
+from fledgling.bench.sized_recipe import with_model_size
 from fledgling.cli import main
 from fledgling.config import load_recipe
 from fledgling.export.llama_cpp import describe_llama_library

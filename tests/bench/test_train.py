@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from fledgling.bench.train import measure_peak_above, measure_training
+from fledgling.bench.sized_recipe import load_sized_recipe
+from fledgling.bench.train import TABLES, measure_peak_above, measure_training
 from fledgling.config import UserError, load_recipe
+from fledgling.plan.measured_speed import list_speeds
 from fledgling.runtime import device
 from fledgling.runtime.device import DeviceSetup
 
@@ -44,3 +46,18 @@ def test_a_step_above_every_measurement_has_no_share(monkeypatch):
 def test_no_step_is_an_error():
     with pytest.raises(UserError, match="--steps 0, --batch 8: expected at least 1 of each"):
         measure_training(load_recipe("quickstart"), 8, steps=0)
+
+
+def test_a_step_of_an_adapter_is_measured_as_such_and_kept_apart(monkeypatch, tmp_path):
+    """`--set adapter.method=lora` measured a step of all weights, whose speed a plan of adapters does not use."""
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    monkeypatch.setattr("fledgling.bench.train.measure_peak_above", lambda *_: (1e15, ""))
+    monkeypatch.setattr("fledgling.bench.train.name_device", lambda *_: "cpu")
+    plain = ["run.device=cpu", "run.dtype=float32"]
+    found = [
+        measure_training(load_sized_recipe([*plain, *own], TABLES, 1, 64, 16), 1, steps=1, warmup=0)
+        for own in ([], ["adapter.method=lora", "adapter.rank=2"])
+    ]
+    whole, adapted = sorted(list_speeds("cpu"), key=lambda speed: speed.model.endswith("lora of rank 2"))
+    assert found[1]["parameters"] > found[0]["parameters"] and adapted.model == whole.model + ", lora of rank 2"
+    assert adapted.flops_per_token < 0.9 * whole.flops_per_token

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.optim import LiveTensors, format_optimizer_memory, measure_optimizer_memory
-from fledgling.bench.train import with_model_size
+from fledgling.bench.sized_recipe import with_model_size
 from fledgling.config import load_recipe
 
 

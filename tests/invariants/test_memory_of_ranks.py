@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.optim import measure_optimizer_memory
-from fledgling.bench.train import with_model_size
+from fledgling.bench.sized_recipe import with_model_size
 from fledgling.config import load_recipe
 from tests.ranks import on_ranks
 
