@@ -21,7 +21,13 @@ from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.model.linear import apply_linear
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
-from fledgling.train.distill.divergence import EAGER_DIVERGENCES, Divergences, DivergenceSum
+from fledgling.train.distill.divergence import (
+    EAGER_DIVERGENCES,
+    Comparison,
+    Divergences,
+    DivergenceSum,
+    add_targets,
+)
 from fledgling.train.loss import StepMetrics, logprobs_from_hidden, mask_rows
 
 MAX_LOGPROB = -1e-6  # of a span, so that log(1 - p) stays finite
@@ -74,19 +80,19 @@ def distillation_loss(
     hidden = model(batch.tokens, batch.document_ids)
     if batch.span_ids is not None:
         divergence = _span_sum(model, hidden, batch, mask, temperature)
-        factor = temperature
+        loss, has_text = weight * temperature * divergence, weight == 1
     else:
-        divergence = _token_sum(model, hidden, batch, mask, temperature, divergences, teacher, teacher_hidden)
-        factor = temperature**2
+        how = Comparison(model.config, teacher.config if teacher else None, temperature, weight)
+        total, divergence = _token_sums(model, hidden, batch, how, divergences, teacher, teacher_hidden)
+        loss, has_text = temperature**2 * total, how.text_weight == 1 - weight
     if metrics is not None:
         aligned = {} if batch.span_ids is None else {"aligned": (batch.span_ids > 0).sum()}
         metrics.add(targets=mask.sum(), divergence=divergence, **aligned)
-    if weight == 1:
-        return factor * divergence
-    head = model.head.trained_weight()
-    return weight * factor * divergence + (1 - weight) * cross_entropy_sum(
+    if has_text:
+        return loss
+    return loss + (1 - weight) * cross_entropy_sum(
         hidden,
-        head,
+        model.head.trained_weight(),
         batch.targets,
         model.config.logit_softcap,
         model.config.logit_shift,
@@ -104,41 +110,45 @@ def compute_teacher_hidden(teacher: Transformer | None, batch: Batch) -> Tensor:
     return teacher(batch.tokens, batch.document_ids).detach()
 
 
-def _token_sum(
+def _token_sums(
     model: Transformer,
     hidden: Tensor,
     batch: Batch,
-    mask: Tensor,
-    temperature: float,
+    how: Comparison,
     divergences: Divergences,
     teacher: Transformer | None,
     teacher_hidden: Tensor | None,
-) -> Tensor:
-    """Returns the summed divergence of tokens (0-d); logits exist for one chunk at a time.
+) -> tuple[Tensor, Tensor]:
+    """Returns the summed losses and divergences of tokens (0-d); logits exist for one chunk at a time.
 
     Args:
         hidden: (B, T, C), of the model.
-        mask: (B, T), true at targets.
+        how: weight and temperature.
         divergences: as they are or compiled.
         teacher: its head is used where `teacher_hidden` (B, T, C) is given; None: the batch has stored predictions.
     """
-    config, target_weights = model.config, mask.to(torch.float32)
+    mask = batch.targets != IGNORE_INDEX
+    own = (hidden, mask.to(torch.float32), batch.targets)
     if teacher is not None and teacher_hidden is not None:
-        rows, weights, teacher_rows = mask_rows(mask, hidden, target_weights, teacher_hidden)
+        rows, weights, targets, teacher_rows = mask_rows(mask, *own, teacher_hidden)
 
-        def divergence(z: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-            teacher_z = apply_linear(teacher_rows[part], teacher.head)
-            return divergences.tokens(z, teacher_z, config, teacher.config, temperature)
+        def diverge(z: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            return divergences.tokens(z, apply_linear(teacher_rows[part], teacher.head), how)
     else:
         assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
-        rows, weights, ids, logprobs = mask_rows(
-            mask, hidden, target_weights, batch.teacher_ids, batch.teacher_logprobs
-        )
+        rows, weights, targets, ids, logprobs = mask_rows(mask, *own, batch.teacher_ids, batch.teacher_logprobs)
 
-        def divergence(z: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-            return divergences.top_k(z, ids[part], logprobs[part], config, temperature)
+        def diverge(z: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            return divergences.top_k(z, ids[part], logprobs[part], how)
 
-    return DivergenceSum.apply(rows, model.head.trained_weight(), weights, divergence)
+    def compare(z: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        divergence, log_sums, g = diverge(z, part)
+        losses = how.weight * divergence
+        if how.text_weight:
+            losses = losses + add_targets(z, targets[part], log_sums, g, how)
+        return losses, g, divergence
+
+    return DivergenceSum.apply(rows, model.head.trained_weight(), weights, compare)
 
 
 def _span_sum(model: Transformer, hidden: Tensor, batch: Batch, mask: Tensor, temperature: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from fledgling.config import DistillConfig
 from fledgling.data.batch import IGNORE_INDEX
+from fledgling.train.distill.divergence import top_k_logprobs
 from fledgling.train.distill.loss import distillation_loss, span_divergence
 from fledgling.train.loss import StepMetrics, next_token_loss
 from tests.invariants.losses import batch_of, make_teacher, prepared
@@ -39,6 +40,32 @@ def test_the_divergence_of_a_live_teacher_is_that_of_whole_tables():
     assert float(metrics.sums["divergence"][0]) == pytest.approx(expected, rel=1e-4)
     mixed = distillation_loss(model, batch, DistillConfig(temperature=2.0, weight=0.25), teacher)
     assert float(mixed) == pytest.approx(0.25 * float(loss) + 0.75 * float(next_token_loss(model, batch)), rel=1e-5)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_text_has_the_rest_of_the_weight_in_value_and_gradient(stored, temperature):
+    """At a temperature of 1 the text's cross-entropy shares the pass of the divergence."""
+    model, teacher, batch = student(), make_teacher(60, 24), batch_of("sft", 4, 24, 60, 0)
+    if stored:
+        logits = teacher.compute_logits(teacher(batch.tokens, batch.document_ids)).detach() / temperature
+        ids = logits.topk(7).indices
+        logprobs = top_k_logprobs(logits.flatten(0, 1), ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+        batch = replace(batch, teacher_ids=ids, teacher_logprobs=logprobs)
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    def distilled(weight):
+        config = DistillConfig(temperature=temperature, weight=weight)
+        return distillation_loss(model, batch, config, None if stored else teacher)
+
+    whole, text, mixed = distilled(1.0), next_token_loss(model, batch), distilled(0.25)
+    assert float(mixed) == pytest.approx(0.25 * float(whole) + 0.75 * float(text), rel=1e-5)
+    expected = 0.25 * gradients(distilled(1.0)) + 0.75 * gradients(next_token_loss(model, batch))
+    assert torch.allclose(gradients(mixed), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_a_model_that_is_its_teacher_has_nothing_to_learn():
