@@ -154,6 +154,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "match": NEXT_STEP_RULE,
         "weight": NEXT_STEP_RULE,
         "temperature": NEXT_STEP_RULE,
+        "every": NEXT_STEP_RULE,
         "top_k": NEXT_STEP_RULE,
     },
     "run": {

@@ -41,6 +41,7 @@ class Batch:
     teacher_logprobs: Tensor | None = None  #     (B, T, K + 1) float, nats, of these and of all others together;
     #                                             of spans of text (B, T, 1), at a span's last target
     span_ids: Tensor | None = None  #             (B, T) int64, the span of a target, from 1; 0: of none
+    text_only: Tensor | None = None  #            (B, T) bool, present in a step without the teacher (distill.every)
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape

@@ -30,6 +30,7 @@ class PlannedTeacher:
     config: ModelConfig
     role: str = LIVE
     top_k: int = 0  # tokens of a position that are stored
+    every: int = 1  # it reads one of so many steps
 
     def weight_bytes(self, value_bytes: int) -> int:
         """Returns the bytes of its weights: matrices in the compute dtype, vectors and tables of positions in fp32."""
@@ -62,18 +63,18 @@ class PlannedTeacher:
         return hidden + gradient + n * V * (4 * values + w * products) + (0 if w == 4 else w * V * E)
 
     def added_flops(self, model: ModelConfig) -> int:
-        """Returns the FLOPs of a token that it adds to training: it reads the token, and its head scores it.
+        """Returns the FLOPs that it adds to a token of training: it reads tokens, and its head scores them.
 
         A stored teacher reads a row once, at most once for each time that the row is learned.
         """
-        return forward_flops(self.config, model.context)["total"]
+        return forward_flops(self.config, model.context)["total"] // self.every
 
 
 def plan_teacher(recipe: Recipe, stage: str, config: ModelConfig | None) -> PlannedTeacher | None:
     """Returns the teacher of a stage, given its configuration; None where the stage has none or it is not known."""
     if config is None or not recipe.has_teacher(stage):
         return None
+    top_k, every = recipe.distill.top_k, recipe.distill.every
     if stage == "rl" or recipe.distill.match == "text":
-        return PlannedTeacher(config, SCORER)
-    top_k = recipe.distill.top_k
-    return PlannedTeacher(config) if top_k is None else PlannedTeacher(config, STORED, top_k)
+        return PlannedTeacher(config, SCORER, every=1 if stage == "rl" else every)
+    return PlannedTeacher(config, LIVE if top_k is None else STORED, top_k or 0, every)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.data.batch import Batch
 from fledgling.data.stream import MixtureStream
 from fledgling.kernels.quantized_tensor import has_quantized_weights
 from fledgling.model.build import compile_blocks
@@ -72,13 +76,14 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
     if setup.compiled and config.match == "tokens" and not has_quantized_weights(teacher.model):
         compile_blocks(teacher.model, context.world.device)
     loss = partial(distillation_loss, config=config, metrics=metrics, divergences=divergences)
-    batches: Stream = stage.batches
+    add_predictions: Callable[[Batch], Batch] | None = None
     if config.match == "text":
-        batches = WrappedStream(batches, SpanAligner(teacher, context.tokenizer).add_predictions)
+        add_predictions = SpanAligner(teacher, context.tokenizer).add_predictions
     elif config.top_k is not None:
-        batches = WrappedStream(batches, store_predictions(stage, context, teacher).add_predictions)
+        add_predictions = store_predictions(stage, context, teacher).add_predictions
     else:
         loss = partial(loss, teacher=teacher.model)
+    batches = TaughtSteps(stage.batches, add_predictions, config.every)
 
     def extra_metrics() -> dict[str, Any]:
         sums = metrics.pop_sums(context.world)
@@ -89,6 +94,31 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
     return replace(stage, batches=batches, loss=loss, extra_metrics=extra_metrics)
 
 
+class TaughtSteps(WrappedStream):
+    """A stream whose first of every `every` steps learns from the teacher, so that resuming and ranks change nothing.
+
+    Args:
+        stream: of a stage, whose state has the number of its steps.
+        add_predictions: of the teacher, to a batch; None: it is live.
+        every: 1: all steps.
+    """
+
+    def __init__(self, stream: Stream, add_predictions: Callable[[Batch], Batch] | None, every: int) -> None:
+        super().__init__(stream)
+        self.add_predictions, self.every = add_predictions or self.change, every
+
+    def next(self) -> list[Batch]:
+        """Returns this rank's micro-batches of the next step."""
+        is_taught = self.every == 1 or self.state_dict()["step"] % self.every == 0
+        self.change = self.add_predictions if is_taught else mark_text_only
+        return super().next()
+
+
+def mark_text_only(batch: Batch) -> Batch:
+    """Returns the batch as one that learns from the text alone."""
+    return replace(batch, text_only=torch.ones_like(batch.targets, dtype=torch.bool))
+
+
 def store_predictions(stage: Stage, context: StageContext, teacher: Teacher) -> PredictionStore:
     """Returns the stored predictions of all rows of a stage, made first where they are not there."""
     top_k, temperature = context.recipe.distill.top_k, context.recipe.distill.temperature
@@ -97,7 +127,8 @@ def store_predictions(stage: Stage, context: StageContext, teacher: Teacher) -> 
     vocab_size = context.model.config.vocab_size
     dtype = teacher.model.compute_dtype
     store = PredictionStore(prepared.directory, teacher.identity, dtype, top_k, temperature, vocab_size)
-    store.store_steps(stage.batches.builder, stage.steps, teacher.model, context.recorder.log_notice)
+    every = context.recipe.distill.every
+    store.store_steps(stage.batches.builder, stage.steps, teacher.model, context.recorder.log_notice, every)
     prepared.used_inputs[SOURCE]["directories"] = [store.directory.name]
     return store
 

@@ -28,7 +28,7 @@ from fledgling.train.distill.divergence import (
     DivergenceSum,
     add_targets,
 )
-from fledgling.train.loss import StepMetrics, logprobs_from_hidden, mask_rows
+from fledgling.train.loss import StepMetrics, logprobs_from_hidden, mask_rows, next_token_loss
 
 MAX_LOGPROB = -1e-6  # of a span, so that log(1 - p) stays finite
 
@@ -62,7 +62,7 @@ def distillation_loss(
     metrics: StepMetrics | None = None,
     divergences: Divergences = EAGER_DIVERGENCES,
 ) -> Tensor:
-    """Returns the loss (0-d), summed over the batch's targets.
+    """Returns the loss (0-d), summed over the batch's targets: of a batch that is `text_only` that of pretraining.
 
     Args:
         model: is trained.
@@ -74,6 +74,8 @@ def distillation_loss(
             the number of tokens that belong to one.
         divergences: of tokens, as they are or compiled.
     """
+    if batch.text_only is not None:
+        return next_token_loss(model, batch)
     mask, weight, temperature = batch.targets != IGNORE_INDEX, config.weight, config.temperature
     is_live = batch.teacher_logprobs is None
     teacher_hidden = compute_teacher_hidden(teacher, batch) if is_live else None  # before the model's activations exist

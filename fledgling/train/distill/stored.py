@@ -56,10 +56,11 @@ def hash_rows(batch: Batch) -> np.ndarray:
     return np.frombuffer(b"".join(batch.hash_rows()), dtype="<u8")
 
 
-def describe_stream(builder: BatchBuilder) -> str:
-    """Returns a digest of the endless sequence of a stage's rows."""
+def describe_stream(builder: BatchBuilder, every: int = 1) -> str:
+    """Returns a digest of the endless sequence of a stage's rows, of which every `every`-th step counts."""
     order = builder.source_order
-    return short_digest([source.key for source in builder.sources], repr(order), builder.starts, repr(builder.warmup))
+    what = [[source.key for source in builder.sources], repr(order), builder.starts, repr(builder.warmup)]
+    return short_digest(*what, *([every] if every > 1 else []))
 
 
 @torch.no_grad()
@@ -156,13 +157,15 @@ class PredictionStore:
 
     # ---- storing -----------------------------------------------------------------------------------
 
-    def store_steps(self, builder: BatchBuilder, steps: int, teacher: Transformer, log: Callable[[str], None]) -> None:
-        """Stores the predictions of all rows of a stage's first `steps` steps that are not stored yet."""
-        stream, whole, start = describe_stream(builder), replace(builder, rank=0, world_size=1), time.monotonic()
+    def store_steps(
+        self, builder: BatchBuilder, steps: int, teacher: Transformer, log: Callable[[str], None], every: int = 1
+    ) -> None:
+        """Stores the predictions of all rows of every `every`-th of the first `steps` steps that are not stored yet."""
+        stream, whole, start = describe_stream(builder, every), replace(builder, rank=0, world_size=1), time.monotonic()
         first = self.finished_steps.get(stream, 0)
         pending: dict[int, Row] = {}
         for step in range(first, steps):
-            for batch in whole.build_batches(step):
+            for batch in whole.build_batches(step) if step % every == 0 else ():
                 keys = hash_rows(batch)
                 known = self.find(keys)[:, 0] >= 0
                 new = {int(key) for row, key in enumerate(keys) if not known[row]} - pending.keys()
