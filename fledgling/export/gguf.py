@@ -26,7 +26,7 @@ from fledgling.export.gguf_architectures import choose_architecture
 from fledgling.export.gguf_mapping import from_gguf_tensor, list_divisors, list_tensors, to_gguf_tensor
 from fledgling.export.gguf_types import FILE_TYPES, choose_type, needs_ggml, store
 from fledgling.export.gguf_values import write_values
-from fledgling.export.gguf_vocabulary import check_tokenizer, write_vocabulary
+from fledgling.export.gguf_vocabulary import check_tokenizer, safe_model_name, write_vocabulary
 from fledgling.model.transformer import Transformer
 from fledgling.record import make_write_error
 from fledgling.record.durable import make_directory, replace_file
@@ -76,7 +76,7 @@ def write_gguf(
     try:
         make_directory(path.parent)
         writer = gguf.GGUFWriter(temporary, architecture.name)
-        writer.add_name(name)
+        writer.add_name(safe_model_name(name, tokenizer))
         writer.add_file_type(FILE_TYPES[kind].number)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_values(writer, config, architecture, gguf)

@@ -6,6 +6,7 @@ written. Reading is gguf_tokenizer.py.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fledgling.config import ModelConfig, UserError
@@ -14,6 +15,9 @@ from fledgling.text.bpe import split_pattern
 from fledgling.text.sentence_piece import adds_space, is_sentence_piece
 from fledgling.text.tokenizer import Tokenizer
 
+# llama.cpp trims spaces after special tokens of a model whose name has one of the first, and looks these tokens up
+# without asking whether they are there (llama-vocab.cpp).
+PHI_NAMES, PHI_TOKENS = ("phi-3", "phi3"), ("</s>", "<unk>", "<s>", "<|endoftext|>")
 UNREACHABLE = -1e9  # the score of a piece that no merge makes
 
 
@@ -25,6 +29,15 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
             raise UserError("a Unigram tokenizer is not written to GGUF here: use export hf")
     else:
         pre_tokenizer_name(tokenizer)
+
+
+def safe_model_name(name: str, tokenizer: Tokenizer | None) -> str:
+    """Returns a model's name as llama.cpp can read it: another spelling where it would look for tokens of Phi-3."""
+    document = tokenizer.tokenizer_json if tokenizer else {"model": {"vocab": {}}}
+    known = {*document["model"]["vocab"], *(token["content"] for token in document.get("added_tokens", []))}
+    if known.issuperset(PHI_TOKENS):
+        return name
+    return re.sub("|".join(PHI_NAMES), lambda found: f"{found[0][:3]}_3", name, flags=re.IGNORECASE)
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:

@@ -39,6 +39,8 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
     """Opens a safetensors file; every error in it becomes one line that names the file (and the tensor, if known)."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file: expected weights in safetensors' format")  # a pipe would never end
     try:
         with safe_open(path, "pt") as file:
             _read_header(path)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import UserError
+from fledgling.config import STAGES, UserError
 from fledgling.export.adapter_base import require_base
-from fledgling.export.peft_format import read_peft
+from fledgling.export.peft_format import CONFIG_FILE, read_peft
 from fledgling.infer.engine import Engine
 from fledgling.model.adapter import attach_adapter, load_adapter
 from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import resolve_checkpoint
 
 STATE = "state.json"  # of a checkpoint, which is an adapter's directory too
 
@@ -62,6 +63,12 @@ def _is_trained_on_quantized(directory: Path) -> bool:
         return False
 
 
+def find_adapter(directory: Path) -> Path:
+    """Returns the directory itself, or of a run or a stage its newest checkpoint, which is one in peft's format too."""
+    is_of_run = (directory / "recipe.toml").exists() or directory.name in STAGES
+    return resolve_checkpoint(directory) if is_of_run and not (directory / CONFIG_FILE).exists() else directory
+
+
 def parse_adapters(options: tuple[str, ...]) -> Mapping[str, Path]:
     """Returns name -> directory of NAME=DIR options. Raises UserError for another form or a name given twice."""
     named: dict[str, Path] = {}
@@ -69,5 +76,5 @@ def parse_adapters(options: tuple[str, ...]) -> Mapping[str, Path]:
         name, sign, directory = option.partition("=")
         if not sign or not name or not directory or name in named:
             raise UserError(f"--adapter {option}: expected NAME=DIR, each name once")
-        named[name] = Path(directory)
+        named[name] = find_adapter(Path(directory))
     return named

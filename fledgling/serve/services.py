@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fledgling.config import UserError
 from fledgling.infer.adapters import make_engines
 from fledgling.infer.chat_session import load_chat_engine
 from fledgling.infer.engine import Engine
@@ -94,9 +95,19 @@ def load_services(
         )
         services.append(service)
         if len(services) == 1:
+            require_other_name(service.model_name, adapters)
             for name, adapted in make_engines(engine, adapters).items():
                 services.append(replace(service, worker=settings.make_worker(adapted), model_name=name))
     return services
+
+
+def require_other_name(model_name: str, adapters: Mapping[str, Path]) -> None:
+    """Raises UserError for an adapter that is named as the model whose weights it changes."""
+    if model_name in adapters:
+        raise UserError(
+            f"--adapter {model_name}={adapters[model_name]}: {model_name} is the name of the model without an adapter: "
+            "expected another one, or another name of the model by --model-name"
+        )
 
 
 def read_run_name(checkpoint: Path, state: Mapping[str, Any]) -> str:

@@ -42,3 +42,11 @@ def test_the_file_has_the_metadata_of_llama_cpp(model, tokenizer, tmp_path):
     kept = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
     assert kept["blk.0.attn_q.weight"] == "Q4_0" and kept["output.weight"] == "Q8_0"
     assert kept["blk.0.attn_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize("name", ["phi3", "My-Phi-3-mini"])
+def test_a_name_in_which_llama_cpp_looks_for_tokens_of_phi_3_is_spelled_otherwise(name, model, tokenizer, tmp_path):
+    """llama.cpp trims spaces after `</s>` where general.name says phi3, and fails where there is no such token."""
+    path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f32", name)
+    written = reader.GGUFReader(path).fields["general.name"].contents()
+    assert written.lower().replace("phi_3", "phi3") == name.lower().replace("phi-3", "phi3") != written.lower()

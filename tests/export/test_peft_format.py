@@ -1,6 +1,7 @@
 """Adapters leave as peft's own files, with the same function there, and come back bit for bit; corrupt ones do not."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from fledgling.config import AdapterConfig, UserError
 from fledgling.export import write_hf
 from fledgling.export.adapter_base import AdapterBase, hash_weights, read_base, save_adapter
 from fledgling.export.peft_format import from_peft, read_peft, to_peft
+from fledgling.export.untrusted import open_safetensors
 from fledgling.model.adapter import attach_adapter, initialize_adapter, is_adapter_name, load_adapter
 
 ROW = torch.arange(1, 25)[None]
@@ -174,3 +176,13 @@ def test_a_fresh_adapter_of_a_joint_matrix_keeps_its_rank(make):
     own = {name: value.detach() for name, value in model.named_parameters() if is_adapter_name(name)}
     again, tensors = from_peft(model.config, *to_peft(model.config, adapter, own))
     assert again.rank == 2 and all(tensors[name].equal(value) for name, value in own.items())
+
+
+def test_tensors_in_a_pipe_are_rejected_at_once(tmp_path):
+    """Opening one waits for ever for somebody who writes."""
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+    with (
+        pytest.raises(UserError, match=r"adapter_model.safetensors is no file: expected weights"),
+        open_safetensors(tmp_path / "adapter_model.safetensors"),
+    ):
+        pass

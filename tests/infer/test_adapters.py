@@ -85,3 +85,15 @@ def test_the_option_is_a_name_and_a_directory(tmp_path):
             parse_adapters((option,))
     with pytest.raises(UserError, match="each name once"):
         parse_adapters(("a=x", "a=y"))
+
+
+def test_a_run_is_the_adapter_that_it_trained_last(tmp_path):
+    saved = tmp_path / "run" / "sft" / "checkpoints" / "step-000004"
+    saved.mkdir(parents=True)
+    for file in ("run/recipe.toml", "run/sft/done.json"):
+        (tmp_path / file).write_text("{}")
+    (saved / "MANIFEST.json").write_text("{}")
+    with pytest.raises(UserError, match="checkpoint"):  # an empty one is not valid, and it was looked for
+        parse_adapters((f"poet={tmp_path / 'run'}",))
+    (tmp_path / "run" / "adapter_config.json").write_text("{}")
+    assert parse_adapters((f"poet={tmp_path / 'run'}",)) == {"poet": tmp_path / "run"}
