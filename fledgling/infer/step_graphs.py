@@ -19,7 +19,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from fledgling.model.build import RECOMPILE_LIMIT
+from fledgling.runtime.device import raise_recompile_limit
 
 P = ParamSpec("P")
 
@@ -91,7 +91,7 @@ def compile_or_fall_back(
 
     The function may be run twice with the same arguments. Sizes that change are compiled as variables.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    raise_recompile_limit()
     chosen = torch.compile(function, fullgraph=True)
 
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:

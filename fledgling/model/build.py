@@ -9,9 +9,7 @@ from fledgling.model.cuda_attention import MIN_HEAD_WIDTH
 from fledgling.model.fp8 import use_fp8
 from fledgling.model.logprob import compile_logprob_kernels
 from fledgling.model.transformer import Transformer
-from fledgling.runtime.device import DeviceSetup
-
-RECOMPILE_LIMIT = 64  # kinds of blocks (windows, value embeddings) times shapes of batches
+from fledgling.runtime.device import DeviceSetup, raise_recompile_limit
 
 
 def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -> Transformer:
@@ -31,8 +29,7 @@ def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -
 
 def compile_blocks(model: Transformer, device: torch.device) -> None:
     """Compiles the blocks of a model on `device`, which run so where gradients are enabled (`Transformer.forward`)."""
-    # Beyond the limit a block runs eagerly, and FlexAttention then makes all T x T scores.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    raise_recompile_limit()  # beyond it a block runs eagerly, and FlexAttention then makes all T x T scores
     for block in model.blocks:
         block.compile(dynamic=False)
     if device.type == "cuda":

@@ -28,6 +28,7 @@ from fledgling.runtime.world import World
 PEAK_TRIES = 3  # further measurements of a peak that real work has exceeded
 PEAK_CONFIRMED = 0.03  # between the two fastest products of a measurement
 PEAK_PATIENCE = 4.0  # times as long as it takes otherwise, for a product as fast as the fastest
+RECOMPILE_LIMIT = 64  # kinds of blocks (windows, value embeddings) times shapes of batches; shapes of parameters
 SUSPICIOUS_SHARE = 0.85  # of a measured peak, in training: more is rather a peak that is too low
 FP8_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,6 +87,8 @@ def set_up_device(config: RunConfig, world: World) -> DeviceSetup:
         torch.set_num_threads(config.threads or max(1, count_cores() // world.local_size))
         keep_freed_memory()
     setup = choose_setup(config, world)
+    if setup.compiled:  # an update rule sees the shapes of all parameters, of a DoRA adapter more than 8
+        raise_recompile_limit()
     peak, note = measure_peak_flops(device, setup.dtype), ""
     if device.type == "cpu":
         peak, note = compare_with_known_peak(
@@ -94,6 +97,11 @@ def set_up_device(config: RunConfig, world: World) -> DeviceSetup:
             lambda: measure_peak_flops(device, setup.dtype),
         )
     return replace(setup, peak_flops=peak, peak_note=note)
+
+
+def raise_recompile_limit() -> None:
+    """Lets a compiled function have a kernel for each of RECOMPILE_LIMIT shapes; beyond PyTorch's 8 it runs eagerly."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
 
 
 def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
