@@ -188,11 +188,8 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     content: list[dict[str, Any]] = [{"type": "text", "text": choice.content}] if choice.content else []
     calls = list_tool_calls(choice.parts) if parsed.jobs[0].client_calls else []
     for call in calls:
-        try:
-            value = json.loads(call.arguments)
-        except ValueError:
-            continue
-        content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": value})
+        if (value := call.parse_arguments()) is not None:
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": value})
     return _describe_message(service, parsed, content, _stop_reason(choice, bool(calls)))
 
 

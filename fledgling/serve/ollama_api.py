@@ -207,11 +207,8 @@ def _message_of(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last:
     if calls:
         message["tool_calls"] = []
         for call in calls:
-            try:
-                function = {"name": call.name, "arguments": json.loads(call.arguments)}
-            except ValueError:  # cut
-                continue
-            message["tool_calls"].append({"function": function})
+            if (value := call.parse_arguments()) is not None:
+                message["tool_calls"].append({"function": {"name": call.name, "arguments": value}})
     return message
 
 

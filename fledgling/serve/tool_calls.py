@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,9 +50,30 @@ class StreamedToolCall:
         piece, self.sent = arguments[self.sent :], len(arguments)
         return new_name, piece
 
+    def parse_arguments(self) -> dict[str, Any] | None:
+        """Returns the arguments as an object that every JSON reader takes; None where they were cut.
+
+        JSON allows numbers that no double holds (1e999) and escapes of half a character: the model may write them, and
+        they become the largest double and a question mark.
+        """
+        try:
+            value = json.loads(self.arguments, parse_float=_read_number, parse_int=_read_number)
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
     def to_json(self) -> dict[str, Any]:
         """Returns the call in OpenAI's form."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+def _read_number(text: str) -> int | float:
+    """Returns a number of JSON, at most the largest double."""
+    value = float(text)
+    if abs(value) > sys.float_info.max:
+        return sys.float_info.max if value > 0 else -sys.float_info.max
+    return value if set(text) & set(".eE") else int(text)
 
 
 @dataclass(frozen=True)
