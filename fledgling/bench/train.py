@@ -92,17 +92,18 @@ def build_training(recipe: Recipe, lr_multiplier: float = 1.0) -> tuple[World, D
     """Returns what a training step needs besides data, as the recipe describes it. An adapter's blocks may be eager."""
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
-    config, adapter = recipe.resolve_model(), read_adapter(recipe)
-    model = build_adapted_model(recipe, config, adapter, lambda model: model.initialize(recipe.seed), setup, world)
+    config, adapter = recipe.resolve_model(), read_adapter(recipe.adapter)
+    sharding = recipe.optimizer.zero_stage
+    model = build_adapted_model(config, adapter, lambda model: model.initialize(recipe.seed), setup, world, sharding)
     if adapter:
         attach_adapter(model, adapter, config)
         initialize_adapter(model, recipe.seed)
     return world, setup, model, Optimizer(model, recipe.optimizer, world, lr_multiplier, setup.compiled, setup.dtype)
 
 
-def read_adapter(recipe: Recipe) -> AdapterConfig | None:
-    """Returns the adapter that the recipe trains in any stage; None: the weights."""
-    return recipe.adapter if recipe.adapter.method != "none" else None
+def read_adapter(table: AdapterConfig) -> AdapterConfig | None:
+    """Returns the adapter that is trained, whatever its stages; None: the weights are."""
+    return table if table.method != "none" else None
 
 
 def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
@@ -147,14 +148,15 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]
     tokens = rows * config.context  # of a rank
     compiled = setup.compiled and recipe.adapter.compiles_blocks(world.device.type, setup.dtype_name)
-    per_token = training_flops_per_token(config, adapter=read_adapter(recipe))
+    per_token = training_flops_per_token(config, adapter=read_adapter(recipe.adapter))
     achieved = per_token * tokens / seconds["step"]
     peak, notice = measure_peak_above(setup, world.device, achieved)
     speed_name = name_device(setup, world.device)
     is_saved = bool(speed_name and world.size == 1 and peak)
     datasheet = find_datasheet_peak(setup, world.device)
     if speed_name and is_saved and peak:
-        what, day = describe_step(recipe, config, rows, setup.dtype_name, compiled), time.strftime("%Y-%m-%d")
+        what = describe_step(config, recipe.adapter, rows, setup.dtype_name, compiled)
+        day = time.strftime("%Y-%m-%d")
         measured_speed.save_speed(
             measured_speed.MeasuredSpeed(
                 *(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day),
@@ -180,11 +182,10 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     }
 
 
-def describe_step(recipe: Recipe, config: ModelConfig, rows: int, dtype: str, compiled: bool) -> str:
+def describe_step(config: ModelConfig, adapter: AdapterConfig, rows: int, dtype: str, compiled: bool) -> str:
     """Returns what a saved speed is of: model, batch, dtype, adapter, and whether the blocks are compiled."""
     what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens, {dtype}"
-    adapter = read_adapter(recipe)
-    what += f", {adapter.method} of rank {adapter.rank}" if adapter else ""
+    what += f", {adapter.method} of rank {adapter.rank}" if read_adapter(adapter) else ""
     return what if compiled else what + measured_speed.NOT_COMPILED
 
 

@@ -155,18 +155,18 @@ def build_stage_model(
     """
     adapter = start.adapter if start else None
     fill = partial(load_or_init, start=start, seed=recipe.seed)
-    model = build_adapted_model(recipe, config, adapter, fill, setup, world)
+    model = build_adapted_model(config, adapter, fill, setup, world, recipe.optimizer.zero_stage)
     add_adapter(model, start, recipe.seed)
     return model
 
 
 def build_adapted_model(
-    recipe: Recipe,
     config: ModelConfig,
     adapter: AdapterConfig | None,
     fill: Callable[[Transformer], object],
     setup: DeviceSetup,
     world: World,
+    zero_stage: int,
 ) -> Transformer:
     """Returns a model on its device, compiled and with its frozen weights quantized as an adapter of it has them.
 
@@ -178,10 +178,11 @@ def build_adapted_model(
         fill: gives the model its weights.
         setup: dtype and compiler.
         world: the ranks.
+        zero_stage: of the optimizer; 3 shards the model later, block by block.
     """
     quantized = adapter is not None and adapter.quantization != "none"
     compiled = setup.compiled and (adapter is None or adapter.compiles_blocks(world.device.type, setup.dtype_name))
-    sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # moved block by block when they are sharded
+    sharded = zero_stage == 3 and world.size > 1  # moved block by block when they are sharded
     device = torch.device("cpu") if sharded or quantized else world.device
     model = build_model(config, replace(setup, compiled=compiled), device)
     fill(model)
