@@ -1,26 +1,31 @@
 """Distillation at equal time: a student of half the teacher's width, with the teacher and alone, for several seeds.
 
-Both students are pretrained on the teacher's own recipe. The one that learns from the teacher takes `steps` steps. How
-many steps of the other take the same time follows from the seconds of a step of each, those of the teacher included:
-medians of short trainings in alternating turns, so that other work on the machine slows both. Every run is a run
-directory that resumes where it was interrupted.
+Both students are pretrained on the teacher's own recipe, the one by the weights that the teacher had after pretraining.
+It takes `steps` steps. How many steps of the other take the same time follows from the seconds of a step of each, those
+of the teacher included: medians of steps of both in turn, in one process, so that other work on the machine slows both.
+Every run is a run directory that resumes where it was interrupted.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fledgling.bench.train import build_training
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.record import read_jsonl
+from fledgling.record import read_jsonl, write_json
 from fledgling.record.checkpoint import resolve_checkpoint
+from fledgling.train.distill.teacher import load_teacher
+from fledgling.train.loop import train_step
 from fledgling.train.run import run_stage
+from fledgling.train.trial_step import compile_teaching, make_random_stage
 
-TURNS = 3  # of both ways, one after the other
-TURN_STEPS = 12  # of which the first four are left out
+TURNS = 30  # of both ways, two steps each
+WARMUP = 3  # steps of each way before them: the first compiles
 WAYS = ("distilled", "alone")
 
 
@@ -52,17 +57,35 @@ def train_student(teacher: Path, recipe: Recipe) -> dict[str, Any]:
     return {"steps": steps, "seconds": seconds + stored, "seconds_of_storing": stored, "evals": evals}
 
 
-def measure_step_seconds(teacher: Path, out: Path, seed: int, settings: dict[str, list[str]]) -> dict[str, float]:
-    """Returns the median seconds of a step of each way, in alternating turns; `settings` are those of a way."""
-    seconds: dict[str, list[float]] = {way: [] for way in settings}
-    for turn in range(TURNS):
-        for way, own in settings.items():
-            folder = out / f"speed-{way}-{seed}-{turn}"
-            recipe = student_recipe(teacher, folder, seed, [*own, f"pretrain.steps={TURN_STEPS}"])
-            train_student(teacher, replace(recipe, pretrain=replace(recipe.pretrain, save_every=0)))
-            lines = read_jsonl(folder / "pretrain" / "metrics.jsonl")
-            seconds[way] += [line["seconds"] for line in lines[4:]]
+def measure_step_seconds(recipes: dict[str, Recipe], teacher: Path) -> dict[str, float]:
+    """Returns the median seconds of a pretraining step on random rows, by way; the ways take turns."""
+    steps = {way: make_step(recipe, teacher) for way, recipe in recipes.items()}
+    for step in steps.values():
+        for _ in range(WARMUP):
+            step()
+    seconds: dict[str, list[float]] = {way: [] for way in recipes}
+    for _ in range(TURNS):
+        for way, step in steps.items():
+            seconds[way] += [step(), step()]
     return {way: median(values) for way, values in seconds.items()}
+
+
+def make_step(recipe: Recipe, teacher: Path) -> Callable[[], float]:
+    """Returns a function that makes one step of pretraining and returns its seconds."""
+    world, setup, model, optimizer = build_training(recipe)
+    rows = recipe.pretrain.batch_tokens // model.config.context
+    own = recipe.pretrain.micro_batch_size or rows
+    is_live = recipe.distill.teacher is not None and recipe.distill.top_k is None
+    live = load_teacher(str(teacher), world.device, setup.dtype).model if is_live else None
+    stage = make_random_stage(recipe, "pretrain", model.config, own, max(1, rows // own), live)
+    stage = compile_teaching(stage, recipe, live, setup.compiled, world.device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        train_step(stage, model, optimizer, stage.batches.next(), world)
+        return time.perf_counter() - start
+
+    return step
 
 
 def measure_distillation(
@@ -71,18 +94,23 @@ def measure_distillation(
     """Returns for every seed the two students, with steps, seconds and evaluations.
 
     Args:
-        teacher: a run directory; its newest checkpoint teaches.
+        teacher: a run directory; its weights after pretraining teach.
         out: the folder of the students' runs.
         top_k: tokens that are stored; None: a live teacher.
         overrides: of the students' recipes.
     """
     if not (teacher / "recipe.toml").is_file():
         raise UserError(f"{teacher} is no run directory: expected one, such as runs/quickstart")
-    checkpoint = resolve_checkpoint(teacher)
+    checkpoint = resolve_checkpoint(teacher / "pretrain")
     rows = []
     teaching = [f"distill.teacher={checkpoint}", *([f"distill.top_k={top_k}"] if top_k else [])]
     ways = {"distilled": [*overrides, *teaching], "alone": list(overrides)}
-    of_step = measure_step_seconds(teacher, out, seeds[0], ways)
+    timed = {way: student_recipe(teacher, out / f"{way}-{seeds[0]}", seeds[0], own) for way, own in ways.items()}
+    saved = out / f"step-seconds-{top_k or 'live'}.json"  # an interrupted measurement goes on with the same steps
+    if not saved.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(saved, measure_step_seconds(timed, checkpoint))
+    of_step = json.loads(saved.read_text(encoding="utf-8"))
     for seed in seeds:
         own = [*ways["distilled"], f"pretrain.steps={steps}"]
         taught = train_student(teacher, student_recipe(teacher, out / f"distilled-{seed}", seed, own))

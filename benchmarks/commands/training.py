@@ -158,7 +158,7 @@ def distill(
     Parameters
     ----------
     teacher
-        A run directory, such as runs/quickstart.
+        A run directory, such as runs/quickstart; its weights after pretraining teach.
     out
         The folder of the students' runs, in which an interrupted measurement is resumed.
     steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig
+from fledgling.config.distill import TEXT_STAGES
 from fledgling.data.batch import Batch
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
@@ -36,8 +37,9 @@ from fledgling.runtime.device_memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.critic import attach_critic
+from fledgling.train.distill.divergence import choose_divergences
 from fledgling.train.distill.loss import distillation_loss
-from fledgling.train.distill.teacher import hold_matrices
+from fledgling.train.distill.teacher import compile_teacher, hold_matrices
 from fledgling.train.loop import train_step
 from fledgling.train.loss import StepMetrics, next_token_loss
 from fledgling.train.preference_loss import preference_batch_loss
@@ -104,6 +106,20 @@ def make_random_stage(
     if recipe.has_teacher(name) and name != "rl":
         stream.batch = add_predictions(stream.batch, recipe.distill)
     return Stage(name, 1, stream, stage_loss(recipe, name, teacher), lambda progress: 1.0)
+
+
+def compile_teaching(
+    stage: Stage, recipe: Recipe, teacher: Transformer | None, compiled: bool, device: torch.device
+) -> Stage:
+    """Returns the stage with teacher and divergences compiled as in a run; the same where it learns from no teacher.
+
+    teacher: a live one; None: there is none, or its predictions are stored.
+    """
+    if stage.name not in TEXT_STAGES or not recipe.has_teacher(stage.name):
+        return stage
+    if teacher is not None:
+        compile_teacher(teacher, compiled and recipe.distill.match == "tokens", device)
+    return replace(stage, loss=partial(stage.loss, divergences=choose_divergences(compiled)))
 
 
 def _prepare_training(model: Transformer, recipe: Recipe, name: str) -> None:
@@ -173,6 +189,7 @@ def make_trial_step(
         teacher = hold_matrices(Transformer(split.teacher.config), setup.dtype).to(world.device)
         teacher.logprob_kernels = model.logprob_kernels
     stage = make_random_stage(recipe, name, config, split.rows, split.micro_batches, teacher)
+    stage = compile_teaching(stage, recipe, teacher, setup.compiled, world.device)
     reference = None
     if split.has_reference_model:
         reference = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)  # only its memory counts

@@ -12,14 +12,18 @@ import torch
 from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.data.batch import Batch
 from fledgling.data.stream import MixtureStream
-from fledgling.kernels.quantized_tensor import has_quantized_weights
-from fledgling.model.build import compile_blocks
 from fledgling.train.context import StageContext
-from fledgling.train.distill.divergence import EAGER_DIVERGENCES, compile_divergences
+from fledgling.train.distill.divergence import choose_divergences
 from fledgling.train.distill.loss import distillation_loss
 from fledgling.train.distill.spans import SpanAligner
 from fledgling.train.distill.stored import PredictionStore
-from fledgling.train.distill.teacher import Teacher, load_teacher, require_context, require_same_vocabulary
+from fledgling.train.distill.teacher import (
+    Teacher,
+    compile_teacher,
+    load_teacher,
+    require_context,
+    require_same_vocabulary,
+)
 from fledgling.train.loss import StepMetrics
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.stage import Stage, Stream
@@ -72,9 +76,8 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
     """Returns the stage with loss and batches of [distill]. Raises UserError for a teacher that does not fit."""
     config, metrics, setup = context.recipe.distill, StepMetrics(), context.setup
     teacher = load_fitting_teacher(context, stage.name)
-    divergences = compile_divergences() if setup.compiled else EAGER_DIVERGENCES
-    if setup.compiled and config.match == "tokens" and not has_quantized_weights(teacher.model):
-        compile_blocks(teacher.model, context.world.device)
+    compile_teacher(teacher.model, setup.compiled and config.match == "tokens", context.world.device)
+    divergences = choose_divergences(setup.compiled)
     loss = partial(distillation_loss, config=config, metrics=metrics, divergences=divergences)
     add_predictions: Callable[[Batch], Batch] | None = None
     if config.match == "text":

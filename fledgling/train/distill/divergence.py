@@ -166,6 +166,11 @@ def compile_divergences() -> Divergences:
     return Divergences(*(torch.compile(partial(each, tanh=rational_tanh)) for each in DIVERGENCES))
 
 
+def choose_divergences(compiled: bool) -> Divergences:
+    """Returns both divergences as a step computes them."""
+    return compile_divergences() if compiled else EAGER_DIVERGENCES
+
+
 class DivergenceSum(torch.autograd.Function):
     """The sums of losses and of divergences of tokens, computed chunk by chunk with gradients: see `forward`."""
 

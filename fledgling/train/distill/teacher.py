@@ -12,7 +12,8 @@ from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.evals.session import hash_model, load_any_model
 from fledgling.export.hf_mapping import from_hf_config
 from fledgling.export.untrusted import read_json
-from fledgling.kernels.quantized_tensor import QuantizedTensor
+from fledgling.kernels.quantized_tensor import QuantizedTensor, has_quantized_weights
+from fledgling.model.build import compile_blocks
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import read_checkpoint_state, resolve_checkpoint
 from fledgling.text.tokenizer import Tokenizer
@@ -46,6 +47,12 @@ def read_teacher_config(recipe: Recipe, stage: str | None = None) -> ModelConfig
         return ModelConfig.from_dict(read_checkpoint_state(resolve_checkpoint(path))["model"])
     except UserError as error:
         raise UserError(f"distill.teacher: {error}") from None
+
+
+def compile_teacher(model: Transformer, compiled: bool, device: torch.device) -> None:
+    """Compiles the blocks of a teacher where those of the model are; quantized ones stay as they are."""
+    if compiled and not has_quantized_weights(model):
+        compile_blocks(model, device)
 
 
 def load_teacher(spec: str, device: torch.device | str, dtype: torch.dtype) -> Teacher:
