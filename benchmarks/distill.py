@@ -106,7 +106,7 @@ def measure_distillation(
     teaching = [f"distill.teacher={checkpoint}", *([f"distill.top_k={top_k}"] if top_k else [])]
     ways = {"distilled": [*overrides, *teaching], "alone": list(overrides)}
     timed = {way: student_recipe(teacher, out / f"{way}-{seeds[0]}", seeds[0], own) for way, own in ways.items()}
-    saved = out / f"step-seconds-{top_k or 'live'}.json"  # an interrupted measurement goes on with the same steps
+    saved = out / f"step-seconds-{top_k or 'live'}.json"  # an interrupted measurement resumes with the same steps
     if not saved.exists():
         out.mkdir(parents=True, exist_ok=True)
         write_json(saved, measure_step_seconds(timed, checkpoint))

@@ -27,17 +27,26 @@ INIT_FIELDS = ("init_context", "init_rope")
 # Of stages that a recipe leaves out: by the rules of rates; by exams, held-out and the tokenizer's text.
 READ_OF_STAGES_LEFT_OUT = frozenset({"pretrain.batch_tokens", "pretrain.steps", "pretrain.mixture", "sft.mixture"})
 
+MANY = 3  # settings
+
 Reason = Callable[[Recipe], str]  # returns the setting that switches others off, and its value; "" while they are read
 
 
 def describe_unused(recipe: Recipe) -> list[str]:
-    """Returns one line for each setting that a user has stated and nothing reads, with the setting that decides it."""
-    lines = []
+    """Returns one line for each setting that a user has stated and nothing reads, with the setting that decides it.
+
+    More than MANY of one table for one reason share a line: those of a recipe whose stage is left out.
+    """
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for name in sorted(recipe.stated):
         table, _, field = name.partition(".")
         if reason := explain_unused(recipe, table, field):
-            value = getattr(getattr(recipe, table), field)
-            lines.append(f"{name} = {format_toml_value(value)} is not read: {reason}")
+            value = format_toml_value(getattr(getattr(recipe, table), field))
+            found.setdefault((table, reason), {})[field] = f"{name} = {value} is not read: {reason}"
+    lines = []
+    for (table, reason), fields in found.items():
+        is_long = len(fields) > MANY
+        lines += [f"[{table}] is not read ({', '.join(fields)}): {reason}"] if is_long else list(fields.values())
     return lines
 
 
