@@ -166,7 +166,7 @@ def build_adapted_model(
     fill: Callable[[Transformer], object],
     setup: DeviceSetup,
     world: World,
-    zero_stage: int,
+    zero_stage: int | None,
 ) -> Transformer:
     """Returns a model on its device, compiled and with its frozen weights quantized as an adapter of it has them.
 

@@ -119,7 +119,8 @@ def compile_teaching(
         return stage
     if teacher is not None:
         compile_teacher(teacher, compiled and recipe.distill.match == "tokens", device)
-    return replace(stage, loss=partial(stage.loss, divergences=choose_divergences(compiled)))
+    loss: Callable[..., Tensor] = stage.loss
+    return replace(stage, loss=partial(loss, divergences=choose_divergences(compiled)))
 
 
 def _prepare_training(model: Transformer, recipe: Recipe, name: str) -> None:
