@@ -39,7 +39,15 @@ def load_sized_recipe(
 def with_model_size(
     recipe: Recipe, depth: int, vocab_size: int, context: int, derived: Sequence[str] = DERIVED
 ) -> Recipe:
-    """Returns the recipe with a model of another size. derived: its fields that follow from the depth."""
+    """Returns the recipe with a model of another size.
+
+    Args:
+        recipe: to change.
+        depth: of the model.
+        vocab_size: of the model and its tokenizer.
+        context: of the model.
+        derived: fields of the model that follow from the depth.
+    """
     tokenizer = replace(recipe.tokenizer, vocab_size=vocab_size)
     model = replace(recipe.model.unpin(*derived), depth=depth, context=context)
     return replace(recipe, tokenizer=tokenizer, model=model)

@@ -183,7 +183,15 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
 
 
 def describe_step(config: ModelConfig, adapter: AdapterConfig, rows: int, dtype: str, compiled: bool) -> str:
-    """Returns what a saved speed is of: model, batch, dtype, adapter, and whether the blocks are compiled."""
+    """Returns what a saved speed is of.
+
+    Args:
+        config: of the model.
+        adapter: that is trained, if it has a method.
+        rows: of a step.
+        dtype: of the products.
+        compiled: whether the blocks are.
+    """
     what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens, {dtype}"
     what += f", {adapter.method} of rank {adapter.rank}" if read_adapter(adapter) else ""
     return what if compiled else what + measured_speed.NOT_COMPILED

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Checkpoint, Json
+from fledgling.cli.options import Checkpoint, Json, print_to_stderr
 from fledgling.config import UserError, require_number
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def hf(
     from fledgling.export.parity import compare_hf
     from fledgling.export.write_hf import write_hf
     from fledgling.infer.runner import load_model
-    from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.checkpoint import resolve_checkpoint
     from fledgling.record.outside import require_no_part_of_run
 
@@ -64,7 +64,7 @@ def hf(
     require_no_part_of_run(out)
     path = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(path)
-    require_unquantized(state, path, "exported")
+    _require_exportable(state, path)
     run = find_run_dir(path)
     stored = describe_stored(dtype, quantize, fold_norms)
     text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run, stored)
@@ -104,12 +104,11 @@ def gguf(
     from fledgling.export.modelfile import write_modelfile
     from fledgling.export.parity import compare_gguf
     from fledgling.infer.runner import load_model
-    from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.outside import require_no_part_of_run
 
     require_no_part_of_run(out)
     model, tokenizer, state = load_model(checkpoint)
-    require_unquantized(state, checkpoint, "exported")
+    _require_exportable(state, checkpoint)
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
     inputs = None
@@ -182,12 +181,11 @@ def mlx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
     from fledgling.export.mlx import write_mlx
     from fledgling.export.parity import compare_mlx
     from fledgling.infer.runner import load_model
-    from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.outside import require_no_part_of_run
 
     require_no_part_of_run(out)
     model, tokenizer, state = load_model(checkpoint)
-    require_unquantized(state, checkpoint, "exported")
+    _require_exportable(state, checkpoint)
     write_mlx(out, model.config, model.state_dict(), tokenizer)
     return _print_parity(out, compare_mlx(model, out, tokenizer.bos_or_none), as_json)
 
@@ -204,12 +202,11 @@ def onnx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
     from fledgling.export.onnx import write_onnx
     from fledgling.export.parity import compare_onnx
     from fledgling.infer.runner import load_model
-    from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.outside import require_no_part_of_run
 
     require_no_part_of_run(out)
     model, tokenizer, state = load_model(checkpoint)
-    require_unquantized(state, checkpoint, "exported")
+    _require_exportable(state, checkpoint)
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.onnx'}")
     write_onnx(out, model)
@@ -265,6 +262,19 @@ def _read_weights(model: Transformer, folded: bool) -> Mapping[str, Any]:
     from fledgling.model.flash_norm import fold_norm_weights
 
     return fold_norm_weights(model.config, model.state_dict()) if folded else model.state_dict()
+
+
+def _require_exportable(state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raises UserError for a quantized checkpoint; prints a line where other programs' formats leave something out."""
+    from fledgling.kernels.quantized_model import require_unquantized
+
+    require_unquantized(state, checkpoint, "exported")
+    recipe = tomllib.loads(str(state.get("recipe", "")))
+    if state.get("stage") == "dpo" and recipe.get("dpo", {}).get("objective") == "reward":
+        print_to_stderr(
+            "a reward model: its score, a value head, has no place in this format and is left out; what is written is "
+            "the language model below it"
+        )
 
 
 def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:

@@ -18,5 +18,5 @@ class DistillConfig:
     match: str = choice("tokens", "text")  # what is compared: tokens of one vocabulary, or spans of text of two
     weight: float = number(1.0, 0.0, 1.0)  # of the teacher's predictions; the rest is the weight of the text
     temperature: float = number(1.0, above=True)  # at which both are compared
-    every: int = count(1)  # the first of so many steps learns from the teacher; the others from the text alone
+    every: int = count(1)  # of n steps the first learns from the teacher, the others from the text alone
     top_k: int | None = count(None)  # tokens of a position that are stored before the first step; None: a live teacher

@@ -225,6 +225,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     if text.lower() == "none":  # TOML has no null: removes the key, so that the default applies
         table.pop(last, None)
         return
+    text = re.sub(r"^([+-]?)\.(\d)", r"\g<1>0.\2", text)  # .5 is a number, though none of TOML's
     try:
         table[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:

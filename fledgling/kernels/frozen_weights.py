@@ -47,6 +47,20 @@ def quantize_blocks(model: Transformer, quantization: str) -> None:
         linear.weight = nn.Parameter(packed, requires_grad=False)
 
 
+def measure_rounding_error(model: Transformer, weights: Mapping[str, Tensor]) -> float:
+    """Returns how far the quantized matrices of a model's blocks are from given ones: a share of their norm.
+
+    It is the error of a merge too, which has the rounded values.
+    """
+    squares = torch.zeros(2, dtype=torch.float64)
+    for name in model.config.block_matrices():
+        packed, given = model.get_parameter(f"{name}.weight").data, weights[f"{name}.weight"].float()
+        assert isinstance(packed, QuantizedTensor)
+        rounded = packed.dequantize(torch.float32).to(given.device)
+        squares += torch.stack([(rounded - given).square().sum(), given.square().sum()]).double().cpu()
+    return float((squares[0] / squares[1]).sqrt())
+
+
 def round_to_quantized(weights: Mapping[str, Tensor], config: ModelConfig, quantization: str) -> dict[str, Tensor]:
     """Returns weights with the values that the quantized matrices have."""
     rounded = dict(weights)

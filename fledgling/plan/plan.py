@@ -34,7 +34,7 @@ from fledgling.plan.split import (
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 from fledgling.plan.stage_step import device_row_step, stage_step
 from fledgling.plan.teacher import plan_teacher
-from fledgling.plan.utilization import choose_utilization
+from fledgling.plan.utilization import choose_utilization, find_adapter_share
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; lower for a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the files of the public data sets
@@ -294,7 +294,9 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
     slower = cost.find_eager_share(step.device, step.compiled) / cost.find_eager_share(
         device.kind, context.step.compiled
     )
-    hours = cost.estimate_hours(per_token * tokens, device, ranks, context.mfu * slower) / (1 - empty)
+    measured = find_adapter_share(device, per_token, step) if context.settings.mfu is None else None
+    share = measured or context.mfu * slower
+    hours = cost.estimate_hours(per_token * tokens, device, ranks, share) / (1 - empty)
     values = {
         "steps": steps,
         "rows_per_step": rows,

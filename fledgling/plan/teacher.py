@@ -20,7 +20,7 @@ from fledgling.plan.parameters import parameter_shapes
 LIVE, STORED, SCORER = "live", "stored", "scorer"
 # Of a chunk at its peak, eager or compiled: fp32 values for each logit, and products in the compute dtype, as measured
 # (benchmarks/memory.py).
-CHUNK_VALUES = {(LIVE, False): (7, 2), (STORED, False): (6, 1), (LIVE, True): (2, 2), (STORED, True): (4, 1)}
+CHUNK_VALUES = {(LIVE, False): (8, 2), (STORED, False): (8, 1), (LIVE, True): (4, 1), (STORED, True): (4, 0)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PlannedTeacher:
     config: ModelConfig
     role: str = LIVE
     top_k: int = 0  # tokens of a position that are stored
-    every: int = 1  # it reads one of so many steps
+    every: int = 1  # n: it reads the first of n steps
 
     def weight_bytes(self, value_bytes: int) -> int:
         """Returns the bytes of its weights: matrices in the compute dtype, vectors and tables of positions in fp32."""

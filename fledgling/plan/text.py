@@ -46,8 +46,8 @@ def format_inference(section: dict[str, Any]) -> str:
 
 
 def _model_rows(plan: dict[str, Any]) -> Rows:
-    """Returns the rows of the model, its FLOPs, tokens, steps and data."""
-    model, counts, horizon, data = (plan[key] for key in ("model", "parameters", "horizon", "data"))
+    """Returns the rows of the model and its FLOPs, and of the length of pretraining where the recipe has it."""
+    model, counts = plan["model"], plan["parameters"]
     training = plan["flops"]["training"]
     shape = f"{model['depth']} layers x {model['width']}, {model['heads']} heads, context {model['context']}"
     return [
@@ -56,6 +56,14 @@ def _model_rows(plan: dict[str, Any]) -> Rows:
         *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in counts.items() if name != "total" and n),
         ("FLOPs per token", f"{training['total']:,} (a third of it forward; attention over the full square)"),
         *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in training.items() if name != "total"),
+        *(_pretraining_rows(plan) if "pretrain" in plan["stages"] else ()),
+    ]
+
+
+def _pretraining_rows(plan: dict[str, Any]) -> Rows:
+    """Returns the rows of the length of pretraining and its data."""
+    horizon, data = plan["horizon"], plan["data"]
+    return [
         ("FLOPs of pretraining", f"{plan['flops']['total']:.6e}"),
         ("tokens of pretraining", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} per parameter)"),
         ("steps of pretraining", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
@@ -84,8 +92,20 @@ def _derived_rows(derived: list[dict[str, Any]]) -> Rows:
 def _memory_rows(section: dict[str, Any], stages: dict[str, Any]) -> Rows:
     """Returns the rows of a rank's memory: pretraining's peak by component, a stage with a higher one, a rule of thumb.
 
-    section: "memory" of the plan; stages: "stages" of it.
+    Without pretraining, the row of the stage that needs the most.
+
+    Args:
+        section: "memory" of the plan.
+        stages: "stages" of it.
     """
+    if stages and "pretrain" not in stages:
+        name = max(stages, key=lambda stage: stages[stage]["memory"])
+        most, device = stages[name]["memory"], section["device"]
+        rows: Rows = [("memory per rank", f"{format_memory(most)} of {format_memory(device)} in {name}")]
+        fits = most <= device
+        return rows + (
+            [] if fits else [("warning", "does not fit: use a smaller micro-batch or context, or an adapter")]
+        )
     peak, rule = section["per_rank"], section["rule_of_thumb"]
     slack = f" and {format_memory(section['slack'])} of slack" if section["slack"] else ""
     kind = "estimate" if section["estimate"] else "counted"
@@ -127,9 +147,10 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
         peak += f"; {time['mfu_datasheet']:.0%} of the datasheet's {time['datasheet_flops'] / 1e12:,.4g}"
     elif time["mfu_datasheet"] is not None:
         peak = f"the datasheet's {time['datasheet_flops'] / 1e12:,.4g} TFLOP/s in {plan['horizon']['dtype']}"
+    own = f"{format_hours(time['hours'])} of pretraining " if "pretrain" in stages or not stages else ""
     rows = [
         ("hardware", f"{device['ranks']} x {device['name']}"),
-        ("time", f"{format_hours(time['hours'])} of pretraining at {time['mfu']:.0%} MFU, {source}{origin} (estimate)"),
+        ("time", f"{own}at {time['mfu']:.0%} MFU, {source}{origin} (estimate)"),
         ("", f"MFU of {peak}; the time of the steps alone, without evaluations, checkpoints and preparation"),
     ]
     for name, stage in stages.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fledgling.plan import cost, hardware, measured_speed
+from fledgling.plan.training_step import TrainingStep
 
 
 def choose_utilization(
@@ -52,3 +53,17 @@ def choose_utilization(
         "datasheet_flops": datasheet,
     }
     return utilization, device
+
+
+def find_adapter_share(device: hardware.DeviceSpec, flops_per_token: float, step: TrainingStep) -> float | None:
+    """Returns the share of the device's peak that `bench train` measured in a step of an adapter; None: it did not.
+
+    Args:
+        device: with the peak that shares are of.
+        flops_per_token: of the step.
+        step: None is returned for one that trains the weights, whose speed `choose_utilization` finds.
+    """
+    if step.adapter is None:
+        return None
+    measured = measured_speed.load_speed(device.name, flops_per_token, step.tokens, step.compiled)
+    return None if measured is None else min(1.0, measured.mfu * measured.peak_flops / device.peak_flops)

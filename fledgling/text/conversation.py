@@ -160,7 +160,10 @@ def _take_texts(conversation: Mapping[str, Any]) -> tuple[list[dict[str, str]], 
     for number, message in enumerate(messages, start=1):
         content = message["content"]
         if not isinstance(content, str) and any(part["type"] != "text" for part in content):
-            raise UserError(f"message {number} calls a tool, for which this model's chat template has no place here")
+            raise UserError(
+                f"message {number} calls a tool, for which this model's chat template has no place: leave out the "
+                "source of the conversation (in a mixture, its weight = 0)"
+            )
         if message["role"] == "assistant" and (isinstance(content, str) or all(map(is_learned, content))):
             learned.append(number - 1)
     return [{"role": one["role"], "content": _join_text_parts(one["content"])} for one in messages], learned

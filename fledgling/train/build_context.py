@@ -8,6 +8,7 @@ from functools import partial
 from fledgling.config import ModelConfig, UserError
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
+from fledgling.kernels.frozen_weights import measure_rounding_error
 from fledgling.model.tied_initialization import tie_initial_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import load_parameters
@@ -62,8 +63,7 @@ def build_context(
     start = find_stage_weights(recipe.adapter, name, origin.run_dir, origin.saved, origin.parent)
     config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
     model = build_start_model(origin, config, start, setup, world)
-    if setup.compiled and model.blocks[0]._compiled_call_impl is None:
-        recorder.log_notice(f"{name}: blocks with this adapter are not compiled here (docs/adapters.md)")
+    log_adapter_notices(name, model, start, setup.compiled, recorder)
     if saved:
         load_parameters(model, read_trained(saved, config, start.adapter if start else None), world)
     context = StageContext(
@@ -86,6 +86,28 @@ def build_context(
         teacher=plan_teacher(recipe, name, read_teacher_config(recipe, name)),
     )
     return (add_saved_sizes(context, name, saved) if saved else context), saved
+
+
+def log_adapter_notices(
+    name: str, model: Transformer, start: StageWeights | None, compiled: bool, recorder: Recorder
+) -> None:
+    """Logs what an adapter changes of a stage: blocks that are not compiled, and frozen matrices that are rounded.
+
+    Args:
+        name: of the stage.
+        model: with the adapter attached.
+        start: weights that the stage starts from.
+        compiled: whether other blocks are.
+        recorder: of the stage.
+    """
+    if compiled and model.blocks[0]._compiled_call_impl is None:
+        recorder.log_notice(f"{name}: blocks with this adapter are not compiled here (docs/adapters.md)")
+    if start and start.adapter and start.adapter.quantization != "none":
+        error, kind = measure_rounding_error(model, start.weights), start.adapter.quantization
+        recorder.log_notice(
+            f"{name}: the frozen matrices are in {kind}, {error:.2%} of their norm away from the given ones; merged "
+            "weights have this error"
+        )
 
 
 def load_tokenizer_and_checkpoint(

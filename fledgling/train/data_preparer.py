@@ -26,7 +26,7 @@ from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard
 from fledgling.plan.stage_length import SourceSize
 from fledgling.tasks import is_file_source, is_generated_source, load_source, make_mixture_example
 from fledgling.tasks.task import ConversationSource
-from fledgling.text.conversation import render_conversations
+from fledgling.text.conversation import RenderedConversation, render_conversations
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.source_positions import Positions, SetPart
 
@@ -310,7 +310,7 @@ class DataPreparer:
                 while tokens is None or writer.tokens < tokens:
                     if not (group := list(islice(iterator, CONVERSATIONS_PER_BATCH))):
                         break
-                    for rows in render_conversations(tokenizer, group):
+                    for rows in _render_group(tokenizer, group, source):
                         documents.append(len(rows))
                         for rendered in rows:
                             writer.add_document(rendered.tokens, rendered.mask)
@@ -346,6 +346,16 @@ class DataPreparer:
         prepared.record_used(source, facts, directories)
         self.documents.record_digest((shard,))
         return shard
+
+
+def _render_group(
+    tokenizer: Tokenizer, group: Sequence[Mapping[str, Any]], source: str
+) -> list[list[RenderedConversation]]:
+    """Returns the rows of training of conversations. Raises UserError that names their source."""
+    try:
+        return render_conversations(tokenizer, group)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _describe_documents(documents: Sequence[int], dropped_thoughts: int) -> dict[str, Any]:

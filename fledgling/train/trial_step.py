@@ -113,7 +113,12 @@ def compile_teaching(
 ) -> Stage:
     """Returns the stage with teacher and divergences compiled as in a run; the same where it learns from no teacher.
 
-    teacher: a live one; None: there is none, or its predictions are stored.
+    Args:
+        stage: with its loss.
+        recipe: of the stage.
+        teacher: a live one; None: there is none, or its predictions are stored.
+        compiled: whether a run compiles them.
+        device: of the teacher.
     """
     if stage.name not in TEXT_STAGES or not recipe.has_teacher(stage.name):
         return stage

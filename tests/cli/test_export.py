@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fledgling.cli import main
+from fledgling.cli import export, main
 from fledgling.config import ModelConfig
 from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
@@ -30,6 +30,13 @@ def run(tmp_path):
     line = {"stage": "sft", "step": 7, "name": "spelling", "value": 0.91, "low": 0.88, "high": 0.94}
     (stage / "evals.jsonl").write_text(json.dumps(line) + "\n")
     return tmp_path / "run"
+
+
+def test_a_reward_model_is_exported_with_a_line_about_its_score(tmp_path, capsys):
+    for objective, line in (("reward", "a reward model: its score, a value head, has no place"), ("dpo", "")):
+        state = {"stage": "dpo", "recipe": f'[dpo]\nobjective = "{objective}"\n'}
+        export._require_exportable(state, tmp_path)
+        assert line in capsys.readouterr().err
 
 
 def test_export_hf_is_read_back_by_import(run, tmp_path, capsys):

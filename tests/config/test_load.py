@@ -31,12 +31,13 @@ def test_overrides_are_toml_and_bare_words_are_text():
         "run.out=runs/mine",
         "sft.mixture.spelling=1",
         "optimizer.adam_betas=[0.9, 0.95]",
+        "optimizer.adapter_lr=.006",
     ]
     recipe = load_recipe("quickstart", [*given, "model.depth = 7"])
     assert recipe.model.depth == 7  # the last one wins
     assert recipe.run.out == "runs/mine"
     assert recipe.sft.mixture["spelling"] == 1.0 and "arithmetic" in recipe.sft.mixture
-    assert recipe.optimizer.adam_betas == (0.9, 0.95)
+    assert recipe.optimizer.adam_betas == (0.9, 0.95) and recipe.optimizer.adapter_lr == 0.006
 
 
 def test_none_goes_back_to_derived():

@@ -179,7 +179,7 @@ def test_a_fresh_adapter_of_a_joint_matrix_keeps_its_rank(make):
 
 
 def test_tensors_in_a_pipe_are_rejected_at_once(tmp_path):
-    """Opening one waits for ever for somebody who writes."""
+    """Opening one waits for ever for a process that writes."""
     os.mkfifo(tmp_path / "adapter_model.safetensors")
     with (
         pytest.raises(UserError, match=r"adapter_model.safetensors is no file: expected weights"),

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from fledgling.config import AdapterConfig, ModelConfig, UserError
-from fledgling.kernels.frozen_weights import BITS, quantize_blocks, quantize_weight, round_to_quantized
+from fledgling.kernels.frozen_weights import (
+    BITS,
+    measure_rounding_error,
+    quantize_blocks,
+    quantize_weight,
+    round_to_quantized,
+)
 from fledgling.kernels.nf4 import nf4_levels
 from fledgling.model.adapter import attach_adapter, initialize_adapter, is_adapter_name, merge_adapter
 from fledgling.model.transformer import Transformer
@@ -45,6 +51,12 @@ def test_a_fresh_adapter_is_the_identity_and_merges_onto_what_it_was_trained_on(
     adapter = AdapterConfig(method, rank=2, quantization=quantization)
     attach_adapter(model, adapter, config)
     initialize_adapter(model, 0)
+    given, merged_values = (
+        torch.cat([each[f"{name}.weight"].flatten() for name in config.block_matrices()])
+        for each in (weights, rounded.state_dict())
+    )
+    error = float((merged_values - given).norm() / given.norm())
+    assert measure_rounding_error(model, weights) == pytest.approx(error, rel=1e-4) and 1e-3 < error < 0.2
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), rounded(tokens), rtol=1e-5, atol=1e-5)
         own = {name: value for name, value in model.named_parameters() if is_adapter_name(name)}

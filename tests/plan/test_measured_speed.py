@@ -125,3 +125,18 @@ def test_a_step_that_is_not_compiled_is_planned_slower_and_its_speed_says_nothin
     recipe = load_recipe("quickstart", ["run.compile=off"])
     assert make_plan(recipe)["time"]["mfu"] == 0.4
     assert make_plan(load_recipe("quickstart"))["time"]["mfu_source"] == "table"
+
+
+def test_a_stage_that_trains_an_adapter_is_planned_with_the_measured_speed_of_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    settings = ["run.dtype=bfloat16", "run.hardware=cpu-bf16", "adapter.method=lora", "sft.steps=10"]
+    recipe, peak = load_recipe("quickstart", settings), 4e11
+
+    def hours(**given):
+        return make_plan(recipe, PlanSettings(**given))["stages"]["sft"]["hours"]
+
+    save("cpu-bf16", 0.4, peak)
+    slower, given = hours(), hours(mfu=0.4)
+    save("cpu-bf16", 0.04, peak, 18_546_688, model="fledgling 4 x 256, lora of rank 16, not compiled")
+    assert hours() == pytest.approx(slower * 0.4 * cost.EAGER_SHARE / 0.04)
+    assert hours(mfu=0.4) == given, "a given utilization is that of pretraining"

@@ -42,3 +42,8 @@ def test_memory_is_in_binary_units(count, text):
 @pytest.mark.parametrize(("hours", "text"), [(0.5, "30.0 min"), (3.0, "3.0 h"), (96.0, "4.0 days")])
 def test_times_are_in_minutes_hours_or_days(hours, text):
     assert format_hours(hours) == text
+
+
+def test_a_recipe_without_pretraining_is_planned_without_its_figures():
+    text = format_plan(make_plan(load_recipe("quickstart", ['stages=["sft", "rl"]', "sft.steps=10"])))
+    assert "of pretraining" not in text and "MiB of " in text and " in rl" in text

@@ -29,7 +29,7 @@ def test_steps_after_the_end_are_outside_of_the_budget(tmp_path, last_time, outs
     since = "; steps were trained outside of it since" if outside else ""
     assert environment_rows(run)[0] == ("budget", "--minutes 1" + since)
     assert describe_origin({"stage": "pretrain"}, tmp_path) == [("budget of the run", "`--minutes 1`" + since)]
-    assert [row[3] for row in forecast_rows(run)] == ["-" if outside else "5 bytes"]
+    assert [row[3] for row in forecast_rows(run)] == ["-" if outside else "0.0 KiB"]
 
 
 @pytest.mark.parametrize("spent", [{}, [], {"time": "x"}, {"time": True}, {"seconds": 3.0, "finished": True}])

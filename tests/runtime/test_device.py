@@ -85,11 +85,11 @@ def test_the_setup_follows_the_recipe_and_keeps_the_random_state():
 
 def test_compiled_functions_may_have_kernels_for_many_shapes(monkeypatch):
     """PyTorch compiles a function for 8 shapes; the update rule of DoRA's parameters met more and ran eagerly."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr(device, "should_compile", lambda mode, kind: True)
     threads = torch.get_num_threads()
-    set_up_device(RunConfig(dtype="float32", threads=threads), World(0, 1, 0, CPU))
-    assert torch._dynamo.config.recompile_limit == device.RECOMPILE_LIMIT == 64
+    with torch._dynamo.config.patch(recompile_limit=8):
+        set_up_device(RunConfig(dtype="float32", threads=threads), World(0, 1, 0, CPU))
+        assert torch._dynamo.config.recompile_limit == device.RECOMPILE_LIMIT == 64
 
 
 def test_the_peak_is_measured_and_shown():

@@ -80,7 +80,8 @@ def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_pat
         page.get_by_role("button", name="Show the next step").click()
         page.locator("#batch", has_text="run, comes after the run's next step").wait_for()
         assert take_actions(run) == {"stop", "batch"}
-        first.get_by_role("button", name="Stop").click()
+        with page.expect_response(lambda response: response.request.method == "POST"):
+            first.get_by_role("button", name="Stop").click()
         assert take_actions(run) == {"stop"}
         page.get_by_role("button", name="pretrain").click()
         page.locator("button[aria-pressed=true]", has_text="pretrain").wait_for()

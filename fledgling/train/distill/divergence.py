@@ -92,7 +92,7 @@ def token_divergence(
 
 
 def _keep_float16(g: Tensor, z: Tensor) -> Tensor:
-    """Returns gradients in the dtype of z, but for float16, whose smallest numbers they would lose."""
+    """Returns gradients in the dtype of z; in fp32 where that is float16, which would lose the smallest."""
     return g if z.dtype == torch.float16 else g.to(z.dtype)
 
 

@@ -160,7 +160,15 @@ class PredictionStore:
     def store_steps(
         self, builder: BatchBuilder, steps: int, teacher: Transformer, log: Callable[[str], None], every: int = 1
     ) -> None:
-        """Stores the predictions of all rows of every `every`-th of the first `steps` steps that are not stored yet."""
+        """Stores the predictions of a stage's rows that are not stored yet.
+
+        Args:
+            builder: of the stage's batches.
+            steps: those from the first on.
+            teacher: predicts.
+            log: receives a line about what is stored.
+            every: n: of n steps the first alone.
+        """
         stream, whole, start = describe_stream(builder, every), replace(builder, rank=0, world_size=1), time.monotonic()
         first = self.finished_steps.get(stream, 0)
         pending: dict[int, Row] = {}
