@@ -76,7 +76,7 @@ def make_write_error(path: Path, error: OSError, bytes_needed: int | None = None
     if error.errno not in DISK_FULL_ERRNOS:
         return UserError(
             f"cannot write {path}: {reason}; choose another directory: --set run.out=DIR trains there, --out PATH "
-            "evaluates and reports there"
+            "evaluates and reports there, an export has its OUT"
         )
     parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     needed = f"{format_bytes(bytes_needed)} needed, " if bytes_needed else ""
