@@ -25,7 +25,7 @@ from fledgling.config import AdapterConfig, DistillConfig, ModelConfig, Optimize
 from fledgling.kernels.frozen_weights import quantize_blocks
 from fledgling.kernels.qat import fake_quantize
 from fledgling.model.adapter import attach_adapter, initialize_adapter
-from fledgling.model.build import build_model, compile_blocks
+from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import memory_by_phase
@@ -35,9 +35,9 @@ from fledgling.runtime.device import DTYPES, DeviceSetup
 from fledgling.runtime.device_memory import count_live_tensor_bytes, measure_peak_memory
 from fledgling.runtime.world import PendingCollective, World, leave_process_group
 from fledgling.train import loop
-from fledgling.train.distill.divergence import Divergences, compile_divergences
+from fledgling.train.distill.divergence import choose_divergences
 from fledgling.train.distill.loss import distillation_loss
-from fledgling.train.distill.teacher import hold_matrices
+from fledgling.train.distill.teacher import compile_teacher, hold_matrices
 from fledgling.train.loss import next_token_loss
 from fledgling.train.random_batches import RandomBatches, add_predictions
 from fledgling.train.saver import copy_tensors
@@ -270,9 +270,9 @@ def measure_case_peak(case: Case) -> int:
         loss: Any = next_token_loss
         if case.planned_teacher:
             teacher = build_teacher(case.planned_teacher, DTYPES[case.dtype]) if case.teacher == LIVE else None
-            divergences = compile_divergences() if case.compiled else Divergences()
-            if case.compiled and teacher:
-                compile_blocks(teacher, world.device)
+            divergences = choose_divergences(case.compiled)
+            if teacher:
+                compile_teacher(teacher, case.compiled, world.device)
             batch = add_predictions(batch, distill)
             loss = partial(distillation_loss, config=distill, teacher=teacher, divergences=divergences)
         if not case.documents:

@@ -46,7 +46,7 @@ from fledgling.runtime.device import PEAK_TRIES, choose_setup, measure_peak_flop
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 
-TABLES = ("model", "run", "tokenizer")  # of a recipe, that the measured model follows
+TABLES = ("model", "run")  # of a recipe, that the measured model follows
 STREAM_BYTES = 1 << 28  # bytes of the streaming read on a CPU
 
 

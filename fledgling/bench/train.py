@@ -37,7 +37,7 @@ from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 from fledgling.train.stage_weights import build_adapted_model
 
-TABLES = ("model", "optimizer", "run", "adapter", "tokenizer", "seed")  # of a recipe, that the step follows
+TABLES = ("model", "optimizer", "run", "adapter", "seed")  # of a recipe, that the step follows
 
 
 class Clock:

@@ -27,7 +27,6 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels.qat import fake_quantize
 from fledgling.model.adapter import attach_adapter, initialize_adapter
-from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.teacher import STORED
@@ -47,7 +46,7 @@ from fledgling.train.random_batches import RandomBatches, add_predictions, add_s
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
-from fledgling.train.stage_weights import split_trained, trains_value_head
+from fledgling.train.stage_weights import build_adapted_model, split_trained, trains_value_head
 
 HOST_READS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
 
@@ -182,12 +181,12 @@ def make_trial_step(
         directory: where the checkpoint is written; it is deleted again.
         tokenizer: with it, RL also generates a round of answers to random prompts; None: it does not.
     """
-    sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # as in a run: built in host memory
-    model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
-    model.initialize(recipe.seed)
+    adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
+    fill = partial(Transformer.initialize, seed=recipe.seed)
+    model = build_adapted_model(config, adapter, fill, setup, world, recipe.optimizer.zero_stage)
     model.recompute = split.recompute
     _prepare_training(model, recipe, name)
-    if recipe.adapter.trains_in(name):
+    if adapter:
         initialize_adapter(model, recipe.seed)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
     teacher = None
@@ -213,7 +212,7 @@ def make_trial_step(
     del reference
     with TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as folder:
         state = {"stage": name, "step": 1, "model": config.to_dict()}
-        split_tensors = split_trained(model, recipe.adapter if recipe.adapter.trains_in(name) else None)
+        split_tensors = split_trained(model, adapter)
         saver = CheckpointSaver(
             Path(folder),
             model,

@@ -21,6 +21,7 @@ def test_width_and_heads_follow_the_depth_unless_they_are_set():
         ("model.context=9", "this benchmark has an option for it, --context"),
         ("tokenizer.vocab_size=9", "this benchmark has an option for it, --vocab-size"),
         ("sft.steps=9", "--set sft.steps: expected a setting that this benchmark reads, of model, optimizer, run"),
+        ("tokenizer.max_digits=2", "--set tokenizer.max_digits: expected a setting that this benchmark reads"),
         ("distill.top_k=9", "--set distill.top_k: expected a setting that this benchmark reads"),
     ],
 )

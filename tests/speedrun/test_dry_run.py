@@ -11,6 +11,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
+from fledgling.kernels.quantized_tensor import has_quantized_weights
 from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
@@ -218,6 +219,25 @@ def test_what_is_measured_recomputes_activations_where_the_run_would(tmp_path, m
     with pytest.raises(UserError, match="recorded"):
         measure_training_speed(recipe, world, setup)
     assert made[-2:] == [True, True]
+
+
+def test_the_trial_of_an_adapter_has_the_rounded_matrices_of_its_stage(tmp_path, monkeypatch):
+    """The trial trained an adapter of whole matrices, compiled, whose memory and time are not those of QLoRA."""
+    adapter = ["adapter.method=lora", "adapter.rank=2", "adapter.quantization=int8"]
+    recipe = load_recipe(write_recipe(tmp_path), [*adapter, "model.width=128", "model.heads=1"])
+    seen = []
+
+    def record(stage, model, *arguments):
+        seen.append(has_quantized_weights(model))
+        raise RuntimeError("recorded")
+
+    monkeypatch.setattr("fledgling.train.trial_step.train_step", record)
+    world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
+    for stage in ("pretrain", "sft"):
+        with pytest.raises(RuntimeError, match="recorded"):
+            step = TrainingStep(1, 64, "float32")
+            make_trial_step(recipe, stage, recipe.resolve_model(), setup, world, step, tmp_path)
+    assert seen == [False, True]
 
 
 def test_the_memory_of_a_trial_is_that_of_its_step(tmp_path):
