@@ -9,6 +9,7 @@ from fledgling.config import Recipe, UserError, load_recipe
 
 OPTIONS = {"model.depth": "--depth", "model.context": "--context", "tokenizer.vocab_size": "--vocab-size"}
 DERIVED = ("width", "heads")  # of a model, from its depth
+WEIGHTS = ("run.init_from", "adapter.init_from")
 
 
 def load_sized_recipe(
@@ -24,12 +25,14 @@ def load_sized_recipe(
         context: of the model.
 
     Raises:
-        UserError: an override is of another table, or of a setting that an option of the command decides.
+        UserError: an override is of another table, or names weights, or an option of the command decides it.
     """
     names = [override.partition("=")[0].strip() for override in overrides]
     for name in names:
         if name in OPTIONS:
             raise UserError(f"--set {name}: this benchmark has an option for it, {OPTIONS[name]}")
+        if name in WEIGHTS:
+            raise UserError(f"--set {name}: this benchmark's weights are random; leave it out")
         if name.partition(".")[0] not in tables:
             raise UserError(f"--set {name}: expected a setting that this benchmark reads, of {', '.join(tables)}")
     opened = [name for name in DERIVED if f"model.{name}" not in names]

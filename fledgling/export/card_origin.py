@@ -30,6 +30,8 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
         if recipe.has_teacher(name):
             teacher = shorten_place(recipe.distill.teacher) + _digest(stages[name])
             rows.setdefault(f"learned from the teacher {teacher}", []).append(name)
+        if name == "dpo" and recipe.dpo.objective == "reward":
+            rows.setdefault("trained as a reward model, whose head is not in these files", []).append(name)
         if recipe.adapter.trains_in(name):
             adapter = f"{recipe.adapter.method} of rank {recipe.adapter.rank}"
             on = "" if recipe.adapter.quantization == "none" else f" on {recipe.adapter.quantization} weights"

@@ -106,8 +106,8 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
         if calls := _list_calls(parsed, choice.parts):
             message |= {"content": choice.content or None, "tool_calls": [call.to_json() for call in calls]}
-        if thought := join_part_text(choice.parts, "thinking"):
-            message["reasoning_content"] = thought
+        if choice.thought:
+            message["reasoning_content"] = choice.thought
         if any(part.kind in OWN_TOOL and not (calls and is_tool_call(part)) for part in choice.parts):
             message["parts"] = build_parts(choice.parts)
         choices.append(

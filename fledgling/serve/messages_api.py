@@ -182,10 +182,16 @@ def _stop_reason(choice: GeneratedChoice, has_calls: bool) -> str:
     return "tool_use" if has_calls else "end_turn"
 
 
+def _thinking_block(thought: str) -> dict[str, Any]:
+    """Returns the block of a thought, whose signature is empty: a thought that comes back is not read."""
+    return {"type": "thinking", "thinking": thought, "signature": ""}
+
+
 def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     """Returns the body of a complete response; a call that was cut is left out."""
     choice = parsed.choices[0]
-    content: list[dict[str, Any]] = [{"type": "text", "text": choice.content}] if choice.content else []
+    content: list[dict[str, Any]] = [_thinking_block(choice.thought)] if choice.thought else []
+    content += [{"type": "text", "text": choice.content}] if choice.content else []
     calls = list_tool_calls(choice.parts) if parsed.jobs[0].client_calls else []
     for call in calls:
         if (value := call.parse_arguments()) is not None:
@@ -213,6 +219,10 @@ class MessageEvents:
         if isinstance(event, ChoiceFinished):
             yield from self._finish(generated)
             return
+        if thought := join_part_text(event.parts, "thinking"):  # of one event, a thought precedes prose
+            if self.kind != "thinking":
+                yield from self._open("thinking", _thinking_block(""))
+            yield self._make_delta({"type": "thinking_delta", "thinking": thought})
         if text := join_part_text(event.parts):
             if self.kind != "text":
                 yield from self._open("text", {"type": "text", "text": ""})

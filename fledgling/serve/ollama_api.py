@@ -1,7 +1,8 @@
 """Ollama's answers (chat, generate) over the same conversation, or a text as it is, in lines of JSON unless complete.
 
 Options that change an answer are honored under Ollama's names; those of its runner (`num_ctx`, `num_thread`) are
-ignored and counted. The durations are those that this server knows: the whole request's, in nanoseconds.
+ignored and counted. Durations are in nanoseconds: until the first token, which includes the wait for a place in the
+batch, from it to the last, and both.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -201,9 +203,22 @@ def _read_fields(body: _OllamaRequest) -> dict[str, Any]:
     return fields | {"model": body.model, "structured_outputs": constraint, "stream": body.stream is not False}
 
 
-def _message_of(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    calls = list_tool_calls(choice.parts) if last and parsed.jobs[0].client_calls else []
+@dataclass(frozen=True)
+class _Piece:
+    """Prose and thought of a line."""
+
+    text: str = ""
+    thought: str = ""
+    is_last: bool = False
+
+    def with_thought(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields, with the thought where there is one."""
+        return fields | ({"thinking": self.thought} if self.thought else {})
+
+
+def _message_of(choice: GeneratedChoice, parsed: ParsedRequest, piece: _Piece) -> dict[str, Any]:
+    message = piece.with_thought({"role": "assistant", "content": piece.text})
+    calls = list_tool_calls(choice.parts) if piece.is_last and parsed.jobs[0].client_calls else []
     if calls:
         message["tool_calls"] = []
         for call in calls:
@@ -212,15 +227,15 @@ def _message_of(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last:
     return message
 
 
-def _chat_line(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:
-    return {"message": _message_of(choice, parsed, text, last)}
+def _chat_line(choice: GeneratedChoice, parsed: ParsedRequest, piece: _Piece) -> dict[str, Any]:
+    return {"message": _message_of(choice, parsed, piece)}
 
 
-def _generate_line(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:
-    return {"response": text}
+def _generate_line(choice: GeneratedChoice, parsed: ParsedRequest, piece: _Piece) -> dict[str, Any]:
+    return piece.with_thought({"response": piece.text})
 
 
-Line = Callable[[GeneratedChoice, ParsedRequest, str, bool], dict[str, Any]]
+Line = Callable[[GeneratedChoice, ParsedRequest, _Piece], dict[str, Any]]
 
 
 def _make_envelope(service: Service) -> dict[str, Any]:
@@ -235,8 +250,11 @@ def _make_loaded_line(line: Line, service: Service, parsed: ParsedRequest) -> di
 
 def _make_end_fields(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str, Any]:
     reason = "length" if choice.finish_reason in ("length", "context") else "stop"
-    counts = {"prompt_eval_count": parsed.prompt_tokens, "eval_count": parsed.completion_tokens}
-    return {"done": True, "done_reason": reason, "total_duration": time.monotonic_ns() - parsed.body, **counts}
+    end, began = time.monotonic_ns(), choice.began_ns
+    durations = {"total_duration": end - parsed.body, "load_duration": 0}
+    prompt = {"prompt_eval_count": parsed.prompt_tokens, "prompt_eval_duration": began - parsed.body}
+    answer = {"eval_count": parsed.completion_tokens, "eval_duration": end - began}
+    return {"done": True, "done_reason": reason, **durations, **prompt, **answer}
 
 
 def _response_builder(line: Line) -> Callable[[Service, ParsedRequest], dict[str, Any]]:
@@ -246,7 +264,7 @@ def _response_builder(line: Line) -> Callable[[Service, ParsedRequest], dict[str
         choice = parsed.choices[0]
         return {
             **_make_envelope(service),
-            **line(choice, parsed, choice.content, True),
+            **line(choice, parsed, _Piece(choice.content, choice.thought, True)),
             **_make_end_fields(choice, parsed),
         }
 
@@ -272,10 +290,12 @@ class OllamaLines:
             if failure := FAILURES.get(event.finish_reason):
                 yield {"error": failure[0]}
                 return
-            line = self.line(generated, self.parsed, "", True)
+            line = self.line(generated, self.parsed, _Piece(is_last=True))
             yield {**_make_envelope(self.service), **line, **_make_end_fields(generated, self.parsed)}
-        elif text := join_part_text(event.parts):
-            yield {**_make_envelope(self.service), **self.line(generated, self.parsed, text, False), "done": False}
+            return
+        piece = _Piece(join_part_text(event.parts), join_part_text(event.parts, "thinking"))
+        if piece.text or piece.thought:
+            yield {**_make_envelope(self.service), **self.line(generated, self.parsed, piece), "done": False}
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields nothing: the last line is that of the choice's end."""

@@ -34,9 +34,12 @@ class GeneratedChoice:
     prompt_tokens: list[GeneratedToken] = field(default_factory=list)  # where the prompt is scored
     finish_reason: str | None = None
     cached_tokens: int = 0  # of the prompt
+    began_ns: int = 0  # time.monotonic_ns() of the first tokens; 0: there are none yet
+    _tokens_before_prose: int = 0
 
     def update(self, event: ChoiceEvent) -> None:
         """Appends what an event reports."""
+        self.began_ns = self.began_ns or time.monotonic_ns()
         if isinstance(event, ChoiceFinished):
             self.finish_reason, self.cached_tokens = event.finish_reason, event.cached_tokens
         elif event.echo:
@@ -45,11 +48,23 @@ class GeneratedChoice:
             self.tokens += event.tokens
             for part in event.parts:
                 append_part(self.parts, part)
+            if all(part.kind == "thinking" for part in self.parts):
+                self._tokens_before_prose = len(self.tokens)
 
     @property
     def content(self) -> str:
         """The prose."""
         return join_part_text(self.parts)
+
+    @property
+    def thought(self) -> str:
+        """What the model thought before its answer, which each protocol has in a field of its own."""
+        return join_part_text(self.parts, "thinking")
+
+    @property
+    def thought_tokens(self) -> int:
+        """The tokens of the thought with what encloses it: those before the event with which the answer begins."""
+        return self._tokens_before_prose if self.thought else 0
 
 
 def join_part_text(parts: Iterable[ContentPart], kind: str = "text") -> str:

@@ -135,13 +135,22 @@ def _build_usage(parsed: ParsedRequest) -> dict[str, Any]:
         "input_tokens": parsed.prompt_tokens,
         "input_tokens_details": {"cached_tokens": parsed.cached_tokens},
         "output_tokens": parsed.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},  # the model has no tokens for reasoning
+        "output_tokens_details": {"reasoning_tokens": sum(choice.thought_tokens for choice in parsed.choices)},
         "total_tokens": parsed.prompt_tokens + parsed.completion_tokens,
     }
 
 
 def _text_part(text: str, logprobs: list[Any]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _reasoning_item(item_id: str, status: str, thought: str) -> dict[str, Any]:
+    content = [_reasoning_part(thought)] if status != "in_progress" else []
+    return {"id": item_id, "type": "reasoning", "status": status, "summary": [], "content": content}
+
+
+def _reasoning_part(thought: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": thought}
 
 
 def _message_item(item_id: str, status: str, content: list[Any]) -> dict[str, Any]:
@@ -162,7 +171,10 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     choice = parsed.choices[0]
     status, output = _find_status(choice), []
     calls = list_tool_calls(choice.parts) if parsed.jobs[0].client_calls else []
-    if choice.content or not calls:
+    if choice.thought:
+        ended = "completed" if choice.content or calls else status
+        output.append(_reasoning_item(make_id("rs"), ended, choice.thought))
+    if choice.content or not (calls or choice.thought):
         tokens = choice.tokens if parsed.include_logprobs else []
         logprobs = build_chat_logprobs(service.tokenizer, tokens)["content"]
         output.append(_message_item(make_id("msg"), status, [_text_part(choice.content, logprobs)]))
@@ -176,6 +188,8 @@ class ResponseEvents:
     def __init__(self, service: Service, parsed: ParsedRequest) -> None:
         self.service, self.parsed = service, parsed
         self.number = -1  # of the newest event
+        self.thought_id = ""  # of the open thought; empty: none is open
+        self.thought = ""
         self.message_id = ""  # of the open message; empty: none is open
         self.message_text = ""
         self.message_logprobs: list[Any] = []
@@ -199,6 +213,8 @@ class ResponseEvents:
         tokens = event.tokens if self.parsed.include_logprobs else ()
         logprobs = build_chat_logprobs(self.service.tokenizer, tokens)["content"]
         text = join_part_text(event.parts)  # of one event, prose precedes calls: after a call the answer ends
+        if thought := join_part_text(event.parts, "thinking"):  # which precedes prose
+            yield from self._push_thought(thought)
         if text or (logprobs and self.message_id):
             yield from self._push_text(text, logprobs)
         for part in event.parts:
@@ -210,8 +226,17 @@ class ResponseEvents:
         """Yields nothing: the last event is that of the choice's end."""
         yield from ()
 
+    def _push_thought(self, text: str) -> Iterator[dict[str, Any]]:
+        if not self.thought_id:
+            self.thought_id = make_id("rs")
+            yield self._item_event("added", _reasoning_item(self.thought_id, "in_progress", ""))
+            yield self._make_event("content_part.added", **self._place(), part=_reasoning_part(""))
+        self.thought += text
+        yield self._make_event("reasoning_text.delta", **self._place(), delta=text)
+
     def _push_text(self, text: str, logprobs: list[Any]) -> Iterator[dict[str, Any]]:
         if not self.message_id:
+            yield from self._close("completed")
             self.message_id = make_id("msg")
             yield self._item_event("added", _message_item(self.message_id, "in_progress", []))
             yield self._make_event("content_part.added", **self._place(), part=_text_part("", []))
@@ -230,7 +255,12 @@ class ResponseEvents:
 
     def _close(self, status: str) -> Iterator[dict[str, Any]]:
         """Yields the events that end the open item."""
-        if self.message_id:
+        if self.thought_id:
+            yield self._make_event("reasoning_text.done", **self._place(), text=self.thought)
+            yield self._make_event("content_part.done", **self._place(), part=_reasoning_part(self.thought))
+            item = _reasoning_item(self.thought_id, status, self.thought)
+            self.thought_id, self.thought = "", ""
+        elif self.message_id:
             part = _text_part(self.message_text, self.message_logprobs)
             yield self._make_event("output_text.done", **self._place(), text=part["text"], logprobs=part["logprobs"])
             yield self._make_event("content_part.done", **self._place(), part=part)
@@ -253,14 +283,14 @@ class ResponseEvents:
             error = {"code": "server_error", "message": failure[0]}
             yield self._make_event("failed", response=response | {"error": error})
             return
-        if not self.output and not self.message_id and not self.call:
+        if not (self.output or self.thought_id or self.message_id or self.call):
             yield from self._push_text("", [])  # an answer without text is an empty message
         status = _find_status(choice)
         yield from self._close(status)
         yield self._make_event(status, response=_describe_response(self.service, self.parsed, status, self.output))
 
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self.message_id, "output_index": len(self.output), "content_index": 0}
+        return {"item_id": self.thought_id or self.message_id, "output_index": len(self.output), "content_index": 0}
 
     def _item_event(self, kind: str, item: dict[str, Any]) -> dict[str, Any]:
         return self._make_event(f"output_item.{kind}", output_index=len(self.output), item=item)

@@ -20,6 +20,8 @@ def test_width_and_heads_follow_the_depth_unless_they_are_set():
         ("model.depth=9", "--set model.depth: this benchmark has an option for it, --depth"),
         ("model.context=9", "this benchmark has an option for it, --context"),
         ("tokenizer.vocab_size=9", "this benchmark has an option for it, --vocab-size"),
+        ("run.init_from=x", "--set run.init_from: this benchmark's weights are random; leave it out"),
+        ("adapter.init_from=x", "this benchmark's weights are random"),
         ("sft.steps=9", "--set sft.steps: expected a setting that this benchmark reads, of model, optimizer, run"),
         ("tokenizer.max_digits=2", "--set tokenizer.max_digits: expected a setting that this benchmark reads"),
         ("distill.top_k=9", "--set distill.top_k: expected a setting that this benchmark reads"),

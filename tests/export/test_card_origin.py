@@ -36,6 +36,13 @@ def test_each_stage_is_described_by_its_own_checkpoint(tmp_path):
     }, "sft was trained without a teacher, midtrain is no stage of this run, and no home directory is published"
 
 
+def test_a_reward_model_is_named_as_one():
+    settings = ('stages=["pretrain", "dpo"]', "dpo.pairs=pairs.jsonl")
+    rows = dict(describe_origin(state_of("dpo", *settings, "dpo.objective=reward"), None))
+    assert rows == {"dpo": "trained as a reward model, whose head is not in these files"}
+    assert not describe_origin(state_of("dpo", *settings), None)
+
+
 def save_stage(run, stage, value, parent=None, *overrides, digest=None):
     """Saves a checkpoint whose weights are `value`, which began from the checkpoint `parent`; returns its state too."""
     state = state_of(stage, STAGES, *overrides, digest=digest) | {"parent": describe_parent(parent)}

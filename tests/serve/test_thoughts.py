@@ -1,0 +1,120 @@
+"""What a model thinks before it answers is apart from the answer in every protocol, complete and streamed."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from urllib.request import Request, urlopen
+
+import pytest
+
+from fledgling.infer import detokenizer
+from fledgling.serve import chat
+from tests.serve.test_app import call
+
+QUESTION = "brown fox"  # whose answer by the random model ends
+ASK = {"role": "user", "content": QUESTION}
+LIMIT = 40
+BODIES = {
+    "/v1/chat/completions": {"messages": [ASK], "max_tokens": LIMIT, "seed": 3},
+    "/v1/responses": {"input": QUESTION, "max_output_tokens": LIMIT, "temperature": 0},
+    "/v1/messages": {"messages": [ASK], "max_tokens": LIMIT, "temperature": 0},
+    "/api/chat": {"messages": [ASK], "options": {"num_predict": LIMIT, "temperature": 0}},
+    "/api/generate": {"prompt": QUESTION, "options": {"num_predict": LIMIT, "temperature": 0}},
+}
+BODIES["/v1/chat/completions"] |= {"temperature": 0}
+
+
+@pytest.fixture
+def thinker(roomy_server, monkeypatch) -> SimpleNamespace:
+    """A server whose random model begins each answer with a thought, which ends with the first letter of the prose."""
+    address = roomy_server[0]
+    answer = send(address, "/v1/chat/completions")["choices"][0]["message"]["content"]
+    end = next(letter for n, letter in enumerate(answer) if n > 4 and letter.isalnum() and letter not in answer[:n])
+    monkeypatch.setattr(chat, "begins_thought", lambda tokenizer, prompt: True)
+    monkeypatch.setattr(detokenizer, "THOUGHT_END", end)
+    monkeypatch.setattr(detokenizer, "THOUGHT_END_PREFIXES", ())
+    thought, _, prose = answer.partition(end)
+    return SimpleNamespace(address=address, thought=thought.lstrip("\n"), prose=prose.lstrip())
+
+
+def send(address: str, path: str) -> dict:
+    body = {"model": "tiny", "stream": False} | BODIES[path]
+    status, answer, _ = call(address, path, json.dumps(body).encode(), Content_Type="application/json")
+    assert status == 200, answer
+    return answer
+
+
+def read_events(address: str, path: str) -> list[dict]:
+    body = {"model": "tiny", "stream": True} | BODIES[path]
+    request = Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=20) as answer:
+        lines = (line.removeprefix("data: ") for line in answer.read().decode().splitlines())
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def read_answer(path: str, answer: dict) -> tuple[str, str]:
+    """Thought and prose of a complete answer."""
+    if path == "/v1/chat/completions":
+        message = answer["choices"][0]["message"]
+        return message["reasoning_content"], message["content"]
+    if path == "/v1/responses":
+        thought, message = answer["output"]
+        assert (thought["type"], thought["status"], thought["summary"]) == ("reasoning", "completed", [])
+        assert 0 < answer["usage"]["output_tokens_details"]["reasoning_tokens"] < LIMIT
+        return thought["content"][0]["text"], message["content"][0]["text"]
+    if path == "/v1/messages":
+        thought, text = answer["content"]
+        return thought["thinking"], text["text"]
+    message = answer.get("message") or answer
+    return message["thinking"], message.get("content", message.get("response"))
+
+
+def join_events(path: str, events: list[dict]) -> tuple[str, str]:
+    """Thought and prose of a streamed answer."""
+    if path == "/v1/chat/completions":
+        deltas = [event["choices"][0]["delta"] for event in events if event["choices"]]
+        pairs = [(delta.get("reasoning_content", ""), delta.get("content", "")) for delta in deltas]
+    elif path == "/v1/responses":
+        kinds = {"response.reasoning_text.delta": 0, "response.output_text.delta": 1}
+        deltas = [(kinds[event["type"]], event["delta"]) for event in events if event["type"] in kinds]
+        pairs = [(text, "") if kind == 0 else ("", text) for kind, text in deltas]
+        items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+        assert items == events[-1]["response"]["output"]
+        assert [item["type"] for item in items] == ["reasoning", "message"]
+    elif path == "/v1/messages":
+        deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+        pairs = [(delta.get("thinking", ""), delta.get("text", "")) for delta in deltas]
+        blocks = [event for event in events if event["type"] == "content_block_start"]
+        assert [(block["index"], block["content_block"]["type"]) for block in blocks] == [(0, "thinking"), (1, "text")]
+    else:
+        lines = [event.get("message") or event for event in events]
+        pairs = [(line.get("thinking", ""), line.get("content", line.get("response"))) for line in lines]
+    return "".join(thought for thought, _ in pairs), "".join(prose for _, prose in pairs)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_thought_is_a_part_of_its_own(path, thinker):
+    expected = thinker.thought, thinker.prose
+    assert read_answer(path, send(thinker.address, path)) == expected
+    assert join_events(path, read_events(thinker.address, path)) == expected
+
+
+def test_the_clients_of_openai_read_a_thought(thinker):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{thinker.address}/v1", api_key="none")
+    with client.responses.stream(model="tiny", **BODIES["/v1/responses"]) as stream:
+        response = stream.until_done().get_final_response()
+    assert response.output[0].content[0].text == thinker.thought and response.output_text == thinker.prose
+
+
+def test_an_answer_without_a_thought_has_no_tokens_of_one(roomy_server):
+    answer = send(roomy_server[0], "/v1/responses")
+    assert [item["type"] for item in answer["output"]] == ["message"]
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
+
+
+def test_ollamas_durations_add_up(roomy_server):
+    for answer in (send(roomy_server[0], "/api/chat"), read_events(roomy_server[0], "/api/chat")[-1]):
+        total = answer["prompt_eval_duration"] + answer["eval_duration"]
+        assert min(answer["prompt_eval_duration"], answer["eval_duration"]) > 0 and total == answer["total_duration"]
