@@ -1,8 +1,9 @@
 """Distillation at equal time: a student of half the teacher's width, with the teacher and alone, for several seeds.
 
 Both students are pretrained on the teacher's own recipe, the one by the weights that the teacher had after pretraining.
-It takes `steps` steps. How many steps of the other take the same time follows from the seconds of a step of each, those
-of the teacher included: medians of steps of both in turn, in one process, so that other work on the machine slows both.
+It takes `steps` steps, of which some ask the teacher (`distill.until`, `distill.every`) and the others are as those of
+the other. How many steps of that one take the same time follows from the seconds of a step of each, those of the
+teacher included: medians of steps of both in turn, in one process, so that other work on the machine slows both.
 Every run is a run directory that resumes where it was interrupted.
 """
 
@@ -114,8 +115,10 @@ def measure_distillation(
     of_step = json.loads(saved.read_text(encoding="utf-8"))
     for seed in seeds:
         own = [*ways["distilled"], f"pretrain.steps={steps}"]
-        taught = train_student(teacher, student_recipe(teacher, out / f"distilled-{seed}", seed, own))
-        seconds = steps * of_step["distilled"] + taught["seconds_of_storing"]
+        recipe = student_recipe(teacher, out / f"distilled-{seed}", seed, own)
+        taught = train_student(teacher, recipe)
+        number = sum(recipe.distill.teaches(step, steps) for step in range(steps))
+        seconds = number * of_step["distilled"] + (steps - number) * of_step["alone"] + taught["seconds_of_storing"]
         own = [*ways["alone"], f"pretrain.steps={max(1, round(seconds / of_step['alone']))}"]
         alone = train_student(teacher, student_recipe(teacher, out / f"alone-{seed}", seed, own))
         rows.append({"seed": seed, "distilled": taught, "alone": alone})

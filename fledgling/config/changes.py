@@ -155,6 +155,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "weight": NEXT_STEP_RULE,
         "temperature": NEXT_STEP_RULE,
         "every": NEXT_STEP_RULE,
+        "until": NEXT_STEP_RULE,
         "top_k": NEXT_STEP_RULE,
     },
     "run": {

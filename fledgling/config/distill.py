@@ -19,4 +19,13 @@ class DistillConfig:
     weight: float = number(1.0, 0.0, 1.0)  # of the teacher's predictions; the rest is the weight of the text
     temperature: float = number(1.0, above=True)  # at which both are compared
     every: int = count(1)  # of n steps the first learns from the teacher, the others from the text alone
+    until: float = number(1.0, 0.0, 1.0, above=True)  # the share of a stage's steps, from the first on, that do so
     top_k: int | None = count(None)  # tokens of a position that are stored before the first step; None: a live teacher
+
+    def count_taught(self, steps: int) -> int:
+        """Returns after how many of a stage's planned steps the teacher is not asked any more."""
+        return max(1, round(self.until * steps))
+
+    def teaches(self, step: int, steps: int) -> bool:
+        """Returns whether step `step` of a stage of `steps` steps learns from the teacher."""
+        return step % self.every == 0 and step < self.count_taught(steps)

@@ -30,7 +30,7 @@ class PlannedTeacher:
     config: ModelConfig
     role: str = LIVE
     top_k: int = 0  # tokens of a position that are stored
-    every: int = 1  # n: it reads the first of n steps
+    share: float = 1.0  # of the stage's steps, that it reads
 
     def weight_bytes(self, value_bytes: int) -> int:
         """Returns the bytes of its weights: matrices in the compute dtype, vectors and tables of positions in fp32."""
@@ -67,14 +67,14 @@ class PlannedTeacher:
 
         A stored teacher reads a row once, at most once for each time that the row is learned.
         """
-        return forward_flops(self.config, model.context)["total"] // self.every
+        return round(forward_flops(self.config, model.context)["total"] * self.share)
 
 
 def plan_teacher(recipe: Recipe, stage: str, config: ModelConfig | None) -> PlannedTeacher | None:
     """Returns the teacher of a stage, given its configuration; None where the stage has none or it is not known."""
     if config is None or not recipe.has_teacher(stage):
         return None
-    top_k, every = recipe.distill.top_k, recipe.distill.every
+    top_k, share = recipe.distill.top_k, recipe.distill.until / recipe.distill.every
     if stage == "rl" or recipe.distill.match == "text":
-        return PlannedTeacher(config, SCORER, every=1 if stage == "rl" else every)
-    return PlannedTeacher(config, LIVE if top_k is None else STORED, top_k or 0, every)
+        return PlannedTeacher(config, SCORER, share=1.0 if stage == "rl" else share)
+    return PlannedTeacher(config, LIVE if top_k is None else STORED, top_k or 0, share)

@@ -86,7 +86,7 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
         add_predictions = store_predictions(stage, context, teacher).add_predictions
     else:
         loss = partial(loss, teacher=teacher.model)
-    batches = TaughtSteps(stage.batches, add_predictions, config.every)
+    batches = TaughtSteps(stage.batches, add_predictions, partial(config.teaches, steps=stage.steps))
 
     def extra_metrics() -> dict[str, Any]:
         sums = metrics.pop_sums(context.world)
@@ -98,21 +98,23 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
 
 
 class TaughtSteps(WrappedStream):
-    """A stream whose first of every `every` steps learns from the teacher, so that resuming and ranks change nothing.
+    """A stream of which some steps learn from the teacher, by their number, so that resuming and ranks change nothing.
 
     Args:
         stream: of a stage, whose state has the number of its steps.
         add_predictions: of the teacher, to a batch; None: it is live.
-        every: 1: all steps.
+        teaches: number of a step -> whether it learns from the teacher.
     """
 
-    def __init__(self, stream: Stream, add_predictions: Callable[[Batch], Batch] | None, every: int) -> None:
+    def __init__(
+        self, stream: Stream, add_predictions: Callable[[Batch], Batch] | None, teaches: Callable[[int], bool]
+    ) -> None:
         super().__init__(stream)
-        self.add_predictions, self.every = add_predictions or self.change, every
+        self.add_predictions, self.teaches = add_predictions or self.change, teaches
 
     def next(self) -> list[Batch]:
         """Returns this rank's micro-batches of the next step."""
-        is_taught = self.every == 1 or self.state_dict()["step"] % self.every == 0
+        is_taught = self.teaches(self.state_dict()["step"])
         self.change = self.add_predictions if is_taught else mark_text_only
         return super().next()
 
@@ -124,14 +126,15 @@ def mark_text_only(batch: Batch) -> Batch:
 
 def store_predictions(stage: Stage, context: StageContext, teacher: Teacher) -> PredictionStore:
     """Returns the stored predictions of all rows of a stage, made first where they are not there."""
-    top_k, temperature = context.recipe.distill.top_k, context.recipe.distill.temperature
+    config = context.recipe.distill
+    top_k, temperature = config.top_k, config.temperature
     assert top_k is not None and isinstance(stage.batches, MixtureStream)
     prepared = context.preparer.documents.prepared
     vocab_size = context.model.config.vocab_size
     dtype = teacher.model.compute_dtype
     store = PredictionStore(prepared.directory, teacher.identity, dtype, top_k, temperature, vocab_size)
-    every = context.recipe.distill.every
-    store.store_steps(stage.batches.builder, stage.steps, teacher.model, context.recorder.log_notice, every)
+    steps = config.count_taught(stage.steps)
+    store.store_steps(stage.batches.builder, steps, teacher.model, context.recorder.log_notice, config.every)
     prepared.used_inputs[SOURCE]["directories"] = [store.directory.name]
     return store
 

@@ -25,6 +25,8 @@ from tests.stop_request import StopRequest
 WAYS = {
     "live": [],
     "every second step": ["distill.every=2", "distill.top_k=6"],
+    "the first steps": ["distill.until=0.7"],
+    "the first steps, stored": ["distill.until=0.7", "distill.top_k=6", "distill.temperature=3.0"],
     "stored": ["distill.top_k=6", "distill.temperature=2.0"],
     "text": ['distill.match="text"', "distill.teacher={folder}/other"],
     "rounded": ["sft.quantization_aware=int4", "distill.weight=0.5"],
@@ -80,8 +82,8 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bits(way, folder, monkeypat
     out = copy_student(folder, "whole")
     whole = learn(folder, "whole", stage, *settings)
     lines = read_jsonl(out / stage / "metrics.jsonl")
-    every = 2 if way == "every second step" else 1
-    assert [line.get("kl", 0) > 0 for line in lines] == [n % every == 0 for n in range(len(lines))]
+    taught = [line.get("kl", 0) > 0 for line in lines]
+    assert stage == "rl" or taught == [True, not way.startswith("every"), not way.startswith("the first")]
     if way == "text":
         assert all(0.5 < line["aligned_fraction"] <= 1 for line in lines)
     out = copy_student(folder, "stopped")
