@@ -22,7 +22,7 @@ WEIGHTS_FIELDS = (  # of [optimizer]: of what a stage with an adapter does not t
     *MUON_FIELDS,
 )
 VALUE_HEAD_FIELDS = ("head_lr", "scalar_lr")  # a critic and a reward model's score have these rates too
-TEACHER_FIELDS = ("match", "weight", "temperature", "every", "until", "top_k")  # of [distill]; RL reads the teacher alone
+TEACHER_FIELDS = ("match", "weight", "temperature", "every", "until", "top_k")  # of text alone; RL reads the teacher
 INIT_FIELDS = ("init_context", "init_rope")
 # Of stages that a recipe leaves out: by the rules of rates; by exams, held-out and the tokenizer's text.
 READ_OF_STAGES_LEFT_OUT = frozenset({"pretrain.batch_tokens", "pretrain.steps", "pretrain.mixture", "sft.mixture"})
