@@ -6,7 +6,9 @@ huggingface_hub does it, and finds the token itself: the variable HF_TOKEN, or a
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fledgling.config import UserError
 
@@ -30,6 +32,11 @@ def push_directory(directory: Path, repository: str, private: bool, endpoint: st
     if not REPOSITORY.fullmatch(repository):
         raise UserError(f"the repository is {repository[:80]!r}; expected OWNER/NAME")
     api = HfApi(endpoint=endpoint, library_name="fledgling")
+    if not is_http_address(api.endpoint):
+        place = "HF_ENDPOINT" if endpoint is None else "--endpoint"
+        raise UserError(
+            f"{place} is {api.endpoint[:80]!r}: expected an address such as https://HOST or http://HOST:PORT"
+        )
     try:
         api.create_repo(repository, private=private, exist_ok=True, repo_type="model")
         commit = api.upload_folder(
@@ -46,4 +53,21 @@ def push_directory(directory: Path, repository: str, private: bool, endpoint: st
         raise UserError(f"{api.endpoint} rejected the upload: {reason.get(code or 0, f'HTTP {code}')}") from None
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(f"{api.endpoint} cannot be reached or did not answer: {type(error).__name__}") from None
+    except RuntimeError as error:  # weights that could not be sent, after huggingface_hub's own retries
+        print(file=sys.stderr)  # after its progress bar
+        response = getattr(error.__cause__, "response", None)
+        cause = type(error.__cause__).__name__ if response is None else f"HTTP {response.status_code}"
+        reason = f"{' '.join(str(error).split())[:150]} ({cause})"
+        raise UserError(
+            f"{api.endpoint} did not take the upload: {reason}; nothing was committed, push again"
+        ) from None
     return str(commit.repo_url)
+
+
+def is_http_address(text: str) -> bool:
+    """Returns whether a text is an http or https address with a host, and a port that is one, if any."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

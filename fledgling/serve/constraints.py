@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fledgling.infer.grammar import Grammar, GrammarCompiler, GrammarError, write_json_rule
+from fledgling.infer.json_schema import close_objects
 from fledgling.serve.extra_fields import MISSPELLED
 from fledgling.serve.json_body import shorten_text
 from fledgling.serve.schemas import MAX_GRAMMAR_CHARS, BadRequest, ChatRequest, CommonRequest
@@ -70,7 +71,8 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
     for number, tool in enumerate(tools):
         head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
         rules.append(f'tool{number}: {head} arguments{number} "}}"')
-        parameters = {**tool.parameters, **JSON_OBJECT}  # without a type, they would accept text and numbers too
+        # without a type, they would accept text and numbers too
+        parameters = close_objects({**tool.parameters, **JSON_OBJECT})
         if not tool.strict and not _can_compile(parameters, compiler):
             parameters = JSON_OBJECT
         rules.append(write_json_rule(f"arguments{number}", parameters, lenient=not tool.strict))

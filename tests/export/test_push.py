@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,6 +52,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         body = self.read()
+        if self.server.breaks:
+            self.answer({"error": "quota"}, self.server.breaks)
+            return
         self.server.objects[hashlib.sha256(body).hexdigest()] = body
         self.answer({})
 
@@ -84,7 +88,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.objects, server.created, server.commits = {}, [], []
+    server.objects, server.created, server.commits, server.breaks = {}, [], [], 0
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -132,3 +136,24 @@ def test_a_wrong_token_a_missing_hub_and_no_export_are_one_line(hub, exported, t
     with pytest.raises(UserError, match="cannot be reached"):
         push_directory(exported, "me/bird", False, "http://127.0.0.1:9")
     assert not hub.commits
+
+
+@pytest.mark.parametrize("code", [500, 507, 413])
+def test_an_upload_that_breaks_is_one_line_and_commits_nothing(hub, exported, monkeypatch, code, capfd):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between huggingface_hub's retries
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # its logger keeps the standard error of an earlier test
+    hub.breaks = code
+    assert main(["export", "push", str(exported), "me/bird", "--endpoint", f"http://127.0.0.1:{hub.server_port}"]) == 1
+    printed = capfd.readouterr().err
+    assert (
+        "Traceback" not in printed and TOKEN not in printed and printed.strip().splitlines()[-1].startswith("error: ")
+    )
+    assert not hub.commits
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:notaport", "hub.example", "ftp://hub.example", "http://", "http://a:0"]
+)
+def test_an_endpoint_that_is_no_address_is_one_line(exported, endpoint):
+    with pytest.raises(UserError, match=r"--endpoint is .*expected an address"):
+        push_directory(exported, "me/bird", False, endpoint)

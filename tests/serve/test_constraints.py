@@ -245,6 +245,17 @@ def test_a_tool_that_is_not_strict_may_have_a_schema_that_cannot_be_promised(add
     assert code == 400 and answer["error"]["param"] == "tools", answer
 
 
+def test_arguments_have_the_parameters_alone(address):
+    """A function takes no others, and a random model would add some without end: as clients that name none send it."""
+    parameters = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for seed in range(4):
+        settings = {"tool_choice": "required", "parallel_tool_calls": False, "seed": seed, "temperature": 1.5}
+        choice = post(address, tools=[tool], **settings)[1]["choices"][0]
+        arguments = json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])
+        assert arguments.keys() == {"a"} and choice["finish_reason"] == "tool_calls"
+
+
 def test_arguments_are_an_object_where_the_parameters_name_no_type(address):
     parameters = {"required": ["a"], "properties": {"a": {"enum": [1, 2]}}, "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": True}}
