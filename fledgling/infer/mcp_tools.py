@@ -3,7 +3,8 @@
 A server is a command that uses the protocol over its standard input and output; the official SDK (`mcp`, the extra of
 this name) does. Its answers are untrusted: names that are no identifiers are left out, descriptions and results are
 bounded text without control characters, a line is bounded too (runtime/bounded_lines.py), and every wait has a limit.
-A call is made only if its tool is allowed or `ask` agrees.
+A call is made only if its tool is allowed or `ask` agrees. A server that has ended is started again by the next call of
+one of its tools; the call in which it ended is not repeated, because it may have done something.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from fledgling.config import UserError
 from fledgling.infer.tools import Tool
-from fledgling.runtime.bounded_lines import describe_end
+from fledgling.runtime.bounded_lines import describe_end, has_ended
 from fledgling.text.turns import normalize_turns
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
-    from mcp import Client
+    from mcp import Client, StdioServerParameters
     from mcp.types import CallToolResult
 
 START_TIMEOUT = 30.0  # seconds until a server has started and listed its tools
@@ -80,7 +82,9 @@ class McpTools:
         self.commands, self.allowed, self.ask, self.log = commands, frozenset(allowed), ask, log
         self.tools: dict[str, McpTool] = {}
         self.stack = ExitStack()
+        self.servers: list[StdioServerParameters] = []
         self.clients: list[Client] = []
+        self.starting = Lock()
         try:
             self.portal = self._start()
         except BaseException:
@@ -93,7 +97,7 @@ class McpTools:
     def _start(self) -> BlockingPortal:
         try:
             from anyio.from_thread import start_blocking_portal
-            from mcp import Client, StdioServerParameters
+            from mcp import StdioServerParameters
         except ImportError as error:
             raise UserError(f"MCP servers need the extra: pip install 'fledgling[mcp]' ({error})") from None
         self.reports = Path(self.stack.enter_context(TemporaryDirectory(prefix="fledgling-mcp-")))
@@ -106,12 +110,9 @@ class McpTools:
             if not words:
                 raise UserError("an MCP server's command is empty; expected a command and its arguments")
             relay = ["-m", "fledgling.runtime.bounded_lines", str(self._report_of(number)), *words]
-            client = Client(
-                StdioServerParameters(command=sys.executable, args=relay), read_timeout_seconds=START_TIMEOUT
-            )
+            self.servers.append(StdioServerParameters(command=sys.executable, args=relay))
             try:
-                self.stack.enter_context(portal.wrap_async_context_manager(client))
-                self.clients.append(client)
+                self.clients.append(self._connect(portal, number))
                 self._list_tools(portal, number)
             except UserError:
                 raise
@@ -119,6 +120,23 @@ class McpTools:
                 reason = self._describe_failure(error, number)
                 raise UserError(f"MCP server {command!r} did not start or list its tools: {reason}") from None
         return portal
+
+    def _connect(self, portal: BlockingPortal, number: int) -> Client:
+        """Starts a server. Raises what the SDK does."""
+        from mcp import Client
+
+        client = Client(self.servers[number], read_timeout_seconds=START_TIMEOUT)
+        self.stack.enter_context(portal.wrap_async_context_manager(client))
+        return client
+
+    def _find_client(self, number: int) -> Client:
+        """Returns the client of a server, which is started again if it has ended. Raises what the SDK does."""
+        with self.starting:
+            if has_ended(self._report_of(number)):
+                self._report_of(number).unlink()
+                self.log(f"MCP server {self.commands[number]!r} has ended: it is started again")
+                self.clients[number] = self._connect(self.portal, number)
+            return self.clients[number]
 
     def _report_of(self, number: int) -> Path:
         return self.reports / str(number)
@@ -170,8 +188,8 @@ class McpTools:
         tool = self.tools.get(name)
         if tool is None:
             return f"error: no tool {clean_text(name, 64)}; there are {', '.join(self.tools) or 'none'}"
-        client = self.clients[tool.server]
         try:
+            client = self._find_client(tool.server)
             result = self.portal.call(partial(client.call_tool, name, arguments, CALL_TIMEOUT))
         except Exception as error:  # whatever the SDK or the server's answer raises
             return clean_text(f"error: {self._describe_failure(error, tool.server)}", MAX_RESULT_CHARACTERS)

@@ -72,6 +72,14 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
         return code
 
 
+def has_ended(report: Path) -> bool:
+    """Returns whether a command's report has its exit code."""
+    try:
+        return json.loads(report.read_text())["code"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def describe_end(report: Path) -> str:
     """Returns how a command ended and its last line of standard error; "" where nothing is known."""
     try:

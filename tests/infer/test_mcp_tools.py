@@ -81,13 +81,15 @@ def test_two_servers_with_a_tool_of_one_name_are_rejected(tools):
 
 
 @pytest.mark.parametrize("name", ["leave", "flood"])
-def test_a_server_that_ends_or_floods_is_an_error_of_the_call(name):
-    tools = McpTools([SERVER], [name, "echo"])
+def test_a_server_that_ends_or_floods_is_an_error_of_the_call_and_starts_again_at_the_next(name):
+    notices = []
+    tools = McpTools([SERVER], [name, "echo"], log=notices.append)
     try:
         answer = tools.run(call(name))
         end = "exit code 3" if name == "leave" else "a line has more than 1,000,000 bytes"
         assert answer.startswith("error:") and end in answer and "\n" not in answer
-        assert tools.run(call("echo", text="x")).startswith("error:")
+        assert [tools.run(call("echo", text="x")) for _ in range(2)] == ["x", "x"]
+        assert sum("has ended: it is started again" in notice for notice in notices) == 1
     finally:
         tools.close()
 
