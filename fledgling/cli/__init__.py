@@ -53,6 +53,11 @@ COMMANDS = {
 }
 
 # what a command was -> what it is: experiments on single parts are outside the package
+PARTS = {  # of commands: what is also called by its name alone
+    "data": ("fetch", "inspect", "prepare"),
+    "eval": ("bpb", "compare", "core", "needle", "passk"),
+    "export": ("adapter", "gguf", "hf", "html", "mlx", "onnx", "push"),
+}
 RENAMED_COMMANDS = {
     "lab": "fledgling scaling",
     "bench comm": "python -m benchmarks comm",
@@ -135,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             where = " (in a checkout of the project)" if "benchmarks" in new else ""
             return _fail(f'command "{words}" was renamed to `{new}`{where}', USAGE_ERROR)
     if called and called not in COMMANDS:  # cyclopts would import every verb to find out
-        hint = did_you_mean(called, COMMANDS) or f": there are {', '.join(COMMANDS)}"
+        part = next((f' - did you mean "{verb} {called}"?' for verb, names in PARTS.items() if called in names), "")
+        hint = part or did_you_mean(called, COMMANDS) or f": there are {', '.join(COMMANDS)}"
         return _fail(f'unknown command "{called}"{hint}', USAGE_ERROR)
     try:
         with show_own_warnings():

@@ -215,14 +215,14 @@ def onnx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
 
 @app.command
 def push(
-    directory: Path, repository: str, /, *, private: Fold = False, endpoint: str | None = None, as_json: Json = False
+    path: Path, repository: str, /, *, private: Fold = False, endpoint: str | None = None, as_json: Json = False
 ) -> None:
-    """Upload an exported directory to a hub, in one commit; the token is HF_TOKEN or a login, and never printed.
+    """Upload an export to a hub, in one commit; the token is HF_TOKEN or a login, and never printed.
 
     Parameters
     ----------
-    directory
-        What export hf, gguf, mlx or onnx wrote.
+    path
+        What export hf, mlx or adapter wrote, a directory with nothing else; or a file of export gguf, onnx or html.
     repository
         OWNER/NAME, made if it does not exist.
     private
@@ -230,10 +230,12 @@ def push(
     endpoint
         Address of the hub; default HF_ENDPOINT, else the public one.
     """
-    from fledgling.export.push import push_directory
+    from fledgling.export.push import push_export
 
-    url = push_directory(directory, repository, private, endpoint)
-    print(json.dumps({"url": url}) if as_json else url)
+    url, deleted = push_export(path, repository, private, endpoint)
+    if deleted:
+        print_to_stderr(f"deleted in {repository}, of an earlier model: {', '.join(deleted)}")
+    print(json.dumps({"url": url, "deleted": deleted}) if as_json else url)
 
 
 @app.command

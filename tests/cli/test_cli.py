@@ -54,6 +54,7 @@ def test_the_line_of_a_verb_names_all_its_commands():
     ("words", "code", "reported"),
     [
         (["confg"], 2, 'did you mean "config"'),
+        (["push", "exported", "me/bird"], 2, 'did you mean "export push"'),
         (["--nope"], 2, '"--nope"'),
         (["config", "shw"], 2, "show"),
         (["config", "show", "--sett", "a"], 2, "--set"),
@@ -185,3 +186,10 @@ def test_an_old_command_names_its_new_one_which_exists(old, new, capsys):
     known = {"fledgling": COMMANDS, "benchmarks": set(harness.app)}
     program, name = new.split()[-2:]
     assert name in known[program]
+
+
+@pytest.mark.parametrize("verb", cli.PARTS)
+def test_a_part_that_is_suggested_exists(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f" {name} " in shown for name in cli.PARTS[verb])

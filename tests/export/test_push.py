@@ -11,7 +11,7 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.export.push import push_directory
+from fledgling.export.push import push_export
 
 TOKEN = "hf_secretsecretsecret"
 
@@ -47,8 +47,11 @@ class Hub(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self):
-        if self.is_allowed():
-            self.answer({"id": "me/bird", "sha": "0" * 40, "siblings": [], "private": False})
+        if not self.is_allowed():
+            return
+        files = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in self.server.remote]
+        model = {"id": "me/bird", "sha": "0" * 40, "siblings": [], "private": False}
+        self.answer(files if "/tree/" in self.path else model)
 
     def do_PUT(self):
         body = self.read()
@@ -64,6 +67,9 @@ class Hub(BaseHTTPRequestHandler):
             return
         url = f"http://127.0.0.1:{self.server.server_port}"
         if path == "/api/repos/create":
+            if not self.server.may_create:
+                self.answer({"error": "no"}, 403)
+                return
             self.server.created.append(json.loads(body))
             self.answer({"url": f"{url}/me/bird", "id": "me/bird"})
         elif path == "/api/validate-yaml":  # the front matter of README.md
@@ -88,7 +94,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.objects, server.created, server.commits, server.breaks = {}, [], [], 0
+    server.objects, server.created, server.commits, server.breaks, server.remote = {}, [], [], 0, []
+    server.may_create = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -114,7 +121,10 @@ def test_one_commit_has_all_files_and_the_token_is_not_printed(hub, exported, ca
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     assert main(["export", "push", str(exported), "me/bird", "--private", "--endpoint", endpoint, "--json"]) == 0
     printed = capfd.readouterr()
-    assert json.loads(printed.out) == {"url": f"{endpoint}/me/bird"} and TOKEN not in printed.out + printed.err
+    assert (
+        json.loads(printed.out) == {"url": f"{endpoint}/me/bird", "deleted": []}
+        and TOKEN not in printed.out + printed.err
+    )
     assert hub.created[0]["name"] == "bird" and "private" in (hub.created[0].get("visibility"), *hub.created[0])
     (commit,) = hub.commits
     files = {line["value"]["path"]: line["value"] for line in commit if line["key"] in ("file", "lfsFile")}
@@ -127,14 +137,14 @@ def test_a_wrong_token_a_missing_hub_and_no_export_are_one_line(hub, exported, t
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="token is missing or wrong") as error:
-        push_directory(exported, "me/bird", False, endpoint)
+        push_export(exported, "me/bird", False, endpoint)
     assert "hf_wrong" not in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="OWNER/NAME"):
-        push_directory(exported, "../bird", False, endpoint)
-    with pytest.raises(UserError, match="no directory that `fledgling export` wrote"):
-        push_directory(tmp_path / "none", "me/bird", False, endpoint)
+        push_export(exported, "../bird", False, endpoint)
+    with pytest.raises(UserError, match="nothing that `fledgling export` wrote"):
+        push_export(tmp_path / "none", "me/bird", False, endpoint)
     with pytest.raises(UserError, match="cannot be reached"):
-        push_directory(exported, "me/bird", False, "http://127.0.0.1:9")
+        push_export(exported, "me/bird", False, "http://127.0.0.1:9")
     assert not hub.commits
 
 
@@ -156,4 +166,64 @@ def test_an_upload_that_breaks_is_one_line_and_commits_nothing(hub, exported, mo
 )
 def test_an_endpoint_that_is_no_address_is_one_line(exported, endpoint):
     with pytest.raises(UserError, match=r"--endpoint is .*expected an address"):
-        push_directory(exported, "me/bird", False, endpoint)
+        push_export(exported, "me/bird", False, endpoint)
+
+
+def test_what_an_earlier_model_left_is_deleted_in_the_same_commit_and_named(hub, exported, capfd):
+    hub.remote = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "adapter_config.json",
+        "README.md",
+    ]
+    hub.remote += ["old.q8_0.gguf", "photo.png", "onnx/config.json", "handler.py", "model.safetensors"]
+    assert main(["export", "push", str(exported), "me/bird", "--endpoint", f"http://127.0.0.1:{hub.server_port}"]) == 0
+    deleted = sorted(line["value"]["path"] for line in hub.commits[0] if line["key"] == "deletedFile")
+    assert deleted == ["adapter_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    assert f"deleted in me/bird, of an earlier model: {', '.join(deleted)}" in capfd.readouterr().err
+
+
+def test_a_file_is_pushed_by_itself_and_deletes_nothing(hub, tmp_path, capfd):
+    for name in ("bird.gguf", "bird.Modelfile", "secret.txt", "other.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    hub.remote = ["model.safetensors", "config.json"]
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    assert main(["export", "push", str(tmp_path / "bird.gguf"), "me/bird", "--endpoint", endpoint]) == 0
+    assert {line["value"]["path"] for line in hub.commits[0] if line["key"] != "header"} == {
+        "bird.gguf",
+        "bird.Modelfile",
+    }
+
+
+@pytest.mark.parametrize("name", ["secret.txt", "rows.jsonl", "data/rows.jsonl", "tokens.json", "x.bin"])
+def test_a_directory_with_files_that_no_export_writes_is_rejected(hub, exported, name):
+    (exported / name).parent.mkdir(exist_ok=True)
+    (exported / name).write_text("mine")
+    with pytest.raises(UserError, match=f"has files that no export writes, .*: {name.partition('/')[0]}; "):
+        push_export(exported, "me/bird", False, f"http://127.0.0.1:{hub.server_port}")
+    assert not hub.created
+
+
+@pytest.mark.parametrize(
+    "name", ["bird", "me/bird..x", "me/bird.git", "me/a--b", "me/b\u00e9", "a/b/c", "me/-x", "me/x."]
+)
+def test_a_repository_that_no_hub_takes_is_named_before_anything_is_sent(hub, exported, name):
+    with pytest.raises(UserError, match="expected OWNER/NAME"):
+        push_export(exported, name, False, f"http://127.0.0.1:{hub.server_port}")
+
+
+def test_a_token_that_is_none_and_offline_mode_are_named(hub, exported, monkeypatch):
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    monkeypatch.setenv("HF_TOKEN", "hf_\u00e9")
+    with pytest.raises(UserError, match="characters that no token has"):
+        push_export(exported, "me/bird", False, endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        push_export(exported, "me/bird", False, endpoint)
+
+
+def test_a_token_that_may_make_no_repository_pushes_into_one_that_is_there(hub, exported):
+    hub.may_create = False
+    push_export(exported, "me/bird", False, f"http://127.0.0.1:{hub.server_port}")
+    assert len(hub.commits) == 1
