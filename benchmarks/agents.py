@@ -21,7 +21,7 @@ from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
 
 LAST_ROUNDS = 5  # whose mean number of calls is shown
-STEPS = {"file_tree": 80, "database": 40, "web_shop": 40}  # of rl; the recipe's own are for the guessing game
+STEPS = {"file_tree": 60, "database": 40, "web_shop": 40}  # of rl; the recipe's own are for the guessing game
 
 
 def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> None:
