@@ -198,6 +198,7 @@ def from_peft(
         A = unused.pop(f"{PREFIX}{module}.lora_A.weight", None)
         if A is None:
             continue
+        _require_layer(contents, module)
         B = unused.pop(f"{PREFIX}{module}.lora_B.weight", torch.empty(0))
         magnitude = unused.pop(f"{PREFIX}{module}.lora_magnitude_vector", None) if contents.get("use_dora") else None
         rows, r = [shapes[name][0] for name in names], int(_read_module_number(contents, "rank_pattern", module, rank))
@@ -246,6 +247,17 @@ def _check_supported(contents: Mapping[str, Any]) -> None:
     if initialization not in (True, False, None) and name not in PLAIN_INITIALIZATIONS:
         expected = ", ".join(map(repr, (True, False, *PLAIN_INITIALIZATIONS)))
         raise UserError(f"init_lora_weights is {str(initialization)[:60]!r}, which is not known; expected {expected}")
+
+
+def _require_layer(contents: Mapping[str, Any], module: str) -> None:
+    """Raises UserError for a matrix of a layer that `layers_to_transform` leaves out, which peft would not read."""
+    layers = contents.get("layers_to_transform")
+    listed = layers if isinstance(layers, list) else [layers]
+    layer = next((int(part) for part in module.split(".") if part.isdecimal()), None)
+    if layers not in (None, []) and layer not in listed:
+        raise UserError(
+            f"layers_to_transform is {str(layers)[:60]}, and there are tensors of layer {layer}: peft leaves them out"
+        )
 
 
 def _number(contents: Mapping[str, Any], key: str) -> float:

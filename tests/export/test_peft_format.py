@@ -117,6 +117,8 @@ HOSTILE = [
         for name in ("pissa", "PiSSA_niter_16", "olora", "corda", "loftq", "lora_ga")
     ),
     ({"init_lora_weights": "of tomorrow"}, {}, "init_lora_weights .*not known"),
+    ({"layers_to_transform": [1]}, {}, "layers_to_transform is \\[1\\], and there are tensors of layer 0"),
+    ({"layers_to_transform": "a"}, {}, "layers_to_transform is a, and"),
     ({"kasa_config": {"beta": 1}}, {}, "kasa_config"),
     ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.full((4, 64), torch.nan)}, "256 of"),
     ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(0, 64)}, "is empty"),
