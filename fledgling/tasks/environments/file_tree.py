@@ -21,7 +21,7 @@ class FileTree(Environment):
     """Two folders of two files each; one file has the word. Find it with ls and grep, and say its path."""
 
     max_turns = 8
-    max_new_tokens = 160
+    max_new_tokens = 192
 
     def reset(self, seed: int) -> str:
         """Draws folders, files, their words, and the word that is looked for."""
