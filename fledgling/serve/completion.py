@@ -45,6 +45,7 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
             n=n,
             stop_strings=stop_strings,
             tools=False,
+            has_thoughts=False,
             score_prompt=score_prompt,
             generate=max_tokens > 0,
             grammar=grammar,

@@ -175,7 +175,7 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         ended = "completed" if choice.content or calls else status
         output.append(_reasoning_item(make_id("rs"), ended, choice.thought))
     if choice.content or not (calls or choice.thought):
-        tokens = choice.tokens if parsed.include_logprobs else []
+        tokens = choice.tokens[choice.thought_tokens :] if parsed.include_logprobs else []
         logprobs = build_chat_logprobs(service.tokenizer, tokens)["content"]
         output.append(_message_item(make_id("msg"), status, [_text_part(choice.content, logprobs)]))
     output += [_call_item(call, status if call is calls[-1] else "completed") for call in calls]
@@ -193,6 +193,7 @@ class ResponseEvents:
         self.message_id = ""  # of the open message; empty: none is open
         self.message_text = ""
         self.message_logprobs: list[Any] = []
+        self.pending_logprobs: list[Any] = []  # of tokens whose text is held back
         self.call: StreamedToolCall | None = None  # that is open
         self.calls = CallStream(parsed.jobs[0].client_calls)
         self.output: list[dict[str, Any]] = []  # finished items
@@ -215,7 +216,11 @@ class ResponseEvents:
         text = join_part_text(event.parts)  # of one event, prose precedes calls: after a call the answer ends
         if thought := join_part_text(event.parts, "thinking"):  # which precedes prose
             yield from self._push_thought(thought)
-        if text or (logprobs and self.message_id):
+        if self.thought_id:  # no log-probabilities of a thought, as in a complete answer
+            self.pending_logprobs = []
+        self.pending_logprobs += logprobs if text or not self.thought_id else []
+        if text or (self.pending_logprobs and self.message_id):
+            logprobs, self.pending_logprobs = self.pending_logprobs, []
             yield from self._push_text(text, logprobs)
         for part in event.parts:
             piece = self.calls.push(part)

@@ -74,6 +74,7 @@ class GenerationJob:
     generate: bool = True  # False: only score the prompt
     grammar: Grammar | None = None  # that every answer obeys
     client_calls: bool = False  # calls in the form of a client's tools are not run here
+    has_thoughts: bool = True  # a thought at the answer's start is a part of its own; not where a text is continued
     begins_thought: bool = False  # the prompt ends with the start of a thought
 
 
@@ -107,7 +108,8 @@ class _Choice:
         if request.finish_reason:
             parts += self.detokenizer.finish()
         parts = self._cut_at_stop_string(parts, bool(request.finish_reason))
-        parts = self._split_thoughts(parts, bool(request.finish_reason) or self.stop_matcher.stopped)
+        if self.job.has_thoughts:
+            parts = self._split_thoughts(parts, bool(request.finish_reason) or self.stop_matcher.stopped)
         if parts or tokens:
             events.append(ChoiceDelta(self.number, tuple(parts), tokens))
         reason = "stop" if self.stop_matcher.stopped else request.finish_reason

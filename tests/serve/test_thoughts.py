@@ -38,15 +38,15 @@ def thinker(roomy_server, monkeypatch) -> SimpleNamespace:
     return SimpleNamespace(address=address, thought=thought.lstrip("\n"), prose=prose.lstrip())
 
 
-def send(address: str, path: str) -> dict:
-    body = {"model": "tiny", "stream": False} | BODIES[path]
+def send(address: str, path: str, **fields) -> dict:
+    body = {"model": "tiny", "stream": False} | BODIES[path] | fields
     status, answer, _ = call(address, path, json.dumps(body).encode(), Content_Type="application/json")
     assert status == 200, answer
     return answer
 
 
-def read_events(address: str, path: str) -> list[dict]:
-    body = {"model": "tiny", "stream": True} | BODIES[path]
+def read_events(address: str, path: str, **fields) -> list[dict]:
+    body = {"model": "tiny", "stream": True} | BODIES[path] | fields
     request = Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=20) as answer:
         lines = (line.removeprefix("data: ") for line in answer.read().decode().splitlines())
@@ -106,6 +106,25 @@ def test_the_clients_of_openai_read_a_thought(thinker):
     with client.responses.stream(model="tiny", **BODIES["/v1/responses"]) as stream:
         response = stream.until_done().get_final_response()
     assert response.output[0].content[0].text == thinker.thought and response.output_text == thinker.prose
+
+
+def test_the_logprobs_of_a_thought_are_not_the_answers(thinker):
+    fields = {"include": ["message.output_text.logprobs"]}
+    part = send(thinker.address, "/v1/responses", **fields)["output"][1]["content"][0]
+    streamed = read_events(thinker.address, "/v1/responses", **fields)[-1]["response"]["output"][1]["content"][0]
+    assert streamed == part
+    whole = send(thinker.address, "/v1/responses")["usage"]
+    thought = whole["output_tokens_details"]["reasoning_tokens"]
+    assert len(part["logprobs"]) == whole["output_tokens"] - thought > 0 < thought
+
+
+def test_a_continued_text_is_returned_as_it_is(roomy_server):
+    pytest.importorskip("llguidance")
+    body = {"prompt": QUESTION, "max_tokens": 40, "guided_regex": "<think>ab{2}</think>\n\nc{3}", "logprobs": 0}
+    answer = call(roomy_server[0], "/v1/completions", json.dumps(body).encode(), Content_Type="application/json")[1]
+    (choice,) = answer["choices"]
+    assert choice["text"] == "<think>abb</think>\n\nccc"
+    assert "".join(choice["logprobs"]["tokens"]).startswith(choice["text"])
 
 
 def test_an_answer_without_a_thought_has_no_tokens_of_one(roomy_server):
