@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fledgling.infer.detokenizer import ContentPart
+from fledgling.infer.detokenizer import THOUGHT_END, THOUGHT_START, ContentPart
 from fledgling.serve.constraints import AnswerForm, read_answer_form
 from fledgling.serve.errors import build_error
 from fledgling.serve.responses import (
@@ -48,6 +48,9 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, max_new_tokens)
     service.check_prompt_size(_iterate_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
+    is_thought = begins_thought(service.tokenizer, prompt) or opens_thought(messages[-1])
+    if is_thought and form.is_whole:  # whatever is demanded is demanded of the answer
+        prompt, is_thought = prompt + service.tokenizer.encode(f"\n{THOUGHT_END}\n\n"), False
     try:
         sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
     except BadRequest as error:
@@ -67,7 +70,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
                 tools=body.calculator and (form.grammar is None or bool(form.tools)),
                 grammar=form.grammar,
                 client_calls=bool(form.tools),
-                begins_thought=begins_thought(service.tokenizer, prompt),
+                begins_thought=is_thought,
             )
         ],
         stream=bool(body.stream),
@@ -78,6 +81,12 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         created=unix_time(),
         dropped_turns=dropped,
     )
+
+
+def opens_thought(message: Mapping[str, Any]) -> bool:
+    """Returns whether a last message is the beginning of an answer that ends within its thought."""
+    start = "".join(_iterate_texts([dict(message)])) if message["role"] == "assistant" else ""
+    return start.lstrip().startswith(THOUGHT_START) and THOUGHT_END not in start
 
 
 def _describe_tools_size(service: Service, form: AnswerForm) -> str:
