@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from mcp import Client, StdioServerParameters
     from mcp.types import CallToolResult
 
-START_TIMEOUT = 30.0  # seconds until a server has started and listed its tools
+START_TIMEOUT = 30.0  # seconds until a server has started
+START_REQUESTS = 3  # that the SDK sends at most until then, each with a limit of its own
 CALL_TIMEOUT = 60.0  # seconds of one call
 MAX_TOOLS = 64  # of all servers
 MAX_PAGES = 16  # of a server's list
@@ -83,8 +84,8 @@ class McpTools:
         self.tools: dict[str, McpTool] = {}
         self.stack = ExitStack()
         self.servers: list[StdioServerParameters] = []
-        self.clients: list[Client] = []
-        self.starting = Lock()
+        self.clients: list[Client | None] = []  # None: has ended, and the next call starts it again
+        self.starting = [Lock() for _ in commands]
         try:
             self.portal = self._start()
         except BaseException:
@@ -112,8 +113,8 @@ class McpTools:
             relay = ["-m", "fledgling.runtime.bounded_lines", str(self._report_of(number)), *words]
             self.servers.append(StdioServerParameters(command=sys.executable, args=relay))
             try:
-                self.clients.append(self._connect(portal, number))
-                self._list_tools(portal, number)
+                self.clients.append(client := self._connect(portal, number))
+                self._list_tools(portal, client, number)
             except UserError:
                 raise
             except Exception as error:  # whatever the SDK or a server's answer raises
@@ -125,18 +126,20 @@ class McpTools:
         """Starts a server. Raises what the SDK does."""
         from mcp import Client
 
-        client = Client(self.servers[number], read_timeout_seconds=START_TIMEOUT)
+        client = Client(self.servers[number], read_timeout_seconds=START_TIMEOUT / START_REQUESTS)
         self.stack.enter_context(portal.wrap_async_context_manager(client))
         return client
 
     def _find_client(self, number: int) -> Client:
         """Returns the client of a server, which is started again if it has ended. Raises what the SDK does."""
-        with self.starting:
-            if has_ended(self._report_of(number)):
-                self._report_of(number).unlink()
+        with self.starting[number]:
+            client = None if has_ended(self._report_of(number)) else self.clients[number]
+            if client is None:
+                self.clients[number] = None  # as it is if it does not start
+                self._report_of(number).unlink(missing_ok=True)
                 self.log(f"MCP server {self.commands[number]!r} has ended: it is started again")
-                self.clients[number] = self._connect(self.portal, number)
-            return self.clients[number]
+                client = self.clients[number] = self._connect(self.portal, number)
+            return client
 
     def _report_of(self, number: int) -> Path:
         return self.reports / str(number)
@@ -149,10 +152,10 @@ class McpTools:
             if text
         )
 
-    def _list_tools(self, portal: BlockingPortal, number: int) -> None:
+    def _list_tools(self, portal: BlockingPortal, client: Client, number: int) -> None:
         cursor = None
         for _ in range(MAX_PAGES):
-            page = portal.call(partial(self.clients[number].list_tools, cursor=cursor))
+            page = portal.call(partial(client.list_tools, cursor=cursor))
             for tool in page.tools:
                 self._add_tool(tool.name, tool.description or "", tool.input_schema, number)
             cursor = page.next_cursor
@@ -188,10 +191,13 @@ class McpTools:
         tool = self.tools.get(name)
         if tool is None:
             return f"error: no tool {clean_text(name, 64)}; there are {', '.join(self.tools) or 'none'}"
+        client = None
         try:
             client = self._find_client(tool.server)
             result = self.portal.call(partial(client.call_tool, name, arguments, CALL_TIMEOUT))
         except Exception as error:  # whatever the SDK or the server's answer raises
+            if is_connection_closed(error) and self.clients[tool.server] is client:
+                self.clients[tool.server] = None
             return clean_text(f"error: {self._describe_failure(error, tool.server)}", MAX_RESULT_CHARACTERS)
         return clean_text(read_result(result), MAX_RESULT_CHARACTERS)
 
@@ -219,6 +225,14 @@ class McpTools:
     def close(self) -> None:
         """Ends the servers."""
         self.stack.close()
+
+
+def is_connection_closed(error: BaseException) -> bool:
+    """Returns whether the SDK says that a server's process is gone, even if it left no report."""
+    from mcp import MCPError
+    from mcp.types import CONNECTION_CLOSED  # servers use this number for errors of their own too
+
+    return isinstance(error, MCPError) and error.code == CONNECTION_CLOSED and error.message == "Connection closed"
 
 
 def describe_cause(error: BaseException) -> str:

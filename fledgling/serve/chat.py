@@ -127,8 +127,11 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
                 "logprobs": build_chat_logprobs(service.tokenizer, choice.tokens) if parsed.include_logprobs else None,
             }
         )
-    usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens, parsed.cached_tokens)
-    return {**_make_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": usage}
+    return {**_make_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": _read_usage(parsed)}
+
+
+def _read_usage(parsed: ParsedRequest) -> dict[str, Any]:
+    return build_usage(parsed.prompt_tokens, parsed.completion_tokens, parsed.cached_tokens, parsed.thought_tokens)
 
 
 def _list_calls(parsed: ParsedRequest, parts: list[ContentPart]) -> list[StreamedToolCall]:
@@ -197,8 +200,8 @@ class ChatChunks:
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the usage where it was requested."""
         if self.parsed.include_usage:
-            usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens, self.parsed.cached_tokens)
-            yield {**_make_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], "usage": usage}
+            usage = {"usage": _read_usage(self.parsed)}
+            yield {**_make_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], **usage}
 
     def _make_chunk(
         self, index: int, delta: dict, finish_reason: str | None = None, logprobs: dict | None = None

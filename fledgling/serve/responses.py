@@ -101,13 +101,20 @@ class PartStream:
         return entries
 
 
-def build_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """Returns the usage: tokens of the prompts, each counted once, and of all answers, including tool output."""
+def build_usage(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int, thought_tokens: int | None = None
+) -> dict[str, Any]:
+    """Returns the usage: tokens of the prompts, each counted once, and of all answers, including tool output.
+
+    thought_tokens: of the answers' thoughts; None: there is no place for one.
+    """
+    details = {} if thought_tokens is None else {"completion_tokens_details": {"reasoning_tokens": thought_tokens}}
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        **details,
     }
 
 

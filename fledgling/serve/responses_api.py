@@ -135,7 +135,7 @@ def _build_usage(parsed: ParsedRequest) -> dict[str, Any]:
         "input_tokens": parsed.prompt_tokens,
         "input_tokens_details": {"cached_tokens": parsed.cached_tokens},
         "output_tokens": parsed.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": sum(choice.thought_tokens for choice in parsed.choices)},
+        "output_tokens_details": {"reasoning_tokens": parsed.thought_tokens},
         "total_tokens": parsed.prompt_tokens + parsed.completion_tokens,
     }
 

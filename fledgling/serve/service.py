@@ -202,6 +202,11 @@ class ParsedRequest:
         return sum(choice.cached_tokens for choice in firsts)
 
     @property
+    def thought_tokens(self) -> int:
+        """Tokens of all thoughts."""
+        return sum(choice.thought_tokens for choice in self.choices)
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of all answers so far."""
         return sum(len(choice.tokens) for choice in self.choices)

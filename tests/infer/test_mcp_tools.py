@@ -1,6 +1,9 @@
 """Tools of a real MCP server over stdio: listed, asked for, called; whatever it answers is bounded text."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +17,8 @@ from fledgling.infer.tools import CALCULATOR
 
 pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the extra `mcp` is not installed")
 if find_spec("mcp") is not None:
+    from mcp import StdioServerParameters
+
     import_module("mcp.client.stdio")  # keeps the stderr of its import, which must be that of a file
 SERVER = f"{sys.executable} {Path(__file__).parent / 'mcp_server.py'}"
 
@@ -90,6 +95,28 @@ def test_a_server_that_ends_or_floods_is_an_error_of_the_call_and_starts_again_a
         assert answer.startswith("error:") and end in answer and "\n" not in answer
         assert [tools.run(call("echo", text="x")) for _ in range(2)] == ["x", "x"]
         assert sum("has ended: it is started again" in notice for notice in notices) == 1
+    finally:
+        tools.close()
+
+
+def kill_newest_relay() -> None:
+    """Kills the process between this one and the server that was started last."""
+    find = ["pgrep", "-n", "-P", str(os.getpid()), "-f", "bounded_lines"]
+    os.kill(int(subprocess.run(find, capture_output=True, text=True).stdout), signal.SIGKILL)
+
+
+def test_a_server_whose_process_was_killed_starts_again_and_one_that_fails_to_is_tried_again(monkeypatch):
+    tools = McpTools([SERVER], ["echo"])
+    try:
+        kill_newest_relay()
+        answers = [tools.run(call("echo", text="x")) for _ in range(2)]
+        assert answers == ["error: Connection closed", "x"]
+        kill_newest_relay()
+        assert tools.run(call("echo", text="x")).startswith("error:")
+        with monkeypatch.context() as patch:
+            patch.setattr(tools, "servers", [StdioServerParameters(command=sys.executable, args=["-c", "1"])])
+            assert tools.run(call("echo", text="x")).startswith("error:")
+        assert tools.run(call("echo", text="x")) == "x"
     finally:
         tools.close()
 

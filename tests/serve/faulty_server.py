@@ -23,7 +23,7 @@ from fledgling.text.conversation import check_conversation
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "txt": "text/plain"}
 
 
-def make_stream(text: str) -> bytes:
+def make_stream(text: str, thought: str = "") -> bytes:
     """Returns a complete answer as the server streams it, a chunk for each word, with log-probabilities."""
 
     def line(delta: dict[str, Any], reason: str | None = None, tokens: list | None = None) -> str:
@@ -33,6 +33,7 @@ def make_stream(text: str) -> bytes:
     words = [f"{word} " for word in text.split()]
     token = {"logprob": -0.5, "bytes": [], "top_logprobs": []}
     lines = [line({"role": "assistant", "content": ""})]
+    lines += [line({"content": "", "reasoning_content": f"{word} "}) for word in thought.split()]
     lines += [line({"content": word}, tokens=[{"token": word, **token}]) for word in words]
     lines.append(line({}, "stop"))
     usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}

@@ -101,6 +101,27 @@ def test_the_speed_of_an_answer_that_arrives_at_once_is_counted_from_the_request
     assert int(count) == 30 and float(seconds) >= 0.3 and int(rate) <= 100
 
 
+@pytest.mark.parametrize("prose", ["it is three", ""])
+def test_a_thought_is_shown_and_stored_apart_and_never_sent_back(page, faulty, prose):
+    thought = "1 <b>and</b> 2 make"
+    stream = make_stream(prose, thought)
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
+    send(page, "first")
+    page.locator("#status", has_text="Answer complete." if prose else "").wait_for()
+    box = page.locator(".message.assistant details.thought")
+    box.wait_for()
+    assert box.locator("p").text_content().strip() == thought
+    assert box.evaluate("box => box.open") == (not prose)
+    assert page.locator(".failed").count() == (not prose)
+    page.unroute("**/v1/chat/completions")
+    page.reload()
+    page.locator(".message.assistant details.thought").wait_for()
+    answered(page, "second")
+    assert page.locator("details.thought").count() == 1
+    messages = faulty.bodies[-1]["messages"]
+    assert [message["content"].strip() for message in messages] == (["first", prose, "second"] if prose else ["second"])
+
+
 def test_an_error_is_readable_on_the_narrowest_phone(page, faulty):
     page.set_viewport_size({"width": 320, "height": 640})
     answered(page, "first")

@@ -57,6 +57,7 @@ def read_answer(path: str, answer: dict) -> tuple[str, str]:
     """Thought and prose of a complete answer."""
     if path == "/v1/chat/completions":
         message = answer["choices"][0]["message"]
+        assert 0 < answer["usage"]["completion_tokens_details"]["reasoning_tokens"] < LIMIT
         return message["reasoning_content"], message["content"]
     if path == "/v1/responses":
         thought, message = answer["output"]

@@ -3,7 +3,7 @@
 // the text that has arrived.
 
 import { RequestError, streamAnswer } from "./api.js";
-import { answerMessage, appendChunk, hasAnswer, openCall, requestMessages } from "./conversation.js";
+import { answerMessage, appendChunk, hasAnswer, hasText, openCall, requestMessages } from "./conversation.js";
 import { saveMessages } from "./store.js";
 import { callAllowedTool } from "./tools.js";
 
@@ -25,8 +25,8 @@ export async function generateAnswer({ conversation, question, node, fields, sys
       for await (const chunk of streamAnswer(body, key, signal)) {
         appendChunk(node, chunk);
         const now = performance.now();
-        if (hasAnswer(node)) node.seconds = (spent + now - sent) / 1000;
-        if (now - saved > 1000 * SAVE_SECONDS && hasAnswer(node)) {
+        if (hasText(node)) node.seconds = (spent + now - sent) / 1000;
+        if (now - saved > 1000 * SAVE_SECONDS && hasText(node)) {
           saved = now;
           saveMessages(conversation, [node]).catch((error) => { problem = error; });
         }
@@ -41,12 +41,12 @@ export async function generateAnswer({ conversation, question, node, fields, sys
       body.messages = [...messages, answerMessage(node)]; // the server continues it
       changed();
     }
-    if (!hasAnswer(node)) node.failed = "The model gave an empty answer.";
+    if (!hasAnswer(node)) node.failed = `The model ${hasText(node) ? "thought, and gave no" : "gave an empty"} answer.`;
   } catch (error) {
-    if (fields.tools && error.code === "context_length_exceeded" && !hasAnswer(node)) {
+    if (fields.tools && error.code === "context_length_exceeded" && !hasText(node)) {
       const { tools, parallel_tool_calls, ...others } = fields; // they have filled the context
       const problem = await generateAnswer({ conversation, question, node, fields: others, system, key, signal, changed });
-      node.withoutTools = hasAnswer(node); // else the conversation alone is too long, and the tools are not to blame
+      node.withoutTools = hasText(node); // else the conversation alone is too long, and the tools are not to blame
       return problem;
     }
     if (error.name === "AbortError") node.reason = "stopped";
@@ -54,7 +54,7 @@ export async function generateAnswer({ conversation, question, node, fields, sys
   }
   node.dropped += omitted;
   try {
-    if (hasAnswer(node)) await saveMessages(conversation, [node]);
+    if (hasText(node)) await saveMessages(conversation, [node]);
   } catch (error) {
     problem = error;
   }

@@ -119,7 +119,9 @@ function parseChunk(data) {
   const choice = chunk?.choices?.[0];
   const delta = choice?.delta ?? {};
   const text = typeof delta.content === "string" ? delta.content : "";
-  const parts = Array.isArray(delta.parts) ? delta.parts : text ? [{ type: "text", text }] : [];
+  const thought = typeof delta.reasoning_content === "string" ? delta.reasoning_content : "";
+  const parts = thought ? [{ type: "thinking", text: thought }] : []; // which precedes the answer
+  parts.push(...(Array.isArray(delta.parts) ? delta.parts : text ? [{ type: "text", text }] : []));
   return {
     text,
     parts: parts.map((part) => ({ type: String(part?.type), text: String(part?.text ?? ""), index: part?.index })),

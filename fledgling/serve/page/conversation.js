@@ -90,10 +90,13 @@ export function requestMessages(conversation, question, system) {
 const encoder = new TextEncoder();
 const size = (messages) => encoder.encode(JSON.stringify(messages)).length;
 
-export const hasAnswer = (node) => node.role === "assistant" && node.parts.some((part) => part.text);
+// Whether the model has written something, and whether it is more than a thought, which is not sent back.
+export const hasText = (node) => node.role === "assistant" && node.parts.some((part) => part.text);
+export const hasAnswer = (node) => node.role === "assistant" && node.parts.some(isAnswer);
+const isAnswer = ({ type, text }) => text && type !== "thinking";
 
 export function answerMessage(node) {
-  const parts = node.parts.filter((part) => part.text).map(({ type, text }) => ({ type, text: text.toWellFormed() }));
+  const parts = node.parts.filter(isAnswer).map(({ type, text }) => ({ type, text: text.toWellFormed() }));
   const plain = parts.every((part) => part.type === "text");
   if (!plain && parts.length <= MAX_PARTS) return { role: "assistant", content: null, parts };
   return { role: "assistant", content: parts.filter((part) => part.type === "text").map((part) => part.text).join("") || "…" };
@@ -127,7 +130,7 @@ export const openCall = (node) => (node.parts.at(-1)?.tool ? node.parts.at(-1) :
 const text = (value, most) => (typeof value === "string" ? value.slice(0, most) : "");
 const MAX_TEXT = 2_000_000;
 const ROLES = ["user", "assistant"];
-const PART_TYPES = ["text", "python", "output"];
+const PART_TYPES = ["text", "python", "output", "thinking"];
 
 // Conversations as a file holds them; what a message lacks or has in another type becomes its default.
 export const toRecord = (conversation) => ({

@@ -19,13 +19,19 @@ export function makeButton(text, label, onClick) {
   return node;
 }
 
-// The parts of an answer: prose, and for each tool call a folded box with its expression and its output.
-export function renderParts(parts) {
+// The parts of an answer: prose, and for each tool call a folded box with its expression and its output. A thought is in
+// such a box too, open as long as nothing follows it.
+export function renderParts(parts, isRunning) {
   const nodes = document.createDocumentFragment();
   for (let at = 0; at < parts.length; at++) {
     const { type, text } = parts[at];
     if (type === "text") nodes.append(renderMarkdown(text));
-    else if (type === "python") {
+    else if (type === "thinking") {
+      const box = makeElement("details", "call thought");
+      box.open = at === parts.length - 1;
+      box.append(makeElement("summary", "", isRunning && box.open ? "Thinking …" : "Thought"), makeElement("p", "", text));
+      nodes.append(box);
+    } else if (type === "python") {
       const output = parts[at + 1]?.type === "output" ? parts[++at].text : null;
       const box = makeElement("details", "call");
       const state = output === null ? " …" : output.startsWith("error: ") ? `, ${output.slice(0, MAX_ERROR)}` : "";

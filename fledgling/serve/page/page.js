@@ -3,7 +3,7 @@
 
 import { describeConnection, listModels } from "./api.js";
 import { generateAnswer } from "./answer.js";
-import { addMessage, hasAnswer, listSiblings, makeId, newConversation, removeMessage, shownPath } from "./conversation.js";
+import { addMessage, hasText, listSiblings, makeId, newConversation, removeMessage, shownPath } from "./conversation.js";
 import { addCopyButtons, makeButton, makeElement, renderParts, renderTokens } from "./message.js";
 import { bindSettings, getSideLabel, offerModels, requestFields, settings, getSystemPrompt } from "./settings.js";
 import { makeSidebar } from "./sidebar.js";
@@ -74,7 +74,7 @@ function messageNode(node) {
 
 function fillBody(body, node) {
   if (node.role === "user") return body.replaceChildren(node.text);
-  body.replaceChildren(shownByToken.has(node.id) ? renderTokens(node.tokens) : renderParts(node.parts));
+  body.replaceChildren(shownByToken.has(node.id) ? renderTokens(node.tokens) : renderParts(node.parts, running.has(node.id)));
   if (!running.has(node.id)) addCopyButtons(body, () => showStatus("Copied."));
   if (node.failed) body.append(makeElement("p", "failed", node.failed));
 }
@@ -167,7 +167,7 @@ async function generate(question, side, pair) {
     signal: abort.signal, changed: () => { if (current === conversation) scheduleBodyUpdate(node); },
   });
   running.delete(node.id);
-  if (!hasAnswer(node) && !node.failed) removeMessage(conversation, node);
+  if (!hasText(node) && !node.failed) removeMessage(conversation, node);
   setGenerating();
   showStatus(problem ? UNSAVED : node.failed ?? (node.reason === "stopped" ? "Stopped." : "Answer complete."));
   if (node.failed) readModels().catch(() => {}); // it may be another server by now, with other models
@@ -238,7 +238,7 @@ const sidebar = makeSidebar({
 });
 
 async function followOtherTab({ saved, deleted }) {
-  if (deleted === current.id) await save([...current.nodes.values()].filter((node) => node.role === "user" || hasAnswer(node)));
+  if (deleted === current.id) await save([...current.nodes.values()].filter((node) => node.role === "user" || hasText(node)));
   if (saved !== current.id) return sidebar.render();
   await loadMessages(current, new Set(running.keys()));
   if (running.size || document.querySelector(".editor")) return sidebar.render(); // shown when the answer has ended
@@ -267,7 +267,7 @@ function bindControls() {
     const text = $("message").value;
     $("message").value = "";
     resizeField();
-    sendMessage(text, shownPath(current).findLast((node) => node.role === "user" || hasAnswer(node))?.id);
+    sendMessage(text, shownPath(current).findLast((node) => node.role === "user" || hasText(node))?.id);
   });
   $("message").addEventListener("input", resizeField);
   $("message").addEventListener("keydown", (event) => {
@@ -286,7 +286,7 @@ function bindControls() {
   $("menu").addEventListener("click", () => showSidebar(!$("side").classList.contains("shown")));
   $("key").addEventListener("change", connect);
   addEventListener("pagehide", () => { // an answer in progress is stored as far as it has come
-    const nodes = [...running.keys()].map((id) => current.nodes.get(id)).filter((node) => node && hasAnswer(node));
+    const nodes = [...running.keys()].map((id) => current.nodes.get(id)).filter((node) => node && hasText(node));
     if (nodes.length) save(nodes);
   });
   $("settings-button").addEventListener("click", () => {

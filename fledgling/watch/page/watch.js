@@ -105,7 +105,7 @@ function showRuns() {
       ["tokens a second", formatNumber(speed ?? null)],
       ["memory", formatMemory(memory)],
       ["elapsed", duration(last?.seconds)], ["remaining in this stage", run.is_running ? duration(last?.seconds_left) : "–"],
-      ["planned for later stages", later ? duration(later) : "–"],
+      ["steps of later stages, planned", later ? `${duration(later)}${run.planned_seconds.rl ? " + answers of rl" : ""}` : "–"],
     ];
     part("numbers").replaceChildren(...entries.map(([name, value]) => {
       const entry = element("div");
