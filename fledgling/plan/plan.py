@@ -2,7 +2,8 @@
 
 Keys are stable: `parameters.total`, `flops.per_token`, `flops.total`, `memory.per_rank.total` (bytes), `time.hours` and
 `cost.usd` keep their names; new keys may be added. Parameters and FLOPs are exact, memory is counted, hours and cost
-are estimates. `time`, `flops.total` and `cost` describe pretraining; `stages` has every stage whose steps are known.
+are estimates. `horizon`, `time`, `flops.total`, `memory`, `data` and `cost` describe pretraining, also where it is not
+`in_run`; `stages` has every stage whose steps are known.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
     stages = {name: known[name][0] for name in recipe.stages if name in known}
     pretrain, step = known["pretrain"]
     flops_section = _plan_flops(config, horizon.tokens)
+    of = {"stage": "pretrain", "in_run": "pretrain" in recipe.stages}
     return {
         "recipe": recipe.name,
         "model": {**asdict(config), "head_width": config.head_width},
@@ -127,6 +129,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
         "formula": dict(zip(("terms", "simplified"), parameter_formula(config), strict=True)),
         "flops": flops_section,
         "horizon": {
+            **of,
             "tokens": horizon.tokens,
             "tokens_per_parameter": round(horizon.tokens / parameters["total"], 2),
             "batch_tokens": horizon.batch_tokens,
@@ -135,11 +138,12 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
             "dtype": step.dtype,
         },
         "data": _plan_data(config, horizon.tokens, step),
-        "memory": _plan_memory(config, step, device),
+        "memory": of | _plan_memory(config, step, device),
         "inference": plan_inference(config, device.memory),
         "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops, "watts": device.watts},
-        "time": {"estimate": True, "hours": pretrain["hours"], **context.utilization},
+        "time": {**of, "estimate": True, "hours": pretrain["hours"], **context.utilization},
         "cost": {
+            **of,
             "estimate": True,
             "usd": cost.estimate_usd(pretrain["hours"], device, ranks, settings.price),
             "kwh": cost.estimate_kwh(pretrain["hours"], device, ranks),

@@ -17,7 +17,10 @@ from fledgling.plan.text import format_plan
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_plan_with_the_stable_keys(name):
-    result = json.loads(json.dumps(make_plan(load_recipe(name))))
+    recipe = load_recipe(name)
+    result = json.loads(json.dumps(make_plan(recipe)))
+    of = {"stage": "pretrain", "in_run": "pretrain" in recipe.stages}
+    assert all(of.items() <= result[section].items() for section in ("horizon", "time", "memory", "cost"))
     assert result["parameters"]["total"] == sum(v for k, v in result["parameters"].items() if k != "total")
     assert result["flops"]["total"] == result["flops"]["per_token"] * result["horizon"]["tokens"]
     assert result["memory"]["per_rank"]["total"] > 0 and result["memory"]["fits"]
