@@ -16,10 +16,14 @@ from fledgling.runtime.user_code import describe_exception
 
 
 class JsonProcess:
-    """Starts `command`; each `ask` writes one line to its stdin and reads one from its stdout, a thread at a time."""
+    """Starts `command`; each `ask` writes one line to its stdin and reads one from its stdout, a thread at a time.
+
+    Texts have the same hash in every process, so that what a user's code makes of a set is the same after a restart.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.buffer = b""
         self.lock = threading.Lock()
 

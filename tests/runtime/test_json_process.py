@@ -22,3 +22,13 @@ def test_a_late_reply_and_an_ended_process_are_errors():
     process = JsonProcess([sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(3)"])
     assert process.ask({}, 10.0) == {"error": "ended its process (exit code 3)"}
     process.close()
+
+
+def test_texts_have_the_same_hash_in_every_process(monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", "random")
+    hashes = set()
+    for _ in range(2):
+        process = JsonProcess([sys.executable, "-c", "print(hash('a'))"])
+        hashes.add(process.read_reply(20.0))
+        process.close()
+    assert len(hashes) == 1

@@ -84,7 +84,7 @@ class Environment(ABC):
 
     def reward(self, answer: str) -> float:
         """Returns the score in [0, 1] of an episode that ended with the text `answer`."""
-        return float(normalize_text(answer) == normalize_text(self.solution))
+        return float(normalize_text(answer) == normalize_text(to_text(self.solution, "solution")))
 
     def turn_reward(self) -> float:
         """Returns the reward of the call that was just run; called once for each. `rl.rewards.turns` weights it."""
@@ -164,9 +164,19 @@ def run_call(tools: Mapping[str, Callable[..., str]], text: str) -> str:
 
 
 def to_text(value: Any, source: str) -> str:
-    """Returns what a method of an environment returned as text. Raises TypeError for None: a forgotten `return`."""
+    """Returns what a method of an environment returned as text.
+
+    Raises TypeError for None, a forgotten `return`; for a method, whose `@property` was forgotten; and for an object
+    whose text is its address in memory, such as a coroutine.
+    """
     if value is None:
         raise TypeError(f"{source} returned None, expected str")
+    if inspect.isroutine(value):
+        raise TypeError(f"{source} is a method, expected str: write @property before it")
+    kind = type(value)
+    has_no_text = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    if has_no_text or inspect.isawaitable(value) or inspect.isgenerator(value):
+        raise TypeError(f"{source} returned an object of the class {kind.__name__}, expected str")
     return str(value)
 
 
@@ -176,6 +186,8 @@ def start_instance(environment: Environment, seed: int) -> dict[str, str]:
     Raises TypeError where one is None.
     """
     prompt = to_text(environment.reset(seed), "reset")
+    if not prompt.strip():
+        raise TypeError("reset returned an empty text, expected the user's prompt")
     return {"prompt": prompt} | {key: to_text(getattr(environment, key), key) for key in ("solution", "identity")}
 
 
@@ -207,6 +219,8 @@ def find_tool_problem(tools: Any) -> str:
     for name, function in tools.items():
         if not (isinstance(name, str) and name.isidentifier() and callable(function)):
             return f"tools() has the entry {name!r}: {function!r}, expected a name and a function"
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            return f"tool {name}: it is async or a generator, expected a function that returns its text"
         try:
             types = typing.get_type_hints(function)
             parameters = inspect.signature(function).parameters
@@ -220,6 +234,15 @@ def find_tool_problem(tools: Any) -> str:
             if (expected := types.get(parameter.name)) not in PARAMETER_TYPES:
                 given = inspect.formatannotation(expected) if expected is not None else "no annotation"
                 return f"tool {name}: {parameter.name} has {given}, expected int, float, str or bool"
+    return ""
+
+
+def find_limit_problem(environment: type[Environment]) -> str:
+    """Returns which limit of a class is no whole number from 1 on, in one line; "" where both are."""
+    for name in ("max_turns", "max_new_tokens"):
+        value = getattr(environment, name)
+        if type(value) is not int or value < 1:
+            return f"{name} is {value!r}, expected a whole number from 1 on"
     return ""
 
 

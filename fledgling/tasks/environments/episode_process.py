@@ -27,9 +27,12 @@ from fledgling.runtime.user_code import describe_exception, load_object
 from fledgling.sandbox import restrictions
 from fledgling.tasks.environments.environment import (
     Environment,
+    Episode,
     ToolError,
     find_instance_problem,
+    find_limit_problem,
     find_tool_problem,
+    parse_call,
     run_call,
     start_instance,
     to_text,
@@ -202,7 +205,8 @@ class EpisodeServer:
         """Returns the class's limits; {"error": why} where its tools or instances cannot be used."""
         environment = self.make_environment()
         environment.reset(0)  # tools may depend on the instance
-        if problem := find_tool_problem(environment.tools()) or find_instance_problem(self.make_environment):
+        problem = find_limit_problem(self.make_environment) or find_tool_problem(environment.tools())
+        if problem := problem or find_instance_problem(self.make_environment):
             return {"error": problem}
         return {"max_turns": self.make_environment.max_turns, "max_new_tokens": self.make_environment.max_new_tokens}
 
@@ -230,21 +234,21 @@ class EpisodeServer:
 
     def demonstrate(self, number: int, seed: int) -> dict[str, Any]:
         """Plays a demonstration, and starts the instance again: the caller repeats the calls."""
-        environment, calls = self.environments[number], list[str]()
+        episode = Episode(self.environments[number], self.seeds[number])  # with its limits, as the model would see them
 
         def call(text: str) -> str:
-            calls.append(text)
             try:
-                return run_call(environment.tools(), text)
-            except ToolError as error:
-                return f"error: {error}"
+                parse_call(text)
+            except (ToolError, AttributeError, TypeError):
+                raise TypeError(f"call({text!r:.60}): expected the text of a call, such as 'name(1)'") from None
+            return episode.call(text)
 
         try:
-            answer = to_text(environment.demonstrate(call, random.Random(seed)), "demonstrate")
+            answer = to_text(episode.environment.demonstrate(call, random.Random(seed)), "demonstrate")
         except NotImplementedError:
             return {"missing": True}
         self.reset(number, self.seeds[number])
-        return {"calls": calls, "answer": answer}
+        return {"calls": [text for text, _ in episode.calls], "answer": answer}
 
 
 if __name__ == "__main__":

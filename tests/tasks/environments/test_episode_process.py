@@ -8,8 +8,9 @@ from fledgling.config import UserError
 from fledgling.sandbox import restrictions
 from fledgling.sandbox.restrictions import get_landlock_version, has_seccomp
 from fledgling.tasks import load_task
-from fledgling.tasks.environments import episode_process
-from fledgling.tasks.environments.environment import write_transcript
+from fledgling.tasks.environments import Environment, episode_process
+from fledgling.tasks.environments.environment import MAX_OBSERVATION_CHARACTERS, write_transcript
+from fledgling.tasks.environments.episode_process import EpisodeServer
 from fledgling.tasks.task import TEST
 
 SOURCE = """
@@ -242,3 +243,83 @@ def test_a_reset_that_returns_nothing_is_named_when_the_class_is_loaded(tmp_path
     (tmp_path / "mine.py").write_text(SOURCE)
     with pytest.raises(UserError, match=r"environment .*:Forgetful: .*reset returned None, expected str$"):
         load_task(f"env:{tmp_path / 'mine.py'}:Forgetful")
+
+
+class Plain(Environment):
+    """Answers with its number, which is no text."""
+
+    def reset(self, seed):
+        self.seed = seed % 100
+        return f"Which? {self.seed}"
+
+    def tools(self):
+        return {"see": self.see}
+
+    def see(self, number: int) -> str:
+        return "x" * 500 if number == 1 else str(number)
+
+    @property
+    def solution(self):
+        return self.seed
+
+    def demonstrate(self, call, rng):
+        return " ".join(str(len(call("see(1)"))) if turn < 2 else call("see(2)") for turn in range(4))
+
+
+def serve(**members) -> EpisodeServer:
+    return EpisodeServer(type("Mine", (Plain,), members))
+
+
+def test_a_solution_that_is_a_number_is_compared_as_text():
+    server = serve()
+    assert server.reset(0, 7)["solution"] == "7"
+    assert server.reward(0, "7") == {"reward": 1.0} and server.reward(0, "8") == {"reward": 0.0}
+
+
+def test_a_demonstration_sees_what_a_model_would():
+    server = serve(max_turns=3)
+    server.reset(0, 7)
+    answer = server.demonstrate(0, 1)["answer"]
+    assert answer == f"{MAX_OBSERVATION_CHARACTERS} {MAX_OBSERVATION_CHARACTERS} 2 error: no turn left of 3"
+
+
+@pytest.mark.parametrize("text", ["higher", "", None, 3, "see(1"])
+def test_a_demonstration_that_calls_no_call_is_named(text):
+    server = serve(demonstrate=lambda self, call, rng: call(text))
+    server.reset(0, 7)
+    assert "expected the text of a call, such as 'name(1)'" in server.answer(0, "demonstrate", 1)["error"]
+
+
+async def see_later(self, number: int) -> str:
+    return str(number)
+
+
+def see_parts(self, number: int) -> str:
+    yield str(number)
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"max_turns": "8"}, "max_turns is '8', expected a whole number from 1 on"),
+        ({"max_turns": 0}, "max_turns is 0, expected"),
+        ({"max_turns": True}, "max_turns is True, expected"),
+        ({"max_new_tokens": None}, "max_new_tokens is None, expected"),
+        ({"max_new_tokens": 12.0}, "max_new_tokens is 12.0, expected"),
+        ({"see": see_later}, "tool see: it is async or a generator"),
+        ({"see": see_parts}, "tool see: it is async or a generator"),
+        ({"solution": lambda self: "7"}, "solution is a method, expected str: write @property before it"),
+        ({"identity": property(lambda self: object())}, "identity returned an object of the class object, expected"),
+        ({"reset": lambda self, seed: "  "}, "reset returned an empty text, expected the user's prompt"),
+    ],
+)
+def test_what_a_class_forgets_is_named_when_it_is_loaded(members, expected):
+    assert expected in serve(**members).answer(-1, "limits", None)["error"]
+
+
+def test_an_answer_whose_text_is_its_address_is_an_error():
+    server = serve(see=lambda self, number: object())
+    server.reset(0, 7)
+    assert (
+        "tool see returned an object of the class object, expected str" in server.answer(0, "call", "see(1)")["error"]
+    )
