@@ -128,7 +128,13 @@ def _joins_schemas(value: Any) -> bool:
     if isinstance(value, Mapping):
         joined = {"allOf", "if", "not", "dependentSchemas", "patternProperties", "unevaluatedProperties"} & set(value)
         next_to = "properties" in value and {"$ref", "anyOf", "oneOf"} & set(value)
-        return bool(joined or next_to) or any(map(_joins_schemas, value.values()))
+        if joined or next_to:
+            return True
+        maps = [child for name, child in value.items() if name in MAP_KEYWORDS and isinstance(child, Mapping)]
+        others = [child for name, child in value.items() if name not in MAP_KEYWORDS]
+        return any(
+            map(_joins_schemas, itertools.chain(others, *(child.values() for child in maps)))
+        )  # names are no keywords
     return isinstance(value, list) and any(map(_joins_schemas, value))
 
 

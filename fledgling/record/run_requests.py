@@ -32,6 +32,12 @@ def request_action(run_dir: Path, action: str) -> None:
         raise UserError(f"cannot write {run_dir / DIRECTORY / action}: {os.strerror(error.errno or 0)}") from None
 
 
+def open_requests(run_dir: Path) -> None:
+    """Makes the directory of requests, so that a command such as `touch` can ask too; without it the run goes on."""
+    with suppress(OSError):
+        (run_dir / DIRECTORY).mkdir(exist_ok=True)
+
+
 def take_actions(run_dir: Path) -> frozenset[str]:
     """Returns the actions that are requested and removes their files; only the main rank of a run calls it."""
     try:

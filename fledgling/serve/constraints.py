@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fledgling.infer.grammar import Grammar, GrammarCompiler, GrammarError, write_json_rule
-from fledgling.infer.json_schema import close_objects
+from fledgling.infer.json_schema import ANNOTATIONS, close_objects
 from fledgling.serve.extra_fields import MISSPELLED
 from fledgling.serve.json_body import shorten_text
 from fledgling.serve.schemas import MAX_GRAMMAR_CHARS, BadRequest, ChatRequest, CommonRequest
@@ -71,8 +71,7 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
     for number, tool in enumerate(tools):
         head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
         rules.append(f'tool{number}: {head} arguments{number} "}}"')
-        # without a type, they would accept text and numbers too
-        parameters = close_objects({**tool.parameters, **JSON_OBJECT})
+        parameters = close_arguments(tool.parameters)
         if not tool.strict and not _can_compile(parameters, compiler):
             parameters = JSON_OBJECT
         rules.append(write_json_rule(f"arguments{number}", parameters, lenient=not tool.strict))
@@ -90,6 +89,17 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
             rules.append(r"own: <|python_start|> /[^{](.|\n)*/ <|python_end|>")
     grammar = _compile("tools", lambda: compiler.compile_lark("\n".join(rules), "answer" if kind else "calls"))
     return AnswerForm(tuple(tools), grammar, choice in ("required", "named") or kind is not None)
+
+
+def close_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the schema of a tool's arguments: an object with the parameters that are named, and no others.
+
+    Without a type it would accept text and numbers too. A tool that names no parameters has none.
+    """
+    schema = {**parameters, **JSON_OBJECT}
+    known = schema.keys() <= {"$schema", "type", "properties", "required", *ANNOTATIONS}
+    has_none = known and not schema.get("properties") and not schema.get("required")
+    return {**schema, "properties": {}, "additionalProperties": False} if has_none else close_objects(schema)
 
 
 def compile_constraint(body: CommonRequest, compiler: GrammarCompiler) -> Grammar | None:

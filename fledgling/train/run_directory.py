@@ -14,7 +14,7 @@ from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, write_json, write_text
 from fledgling.record.run_lock import RunLock, hold_lock
-from fledgling.record.run_requests import take_actions
+from fledgling.record.run_requests import open_requests, take_actions
 from fledgling.record.seal import DONE, seal_run
 from fledgling.record.stage_aside import list_unfinished_starts
 from fledgling.record.state_shape import require_sound_state
@@ -48,6 +48,7 @@ def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
     is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
     with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
         remove_dead_links(run_dir)
+        open_requests(run_dir)
         if not get_restart_count():  # else this start continues the restart, and what was asked of it
             settle_run(run_dir, print_line)
             if dropped := sorted(take_actions(run_dir)):

@@ -156,6 +156,8 @@ def test_objects_with_named_properties_are_closed_where_that_excludes_no_part_of
         "properties": {"y": {"anyOf": [closed, {"type": "null"}]}, "z": {"items": closed}},
         "additionalProperties": False,
     }
+    names = {"properties": {"if": True, "not": inner}}
+    assert close_objects(names) == {"properties": {"if": True, "not": closed}, "additionalProperties": False}
     for same in (
         {"type": "object"},
         {"properties": {}},

@@ -256,6 +256,15 @@ def test_arguments_have_the_parameters_alone(address):
         assert arguments.keys() == {"a"} and choice["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
+def test_a_tool_that_names_no_parameters_is_called_without(address, parameters):
+    tool = {"type": "function", "function": {"name": "f"} | ({} if parameters is None else {"parameters": parameters})}
+    for seed in range(2):
+        settings = {"tool_choice": "required", "parallel_tool_calls": False, "seed": seed, "temperature": 1.5}
+        choice = post(address, tools=[tool], **settings)[1]["choices"][0]
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"].strip() == "{}", choice
+
+
 def test_arguments_are_an_object_where_the_parameters_name_no_type(address):
     parameters = {"required": ["a"], "properties": {"a": {"enum": [1, 2]}}, "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": True}}

@@ -63,16 +63,18 @@ def test_without_servers_there_is_no_tool(server):
     assert "without --mcp" in reply["result"]
 
 
-def make_call_stream(name: str, arguments: str) -> bytes:
-    """An answer that ends with a call, whose arguments arrive in two pieces."""
+def make_call_stream(name: str, arguments: str, reason: str = "tool_calls", count: int = 0) -> bytes:
+    """An answer of `count` tokens that ends with a call, whose arguments arrive in two pieces."""
     middle = len(arguments) // 2
     deltas = [
         {"tool_calls": [{"index": 0, "id": "c", "function": {"name": name, "arguments": arguments[:middle]}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": arguments[middle:]}}]},
     ]
     choices = [{"index": 0, "delta": delta, "finish_reason": None, "logprobs": None} for delta in deltas]
-    choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls", "logprobs": None})
+    choices.append({"index": 0, "delta": {}, "finish_reason": reason, "logprobs": None})
     lines = [f"data: {json.dumps({'id': 'x', 'choices': [choice]})}\n\n" for choice in choices]
+    usage = {"prompt_tokens": 1, "completion_tokens": count}
+    lines += [f"data: {json.dumps({'id': 'x', 'choices': [], 'usage': usage})}\n\n"] if count else []
     return "".join([*lines, "data: [DONE]\n\n"]).encode()
 
 
@@ -120,6 +122,35 @@ def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, addr
     ask()
     assert tools.calls[-1] == ("echo", {})
     assert page.evaluate("window.hit") is None and page.locator(".message img").count() == 0
+    page.close()
+
+
+def test_tokens_are_those_of_all_requests_and_a_call_that_was_cut_is_not_made(browser, address, tools):
+    answers = [
+        make_call_stream("echo", "{}", count=24),
+        make_stream("it is done"),
+        make_call_stream("echo", "{", "length", 9),
+    ]
+    bodies = []
+
+    def answer(route):
+        bodies.append(route.request.post_data)
+        route.fulfill(body=answers[len(bodies) - 1], content_type="text/event-stream")
+
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    page.route("**/v1/chat/completions", answer)
+    page.goto(address)
+    page.locator("#status", has_text="Connected").wait_for()
+    for count in (2, 3):
+        page.fill("#message", "question")
+        page.press("#message", "Enter")
+        page.locator(".message.assistant .speed").nth(count - 2).wait_for()
+        page.locator("#send").wait_for()
+        assert len(bodies) == count and tools.calls == [("echo", {})]
+    assert page.locator(".speed").first.inner_text().startswith("27 tokens in ")
+    assert page.locator(".speed").last.inner_text().startswith("9 tokens in ")
+    assert "cut: the maximum length" in page.locator(".message.assistant .tools").last.inner_text()
     page.close()
 
 

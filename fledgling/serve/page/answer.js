@@ -16,7 +16,7 @@ const SAVE_SECONDS = 1; // between two times that an unfinished answer is stored
 export async function generateAnswer({ conversation, question, node, fields, system, key, signal, changed }) {
   const { messages, omitted } = requestMessages(conversation, question, system);
   const body = { messages, logprobs: true, top_logprobs: ALTERNATIVES, truncation: "auto", ...fields };
-  let spent = 0; // milliseconds of the requests before
+  let [spent, counted] = [0, 0]; // milliseconds and tokens of the requests before
   let saved = performance.now();
   let problem = null;
   try {
@@ -26,6 +26,7 @@ export async function generateAnswer({ conversation, question, node, fields, sys
         appendChunk(node, chunk);
         const now = performance.now();
         if (hasText(node)) node.seconds = (spent + now - sent) / 1000;
+        if (chunk.usage) node.count = counted + chunk.usage.completion_tokens;
         if (now - saved > 1000 * SAVE_SECONDS && hasText(node)) {
           saved = now;
           saveMessages(conversation, [node]).catch((error) => { problem = error; });
@@ -33,8 +34,9 @@ export async function generateAnswer({ conversation, question, node, fields, sys
         changed();
       }
       spent += performance.now() - sent;
+      counted = node.count;
       const call = openCall(node);
-      if (!call) break;
+      if (!call || node.reason === "length") break; // a call that was cut is not made
       const text = calls < MAX_CALLS ? await callAllowedTool(call, key, signal) : "error: too many calls in one answer";
       node.parts.push({ type: "output", text });
       if (calls >= MAX_CALLS) break;

@@ -2,7 +2,7 @@
 // Editing a message or answering again overwrites nothing: the new message becomes a sibling of the old one.
 //
 //   conversation = {id, title, named, updated, nodes: Map(id -> message), chosen: Map(parent -> child)}
-//   message = {id, conversation, parent, role, text, parts, tokens, reason, failed, usage, seconds, dropped, pair, label, time}
+//   message = {id, conversation, parent, role, text, parts, tokens, reason, failed, usage, count, seconds, dropped, pair, label, time}
 
 export const ROOT = "root";
 const MAX_MESSAGES = 511; // the server's limit, less a system message
@@ -19,7 +19,7 @@ export const newConversation = () => ({
 export function addMessage(conversation, parent, role, text) {
   const node = {
     id: makeId(), conversation: conversation.id, parent: parent ?? ROOT, role, text, parts: [], tokens: [],
-    reason: null, failed: null, usage: null, seconds: 0, dropped: 0, pair: null, label: "", time: Date.now(),
+    reason: null, failed: null, usage: null, count: 0, seconds: 0, dropped: 0, pair: null, label: "", time: Date.now(),
   };
   conversation.nodes.set(node.id, node);
   conversation.chosen.set(node.parent, node.id);
@@ -154,7 +154,7 @@ export function fromRecord(record) {
       parts: readParts(node),
       tokens: (Array.isArray(node.tokens) ? node.tokens : []).filter(isToken),
       reason: text(node.reason, 40) || null, failed: text(node.failed, 2000) || null, usage: readUsage(node.usage),
-      seconds: Number(node.seconds) || 0, dropped: Number(node.dropped) || 0, pair: text(node.pair, 100) || null,
+      count: Number(node.count) || 0, seconds: Number(node.seconds) || 0, dropped: Number(node.dropped) || 0, pair: text(node.pair, 100) || null,
       label: text(node.label, 200), time: Number.isFinite(node.time) ? node.time : time++,
     });
   }

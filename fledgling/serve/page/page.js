@@ -98,7 +98,7 @@ function toolbarNode(node, box) {
     if (!shownByToken.delete(node.id)) shownByToken.add(node.id);
     render();
   }));
-  const count = node.usage?.completion_tokens ?? node.tokens.length;
+  const count = node.count || (node.usage?.completion_tokens ?? node.tokens.length);
   if (node.seconds > 0 && count > 1) bar.append(makeElement("span", "speed", `${count} tokens in ${node.seconds.toPrecision(2)} s, ${(count / node.seconds).toFixed(0)} a second`));
   const unfinished = !node.reason && !node.failed && !running.has(node.id) ? "unfinished" : "";
   bar.append(REASONS[node.reason] ?? unfinished);
