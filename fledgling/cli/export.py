@@ -98,7 +98,6 @@ def gguf(
     fold_norms
         Multiply the norms' weights into the following matrices, which leaves ones (untied heads).
     """
-    from fledgling.export.chat_template import supports_chat
     from fledgling.export.gguf import write_gguf
     from fledgling.export.importance import measure_importance, read_importance_rows
     from fledgling.export.modelfile import write_modelfile
@@ -111,12 +110,14 @@ def gguf(
     _require_exportable(state, checkpoint)
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
+    if (modelfile := out.with_suffix(".Modelfile")) == out:
+        raise UserError(f"{out} is the name of the Modelfile; expected another one, such as {out.with_suffix('.gguf')}")
     inputs = None
     if importance:
         inputs = measure_importance(model, read_importance_rows(importance, tokenizer, model.config.context))
     write_gguf(out, model.config, _read_weights(model, fold_norms), tokenizer, type, out.stem, inputs)
-    if supports_chat(tokenizer):
-        print(write_modelfile(out.with_suffix(".Modelfile"), out, model.config, tokenizer), file=sys.stderr)
+    notice = write_modelfile(modelfile, out, model.config, tokenizer)
+    print_to_stderr(f"{modelfile}{f' ({notice})' if notice else ''}")
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
 
 

@@ -13,7 +13,7 @@ Start with `hf_mapping.py`, the one table of names and shapes that export and im
     model_card.py, card_origin.py     the card of an export; `push.py` uploads it
     gguf.py, read_gguf.py             GGUF, written and read: `gguf_architectures.py` first, then the other gguf_*.py
     ggml_quantize.py, importance.py   types that ggml quantizes itself, weighed by the inputs of a text
-    modelfile.py                      the Modelfile of Ollama
+    modelfile.py, go_template.py      the Modelfile of Ollama, and its template of a layout that a model brought
     mlx.py, onnx.py                   directories for mlx-lm, graphs for onnxruntime
     html.py                           a page in one file, whose parts are in page/ and the page_*.py; `link_modules.py`
                                       joins its scripts, `wasm.py` compiles its arithmetic

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def write_gguf(
     except OSError as problem:
         raise make_write_error(path, problem) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # no directory, so no file
+            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -70,18 +70,19 @@ def answer(question, max_new_tokens=256):
 print(answer("How many r are in strawberry?"))"""
 CHAT_USAGE = """messages = [{"role": "user", "content": "How many r are in strawberry?"}]
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64)
-print(tokenizer.decode(output[0]))"""
+output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256)
+print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))"""
 COMPLETION_USAGE = """ids = tokenizer("{start}" + "The sea", return_tensors="pt")["input_ids"]
 output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64)
 print(tokenizer.decode(output[0]))"""
 TOOLS_NOTE = """
 `tools` is what the model could call while it answered, greedily, without sampling. {code} A value
-without tools is no answer in text: bits per byte, or a choice by likelihood. The values were measured with
+without an entry there is no answer in text: bits per byte, or a choice by likelihood. The values were measured with
 {weights}, in the precision of the training run or of `fledgling eval`.
 """
 CODE_WITH_CALCULATOR = "The code below calls the calculator in `calculator.py`"
 SAME_VALUES = ", so that it reaches the same values in that precision."
+CODE_BY_TEMPLATE = "The code below asks through the chat template, as exams without tools did"
 CODE_WITHOUT_TOOLS = "The code below calls nothing: it does not reach the values that need a tool."
 OTHER_WEIGHTS = "{weights}, not with those in these files: these files hold {stored}, with which nothing was measured"
 TEMPLATE_WARNING = """
@@ -110,7 +111,8 @@ def render_model_card(
     """
     recipe = _read_recipe(state)
     name = str(recipe.get("name") or state.get("name") or "model")
-    chat = supports_chat(tokenizer) and state.get("stage") != "pretrain"
+    layout = bool(tokenizer.chat_layout)  # of a model that was imported with its own
+    chat = layout or (supports_chat(tokenizer) and state.get("stage") != "pretrain")
     kind = "A chat model" if chat else "A language model"
     sentence = f"{kind} of {parameters:,} parameters, made with fledgling and loaded as `{class_name(config)}`."
     table = [
@@ -137,7 +139,8 @@ def render_model_card(
         parts.append("\nNo evaluation of these weights was recorded during training.")
     if evaluations:
         columns = ("stage", "step", "what", "value", "95 %", "n", "tools")
-        code = CODE_WITH_CALCULATOR + ("." if stored else SAME_VALUES) if with_tools else CODE_WITHOUT_TOOLS
+        code = CODE_WITH_CALCULATOR if with_tools else CODE_BY_TEMPLATE if layout else ""
+        code = code + ("." if stored else SAME_VALUES) if code else CODE_WITHOUT_TOOLS
         weights = _describe_measured(state)
         if stored:
             weights = OTHER_WEIGHTS.format(weights=weights, stored=stored)

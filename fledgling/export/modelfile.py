@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 
 from fledgling.config import ModelConfig
+from fledgling.export.chat_template import supports_chat
+from fledgling.export.go_template import derive_go_template
 from fledgling.record import write_text
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.turns import TOOLS_INTRODUCTION
@@ -36,18 +38,32 @@ _WITH_NAMES = """\
 {{- end }}
 {{- end }}
 {{- if not $open }}<|assistant_start|>{{ end }}"""
+STOPS = ("<|assistant_end|>", "<|user_start|>", "<|bos|>")
 CALL = '{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}'
 TEMPLATE = _WITH_NAMES.replace("TOOLS", TOOLS_INTRODUCTION).replace("CALL", CALL)
 
 
-def write_modelfile(path: Path, gguf_path: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path:
-    """Writes the Modelfile of a GGUF file that is in the same folder; returns its path."""
-    stops = [name for name in ("<|assistant_end|>", "<|user_start|>", "<|bos|>") if name in tokenizer.special_tokens]
+def write_modelfile(path: Path, gguf_path: Path, config: ModelConfig, tokenizer: Tokenizer) -> str:
+    """Writes the Modelfile of a GGUF file that is in the same folder; returns what it lacks, "" if nothing.
+
+    Without a template Ollama looks whether it knows the layout in the GGUF file, and else sends texts as they are.
+    """
+    layout, notice, template = tokenizer.chat_layout, "", None
+    if layout:
+        stops = list(layout["end_tokens"])
+        template = derive_go_template(tokenizer)
+        if template is None:
+            notice = "it has no TEMPLATE: the chat template's turns are no fixed texts, so Ollama must know the layout"
+    elif supports_chat(tokenizer):
+        stops = [name for name in STOPS if name in tokenizer.special_tokens]
+        template = TEMPLATE
+    else:
+        stops, notice = [], "it has no TEMPLATE: this model continues texts"
     lines = [
         f"FROM ./{gguf_path.name}",
-        f'TEMPLATE """{TEMPLATE}"""',
+        *([] if template is None else [f'TEMPLATE """{template}"""']),
         f"PARAMETER num_ctx {config.context}",
         *(f"PARAMETER stop {json.dumps(name)}" for name in stops),
     ]
     write_text(path, "\n".join(lines) + "\n")
-    return path
+    return notice

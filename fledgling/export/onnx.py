@@ -7,6 +7,7 @@ a program that generates with it reads the whole text for every token.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,5 +74,6 @@ def write_onnx(path: Path, model: Transformer) -> Path:
     except OSError as problem:
         raise make_write_error(path, problem) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # no directory, so no file
+            temporary.unlink(missing_ok=True)
     return path

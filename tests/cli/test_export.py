@@ -107,11 +107,12 @@ def test_other_formats_print_their_comparison(words, package, error, run, tmp_pa
         (["export", "gguf", "RUN", "OUT", "--type", "q3"], "q3"),
         (["export", "gguf", "RUN", "RUN"], "is a directory"),
         (["export", "html", "RUN", "RUN"], "is a directory"),
+        (["export", "gguf", "RUN", "OUT.Modelfile"], "is the name of the Modelfile"),
         (["export", "html", "RUN", "OUT", "--bits", "3"], "expected 8 or 4"),
         (["export", "onnx", "RUN", "RUN"], "is a directory"),
         (["export", "hf", "RUN", "OUT", "--quantize", "int3"], "int8 or int4"),
         (["export", "gguf", "RUN", "OUT", "--importance", "OUT"], "out"),
-        (["export", "push", "RUN", "me/bird"], "no directory that"),
+        (["export", "push", "RUN", "me/bird"], "nothing that `fledgling"),
         (["import", "RUN", "OUT"], "no config.json"),
     ],
 )

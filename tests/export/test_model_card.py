@@ -19,6 +19,7 @@ from fledgling.record import Recorder
 from fledgling.tasks.task import GeneratedTask, Question, score_exact_match
 from fledgling.text.tokenizer import Tokenizer
 from tests.chain_model import list_adding_successors, make_chain
+from tests.text.chat_templates import TEMPLATES, tokenizer_of
 
 CONFIG = ModelConfig(vocab_size=330, depth=2, width=32, heads=4, kv_heads=2, context=1024, intermediate_size=96)
 RECIPE = 'name = "owl"\nseed = 7\n'
@@ -168,6 +169,15 @@ def test_a_vocabulary_without_calls_has_code_without_them(tmp_path, adder):
     assert read_card_rows(card)["sums"]["tools"] == "none"
     out = write_hf(tmp_path / "out", model.config, model.state_dict(), plain, card)
     assert not (out / "calculator.py").exists()
+
+
+def test_the_card_of_an_imported_layout_asks_through_its_template(tmp_path, adder):
+    with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
+        recorder.log_evaluation(10, "sums", 0.5, n=4, baseline=0.1, tools="none")
+    tokenizer = tokenizer_of(TEMPLATES["qwen3"])
+    card = render_model_card(adder.source.config, 1, tokenizer, {"stage": "sft", "step": 10}, tmp_path)
+    assert "A chat model of" in card and "tokenizer.apply_chat_template(" in card and "The sea" not in card
+    assert "as exams without tools did, so that it reaches the same values" in " ".join(card.split())
 
 
 def test_a_card_has_the_figures_of_the_checkpoint(adder):

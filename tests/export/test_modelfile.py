@@ -8,6 +8,7 @@ import pytest
 from fledgling.config import ModelConfig
 from fledgling.export.modelfile import TEMPLATE, write_modelfile
 from fledgling.text.conversation import render_prompt
+from fledgling.text.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(330, 1, 16, 2)
 INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
@@ -41,7 +42,8 @@ def parse_modelfile(text: str) -> list[tuple[str, str]]:
 
 
 def test_the_file_names_the_model_its_context_and_where_answers_end(tokenizer, tmp_path):
-    path = write_modelfile(tmp_path / "m.Modelfile", tmp_path / "m.gguf", CONFIG, tokenizer)
+    path = tmp_path / "m.Modelfile"
+    assert not write_modelfile(path, tmp_path / "m.gguf", CONFIG, tokenizer)
     instructions = parse_modelfile(path.read_text(encoding="utf-8"))
     assert instructions[0] == ("FROM", "./m.gguf") and ("PARAMETER", f"num_ctx {CONFIG.context}") in instructions
     assert dict(instructions)["TEMPLATE"] == TEMPLATE
@@ -126,14 +128,14 @@ class GoTemplate:
             condition = text[8:] if text.startswith("else if ") else None
 
 
-def render(messages, tools=()):
+def render(messages, tools=(), template=TEMPLATE):
     """What Ollama makes of a history: messages of a role joined, calls and tools as Go prints them."""
     system = "\n\n".join(each["content"] for each in messages if each["role"] == "system")
     given = []
     for each in messages:
         calls = [{"Function": {"Name": c["name"], "Arguments": compact(c["arguments"])}} for c in each.get("calls", ())]
         given.append({"Role": each["role"], "Content": each["content"], "ToolCalls": calls})
-    go = GoTemplate(TEMPLATE, {"System": system, "Messages": given, "Tools": [{"Function": compact(t)} for t in tools]})
+    go = GoTemplate(template, {"System": system, "Messages": given, "Tools": [{"Function": compact(t)} for t in tools]})
     assert go.run(0, go.root, True) == len(go.pieces)
     return go.out
 
@@ -177,6 +179,13 @@ def test_the_interpreter_of_templates_trims_and_chooses_as_go_does():
     go = GoTemplate(text, data)
     go.run(0, data, True)
     assert go.out == "a2x;y;z\n"
+
+
+def test_a_model_that_continues_texts_has_a_modelfile_without_a_template(tokenizer, tmp_path):
+    kept = [token for token in tokenizer.tokenizer_json["added_tokens"] if token["content"] == "<|bos|>"]
+    plain = Tokenizer({**tokenizer.tokenizer_json, "added_tokens": kept})
+    notice = write_modelfile(tmp_path / "m.Modelfile", tmp_path / "m.gguf", CONFIG, plain)
+    assert "continues texts" in notice and "TEMPLATE" not in (tmp_path / "m.Modelfile").read_text()
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,9 @@ def test_onnxruntime_writes_the_same_tokens(family, make, tmp_path):
 def test_windows_are_rejected(make, tmp_path):
     with pytest.raises(UserError, match="windows"):
         write_onnx(tmp_path / "m.onnx", make("fledgling", window_pattern="SL"))
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path, make):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write"):
+        write_onnx(tmp_path / "file" / "m.onnx", make("fledgling", depth=1))
