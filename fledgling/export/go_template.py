@@ -1,7 +1,7 @@
 """Derives the template of a Modelfile, Go's text/template, from a chat template in Jinja that a model brought.
 
 It can be derived where every turn is a fixed text around its content, as in ChatML and Llama 3: conversations of
-marked contents are rendered, and what stands between the contents is taken for these texts. A longer conversation is
+marked contents are rendered, and what is between the contents is taken for these texts. A longer conversation is
 then rendered both ways.
 """
 
@@ -20,7 +20,7 @@ MARKS = ("system zq0", "question zq1", "answer zq2", "question zq3", "answer zq4
 
 @dataclass(frozen=True)
 class FixedTexts:
-    """What stands around the contents: before the first question, around answers, and after the last question."""
+    """What is around the contents: before the first question, around answers, and after the last question."""
 
     start: str
     start_of_system: str
@@ -69,7 +69,7 @@ def _render(tokenizer: Tokenizer, contents: Sequence[str], system: str) -> str:
 
 
 def _split(text: str, contents: Sequence[str]) -> list[str]:
-    """Returns what stands before, between and after the contents. Raises ValueError unless each is there once."""
+    """Returns what is before, between and after the contents. Raises ValueError unless each is there once."""
     parts = []
     for content in contents:
         if text.count(content) != 1:

@@ -142,8 +142,10 @@ def name_failures(api: HfApi) -> Iterator[None]:
         print(file=sys.stderr)  # after its progress bar
         response = getattr(error.__cause__, "response", None)
         cause = type(error.__cause__).__name__ if response is None else f"HTTP {response.status_code}"
-        said = f"{' '.join(str(error).split())[:150]} ({cause})"
-        raise UserError(f"{api.endpoint} did not take the upload: {said}; nothing was committed, push again") from None
+        failure = f"{' '.join(str(error).split())[:150]} ({cause})"
+        raise UserError(
+            f"{api.endpoint} did not take the upload: {failure}; nothing was committed, push again"
+        ) from None
 
 
 def is_http_address(text: str) -> bool:

@@ -87,6 +87,12 @@ class WorkMeter:
             )
 
 
+def read_bitmask(matcher: Any) -> np.ndarray:
+    """Returns which tokens a matcher allows next, bool."""
+    packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    return np.unpackbits(packed, bitorder="little").astype(bool)
+
+
 class GrammarState:
     """The state of one answer under a grammar."""
 
@@ -109,16 +115,32 @@ class GrammarState:
         if self.matcher.is_stopped() and not self.matcher.is_error():
             allowed[self.eos_token] = True
             return allowed
-        packed = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        bits = read_bitmask(self.matcher)[:vocab_size]
         if self.matcher.is_error():
             raise GrammarError(f"the constraint of the answer: {self.describe_error()}")
-        bits = np.unpackbits(packed, bitorder="little")[:vocab_size]
         allowed[: len(bits)] = bits
         if self.guard:
-            self.guard.restrict_(allowed)
+            self._restrict_keys(self.guard, allowed)
         if not allowed.any():
             raise GrammarError("the constraint of the answer allows no further token")
         return allowed
+
+    def _restrict_keys(self, guard: KeyGuard, allowed: np.ndarray) -> None:
+        """Removes, in place, the tokens that repeat a key, and those after which nothing but its end could follow.
+
+        Where every name that a pattern has is taken, nothing is left: then a key occurs again.
+        """
+        given = allowed.copy()
+        guard.restrict_(allowed)
+        for token in guard.list_repeats():
+            if allowed[token]:
+                ahead = self.matcher.deep_copy()
+                ahead.consume_token(token)
+                following = read_bitmask(ahead)
+                following[guard.vocabulary.quotes] = False
+                allowed[token] = following.any()
+        if not allowed.any():
+            allowed[:] = given
 
     def mask_logits_(self, logits: Tensor) -> None:
         """Sets the logits (V,) of tokens that may not come next to minus infinity, in place."""

@@ -77,6 +77,20 @@ class KeyVocabulary:
         self.special = frozenset(tokenizer.special_tokens.values())
 
     @cached_property
+    def ids(self) -> dict[bytes, list[int]]:
+        """The tokens with the same bytes."""
+        found: dict[bytes, list[int]] = {}
+        for token, piece in enumerate(self.bytes):
+            if token not in self.special:
+                found.setdefault(piece, []).append(token)
+        return found
+
+    @cached_property
+    def quotes(self) -> np.ndarray:
+        """Tokens that begin with a quote."""
+        return self._select(lambda piece: piece[:1] == b'"')
+
+    @cached_property
     def within_key(self) -> np.ndarray:
         """Tokens with a quote or a backslash."""
         return self._select(lambda piece: QUOTE in piece or BACKSLASH in piece)
@@ -111,6 +125,17 @@ class KeyGuard:
             # A call of the model's own tool begins with another character, and so does a number, which has no keys.
             has_keys = self.place != JsonPlace() or piece[:1] in b'{["'
             self.place = advance(self.place, piece) if has_keys else None
+
+    def list_repeats(self) -> list[int]:
+        """Returns the tokens after which the key that is being written is one that its object has already."""
+        place = self.place
+        if place is None or not place.objects or place.state not in (BEFORE_KEY, KEY):
+            return []
+        begun = place.key if place.state == KEY else b""
+        rests = [name[len(begun) :] for key in place.objects[-1] or () if (name := key.encode()).startswith(begun)]
+        starts = [b""] if place.state == KEY else [b'"', b' "']
+        ids = (self.vocabulary.ids.get(start + rest, ()) for start in starts for rest in rests if rest)
+        return [token for group in ids for token in group]
 
     def restrict_(self, allowed: np.ndarray) -> None:
         """Removes, in place, the tokens (V,) bool that would complete a key a second time, or escape needlessly."""

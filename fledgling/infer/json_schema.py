@@ -43,6 +43,8 @@ DAY = (
     r"[0-9]{4}-(?:0[13578]|1[02])-31|"
     r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
 )
+LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+BOUND_GAP = 1e-6  # between an exclusive bound and the next number that is written
 YEAR, SECOND = r"^[0-9]*[1-9][0-9]*-", r"^[^:]*:[0-9]{2}:[0-5]"
 FORMAT_PATTERNS = {"date": (DAY, YEAR), "date-time": (DAY, YEAR, SECOND), "time": (SECOND,)}
 KNOWN_PATTERNS = {  # with negative lookahead: the same texts without it
@@ -92,7 +94,26 @@ def adapt_schema(schema: Any, root: Any = None) -> Any:
     if patterns:
         others = kept.get("allOf", [])
         kept["allOf"] = [*others, *({"pattern": text} for text in patterns)] if isinstance(others, list) else others
-    return kept
+    return exclude_whole_bounds(kept)
+
+
+def exclude_whole_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a schema whose exclusive bounds that are whole numbers are inclusive ones a little further within.
+
+    The library reaches an exclusive bound where the other bound has the same whole part: 0 of 0 < x <= 0.9.
+    """
+    bounds = {name: schema[name] for name in (*LOWER, *UPPER) if name in schema}
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in bounds.values()):
+        return schema  # the library names what is wrong
+    low = max((bounds[name] for name in LOWER if name in bounds), default=-math.inf)
+    high = min((bounds[name] for name in UPPER if name in bounds), default=math.inf)
+    if not 0 < high - low <= 1:
+        return schema
+    inner, gap = dict(schema), min(BOUND_GAP, (high - low) / 1000)
+    for exclusive, inclusive, bound, sign in ((LOWER[1], LOWER[0], low, 1), (UPPER[1], UPPER[0], high, -1)):
+        if bounds.get(exclusive) == bound and bound == int(bound):
+            inner[inclusive] = inner.pop(exclusive) + sign * gap
+    return inner
 
 
 def split_conjunction(pattern: str) -> list[str]:

@@ -76,10 +76,16 @@ def test_what_a_schema_demands_holds_for_the_value_and_not_only_for_the_text(com
     assert accepts(compiler, bound, '{"b": {"a": "x"}, "c": "x"}')
 
 
-def test_a_random_writer_of_few_letters_repeats_no_key(compiler):
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+BOUNDED = {"type": "object", "patternProperties": {"^x_[a-z]{1,2}$": DIGIT}, "additionalProperties": False}
+EVERY = {"type": "object", "patternProperties": {"^[ab]$": DIGIT}, "additionalProperties": False, "maxProperties": 2}
+
+
+@pytest.mark.parametrize("schema", [FREE | {"maxProperties": 4}, BOUNDED | {"minProperties": 2}, EVERY])
+def test_a_random_writer_of_few_letters_repeats_no_key(compiler, schema):
     """Each token is one of those that the mask allows, mostly among a few bytes, so that keys would often repeat."""
     grammar, size, choose = (
-        compiler.compile_schema(FREE | {"maxProperties": 4}),
+        compiler.compile_schema(schema),
         compiler.tokenizer.vocab_size,
         random.Random(1),
     )
@@ -98,8 +104,21 @@ def test_a_random_writer_of_few_letters_repeats_no_key(compiler):
         else:
             continue
         finished += 1
-        assert 2 <= len(json.loads(text)) <= 4
+        pairs = json.loads(text, object_pairs_hook=list)
+        assert len(dict(pairs)) == len(pairs) and schema.get("minProperties", 0) <= len(pairs) <= schema.get(
+            "maxProperties", 99
+        )
     assert finished > 20
+
+
+def test_where_every_name_is_taken_a_key_occurs_again_and_the_answer_ends(compiler):
+    grammar = compiler.compile_schema(EVERY | {"maxProperties": 3})
+    state, single = grammar.start(), {p: i for i, p in enumerate(compiler.tokenizer.token_bytes) if len(p) == 1}
+    for byte in b'{"a": 1, "b": 2, "':
+        state.accept(single[bytes([byte])])
+    for byte in b'a": 1}':
+        assert state.mask(compiler.tokenizer.vocab_size)[single[bytes([byte])]]
+        state.accept(single[bytes([byte])])
 
 
 def test_calls_are_guarded_after_their_control_token_and_other_text_is_not(tokenizer):

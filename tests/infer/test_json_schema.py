@@ -16,6 +16,25 @@ def compiler(tokenizer) -> GrammarCompiler:
     return GrammarCompiler(tokenizer, tokenizer.bos)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "valid", "invalid"),
+    [
+        ({"exclusiveMinimum": 0, "maximum": 0.9}, ("0.9", "0.05", "0.000001"), ("0", "0.0", "0.91", "1")),
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, ("0.5",), ("0",)),
+        ({"exclusiveMinimum": 10, "maximum": 10.01}, ("10.005", "10.01"), ("10", "10.0", "10.02")),
+        ({"minimum": -0.5, "exclusiveMaximum": 0}, ("-0.5", "-0.2"), ("-0", "0", "-0.0")),
+        ({"exclusiveMinimum": -1.5, "exclusiveMaximum": -1}, ("-1.2",), ("-1", "-1.5", "-1.0")),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 1}, ("0.5",), ("0", "1", "1.0")),
+        ({"exclusiveMinimum": 0, "maximum": 1}, ("1", "0.5"), ("0", "1.5")),
+        ({"exclusiveMinimum": 0, "maximum": 10.5}, ("10.5", "7"), ("0", "11")),
+    ],
+)
+def test_an_exclusive_bound_is_never_reached(compiler, bounds, valid, invalid):
+    grammar = compiler.compile_schema({"type": "number", **bounds})
+    assert [text for text in valid if not accepts(compiler, grammar, text)] == []
+    assert [text for text in invalid if accepts(compiler, grammar, text)] == []
+
+
 @pytest.mark.parametrize(("keyword", "value"), [(name, value) for name, values in NOTHING.items() for value in values])
 def test_a_keyword_that_demands_nothing_is_dropped_at_every_depth(compiler, keyword, value):
     inner = {keyword: value, "minimum": 0}
