@@ -208,13 +208,12 @@ def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: 
             elif isinstance(event, FinishEvent):
                 reason = event.finish_reason
             else:
-                print(
-                    _choose_separator(kind, event.kind, styled) + escape_control_characters(event.text),
-                    end="",
-                    file=out,
-                )
-                out.flush()
-                kind = event.kind
+                text = escape_control_characters(event.text)
+                if event.kind == "thinking" and not styled:  # a file gets the answer alone
+                    print(text, end="", file=notices, flush=True)
+                else:
+                    print(_choose_separator(kind, event.kind, styled) + text, end="", file=out, flush=True)
+                    kind = event.kind
     except KeyboardInterrupt:
         reason = "interrupted"
     finally:
@@ -227,11 +226,12 @@ def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: 
 
 
 def _choose_separator(before: str, after: str, styled: bool) -> str:
-    """Returns the text between two kinds of parts, so that a tool call is shown as [2+3 = 5]."""
+    """Returns the text between two kinds of parts: a tool call is shown as [2+3 = 5], a thought in a line before."""
     if before == after:
         return ""
     if (before, after) == ("python", "output"):
         return " = "
     closing = "" if before == "text" else f"]{RESET if styled else ''}"
+    closing += "\n" if before == "thinking" else ""
     opening = "" if after == "text" else f"{DIM if styled else ''}["
     return closing + opening

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fledgling.config import UserError
-from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, decode_parts
+from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, ThoughtSplitter, decode_parts
 from fledgling.infer.engine import Engine, FinishEvent
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
@@ -25,7 +25,7 @@ from fledgling.kernels.backend import MIN_SPEEDUP
 from fledgling.runtime.core_monitor import CoreMonitor
 from fledgling.runtime.device import choose_dtype
 from fledgling.runtime.world import choose_device
-from fledgling.text.conversation import render_prompt
+from fledgling.text.conversation import begins_thought, render_prompt
 from fledgling.text.truncation import max_prompt_tokens
 
 if TYPE_CHECKING:
@@ -150,13 +150,14 @@ class ChatSession:
 
     def _answer(self, turn: Turn, prompt: list[int], sampling: SamplingParams) -> Iterator[ContentPart | FinishEvent]:
         detokenizer = AnswerDetokenizer(self.tokenizer)
+        thoughts = ThoughtSplitter(begins_thought(self.tokenizer, prompt))
         for event in self.engine.stream(prompt, sampling, scheduler=self.scheduler, index=len(self.turns) - 1):
             if isinstance(event, FinishEvent):
-                yield from detokenizer.finish()
+                yield from thoughts.split_parts(detokenizer.finish(), last=True)
                 yield event
             else:
                 turn.answer_tokens.append(event.id)
-                yield from detokenizer.push(event.id)
+                yield from thoughts.split_parts(detokenizer.push(event.id), last=False)
 
     def _describe_excess(self, turn: Turn) -> str:
         """Returns why a turn does not fit even alone: the sizes of its message and of the system prompt."""

@@ -85,6 +85,15 @@ def _overlap_length(text: str, prefixes: Set[str], longest: int) -> int:
 THOUGHT_END_PREFIXES = _list_prefixes([THOUGHT_END])
 
 
+@dataclass(frozen=True)
+class ContentPart:
+    """A part of an answer's text; the kinds are those of a conversation's parts."""
+
+    kind: str  # "text", "python" (a tool call), "output" (the tool's result) or "thinking" (of ThoughtSplitter)
+    text: str
+    opens: bool = field(default=False, compare=False)  # follows a control token: not joined to the part before
+
+
 class ThoughtSplitter:
     """Separates a thought at the start of an answer, `<think>...</think>`, from the prose after it.
 
@@ -131,14 +140,17 @@ class ThoughtSplitter:
         text, self.held_back = self.held_back, ""
         return (text, "") if self.state == "thought" else ("", text)
 
+    def split_parts(self, parts: Iterable[ContentPart], last: bool) -> list[ContentPart]:
+        """Returns an answer's parts with its thought as a part of its own; last: none follow."""
+        split: list[ContentPart] = []
+        for part in parts:
+            split += _make_pair(*(self.push(part.text) if part.kind == "text" else self.finish()))
+            split += [part] if part.kind != "text" else []
+        return split + (_make_pair(*self.finish()) if last else [])
 
-@dataclass(frozen=True)
-class ContentPart:
-    """A part of an answer's text; the kinds are those of a conversation's parts."""
 
-    kind: str  # "text", "python" (a tool call), "output" (the tool's result) or "thinking" (of ThoughtSplitter)
-    text: str
-    opens: bool = field(default=False, compare=False)  # follows a control token: not joined to the part before
+def _make_pair(thought: str, prose: str) -> list[ContentPart]:
+    return [ContentPart(kind, text) for kind, text in (("thinking", thought), ("text", prose)) if text]
 
 
 class AnswerDetokenizer:
@@ -190,11 +202,16 @@ def decode_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[dict[str, 
 
 
 def decode_final_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    """Returns an answer's prose after its thought and after the last tool output; all of its prose without these."""
+    """Returns an answer's prose after its thought and after the last tool output; all of its prose without these.
+
+    An answer that ends within its thought has none.
+    """
     text = ""
     for part in decode_parts(tokenizer, tokens):
         if part["type"] == "text":
             text += part["text"]
         elif part["type"] == "output":
             text = ""
-    return split_thought(text)[1] if THOUGHT_END in text else text
+    if THOUGHT_END in text:
+        return split_thought(text)[1]
+    return "" if text.lstrip().startswith(THOUGHT_START) else text

@@ -109,25 +109,13 @@ class _Choice:
             parts += self.detokenizer.finish()
         parts = self._cut_at_stop_string(parts, bool(request.finish_reason))
         if self.job.has_thoughts:
-            parts = self._split_thoughts(parts, bool(request.finish_reason) or self.stop_matcher.stopped)
+            parts = self.thoughts.split_parts(parts, bool(request.finish_reason) or self.stop_matcher.stopped)
         if parts or tokens:
             events.append(ChoiceDelta(self.number, tuple(parts), tokens))
         reason = "stop" if self.stop_matcher.stopped else request.finish_reason
         if reason:
             events.append(ChoiceFinished(self.number, reason, request.cached_tokens))
         return events, bool(reason)
-
-    def _split_thoughts(self, parts: list[ContentPart], last: bool) -> list[ContentPart]:
-        """Returns the parts with a thought at the answer's start as a part of its own."""
-        split: list[ContentPart] = []
-        for part in parts:
-            thought, prose = self.thoughts.push(part.text) if part.kind == "text" else self.thoughts.finish()
-            split += [ContentPart(kind, text) for kind, text in (("thinking", thought), ("text", prose)) if text]
-            split += [part] if part.kind != "text" else []
-        if last:
-            thought, prose = self.thoughts.finish()
-            split += [ContentPart(kind, text) for kind, text in (("thinking", thought), ("text", prose)) if text]
-        return split
 
     def _cut_at_stop_string(self, parts: list[ContentPart], last: bool) -> list[ContentPart]:
         """Returns the parts before a stop string in their prose; a tool call releases prose that was held back."""

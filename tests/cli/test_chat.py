@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.cli.chat import print_reply, run_conversation
+from fledgling.cli.chat import DIM, RESET, print_reply, run_conversation
 from fledgling.cli.escape import escape_control_characters
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import ModelConfig
+from fledgling.infer import chat_session
 from fledgling.infer.chat_session import ChatSession
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import ModelRunner
@@ -153,6 +154,16 @@ def test_ctrl_c_stops_the_answer_only(session, monkeypatch) -> None:
     assert out.getvalue() == "=[2]\n"
     assert print_reply(session, "add", GREEDY, out := io.StringIO(), out) == "stop"
     assert out.getvalue() == ANSWER and len(session.turns) == 2
+
+
+def test_a_thought_is_apart_from_the_answer_and_not_in_a_file_of_it(session, monkeypatch) -> None:
+    monkeypatch.setattr(chat_session, "begins_thought", lambda tokenizer, prompt: True)
+    out, notices = io.StringIO(), io.StringIO()
+    assert print_reply(session, "add", GREEDY, out, notices) == "stop"
+    assert (out.getvalue(), notices.getvalue()) == ("[2+3 = 5]\n", "=!")
+    (terminal := io.StringIO()).isatty = lambda: True
+    print_reply(session, "add", GREEDY, terminal, notices)
+    assert terminal.getvalue().replace(RESET, "").replace(DIM, "") == "[=]\n[2+3 = 5][!]\n\n"
 
 
 def test_control_characters_are_escaped() -> None:

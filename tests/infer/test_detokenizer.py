@@ -92,6 +92,12 @@ def test_stop_strings_cut_where_the_whole_text_would_be_cut(text, stops, random)
         assert not any(stop in shown for stop in stops)
 
 
+def test_an_answer_that_ends_within_its_thought_has_no_text_to_score(tokenizer):
+    assert decode_final_text(tokenizer, tokenizer.encode("<think>\n2+3 is 5")) == ""
+    assert decode_final_text(tokenizer, tokenizer.encode("<think>2+3</think> 5")) == "5"
+    assert decode_final_text(tokenizer, tokenizer.encode("5 <think>")) == "5 <think>"
+
+
 @pytest.mark.parametrize(
     ("text", "thought", "prose"),
     [
