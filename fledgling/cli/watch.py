@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
-from fledgling.cli.options import Host, Port, print_to_stderr
+from fledgling.cli.listen import check_port, check_sites, choose_api_key, is_loopback, listen
+from fledgling.cli.options import Host, Port, Repeated, print_to_stderr
 from fledgling.config import UserError
 from fledgling.config.load import recipe_names
 from fledgling.config.run_marks import is_run_directory, require_watchable
@@ -33,6 +33,7 @@ def watch(
     host: Host = "127.0.0.1",
     port: Port = WATCH_PORT,
     api_key: str | None = None,
+    allow_host: Repeated = (),
 ) -> int:
     """Watch runs on a page: charts, evaluations, samples, the batch, the machine; buttons that stop, sample, evaluate.
 
@@ -44,18 +45,23 @@ def watch(
         Run directories, such as runs/quickstart; several are drawn into one chart.
     api_key
         The key that the page asks for; default FLEDGLING_API_KEY.
+    allow_host
+        A further name of this server, such as a container's or a proxy's; may be repeated.
     """
+    runs = tuple(dict.fromkeys(runs))
     if not 1 <= len(runs) <= MAX_RUNS:
         raise UserError(f"watch: got {len(runs)} runs, expected 1 to {MAX_RUNS}: fledgling watch runs/quickstart")
     lines = [line + suggest_run(run) for run in runs if (line := require_watchable(run))]
     check_port(port)
+    check_sites(allow_host, ())
     key = choose_api_key(host, api_key)
     from fledgling.serve.connections import ConnectionLimits
     from fledgling.serve.server import Server
     from fledgling.watch.app import WatchAccess, WatchedRuns, make_watch_app
 
     listener, url = listen(host, port)
-    hosts = ("localhost", "127.0.0.1", "[::1]") if is_loopback(host) else None
+    names = ("localhost", "127.0.0.1", "[::1]", *(name.lower() for name in allow_host))
+    hosts = names if is_loopback(host) else None
     app = make_watch_app(WatchedRuns(runs), WatchAccess(key, hosts))
     with suppress(OSError):
         os.nice(NICENESS)

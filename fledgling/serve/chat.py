@@ -9,6 +9,7 @@ from typing import Any
 from fledgling.infer.detokenizer import THOUGHT_END, THOUGHT_START, ContentPart
 from fledgling.serve.constraints import AnswerForm, read_answer_form
 from fledgling.serve.errors import build_error
+from fledgling.serve.extra_fields import forbids_thought
 from fledgling.serve.responses import (
     FAILURES,
     FINISH_REASONS,
@@ -49,7 +50,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     service.check_prompt_size(_iterate_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
     is_thought = begins_thought(service.tokenizer, prompt) or opens_thought(messages[-1])
-    if is_thought and form.is_whole:  # whatever is demanded is demanded of the answer
+    if is_thought and (form.is_whole or forbids_thought(body)):  # what is demanded is demanded of the answer
         prompt, is_thought = prompt + service.tokenizer.encode(f"\n{THOUGHT_END}\n\n"), False
     try:
         sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)

@@ -177,6 +177,17 @@ def list_ignored(body: BaseModel) -> list[str]:
     return ignored
 
 
+def forbids_thought(body: BaseModel) -> bool:
+    """Returns whether a body says, in one of the ways of other servers, that the model should not think."""
+    extra = _read_extra(body)
+    kwargs = extra.get("chat_template_kwargs")
+    settings = [extra, kwargs if isinstance(kwargs, dict) else {}]
+    if any(each.get(name) is False for each in settings for name in ("enable_thinking", "thinking", "think")):
+        return True
+    thinking = extra.get("thinking")
+    return isinstance(thinking, dict) and thinking.get("type") == "disabled"
+
+
 def _check_settings(body: BaseModel) -> Iterator[str]:
     """Yields the fields that a body ignores. Raises UnsupportedField for one that would change the answer."""
     for name, value in _read_extra(body).items():

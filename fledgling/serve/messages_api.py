@@ -95,6 +95,7 @@ def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
         "tool_choice": {"function": {"name": choice.get("name")}} if kind == "tool" else TOOL_CHOICES[kind],
         "response_format": _read_format(body),
         "parallel_tool_calls": not choice.get("disable_parallel_tool_use"),
+        "thinking": body.thinking,
     }
     parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
     parsed.id, parsed.body = make_id("msg"), body

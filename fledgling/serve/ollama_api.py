@@ -172,6 +172,7 @@ def _parse_body(service: Service, body: _OllamaRequest, messages: list[Any], too
         return loaded
     fields = _read_fields(body) | {"messages": messages, "tools": tools}
     fields["truncation"] = "disabled" if body.truncate is False else "auto"
+    fields["think"] = (body.model_extra or {}).get("think")
     return _parse_fields(service, chat.parse_request, ChatRequest, fields)
 
 

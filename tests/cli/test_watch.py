@@ -21,13 +21,16 @@ def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
     make_run(tmp_path / "runs" / "quickstart", stages=("pretrain",), scale=0.02)
     script = (
         "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules));"
-        "from fledgling.cli import main; sys.exit(main(['watch', 'runs/quickstart', '--port', '0']))"
+        "from fledgling.cli import main; sys.exit(main(['watch', *['runs/quickstart'] * 2, '--port', '0', '--allow-host', 'Box']))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().strip()
-        with urllib.request.urlopen(f"{url}/api/runs", timeout=30) as response:
-            assert json.load(response)["runs"][0]["stages"][0]["step"] == 10
+        for host in ("127.0.0.1", "box:8008"):
+            request = urllib.request.Request(f"{url}/api/runs", headers={"Host": host})
+            with urllib.request.urlopen(request, timeout=30) as response:
+                (run,) = json.load(response)["runs"]
+            assert run["stages"][0]["step"] == 10
     finally:
         process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
@@ -39,6 +42,7 @@ def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
     [
         ([], "got 0 runs"),
         (["nowhere", "--port", "70000"], "expected 0 to 65535"),
+        (["nowhere", "--allow-host", "http://box"], "expected a host's name without scheme and port"),
         (["nowhere", "--host", "0.0.0.0"], "reachable from outside"),
         (["nowhere", "--host", "0.0.0.0", "--api-key", "short"], "at least 8"),
         ([__file__], "is a file"),

@@ -144,6 +144,22 @@ def test_what_is_demanded_of_an_answer_is_demanded_after_the_thought(path, think
     assert json.loads(read_prose(path, answer)) == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("/v1/chat/completions", {"enable_thinking": False}),
+        ("/v1/messages", {"thinking": {"type": "disabled"}}),
+        ("/api/chat", {"think": False}),
+        ("/api/generate", {"think": False}),
+    ],
+)
+def test_a_client_that_asks_for_no_thought_gets_none(path, fields, thinker):
+    answer = send(thinker.address, path, **fields)
+    assert "thinking" not in json.dumps(answer) and "reasoning_content" not in json.dumps(answer)
+    assert "thinking" in json.dumps(send(thinker.address, path)).replace("reasoning_content", "thinking")
+
+
 def test_a_thought_that_a_client_began_is_continued(roomy_server):
     begun = [ASK, {"role": "assistant", "content": "<think>\nit is"}]
     message = send(roomy_server[0], "/v1/chat/completions", messages=begun)["choices"][0]["message"]
