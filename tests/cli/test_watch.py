@@ -21,7 +21,8 @@ def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
     make_run(tmp_path / "runs" / "quickstart", stages=("pretrain",), scale=0.02)
     script = (
         "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules));"
-        "from fledgling.cli import main; sys.exit(main(['watch', *['runs/quickstart'] * 2, '--port', '0', '--allow-host', 'Box']))"
+        "from fledgling.cli import main;"
+        "sys.exit(main(['watch', *['runs/quickstart'] * 2, '--port', '0', '--allow-host', 'Box']))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
