@@ -27,6 +27,7 @@ from fledgling.serve.service import Endpoint, ParsedRequest, Service
 from fledgling.serve.tool_calls import CallPiece, CallStream, StreamedToolCall, is_tool_call, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
 from fledgling.text.conversation import begins_thought, render_prompt
+from fledgling.text.template_layout import split_thought
 from fledgling.text.truncation import drop_oldest_turns
 from fledgling.text.turns import normalize_turns
 
@@ -38,7 +39,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     service.check_model_name(body.model)
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
-    messages = [message.to_conversation_message() for message in body.messages]
+    messages = drop_earlier_thoughts([message.to_conversation_message() for message in body.messages])
     engine = service.worker.engine
     form = read_answer_form(body, engine.grammars, engine.has_tool_tokens)
     messages, changes = normalize_turns(messages, [tool.describe() for tool in form.tools])
@@ -82,6 +83,18 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         created=unix_time(),
         dropped_turns=dropped,
     )
+
+
+def drop_earlier_thoughts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the messages without the thoughts that clients kept in the text of earlier answers."""
+    kept = []
+    for number, message in enumerate(messages, start=1):
+        content = message["content"]
+        is_earlier = message["role"] == "assistant" and number < len(messages) and isinstance(content, str)
+        if is_earlier and content.lstrip().startswith(THOUGHT_START) and THOUGHT_END in content:
+            message = message | {"content": split_thought(content)[1]}
+        kept.append(message)
+    return kept
 
 
 def opens_thought(message: Mapping[str, Any]) -> bool:

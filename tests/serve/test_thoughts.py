@@ -168,6 +168,19 @@ def test_a_thought_that_a_client_began_is_continued(roomy_server):
     assert send(roomy_server[0], "/v1/chat/completions", messages=ended)["choices"][0]["message"]["content"]
 
 
+def test_the_thought_of_an_earlier_answer_is_not_read_again(roomy_server):
+    """In a field of its own, as our answers have it, or in the text, as clients that know no such field keep it."""
+    used = set()
+    for answer in (
+        {"content": "so"},
+        {"content": "so", "reasoning_content": "it is"},
+        {"content": "<think>\nit is\n</think>\n\nso"},
+    ):
+        messages = [ASK, {"role": "assistant"} | answer, ASK]
+        used.add(send(roomy_server[0], "/v1/chat/completions", messages=messages)["usage"]["prompt_tokens"])
+    assert len(used) == 1
+
+
 def test_a_continued_text_is_returned_as_it_is(roomy_server):
     pytest.importorskip("llguidance")
     body = {"prompt": QUESTION, "max_tokens": 40, "guided_regex": "<think>ab{2}</think>\n\nc{3}", "logprobs": 0}
