@@ -53,6 +53,9 @@ class ResponsesRequest(CommonRequest):
     stream_options: StreamOptions | None = None
 
 
+OWN_NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}  # of a chat request's fields
+
+
 def parse_request(service: Service, body: ResponsesRequest) -> ParsedRequest:
     """Makes the chat request of a body and its job. Raises BadRequest or UserError."""
     shared = [name for name in ResponsesRequest.model_fields if name in ChatRequest.model_fields]
@@ -74,7 +77,11 @@ def parse_request(service: Service, body: ResponsesRequest) -> ParsedRequest:
     try:
         parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
     except BadRequest as error:
-        error.param = {"messages": "input", "max_tokens": "max_output_tokens"}.get(error.param or "", error.param)
+        for name, own in OWN_NAMES.items():  # also "messages.0.role"
+            if (error.param or "").partition(".")[0] == name:
+                error.param = own + (error.param or "")[len(name) :]
+                if error.message.startswith(name):
+                    error.message = own + error.message[len(name) :]
         raise
     parsed.id, parsed.body = make_id("resp"), body
     return parsed

@@ -208,7 +208,11 @@ def test_a_prompt_that_is_too_long_is_named_by_the_field_of_its_route(roomy_serv
     [
         ({"input": "a", "previous_response_id": "resp_1"}, "responses are not stored"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "an item of type 'item_reference'"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image; the model reads text only"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input: a part of type input_image; the model",
+        ),
+        ({"input": [{"role": "robot", "content": "a"}]}, "input.0.role"),
         ({"input": "a", "n": 2}, "n: expected at most 1"),
     ],
 )
