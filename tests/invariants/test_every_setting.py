@@ -25,7 +25,7 @@ from .settings.test_rl_settings import RL, RL_ELSEWHERE
 from .settings.test_run_settings import RUN, TOKENIZER, TOP
 from .settings.test_stage_settings import DPO, DPO_ELSEWHERE, EPOCHS, LOOP, MTP, OPEN_BATCH, STAGE, WARMUP
 
-DISTILL = "teacher stages match weight temperature every top_k".split()  # noqa: SIM905 - tests/train/distill
+DISTILL = "teacher stages match weight temperature every until top_k".split()  # noqa: SIM905 - tests/train/distill
 
 
 def keys_of(cls: type, *without: type) -> set[str]:
