@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import UserError
-from fledgling.infer.json_keys import KeyGuard, KeyVocabulary
+from fledgling.infer.json_keys import JsonPlace, KeyGuard, KeyVocabulary, advance
 from fledgling.infer.json_schema import adapt_schema
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of
 ALLOWED_SECONDS, SECONDS_PER_MASK = 0.2, 0.001  # processor time of a grammar: at once, and for each mask
 MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
 MAX_SHOWN_CHARS = 200
+SEARCHED_STATES, SEARCHED_TOKENS = 50, 24  # of a search for a key that an object does not have
 REASONS = (  # the library's: in the words of a schema's writer
     (re.compile(r'Unimplemented keys: \["([^"]+)"'), r"\1: not supported in a schema that every answer must satisfy"),
     (
@@ -93,6 +94,31 @@ def read_bitmask(matcher: Any) -> np.ndarray:
     return np.unpackbits(packed, bitorder="little").astype(bool)
 
 
+def has_free_key(vocabulary: KeyVocabulary, matcher: Any, place: JsonPlace) -> bool:
+    """Returns whether a key can be completed that its object does not have; True too where that takes a long search.
+
+    A name that many tokens can begin is taken for one that is free.
+    """
+    open_states, number = [(matcher, place)], len(place.objects[-1] or ())
+    for _ in range(SEARCHED_STATES):
+        if not open_states:
+            return False
+        state, here = open_states.pop()
+        tokens = [token for token in np.flatnonzero(read_bitmask(state)).tolist() if token not in vocabulary.special]
+        if len(tokens) > SEARCHED_TOKENS:
+            return True
+        for token in tokens:
+            after = advance(here, vocabulary.bytes[token])
+            if after is None or not after.objects:
+                continue
+            if len(after.objects) > len(place.objects) or len(after.objects[len(place.objects) - 1] or ()) > number:
+                return True
+            further = state.deep_copy()
+            further.consume_token(token)
+            open_states.append((further, after))
+    return True
+
+
 class GrammarState:
     """The state of one answer under a grammar."""
 
@@ -126,21 +152,12 @@ class GrammarState:
         return allowed
 
     def _restrict_keys(self, guard: KeyGuard, allowed: np.ndarray) -> None:
-        """Removes, in place, the tokens that repeat a key, and those after which nothing but its end could follow.
-
-        Where every name that a pattern has is taken, nothing is left: then a key occurs again.
-        """
-        given = allowed.copy()
+        """Removes, in place, the tokens that repeat a key, and those after which only taken names are left."""
         guard.restrict_(allowed)
-        for token in guard.list_repeats():
-            if allowed[token]:
-                ahead = self.matcher.deep_copy()
-                ahead.consume_token(token)
-                following = read_bitmask(ahead)
-                following[guard.vocabulary.quotes] = False
-                allowed[token] = following.any()
-        if not allowed.any():
-            allowed[:] = given
+        for token, place in guard.list_doubtful(allowed):
+            ahead = self.matcher.deep_copy()
+            ahead.consume_token(token)
+            allowed[token] = has_free_key(guard.vocabulary, ahead, place)
 
     def mask_logits_(self, logits: Tensor) -> None:
         """Sets the logits (V,) of tokens that may not come next to minus infinity, in place."""

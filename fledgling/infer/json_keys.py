@@ -77,18 +77,9 @@ class KeyVocabulary:
         self.special = frozenset(tokenizer.special_tokens.values())
 
     @cached_property
-    def ids(self) -> dict[bytes, list[int]]:
-        """The tokens with the same bytes."""
-        found: dict[bytes, list[int]] = {}
-        for token, piece in enumerate(self.bytes):
-            if token not in self.special:
-                found.setdefault(piece, []).append(token)
-        return found
-
-    @cached_property
-    def quotes(self) -> np.ndarray:
-        """Tokens that begin with a quote."""
-        return self._select(lambda piece: piece[:1] == b'"')
+    def commas(self) -> np.ndarray:
+        """Tokens with a comma."""
+        return self._select(lambda piece: b"," in piece)
 
     @cached_property
     def within_key(self) -> np.ndarray:
@@ -102,6 +93,10 @@ class KeyVocabulary:
 
     def _select(self, condition: Callable[[bytes], bool]) -> np.ndarray:
         return np.array([i for i, piece in enumerate(self.bytes) if i not in self.special and condition(piece)], int)
+
+
+def _is_begun(key: bytes, names: frozenset[str]) -> bool:
+    return any(name.encode().startswith(key) for name in names)
 
 
 class KeyGuard:
@@ -126,16 +121,26 @@ class KeyGuard:
             has_keys = self.place != JsonPlace() or piece[:1] in b'{["'
             self.place = advance(self.place, piece) if has_keys else None
 
-    def list_repeats(self) -> list[int]:
-        """Returns the tokens after which the key that is being written is one that its object has already."""
-        place = self.place
-        if place is None or not place.objects or place.state not in (BEFORE_KEY, KEY):
+    def list_doubtful(self, allowed: np.ndarray) -> list[tuple[int, JsonPlace]]:
+        """Returns the allowed tokens after which every name may be taken, with the place that each leads to.
+
+        They begin a further key of an object that has some, or lead to the beginning of a name that is taken.
+        """
+        if self.place is None or not self.place.objects or not self.place.objects[-1]:
             return []
-        begun = place.key if place.state == KEY else b""
-        rests = [name[len(begun) :] for key in place.objects[-1] or () if (name := key.encode()).startswith(begun)]
-        starts = [b""] if place.state == KEY else [b'"', b' "']
-        ids = (self.vocabulary.ids.get(start + rest, ()) for start in starts for rest in rests if rest)
-        return [token for group in ids for token in group]
+        place, keys = self.place, self.place.objects[-1]
+        found = []
+        for token in np.flatnonzero(allowed).tolist() if place.state == KEY else self._list_commas(allowed):
+            after = advance(place, self.vocabulary.bytes[token]) if token not in self.vocabulary.special else None
+            if after is None or len(after.objects) != len(place.objects) or after.state not in (BEFORE_KEY, KEY):
+                continue
+            if after.objects[-1] == keys and (after.state == BEFORE_KEY or _is_begun(after.key, keys)):
+                found.append((token, after))
+        return found
+
+    def _list_commas(self, allowed: np.ndarray) -> list[int]:
+        commas = self.vocabulary.commas
+        return commas[allowed[commas]].tolist()
 
     def restrict_(self, allowed: np.ndarray) -> None:
         """Removes, in place, the tokens (V,) bool that would complete a key a second time, or escape needlessly."""

@@ -100,18 +100,19 @@ def adapt_schema(schema: Any, root: Any = None) -> Any:
 def exclude_whole_bounds(schema: dict[str, Any]) -> dict[str, Any]:
     """Returns a schema whose exclusive bounds that are whole numbers are inclusive ones a little further within.
 
-    The library reaches an exclusive bound where the other bound has the same whole part: 0 of 0 < x <= 0.9.
+    The library reaches an exclusive bound where the other bound, which may be in another schema of `allOf` or behind a
+    reference, has the same whole part: 0 of 0 < x <= 0.9.
     """
     bounds = {name: schema[name] for name in (*LOWER, *UPPER) if name in schema}
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in bounds.values()):
         return schema  # the library names what is wrong
     low = max((bounds[name] for name in LOWER if name in bounds), default=-math.inf)
     high = min((bounds[name] for name in UPPER if name in bounds), default=math.inf)
-    if not 0 < high - low <= 1:
+    if schema.get("type") == "integer" or "multipleOf" in schema or not low < high:
         return schema
     inner, gap = dict(schema), min(BOUND_GAP, (high - low) / 1000)
     for exclusive, inclusive, bound, sign in ((LOWER[1], LOWER[0], low, 1), (UPPER[1], UPPER[0], high, -1)):
-        if bounds.get(exclusive) == bound and bound == int(bound):
+        if bounds.get(exclusive) == bound and bound == int(bound) and bound + sign * gap != bound:
             inner[inclusive] = inner.pop(exclusive) + sign * gap
     return inner
 

@@ -15,13 +15,17 @@ from difflib import get_close_matches
 from typing import Any
 
 from fledgling.infer.grammar import Grammar, GrammarCompiler, GrammarError, write_json_rule
-from fledgling.infer.json_schema import ANNOTATIONS, close_objects
+from fledgling.infer.json_schema import close_objects
 from fledgling.serve.extra_fields import MISSPELLED
 from fledgling.serve.json_body import shorten_text
 from fledgling.serve.schemas import MAX_GRAMMAR_CHARS, BadRequest, ChatRequest, CommonRequest
 
 MAX_CALLS = 8  # of the request's tools in one answer
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+NAMING = (  # keywords by which a schema says which properties an object has, or how many
+    *("properties", "required", "patternProperties", "propertyNames", "minProperties", "unevaluatedProperties"),
+    *("allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "dependentRequired", "enum", "const"),
+)
 JSON_OBJECT: dict[str, Any] = {"type": "object"}
 NOTHING: tuple[Any, ...] = (None, "", [])  # values of a constraint that demand nothing; {} is the schema of any JSON
 CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar")
@@ -97,8 +101,7 @@ def close_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Without a type it would accept text and numbers too. A tool that names no parameters has none.
     """
     schema = {**parameters, **JSON_OBJECT}
-    known = schema.keys() <= {"$schema", "type", "properties", "required", *ANNOTATIONS}
-    has_none = known and not schema.get("properties") and not schema.get("required")
+    has_none = not any(schema.get(name) for name in NAMING) and "additionalProperties" not in schema
     return {**schema, "properties": {}, "additionalProperties": False} if has_none else close_objects(schema)
 
 

@@ -81,7 +81,9 @@ BOUNDED = {"type": "object", "patternProperties": {"^x_[a-z]{1,2}$": DIGIT}, "ad
 EVERY = {"type": "object", "patternProperties": {"^[ab]$": DIGIT}, "additionalProperties": False, "maxProperties": 2}
 
 
-@pytest.mark.parametrize("schema", [FREE | {"maxProperties": 4}, BOUNDED | {"minProperties": 2}, EVERY])
+@pytest.mark.parametrize(
+    "schema", [FREE | {"maxProperties": 4}, BOUNDED | {"minProperties": 2}, EVERY | {"maxProperties": 3}]
+)
 def test_a_random_writer_of_few_letters_repeats_no_key(compiler, schema):
     """Each token is one of those that the mask allows, mostly among a few bytes, so that keys would often repeat."""
     grammar, size, choose = (
@@ -111,14 +113,24 @@ def test_a_random_writer_of_few_letters_repeats_no_key(compiler, schema):
     assert finished > 20
 
 
-def test_where_every_name_is_taken_a_key_occurs_again_and_the_answer_ends(compiler):
+def test_where_every_name_is_taken_the_object_ends(compiler):
     grammar = compiler.compile_schema(EVERY | {"maxProperties": 3})
     state, single = grammar.start(), {p: i for i, p in enumerate(compiler.tokenizer.token_bytes) if len(p) == 1}
-    for byte in b'{"a": 1, "b": 2, "':
-        state.accept(single[bytes([byte])])
-    for byte in b'a": 1}':
+    for byte in b'{"a": 1, "b": 2':
         assert state.mask(compiler.tokenizer.vocab_size)[single[bytes([byte])]]
         state.accept(single[bytes([byte])])
+    allowed = np.flatnonzero(state.mask(compiler.tokenizer.vocab_size))
+    assert {compiler.tokenizer.token_bytes[token] for token in allowed} == {b"}"}
+
+
+def test_a_name_whose_continuations_are_taken_is_not_begun(compiler):
+    pattern = {"^x_([ab]|c[de])$": DIGIT}
+    grammar = compiler.compile_schema({"type": "object", "patternProperties": pattern, "additionalProperties": False})
+    state, single = grammar.start(), {p: i for i, p in enumerate(compiler.tokenizer.token_bytes) if len(p) == 1}
+    for byte in b'{"x_cd": 1, "x_ce": 2, "x_a": 3, "x_':
+        state.accept(single[bytes([byte])])
+    allowed = state.mask(compiler.tokenizer.vocab_size)
+    assert allowed[single[b"b"]] and not allowed[single[b"c"]]
 
 
 def test_calls_are_guarded_after_their_control_token_and_other_text_is_not(tokenizer):

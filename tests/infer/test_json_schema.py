@@ -35,6 +35,13 @@ def test_an_exclusive_bound_is_never_reached(compiler, bounds, valid, invalid):
     assert [text for text in invalid if accepts(compiler, grammar, text)] == []
 
 
+def test_bounds_of_several_schemas_are_not_reached(compiler):
+    joined = {"type": "number", "allOf": [{"exclusiveMinimum": 0}, {"maximum": 0.9}]}
+    behind = {"type": "number", "exclusiveMinimum": 0, "$ref": "#/$defs/m", "$defs": {"m": {"maximum": 0.9}}}
+    for grammar in map(compiler.compile_schema, (joined, behind)):
+        assert accepts(compiler, grammar, "0.5") and not accepts(compiler, grammar, "0")
+
+
 @pytest.mark.parametrize(("keyword", "value"), [(name, value) for name, values in NOTHING.items() for value in values])
 def test_a_keyword_that_demands_nothing_is_dropped_at_every_depth(compiler, keyword, value):
     inner = {keyword: value, "minimum": 0}

@@ -256,7 +256,7 @@ def test_arguments_have_the_parameters_alone(address):
         assert arguments.keys() == {"a"} and choice["finish_reason"] == "tool_calls"
 
 
-@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"properties": {}, "$defs": {}, "x-a": 1}])
 def test_a_tool_that_names_no_parameters_is_called_without(address, parameters):
     tool = {"type": "function", "function": {"name": "f"} | ({} if parameters is None else {"parameters": parameters})}
     for seed in range(2):
