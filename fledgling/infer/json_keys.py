@@ -77,6 +77,20 @@ class KeyVocabulary:
         self.special = frozenset(tokenizer.special_tokens.values())
 
     @cached_property
+    def ids(self) -> dict[bytes, list[int]]:
+        """The tokens with the same bytes."""
+        found: dict[bytes, list[int]] = {}
+        for token, piece in enumerate(self.bytes):
+            if token not in self.special:
+                found.setdefault(piece, []).append(token)
+        return found
+
+    @cached_property
+    def longest(self) -> int:
+        """The bytes of the longest token."""
+        return max(map(len, self.ids), default=0)
+
+    @cached_property
     def commas(self) -> np.ndarray:
         """Tokens with a comma."""
         return self._select(lambda piece: b"," in piece)
@@ -129,18 +143,21 @@ class KeyGuard:
         if self.place is None or not self.place.objects or not self.place.objects[-1]:
             return []
         place, keys = self.place, self.place.objects[-1]
+        tokens = self._list_beginnings(place.key, keys) if place.state == KEY else self.vocabulary.commas.tolist()
         found = []
-        for token in np.flatnonzero(allowed).tolist() if place.state == KEY else self._list_commas(allowed):
-            after = advance(place, self.vocabulary.bytes[token]) if token not in self.vocabulary.special else None
+        for token in tokens:
+            after = advance(place, self.vocabulary.bytes[token]) if allowed[token] else None
             if after is None or len(after.objects) != len(place.objects) or after.state not in (BEFORE_KEY, KEY):
                 continue
             if after.objects[-1] == keys and (after.state == BEFORE_KEY or _is_begun(after.key, keys)):
                 found.append((token, after))
         return found
 
-    def _list_commas(self, allowed: np.ndarray) -> list[int]:
-        commas = self.vocabulary.commas
-        return commas[allowed[commas]].tolist()
+    def _list_beginnings(self, begun: bytes, names: frozenset[str]) -> list[int]:
+        """Returns the tokens that continue the beginning of a name by more of that name."""
+        rests = [raw[len(begun) :] for name in names if (raw := name.encode()).startswith(begun)]
+        pieces = {rest[:end] for rest in rests for end in range(1, min(len(rest), self.vocabulary.longest) + 1)}
+        return [token for piece in pieces for token in self.vocabulary.ids.get(piece, ())]
 
     def restrict_(self, allowed: np.ndarray) -> None:
         """Removes, in place, the tokens (V,) bool that would complete a key a second time, or escape needlessly."""

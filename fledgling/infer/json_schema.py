@@ -44,6 +44,7 @@ DAY = (
     r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
 )
 LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+MAX_BOUND = 1e9  # of a number next to which another BOUND_GAP away can be written exactly
 BOUND_GAP = 1e-6  # between an exclusive bound and the next number that is written
 YEAR, SECOND = r"^[0-9]*[1-9][0-9]*-", r"^[^:]*:[0-9]{2}:[0-5]"
 FORMAT_PATTERNS = {"date": (DAY, YEAR), "date-time": (DAY, YEAR, SECOND), "time": (SECOND,)}
@@ -108,7 +109,8 @@ def exclude_whole_bounds(schema: dict[str, Any]) -> dict[str, Any]:
         return schema  # the library names what is wrong
     low = max((bounds[name] for name in LOWER if name in bounds), default=-math.inf)
     high = min((bounds[name] for name in UPPER if name in bounds), default=math.inf)
-    if schema.get("type") == "integer" or "multipleOf" in schema or not low < high:
+    is_whole_only = schema.get("type") == "integer" or "multipleOf" in schema
+    if is_whole_only or not low < high or any(not abs(value) < MAX_BOUND for value in bounds.values()):
         return schema
     inner, gap = dict(schema), min(BOUND_GAP, (high - low) / 1000)
     for exclusive, inclusive, bound, sign in ((LOWER[1], LOWER[0], low, 1), (UPPER[1], UPPER[0], high, -1)):

@@ -184,6 +184,8 @@ def forbids_thought(body: BaseModel) -> bool:
     settings = [extra, kwargs if isinstance(kwargs, dict) else {}]
     if any(each.get(name) is False for each in settings for name in ("enable_thinking", "thinking", "think")):
         return True
+    if extra.get("reasoning_effort") == "none":
+        return True
     thinking = extra.get("thinking")
     return isinstance(thinking, dict) and thinking.get("type") == "disabled"
 

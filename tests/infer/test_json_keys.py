@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from fledgling.infer import json_keys
 from fledgling.infer.grammar import GrammarCompiler
 from fledgling.infer.json_keys import JsonPlace, KeyGuard, KeyVocabulary, advance
 
@@ -131,6 +132,19 @@ def test_a_name_whose_continuations_are_taken_is_not_begun(compiler):
         state.accept(single[bytes([byte])])
     allowed = state.mask(compiler.tokenizer.vocab_size)
     assert allowed[single[b"b"]] and not allowed[single[b"c"]]
+
+
+def test_of_a_large_vocabulary_only_beginnings_of_taken_names_are_looked_at(tokenizer, monkeypatch):
+    """In a key that may be any text every token is allowed: each of 150,000 would take a second a step."""
+    vocabulary = KeyVocabulary(tokenizer)
+    guard = KeyGuard(vocabulary, from_start=True)
+    single = {piece: i for i, piece in enumerate(tokenizer.token_bytes) if len(piece) == 1}
+    for byte in b'{"abc": 1, "a':
+        guard.accept(single[bytes([byte])])
+    looked = []
+    monkeypatch.setattr(json_keys, "advance", lambda place, data: looked.append(data) or advance(place, data))
+    found = guard.list_doubtful(np.ones(tokenizer.vocab_size, bool))
+    assert single[b"b"] in [token for token, _ in found] and set(looked) <= {b"b", b"bc"}
 
 
 def test_calls_are_guarded_after_their_control_token_and_other_text_is_not(tokenizer):

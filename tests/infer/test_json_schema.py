@@ -1,6 +1,7 @@
 """Schemas of pydantic and zod: what demands nothing is dropped, what cannot be demanded is an error that names it."""
 
 import json
+import math
 
 import pytest
 
@@ -33,6 +34,13 @@ def test_an_exclusive_bound_is_never_reached(compiler, bounds, valid, invalid):
     grammar = compiler.compile_schema({"type": "number", **bounds})
     assert [text for text in valid if not accepts(compiler, grammar, text)] == []
     assert [text for text in invalid if accepts(compiler, grammar, text)] == []
+
+
+@pytest.mark.parametrize("bound", [-math.inf, math.inf, math.nan, 10**400, -(10**400), 1e300])
+def test_a_bound_of_any_size_is_left_to_the_library(bound):
+    for name in ("exclusiveMinimum", "exclusiveMaximum"):
+        schema = {"type": "number", name: bound}
+        assert adapt_schema(schema) == schema or bound != bound
 
 
 def test_bounds_of_several_schemas_are_not_reached(compiler):

@@ -78,6 +78,16 @@ def make_call_stream(name: str, arguments: str, reason: str = "tool_calls", coun
     return "".join([*lines, "data: [DONE]\n\n"]).encode()
 
 
+def open_page(browser, address, answer):
+    """The connected page, whose requests for answers `answer(route)` serves."""
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    page.route("**/v1/chat/completions", answer)
+    page.goto(address)
+    page.locator("#status", has_text="Connected").wait_for()
+    return page
+
+
 def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, address, tools):
     answers = [
         make_call_stream("add", '{"a": 2}'), make_stream("done"),
@@ -90,11 +100,7 @@ def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, addr
         bodies.append(json.loads(route.request.post_data))
         route.fulfill(body=answers[len(bodies) - 1], content_type="text/event-stream")
 
-    page = browser.new_page()
-    page.set_default_timeout(15_000)
-    page.route("**/v1/chat/completions", answer)
-    page.goto(address)
-    page.locator("#status", has_text="Connected").wait_for()
+    page = open_page(browser, address, answer)
 
     def ask(button=None):
         page.fill("#message", "question")
@@ -137,11 +143,7 @@ def test_tokens_are_those_of_all_requests_and_a_call_that_was_cut_is_not_made(br
         bodies.append(route.request.post_data)
         route.fulfill(body=answers[len(bodies) - 1], content_type="text/event-stream")
 
-    page = browser.new_page()
-    page.set_default_timeout(15_000)
-    page.route("**/v1/chat/completions", answer)
-    page.goto(address)
-    page.locator("#status", has_text="Connected").wait_for()
+    page = open_page(browser, address, answer)
     for count in (2, 3):
         page.fill("#message", "question")
         page.press("#message", "Enter")

@@ -149,6 +149,7 @@ def test_what_is_demanded_of_an_answer_is_demanded_after_the_thought(path, think
     [
         ("/v1/chat/completions", {"chat_template_kwargs": {"enable_thinking": False}}),
         ("/v1/chat/completions", {"enable_thinking": False}),
+        ("/v1/chat/completions", {"reasoning_effort": "none"}),
         ("/v1/messages", {"thinking": {"type": "disabled"}}),
         ("/api/chat", {"think": False}),
         ("/api/generate", {"think": False}),
