@@ -9,11 +9,13 @@ of real words or from syllables, give training more letters and pieces than the 
 from __future__ import annotations
 
 import ast
+import gc
 import random
 import re
 import sysconfig
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,6 +44,18 @@ def _iterate_docstrings(path: Path) -> Iterator[str]:
             nodes += nested if isinstance(nested, list) else ()  # the body of a lambda or of `a if b else c` is none
 
 
+@contextmanager
+def _paused_collection() -> Iterator[None]:
+    """Pauses the garbage collector, which would visit all of torch's objects for every few syntax trees (0.8 s)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @lru_cache(maxsize=1)
 def harvest_words() -> tuple[str, ...]:
     """Returns all words of 3 to 12 lower-case letters, sorted; over 5,000 on a usual Python.
@@ -51,10 +65,11 @@ def harvest_words() -> tuple[str, ...]:
     root = Path(sysconfig.get_paths()["stdlib"])
     modules = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))["modules"].split()
     candidates: set[str] = set()
-    for path in (root / f"{module}.py" for module in modules):
-        if path.exists():
-            for text in _iterate_docstrings(path):
-                candidates.update(_WORD.findall(text))
+    with _paused_collection():
+        for path in (root / f"{module}.py" for module in modules):
+            if path.exists():
+                for text in _iterate_docstrings(path):
+                    candidates.update(_WORD.findall(text))
     words = tuple(sorted(word for word in candidates if set(word) & set("aeiouy") and not _TRIPLE_LETTER.search(word)))
     if len(words) < 1000:
         raise UserError(
