@@ -20,6 +20,7 @@ from ctypes import c_double, c_int64, c_void_p
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding as look_up
 
 from fledgling.kernels import native
 from fledgling.kernels.native import NativeMatrix
@@ -28,7 +29,9 @@ from fledgling.model.adapter import has_adapter
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.feed_forward import GatedFeedForward
 from fledgling.model.norm import LayerNorm, WeightedRMSNorm
+from fledgling.model.scalars import Gate, LearnedScalars
 from fledgling.model.transformer import Transformer, TransformerBlock
+from fledgling.model.value_embedding import ValueEmbedding
 
 ACTIVATIONS = ("relu2", "gelu", "swiglu")  # the index is the number in cpp/block.h
 MAX_HEAD_WIDTH = 512
@@ -47,6 +50,8 @@ class NativeLayer(ctypes.Structure):
     _fields_ = (
         *((name, NativeNorm) for name in ("attention_norm", "feed_forward_norm")),
         *((name, NativeMatrix) for name in ("query", "key", "value", "output", "up", "gate", "down")),
+        *((name, c_void_p) for name in ("value_gate", "head_gate", "mix", "skip")),
+        *((name, c_int64) for name in ("skip_from", "window")),
     )
 
 
@@ -57,6 +62,8 @@ class NativeShape(ctypes.Structure):
         *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "intermediate_size")),
         *((name, c_int64) for name in ("activation", "normalize")),
         ("eps", c_double),
+        *((name, c_int64) for name in ("exclusive", "keeps")),
+        *(("back_out", c_void_p), ("back_out_from", c_int64)),
     )
 
 
@@ -64,8 +71,6 @@ def supports_decoding_step(model: Transformer) -> bool:
     """Whether native code can run this model's blocks on their weights in place."""
     config = model.config
     widths = (config.width, config.head_width, config.intermediate_size)
-    if set(config.enabled_features) - {"flash_norm", "logit_shift"}:  # outside the blocks, or the same function
-        return False
     if (
         any(width % 32 for width in widths)
         or config.head_width > MAX_HEAD_WIDTH
@@ -87,6 +92,8 @@ class DecodingStep:
         config = model.config
         self.model = model
         self.vectors: list[tuple[Tensor, nn.Parameter]] = []  # copies in fp32, and their sources
+        self.value_embeddings: list[ValueEmbedding | None] = []  # of each layer
+        back_out = model.skip_connections.back_out if model.skip_connections else None
         self.shape = NativeShape(
             config.depth,
             config.width,
@@ -97,6 +104,10 @@ class DecodingStep:
             ACTIVATIONS.index(config.activation),
             int(config.qk_norm),
             config.norm_eps,
+            int(config.exclusive_attention),
+            int(model.skip_connections is not None),
+            self._copy_weight(back_out),
+            config.depth // 2,
         )
         self.layers = (NativeLayer * config.depth)(*map(self._make_layer, model.blocks))  # of addresses in the weights
         self.head = self._make_matrix(model.head)
@@ -127,35 +138,30 @@ class DecodingStep:
         offsets = [offset for count in counts for offset in range(count)]
         positions = torch.tensor([[rows[number].length + n] for number, n in zip(row_numbers, offsets, strict=True)])
         if len(row_numbers) == len(tokens):
-            return self.run_blocks(tokens, positions, cache.keys, cache.values, tables, cache.block_size)
+            return self.run_blocks(tokens, positions, cache, tables)
         queries = tokens[row_numbers, offsets][:, None]  # (Q, 1)
-        hidden = self.run_blocks(queries, positions, cache.keys, cache.values, tables[row_numbers], cache.block_size)
+        hidden = self.run_blocks(queries, positions, cache, tables[row_numbers])
         padded = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
         padded[row_numbers, offsets] = hidden[:, 0]
         return padded
 
-    def run_blocks(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
-        tables: Tensor,
-        block_size: int,
-    ) -> Tensor:
+    def run_blocks(self, tokens: Tensor, positions: Tensor, cache: KVCache, tables: Tensor) -> Tensor:
         """Computes the hidden states (Q, 1, C) of the queries, and writes their keys and values to the cache.
 
         Args:
             tokens, positions: (Q, 1) int64.
-            keys, values: of each layer, (N, G, block_size, D) bf16.
+            cache: of bf16; its blocks of a layer are (N, G, S, D).
             tables: (Q, ...) int64, the blocks of each query's row, in order.
         """
         model = self.model
-        x = model.embedding_norm(model.embedding(tokens).to(torch.bfloat16))
-        x, rotary = model.positions(x, positions.clamp(max=model.config.context - 1))
+        x, rotary = model.positions(
+            self._embed(tokens, positions, cache, tables), positions.clamp(max=model.config.context - 1)
+        )
         x = x.float().contiguous()  # (Q, 1, C)
         angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
-        pools = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
+        pools = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (cache.keys, cache.values)]
+        added = [None if table is None else look_up(tokens, table.weight).float() for table in self.value_embeddings]
+        additions = (c_void_p * len(added))(*(None if rows is None else rows.data_ptr() for rows in added))
         library = native.load_native_library()
         assert library is not None
         library.fledgling_step(
@@ -165,12 +171,29 @@ class DecodingStep:
             c_int64(len(tokens)),
             *pools,
             c_void_p(tables.data_ptr()),
-            *(c_int64(tables.numel() // len(tokens)), c_int64(block_size)),
+            *(c_int64(tables.numel() // len(tokens)), c_int64(cache.block_size)),
             c_void_p(positions.data_ptr()),
             *(c_void_p(None if part is None else part.data_ptr()) for part in angles),
+            additions,
             c_int64(torch.get_num_threads()),
         )
         return model.norm(x.to(torch.bfloat16))
+
+    def _embed(self, tokens: Tensor, positions: Tensor, cache: KVCache, tables: Tensor) -> Tensor:
+        """Returns the embedded tokens (Q, 1, C), smeared where the model does that; the cache then keeps their ids."""
+        model = self.model
+
+        def embed(ids: Tensor) -> Tensor:
+            return model.embedding_norm(model.embedding(ids).to(torch.bfloat16))
+
+        x = embed(tokens)
+        if model.smear is None:
+            return x
+        (stored,), size = cache.tokens, cache.block_size
+        stored[tables.gather(1, positions // size), positions % size] = tokens
+        before = (positions - 1).clamp(min=0)
+        previous = embed(stored[tables.gather(1, before // size), before % size])
+        return model.smear(x, previous * (positions > 0)[..., None].to(x.dtype))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states (..., C) of at most `native.MAX_ROWS` tokens -> logits (..., V) in fp32."""
@@ -187,6 +210,7 @@ class DecodingStep:
     def _make_layer(self, block: nn.Module) -> NativeLayer:
         assert isinstance(block, TransformerBlock)
         attention, mlp = block.attention, block.mlp
+        self.value_embeddings.append(attention.value_embedding)
         up, gate = (mlp.up_proj, mlp.gate_proj) if isinstance(mlp, GatedFeedForward) else (mlp.fc1, None)
         return NativeLayer(
             self._make_norm(block.attention_norm),
@@ -194,7 +218,21 @@ class DecodingStep:
             *map(self._make_matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, up)),
             NativeMatrix() if gate is None else self._make_matrix(gate),
             self._make_matrix(mlp.output_projection),
+            self._copy_weight(attention.value_embedding.gate if attention.value_embedding else None),
+            self._copy_weight(attention.gate),
+            self._copy_weight(block.residual),
+            *self._find_skip(attention.layer),
+            attention.window_size or 0,
         )
+
+    def _find_skip(self, layer: int) -> tuple[int | None, int]:
+        """Returns the address of the scalar of a layer's skip connection, and the layer whose stream it reads."""
+        connections, place = self.model.skip_connections, self.model.config.depth - 2 - layer
+        if connections is None or connections.skips is None or not 0 <= place < connections.num_skips:
+            return None, 0
+        address = self._copy_weight(connections.skips)
+        assert address is not None
+        return address + 4 * place, place + 1
 
     def _make_norm(self, norm: nn.Module) -> NativeNorm:
         weight = self._copy_vector(norm.weight) if isinstance(norm, WeightedRMSNorm | LayerNorm) else None
@@ -208,6 +246,10 @@ class DecodingStep:
             assert weight.matrix is not None
             return native.add_bias(weight.matrix, bias)
         return native.describe_matrix(weight.detach(), None, 16, bias)
+
+    def _copy_weight(self, module: Gate | LearnedScalars | None) -> int | None:
+        """Returns the address of a copy of a gate's weights or of scalars."""
+        return None if module is None else self._copy_vector(module.weight).data_ptr()
 
     def _copy_vector(self, parameter: nn.Parameter) -> Tensor:
         """Returns a copy in fp32, which `refresh` updates."""

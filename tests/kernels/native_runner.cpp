@@ -84,9 +84,15 @@ void run_step(int64_t bits, int64_t activation, int64_t B) {
     const Norm norm{nullptr, nullptr, activation == 1, 1e-5};
     const Weights query(C, C, bits), key(G * D, C, bits), value(G * D, C, bits), output(C, C, bits);
     const Weights up(F, C, bits), gate(F, C, bits), down(C, F, bits);
+    std::vector<float> gates(H * GATE_WIDTH), scalars{0.9f, 0.2f, 0.3f};
+    for (float& one : gates) one = draw();
+    const bool has_features = activation == 0;
+    const float* const opened = has_features ? gates.data() : nullptr;
+    const float* const numbers = has_features ? scalars.data() : nullptr;
     const Layer layer{norm, norm, query.matrix, key.matrix, value.matrix, output.matrix, up.matrix,
-                      activation == 2 ? gate.matrix : Matrix{}, down.matrix};
-    const Shape shape{1, C, H, G, D, F, activation, activation == 0, 1e-6};
+                      activation == 2 ? gate.matrix : Matrix{}, down.matrix, opened, opened, numbers, nullptr, 0,
+                      has_features ? 6 : 0};
+    const Shape shape{1, C, H, G, D, F, activation, activation == 0, 1e-6, has_features, has_features, numbers, 0};
     std::vector<bf16> keys(blocks * G * block * D), values(keys.size());
     for (bf16& one : keys) one = to_bf16(draw());
     for (bf16& one : values) one = to_bf16(draw());
@@ -99,8 +105,11 @@ void run_step(int64_t bits, int64_t activation, int64_t B) {
         positions.push_back(5 + 3 * b % 10);
     }
     bf16* pools[2] = {keys.data(), values.data()};
+    std::vector<float> addition(B * G * D);
+    for (float& one : addition) one = draw();
+    const float* additions[1] = {has_features ? addition.data() : nullptr};
     fledgling_step(&shape, &layer, x.data(), B, pools, pools + 1, tables.data(), 2, block, positions.data(), cosine.data(),
-                   sine.data(), 2);
+                   sine.data(), additions, 2);
     print(x);
 }
 

@@ -18,6 +18,16 @@ pytestmark = pytest.mark.skipif(
 FAMILIES = [
     ("fledgling", {}),
     ("fledgling", {"kv_heads": 1}),
+    ("fledgling", {"kv_heads": 2, "value_embeddings": 1}),
+    ("fledgling", {"value_embeddings": 2, "value_gates": True}),
+    ("fledgling", {"window_pattern": "S", "window_size": 5}),
+    ("fledgling", {"residual_scalars": True}),
+    ("fledgling", {"skip_scalars": True, "depth": 5}),
+    ("fledgling", {"back_out": True}),
+    ("fledgling", {"smear": True}),
+    ("fledgling", {"kv_heads": 2, "head_gates": True}),
+    ("fledgling", {"kv_heads": 2, "exclusive_attention": True}),
+    ("fledgling", {"preset": "nanochat-2026", "depth": 5, "skip_scalars": True, "head_gates": True}),
     ("gpt2", {}),
     ("llama", {"kv_heads": 2, "intermediate_size": 384}),
 ]
@@ -27,15 +37,14 @@ def make_model(family: str, parts: dict, width: int = 128):
     config = ModelConfig(
         family=family,
         vocab_size=90,
-        depth=2,
         width=width,
         heads=4,
-        **{"kv_heads": 4} | parts,
+        **{"kv_heads": 4, "depth": 2} | parts,
         context=64,
     )
     model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or name.endswith("gate.weight"):  # which else change nothing
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.2
     return model
 

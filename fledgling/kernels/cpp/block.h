@@ -18,6 +18,12 @@ struct Norm {
 struct Layer {
     Norm attention_norm, feed_forward_norm;
     Matrix query, key, value, output, up, gate, down;  // gate.values is null where the feed-forward part has no gate
+    const float* value_gate;  // (G, GATE_WIDTH), of what is added to the values, or null
+    const float* head_gate;   // (H, GATE_WIDTH), of the heads' results, or null
+    const float* mix;         // a, b: the layer reads a x + b x0, with x0 the embedded token; or null
+    const float* skip;        // s: the layer reads x + s y, with y the stream before layer `skip_from`; or null
+    int64_t skip_from;
+    int64_t window;           // tokens that a query sees, itself included; 0: all
 };
 
 struct Shape {
@@ -25,7 +31,13 @@ struct Shape {
     int64_t activation;  // 0 ReLU^2, 1 GELU by tanh, 2 SwiGLU
     int64_t normalize;   // 1: queries and keys are divided by their root mean square
     double eps;          // of that normalization
+    int64_t exclusive;   // 1: a head's result is without its part along the token's own value
+    int64_t keeps;       // 1: the stream before each layer is kept, for skips and for what is backed out
+    const float* back_out;  // r: x - r y is the result, with y the stream before layer `back_out_from`; or null
+    int64_t back_out_from;
 };
+
+constexpr int64_t GATE_WIDTH = 32;  // values of the normalized input that a gate reads
 
 }  // extern "C"
 
@@ -60,6 +72,25 @@ inline void rotate(const Shape& s, const float* x, const float* cosine, const fl
     for (int64_t d = 0; d < D; d += LANES) narrow(out + d, load(rotated + d));
 }
 
+// 2 sigmoid(w x), of a gate's weights and the normalized input.
+inline float open_gate(const float* w, const bf16* x) {
+    Floats sum = zero();
+    for (int64_t c = 0; c < GATE_WIDTH; c += LANES) sum = fma(load(w + c), widen(x + c), sum);
+    return 2.0f / (1.0f + std::exp(-sum_of(sum)));
+}
+
+// y (D) = factor * (y without its part along v).
+inline void scale_result(bf16* y, const bf16* v, float factor, bool exclusive, int64_t D) {
+    Floats along = zero(), squares = zero();
+    if (exclusive)
+        for (int64_t d = 0; d < D; d += LANES) {
+            along = fma(widen(y + d), widen(v + d), along);
+            squares = fma(widen(v + d), widen(v + d), squares);
+        }
+    const Floats share = set1(exclusive ? -sum_of(along) / std::max(sum_of(squares), 1e-12f) : 0.0f);
+    for (int64_t d = 0; d < D; d += LANES) narrow(y + d, mul(set1(factor), fma(share, widen(v + d), widen(y + d))));
+}
+
 inline Floats products(const bf16* a, const bf16* b, int64_t D) {  // partial sums of the inner product
     Floats sum = zero();
     for (int64_t d = 0; d < D; d += 32) sum = dot_bf16(sum, load_words(a + d), load_words(b + d));
@@ -77,12 +108,14 @@ struct Cached {  // keys or values of one row and head: token t in block table[t
 
 // out[d .. d + LANES N] = factor * sum over tokens of weights[token] * value[d ...]
 template <int N>
-inline void mix(const Cached& values, const float* weights, int64_t length, int64_t D, int64_t d, Floats factor, bf16* out) {
+inline void mix(const Cached& values, const float* weights, int64_t first, int64_t length, int64_t D, int64_t d,
+                Floats factor, bf16* out) {
     Floats sum[N];
     for (int n = 0; n < N; n++) sum[n] = zero();
-    for (int64_t start = 0; start < length; start += values.block) {
+    for (int64_t start = first, end; start < length; start = end) {
         const bf16* v = values.from(start, D) + d;
-        for (int64_t s = start; s < std::min(length, start + values.block); s++, v += D) {
+        end = std::min(length, (start / values.block + 1) * values.block);
+        for (int64_t s = start; s < end; s++, v += D) {
             const Floats w = set1(weights[s]);
             for (int n = 0; n < N; n++) sum[n] = fma(w, widen(v + LANES * n), sum[n]);
         }
@@ -90,30 +123,33 @@ inline void mix(const Cached& values, const float* weights, int64_t length, int6
     for (int n = 0; n < N; n++) narrow(out + d + LANES * n, mul(sum[n], factor));
 }
 
-// Attention of one query over keys and values of `length` tokens; weights: scratch of length + 16. Keys are read four at
-// a time, also after the last one: the size of a block is a multiple of four.
-inline void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t length, int64_t D, float* weights,
-                   bf16* out) {
-    for (int64_t start = 0; start < length; start += keys.block) {
+// Attention of one query over the keys and values of tokens `first` to `length` - 1; weights: scratch of length + 16. Keys
+// are read from the start of the first one's block, and four at a time, also after the last one: the size of a block is a
+// multiple of four.
+inline void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t first, int64_t length, int64_t D,
+                   float* weights, bf16* out) {
+    const int64_t low = first / 16 * 16;
+    for (int64_t start = first / keys.block * keys.block; start < length; start += keys.block) {
         const bf16* k = keys.from(start, D);
         for (int64_t s = start; s < std::min(length, start + keys.block); s += 4, k += 4 * D)
             store_sums(weights + s, products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
                        products(q, k + 3 * D, D));
     }
+    for (int64_t s = low; s < first; s++) weights[s] = -INFINITY;
     for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
     Floats most = set1(-INFINITY), total = zero();
-    for (int64_t s = 0; s < length; s += LANES) most = max(most, load(weights + s));
+    for (int64_t s = low; s < length; s += LANES) most = max(most, load(weights + s));
     most = set1(largest_of(most));
     const Floats scale = set1(1.0f / std::sqrt(float(D)));
-    for (int64_t s = 0; s < length; s += LANES) {
+    for (int64_t s = low; s < length; s += LANES) {
         const Floats w = exponential(mul(scale, sub(load(weights + s), most)));
         total = add(total, w);
         store(weights + s, w);
     }
     const Floats factor = set1(1.0f / sum_of(total));
     int64_t d = 0;
-    for (; d + 8 * LANES <= D; d += 8 * LANES) mix<8>(values, weights, length, D, d, factor, out);
-    for (; d + 2 * LANES <= D; d += 2 * LANES) mix<2>(values, weights, length, D, d, factor, out);
+    for (; d + 8 * LANES <= D; d += 8 * LANES) mix<8>(values, weights, first, length, D, d, factor, out);
+    for (; d + 2 * LANES <= D; d += 2 * LANES) mix<2>(values, weights, first, length, D, d, factor, out);
 }
 
 inline Floats activate(int64_t kind, Floats x, Floats up) {

@@ -109,15 +109,18 @@ uint64_t fledgling_read(const uint64_t* values, int64_t count, int64_t threads) 
 
 // Runs all blocks for B new tokens, of one row or of several; x (B, C) fp32 is changed in place.
 // keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): the blocks of each token's row, in order;
-// positions (B): the number of tokens before it; cosine, sine (B, D / 2), or null without RoPE.
+// positions (B): the number of tokens before it; cosine, sine (B, D / 2), or null without RoPE; additions: of each layer,
+// (B, G D), which are added to its values, or null.
 void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* const* keys,
                     bf16* const* values, const int64_t* tables, int64_t most, int64_t block, const int64_t* positions,
-                    const float* cosine, const float* sine, int64_t threads) {
+                    const float* cosine, const float* sine, const float* const* additions, int64_t threads) {
     const Shape& s = *shape;
     const int64_t C = s.width, D = s.head_width, H = s.heads, G = s.kv_heads, F = s.intermediate_size, E = C + 2 * G * D;
     const int64_t longest = 32 + *std::max_element(positions, positions + B);
     Inputs inputs(B, std::max(C, F), threads);
     std::vector<bf16> attended(B * C), rotated(D * threads);
+    const std::vector<float> embedded(x, x + B * C);
+    std::vector<float> streams(s.keeps ? s.layers * B * C : 0);
     std::vector<float> wide(B * std::max(E, 2 * F)), added(B * C), weights(longest * threads);
 #pragma omp parallel num_threads(threads)
     {
@@ -130,8 +133,17 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
                 for (int64_t c = share.low(C, 4); c < share.high(C, 4); c++) x[b * C + c] += added[b * C + c];
         };
         const auto angle = [&](const float* angles, int64_t b) { return angles ? angles + b * D / 2 : nullptr; };
+        const auto add_stream = [&](float factor, int64_t from, int64_t n) { x[n] += factor * streams[from * B * C + n]; };
         for (int64_t l = 0; l < s.layers; l++) {
             const Layer& layer = layers[l];
+            if (s.keeps || layer.mix) {
+                for (int64_t n = share.low(B * C); n < share.high(B * C); n++) {
+                    if (s.keeps) streams[l * B * C + n] = x[n];
+                    if (layer.skip) add_stream(*layer.skip, layer.skip_from, n);
+                    if (layer.mix) x[n] = layer.mix[0] * x[n] + layer.mix[1] * embedded[n];
+                }
+#pragma omp barrier
+            }
             const auto of = [&](bf16* const* pool, int64_t b, int64_t g) {
                 return Cached{pool[l] + g * block * D, tables + b * most, block, G * block * D};
             };
@@ -146,16 +158,28 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
             for (int64_t job = share.low(B * G); job < share.high(B * G); job++) {
                 const int64_t b = job / G, g = job % G, at = positions[b];
                 const float* row = wide.data() + b * E + C + g * D;
+                const float* more = additions[l] ? additions[l] + job * D : nullptr;
+                const Floats share_of_it = set1(layer.value_gate ? open_gate(layer.value_gate + g * GATE_WIDTH, rows.values + b * C) : 1.0f);
                 bf16* k = const_cast<bf16*>(of(keys, b, g).from(at, D));
                 bf16* v = const_cast<bf16*>(of(values, b, g).from(at, D));
                 rotate(s, row, angle(cosine, b), angle(sine, b), k);
-                for (int64_t d = 0; d < D; d += LANES) narrow(v + d, load(row + G * D + d));
+                for (int64_t d = 0; d < D; d += LANES) {
+                    const Floats own = load(row + G * D + d);
+                    narrow(v + d, more ? fma(share_of_it, load(more + d), own) : own);
+                }
             }
 #pragma omp barrier
             for (int64_t job = share.low(B * H); job < share.high(B * H); job++) {
                 const int64_t b = job / H, h = job % H, g = h / (H / G);
                 rotate(s, wide.data() + b * E + h * D, angle(cosine, b), angle(sine, b), q);
-                attend(q, of(keys, b, g), of(values, b, g), positions[b] + 1, D, scratch, attended.data() + b * C + h * D);
+                const int64_t length = positions[b] + 1;
+                const int64_t first = layer.window ? std::max<int64_t>(0, length - layer.window) : 0;
+                bf16* y = attended.data() + b * C + h * D;
+                attend(q, of(keys, b, g), of(values, b, g), first, length, D, scratch, y);
+                if (layer.head_gate || s.exclusive) {
+                    const float opened = layer.head_gate ? open_gate(layer.head_gate + h * GATE_WIDTH, rows.values + b * C) : 1.0f;
+                    scale_result(y, of(values, b, g).from(positions[b], D), opened, s.exclusive, D);
+                }
             }
 #pragma omp barrier
             rows = Rows{attended.data(), nullptr, nullptr};
@@ -177,6 +201,7 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
             multiply_and_add(layer.down, rows);
 #pragma omp barrier
         }
+        for (int64_t n = share.low(B * C); s.back_out && n < share.high(B * C); n++) add_stream(-*s.back_out, s.back_out_from, n);
     }
 }
 
