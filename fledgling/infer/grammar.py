@@ -14,9 +14,11 @@ V vocabulary.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from fledgling.config import UserError
 from fledgling.infer.json_keys import JsonPlace, KeyGuard, KeyVocabulary, advance
-from fledgling.infer.json_schema import adapt_schema
+from fledgling.infer.json_schema import EXAMPLES, MAP_KEYWORDS, adapt_schema
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
@@ -44,6 +46,7 @@ LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of
     "verbose_errors": False,
 }
 ALLOWED_SECONDS, SECONDS_PER_MASK = 0.2, 0.001  # processor time of a grammar: at once, and for each mask
+MAX_DIVISOR = 10_000  # of multipleOf, without its decimal point: .03 s to compile
 MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
 MAX_SHOWN_CHARS = 200
 SEARCHED_STATES, SEARCHED_TOKENS = 50, 24  # of a search for a key that an object does not have
@@ -295,17 +298,51 @@ def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool =
     style = {**JSON_STYLE, "lenient": lenient, "coerce_one_of": lenient}
     try:
         _check_numbers(schema)
+        _check_multiples(schema)
         document = adapt_schema(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
         return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
 
 
-def _check_numbers(value: Any) -> None:
+def _check_numbers(value: Any, kind: str = "schema") -> None:
+    """Raises GrammarError for a number that is too large, but not in examples, which demand nothing.
+
+    kind: of the value: "schema", "schemas" (by names of any text), or "value" (of `const` and `enum`).
+    """
     if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) <= MAX_SCHEMA_NUMBER:
         raise GrammarError("the schema has a number beyond 2**53, which the constraint cannot represent")
-    for child in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        _check_numbers(child)
+    if isinstance(value, list):
+        for child in value:
+            _check_numbers(child, kind)
+    for key, child in value.items() if isinstance(value, Mapping) else ():
+        if kind == "schemas":
+            _check_numbers(child)
+        elif kind == "value" or key not in EXAMPLES:
+            inner = "schemas" if key in MAP_KEYWORDS else "value" if key in ("const", "enum") else "schema"
+            _check_numbers(child, "value" if kind == "value" else inner)
+
+
+def _check_multiples(schema: Any) -> None:
+    """Raises GrammarError for a `multipleOf` that the library would take long to compile: 27 s for a million.
+
+    It makes a state for each remainder. Schemas that are joined demand the least common multiple, so that where a
+    schema has `allOf` or a reference the limit is that of all its divisors together.
+    """
+    divisors, joined = set(), False
+    places = [schema]
+    while places:
+        value = places.pop()
+        if isinstance(value, Mapping):
+            joined |= "allOf" in value or "$ref" in value
+            divisor = value.get("multipleOf")
+            if isinstance(divisor, int | float) and not isinstance(divisor, bool) and divisor > 0:
+                divisors.add(divisor)
+        places += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    digits = [int(f"{Decimal(str(divisor)).normalize():f}".replace(".", "")) for divisor in divisors]
+    if max([math.lcm(*digits)] if joined else digits, default=0) > MAX_DIVISOR:
+        shown = ", ".join(map(str, sorted(divisors)))[:MAX_SHOWN_CHARS]
+        raise GrammarError(f"multipleOf {shown}: expected at most {MAX_DIVISOR:,}, together where schemas are joined")
 
 
 def _shorten_reason(text: str) -> str:

@@ -27,7 +27,9 @@ NOTHING: dict[str, tuple[Any, ...]] = {  # by keyword: the values that demand no
     "dependencies": ({},),
     "not": (False,),
 }
-ANNOTATIONS = ("title", "description", "default", "examples")
+EXAMPLES = ("default", "examples")  # values of any kind
+ANNOTATIONS = ("title", "description", *EXAMPLES)
+COUNTS = tuple(f"{end}{what}" for end in ("min", "max") for what in ("Length", "Items", "Properties", "Contains"))
 MAX_ARRANGEMENTS = 400  # of an enumeration's texts in an array: five of them have 326
 SCHEMA_KEYWORDS = {
     "items", "additionalItems", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else",
@@ -61,7 +63,8 @@ KNOWN_PATTERNS = {  # with negative lookahead: the same texts without it
 def adapt_schema(schema: Any, root: Any = None) -> Any:
     """Returns a schema that demands the same, at every depth, in keywords that the library knows where there are some.
 
-    Values that are no schemas (`const`, `enum`, `default`, `examples`) remain as they are.
+    Values that are no schemas (`const`, `enum`) remain as they are; `default` and `examples` demand nothing and are
+    dropped. A count that is written as 1.0 is 1, as the specification has it.
 
     Args:
         schema: any value; what is no object is returned.
@@ -78,6 +81,10 @@ def adapt_schema(schema: Any, root: Any = None) -> Any:
             value is nothing if isinstance(nothing, bool) else value == nothing for nothing in NOTHING.get(name, ())
         ):
             continue
+        if name in EXAMPLES:
+            continue
+        if name in COUNTS and isinstance(value, float) and value.is_integer():
+            value = int(value)
         if name == "format" and isinstance(value, str):
             patterns += FORMAT_PATTERNS.get(value, ())
             if value not in FORMATS:

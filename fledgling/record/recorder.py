@@ -95,9 +95,9 @@ class Recorder:
         """Appends a line to samples.jsonl: what the model generates for `prompt` after `step` steps."""
         self._append("samples", {"stage": self.stage, "step": step, "prompt": prompt, "text": text})
 
-    def log_notice(self, text: str) -> None:
-        """Prints a line on stderr above the progress line and appends it to notices.jsonl."""
-        self._append("notices", {"step": self._step, "text": text})
+    def log_notice(self, text: str, **values: Any) -> None:
+        """Prints a line on stderr above the progress line; appends it, with values for programs, to notices.jsonl."""
+        self._append("notices", {"step": self._step, "text": text, **values})
         if self._progress_bar:
             self._progress_bar.print_line(text)
 

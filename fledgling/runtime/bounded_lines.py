@@ -1,25 +1,30 @@
-"""Runs a command and passes on its standard output line by line, as long as no line is too long.
+"""Runs a command and passes on the JSON objects of its standard output, one a line, as long as no line is too long.
 
     python -m fledgling.runtime.bounded_lines REPORT COMMAND [ARGUMENT ...]
 
 A client of JSON lines reads into memory until a newline comes; through this process a server can send it no more than
-MAX_LINE_BYTES at once. A longer line ends the command, and this process with exit code 1. The file REPORT gets the last
-line of the command's standard error, which is passed on too, and the exit code: `describe_end` reads them.
+MAX_LINE_BYTES at once. A longer line ends the command, and this process with exit code 1. A line that is no JSON
+object, such as one that a server prints for debugging, is left out; the first is named on standard error. Where the
+client has ended, the command is killed. The file REPORT gets the last line of the command's standard error, which is
+passed on too, and the exit code: `describe_end` reads them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 MAX_LINE_BYTES = 1_000_000
 MAX_REPORTED_CHARACTERS = 200  # of a line of standard error
+ORPHAN_SECONDS = 0.5  # between two looks whether the client is there
 
 
 class EndReport:
@@ -56,6 +61,8 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
         assert process.stdout is not None and process.stderr is not None
         follower = threading.Thread(target=end.follow, args=(process.stderr,), daemon=True)
         follower.start()
+        threading.Thread(target=kill_orphan, args=(process, os.getppid()), daemon=True).start()
+        names_other = False
         while line := process.stdout.readline(limit):
             if len(line) == limit and not line.endswith(b"\n"):
                 process.kill()
@@ -64,12 +71,34 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
                 end.write(1)
                 print(end.line, file=sys.stderr)
                 return 1
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            if is_json_object(line):
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+            elif line.strip() and not names_other:
+                names_other = True
+                shown = line.decode("utf-8", "replace").strip()[:MAX_REPORTED_CHARACTERS]
+                end.line = f"{command[0]}: lines of its output that are no JSON objects are left out, first {shown!r}"
+                end.write()
+                print(end.line, file=sys.stderr)
         code = process.wait()
         follower.join(1)  # a child of the command may keep the stream
         end.write(code)
         return code
+
+
+def kill_orphan(process: subprocess.Popen, parent: int) -> None:
+    """Kills a command once the process that wanted its lines has ended, however: it may be busy for hours."""
+    while os.getppid() == parent and process.poll() is None:
+        time.sleep(ORPHAN_SECONDS)
+    process.kill()
+
+
+def is_json_object(line: bytes) -> bool:
+    """Returns whether a line is a JSON object, as every message of the protocol is."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def has_ended(report: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from fledgling.infer.detokenizer import THOUGHT_END, THOUGHT_START, ContentPart
 from fledgling.serve.constraints import AnswerForm, read_answer_form
 from fledgling.serve.errors import build_error
-from fledgling.serve.extra_fields import forbids_thought
+from fledgling.serve.extra_fields import forbids_thought, name_demanded_thought
 from fledgling.serve.responses import (
     FAILURES,
     FINISH_REASONS,
@@ -51,6 +51,8 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     service.check_prompt_size(_iterate_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
     is_thought = begins_thought(service.tokenizer, prompt) or opens_thought(messages[-1])
+    if not is_thought and (name := name_demanded_thought(body)):
+        raise BadRequest(f"{name}: not supported; the layout of this model begins no thought", name)
     if is_thought and (form.is_whole or forbids_thought(body)):  # what is demanded is demanded of the answer
         prompt, is_thought = prompt + service.tokenizer.encode(f"\n{THOUGHT_END}\n\n"), False
     try:

@@ -95,8 +95,6 @@ UNSUPPORTED |= {  # of llama.cpp, vLLM, Mistral and others
     "adapter_id": "use model: an adapter has a name of its own",
     "chat_template_kwargs": "the model has one layout",
     "instruction_template": "the model has one layout",
-    "enable_thinking": "the model decides",
-    "think": "the model decides",
     "safe_prompt": "use a message of the role system",
     "negative_prompt": "",
     "guidance_scale": "",
@@ -108,6 +106,8 @@ UNSUPPORTED |= {  # of llama.cpp, vLLM, Mistral and others
     "input_suffix": "",
     "prompt_truncate_len": "use truncation of /v1/chat/completions",
 }
+THOUGHT_SETTINGS = ("enable_thinking", "thinking", "think")  # of vLLM, DeepSeek and Anthropic, Ollama
+THOUGHT_LEVELS = ("low", "medium", "high")
 OF_OTHER_ROUTES = {  # fields that some bodies have: what to use in the others
     "max_tokens": LENGTH,
     "max_completion_tokens": LENGTH,
@@ -182,12 +182,28 @@ def forbids_thought(body: BaseModel) -> bool:
     extra = _read_extra(body)
     kwargs = extra.get("chat_template_kwargs")
     settings = [extra, kwargs if isinstance(kwargs, dict) else {}]
-    if any(each.get(name) is False for each in settings for name in ("enable_thinking", "thinking", "think")):
+    if any(each.get(name) is False for each in settings for name in THOUGHT_SETTINGS):
         return True
     if extra.get("reasoning_effort") == "none":
         return True
     thinking = extra.get("thinking")
     return isinstance(thinking, dict) and thinking.get("type") == "disabled"
+
+
+def name_demanded_thought(body: BaseModel) -> str:
+    """Returns the field by which a body demands that the model thinks, as other servers' clients do; "" without one."""
+    extra = _read_extra(body)
+    kwargs = extra.get("chat_template_kwargs")
+    inner = kwargs if isinstance(kwargs, dict) else {}
+    for name in THOUGHT_SETTINGS:
+        value = extra.get(name)
+        if value is True or (name == "think" and value in THOUGHT_LEVELS):
+            return name
+        if isinstance(value, dict) and value.get("type") == "enabled":
+            return name
+        if inner.get(name) is True:
+            return "chat_template_kwargs"
+    return ""
 
 
 def _check_settings(body: BaseModel) -> Iterator[str]:
@@ -196,8 +212,6 @@ def _check_settings(body: BaseModel) -> Iterator[str]:
         hint = UNSUPPORTED.get(name, OF_OTHER_ROUTES.get(name))
         if name in UNSUPPORTED_FALSE and value is False and not (name == "do_sample" and _is_greedy(body)):
             raise UnsupportedField(name, f"{name}: false is not supported; {UNSUPPORTED_FALSE[name]}")
-        if name == "thinking" and isinstance(value, dict) and value.get("type") == "enabled":
-            raise UnsupportedField(name, "thinking: not supported; the model decides")
         if name == "add_special_tokens" and value is ("prompt" not in type(body).model_fields):
             raise UnsupportedField(name, f"{name}: {str(value).lower()} is not supported; every prompt has one bos")
         if name in CONTINUES and value is CONTINUES[name] and "messages" in type(body).model_fields:
@@ -234,7 +248,7 @@ def _asks_nothing(body: BaseModel, name: str, value: Any) -> bool:
     if name in SAME and value == _read_field(body, SAME[name]):
         return True
     if name == "chat_template_kwargs" and isinstance(value, dict):
-        return all(setting in NEUTRAL for setting in value.values())
+        return all(setting in NEUTRAL or name in THOUGHT_SETTINGS for name, setting in value.items())
     return value in (*(EMPTY if name in ANY_NUMBER else NEUTRAL), *NEUTRAL_VALUES.get(name, ()))
 
 

@@ -79,8 +79,6 @@ def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
     choice, kind = body.tool_choice or {}, (body.tool_choice or {}).get("type", "auto")
     if kind not in (*TOOL_CHOICES, "tool"):
         raise BadRequest(f"tool_choice.type: expected auto, any, tool or none, got {shorten_text(str(kind))!r}")
-    if (body.thinking or {}).get("type") == "enabled":
-        raise BadRequest("thinking: not supported; leave it out, or send the type disabled", "thinking")
     reject_fields(body, ("stop", *OTHER_SETTINGS), dict.fromkeys(["stop"], "use stop_sequences"))
     fields = {
         "model": body.model,

@@ -51,10 +51,9 @@ OPTION_NAMES = {  # Ollama's name: the field of a chat request
         for name in ["temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty"]
     },
 }
-SETTINGS = ("context", "think", *OTHER_SETTINGS, *OPTION_NAMES)
+SETTINGS = ("context", *OTHER_SETTINGS, *OPTION_NAMES)
 HINTS = {
     "context": "send the earlier turns to /api/chat",
-    "think": "the model decides",
     "response_format": "use format",
 }
 HINTS |= {name: f"use options.{name}" for name in OPTION_NAMES}

@@ -74,6 +74,9 @@ def parse_request(service: Service, body: ResponsesRequest) -> ParsedRequest:
         "logprobs": with_logprobs,
         "top_logprobs": body.top_logprobs if with_logprobs else None,
     }
+    reasoning = (body.model_extra or {}).get("reasoning")
+    if isinstance(reasoning, Mapping) and reasoning.get("effort") == "none":
+        fields["reasoning_effort"] = "none"
     try:
         parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
     except BadRequest as error:

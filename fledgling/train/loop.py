@@ -310,7 +310,8 @@ def change_horizon(context: LoopContext, horizon: StageHorizon, step: int, secon
     chosen = context.choose_steps(horizon, step, seconds) if world.is_main else 0
     steps = min(max(int(world.all_gather_object(chosen)[0]), step + 1), horizon.planned)
     if steps != horizon.steps:
-        recorder.log_notice(f"step {step}: {steps:,} steps instead of {horizon.steps:,}, to end in time")
+        text = f"step {step}: {steps:,} steps instead of {horizon.steps:,}, to end in time"
+        recorder.log_notice(text, total_steps=steps)
         horizon.change(step, steps)
         recorder.total_steps = steps
 

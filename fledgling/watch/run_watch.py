@@ -61,6 +61,7 @@ class StageWatch:
         self.evals: dict[tuple[int, str, int | None], Evaluation] = {}
         self.samples: dict[tuple[int, str], SampledText] = {}
         self.notices: list[str] = []
+        self.changed_steps: int | None = None  # of the stage, as a run that has to end in time last changed them
         self.done: dict[str, Any] = {}
         self.plan: dict[str, Any] = {}
         self.changed = 0  # the run's version after the last change
@@ -113,6 +114,8 @@ class StageWatch:
     def _add_notices(self, lines: list[dict[str, Any]]) -> None:
         texts = [printable_text(line.get("text")) for line in lines]
         self.notices = (self.notices + [text[:MAX_TEXT] for text in texts if text])[-MAX_NOTICES:]
+        changes = [steps for line in lines if (steps := finite_number(line.get("total_steps"))) and steps >= 1]
+        self.changed_steps = int(changes[-1]) if changes else self.changed_steps
 
     def to_stage_data(self) -> StageData:
         """Returns the stage as the report's functions take it; of a thinned stage with the metrics that are kept."""
@@ -129,8 +132,8 @@ class StageWatch:
         )
 
     def describe(self, total_steps: int | None) -> dict[str, Any]:
-        """Returns the stage as JSON."""
-        stage = self.to_stage_data()
+        """Returns the stage as JSON. total_steps: as planned."""
+        stage, total_steps = self.to_stage_data(), self.changed_steps or total_steps
         columns = {name: [finite_number(line.get(name)) for line in self.metrics] for name in SERIES}
         seconds = [value for line in self.metrics[-RECENT_STEPS:] if (value := finite_number(line.get("seconds")))]
         left = None

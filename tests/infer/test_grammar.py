@@ -116,6 +116,9 @@ def test_each_notation_is_obeyed(engine, notation, grammar):
         ({"type": "string", "minLength": 5, "maxLength": 2}, "minLength"),
         ({"type": "integer", "minimum": 10**30}, r"beyond 2\*\*53"),
         ({"type": "number", "maximum": float("inf")}, r"beyond 2\*\*53"),
+        ({"const": {"default": 10**30}}, r"beyond 2\*\*53"),
+        ({"type": "integer", "multipleOf": 1_000_003}, "multipleOf 1000003: expected at most 10,000"),
+        ({"allOf": [{"multipleOf": 997}, {"multipleOf": 99.1}]}, "multipleOf 99.1, 997: .* together"),
         ({"$ref": "#"}, "no text satisfies it"),
         (False, "."),
     ],
@@ -180,6 +183,21 @@ def test_a_step_beyond_its_limits_ends_that_answer_alone(engine, monkeypatch):
     failed, free = answer(engine, [grammar, None], logit_bias=((97, 50.0), (98, 50.0)))
     assert failed.finish_reason == "constraint" and free.finish_reason in ("length", "context")
     assert len(failed.tokens) == len(failed.logprobs) == len(failed.forced) > 0
+
+
+def test_large_numbers_in_examples_and_divisors_that_are_not_joined_are_no_error(engine):
+    within = {"minimum": 0, "maximum": 9999}
+    of_thousands = {"type": "integer", "multipleOf": 1000, "default": 1e300, "examples": [10**30]} | within
+    others = {"type": "integer", "multipleOf": 7} | within
+    names = {"default": of_thousands, "b": others}
+    schema = {"type": "object", "properties": names, "required": ["b"], "additionalProperties": False}
+    for request in answer(engine, [engine.grammars.compile_schema(schema)] * 4):
+        found = json.loads(text_of(engine, request))
+        assert found["b"] % 7 == 0 and found.get("default", 0) % 1000 == 0
+    wrong = {"properties": {"default": {"maximum": 10**30}}}
+    with pytest.raises(GrammarError, match="beyond"):
+        engine.grammars.compile_schema(wrong)
+    engine.grammars.compile_schema({"type": "string", "minLength": 1.0, "maxLength": 3.0})
 
 
 def test_a_schema_that_is_nested_too_deeply_is_named():

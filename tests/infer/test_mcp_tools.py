@@ -126,7 +126,11 @@ def test_a_server_whose_process_was_killed_starts_again_and_one_that_fails_to_is
     [
         (["'"], [], "No closing quotation"),
         ([""], [], "is empty"),
-        ([f"{sys.executable} -c 'print(1)'"], [], "did not start or list its tools: .*; exit code 0$"),
+        (
+            [f"{sys.executable} -c 'print(1)'"],
+            [],
+            "did not start or list its tools: .*; exit code 0; .* left out, first '1'$",
+        ),
         (["/nowhere/server"], [], r"list its tools: (?!.*TaskGroup)\w.*exit code 127; .*: No such file or directory$"),
         (
             [f"{sys.executable} -c 'import nothing_of_this_name'"],

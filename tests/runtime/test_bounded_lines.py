@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,18 @@ RELAY = [sys.executable, "-m", "fledgling.runtime.bounded_lines"]
 
 
 def test_lines_and_the_exit_code_are_passed_on(tmp_path):
-    code = "import sys; [print(line.strip()[::-1], flush=True) for line in sys.stdin]; sys.exit(4)"
+    code = "import sys; [print(line.strip(), flush=True) for line in sys.stdin]; sys.exit(4)"
     command = [*RELAY, str(tmp_path / "end"), sys.executable, "-c", code]
-    done = subprocess.run(command, input=b"abc\nde\n", capture_output=True, timeout=60)
-    assert done.stdout == b"cba\ned\n" and done.returncode == 4
+    done = subprocess.run(command, input=b'{"a": 1}\n{}\n', capture_output=True, timeout=60)
+    assert done.stdout == b'{"a": 1}\n{}\n' and done.returncode == 4
+
+
+def test_lines_that_are_no_json_objects_are_left_out_and_the_first_is_named(tmp_path, capfdbinary):
+    code = "print('debugging\\n'); print('[1]'); print('{\"id\": 1}'); print('{')"
+    assert pass_lines([sys.executable, "-c", code], tmp_path / "end") == 0
+    out, err = capfdbinary.readouterr()
+    assert out == b'{"id": 1}\n' and err.count(b"\n") == 1 and b"'debugging'" in err
+    assert "no JSON objects are left out, first 'debugging'" in describe_end(tmp_path / "end")
 
 
 def test_a_line_that_is_too_long_ends_the_command(capfdbinary, tmp_path):
@@ -45,3 +55,22 @@ def test_a_command_that_cannot_be_started_and_a_long_line_are_reported(tmp_path,
     pass_lines([sys.executable, "-c", "import sys; print('x' * 999, file=sys.stderr)"], tmp_path / "end")
     assert len(json.loads((tmp_path / "end").read_text())["line"]) == MAX_REPORTED_CHARACTERS
     assert describe_end(tmp_path / "none") == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc to look into")
+def test_a_command_whose_client_has_ended_is_killed(tmp_path):
+    sleeps = f"import os, sys, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    relay = [*RELAY, str(tmp_path / "end"), sys.executable, "-c", sleeps]
+    client = f"import subprocess, time; subprocess.Popen({relay!r}, stdin=subprocess.PIPE); time.sleep(300)"
+    process = subprocess.Popen([sys.executable, "-c", client])
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    wait_for(lambda: not Path("/proc", (tmp_path / "pid").read_text()).exists())
+
+
+def wait_for(happens, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -63,7 +63,6 @@ def test_settings_under_names_of_other_servers_are_not_lost():
         "response_schema": {"type": "object"}, "include_stop_str_in_output": True, "truncate_prompt_tokens": 2,
         "typ_p": 0.5, "tfs": 0.5, "dynatemp_range": 0.5, "no_repeat_ngram_size": 2, "smoothing_factor": 0.2,
         "top_n_sigma": 1, "penalty_alpha": 0.6, "num_beams": 4, "documents": [{"text": "a"}],
-        "thinking": {"type": "enabled"},
     }  # fmt: skip
     for name, value in demanding.items():
         with pytest.raises(BadRequest, match=f"{name}: not supported"):
@@ -78,8 +77,8 @@ def test_what_other_servers_default_to_is_accepted_and_anything_else_is_rejected
     """Each of these was ignored once, though it changes the answer or its form."""
     for name, default, other in (
         ("guidance_scale", 1, 1.5), ("encoder_repetition_penalty", 1.0, 1.2), ("best_of", 1, 2), ("n_probs", 0, 5),
-        ("lora", [], [{"id": 0, "scale": 0.5}]), ("chat_template_kwargs", {"thinking": False}, {"thinking": True}),
-        ("enable_thinking", False, True), ("ban_eos_token", False, True), ("add_bos_token", True, False),
+        ("lora", [], [{"id": 0, "scale": 0.5}]), ("chat_template_kwargs", {"date": ""}, {"date": "today"}),
+        ("ban_eos_token", False, True), ("add_bos_token", True, False),
         ("add_special_tokens", False, True), ("min_length", 0, 5), ("return_token_ids", None, True),
         ("safe_prompt", False, True), ("stopping_strings", [], ["a"]), ("max_new_tokens", -1, 5), ("echo", False, True),
     ):  # fmt: skip

@@ -150,15 +150,32 @@ def test_what_is_demanded_of_an_answer_is_demanded_after_the_thought(path, think
         ("/v1/chat/completions", {"chat_template_kwargs": {"enable_thinking": False}}),
         ("/v1/chat/completions", {"enable_thinking": False}),
         ("/v1/chat/completions", {"reasoning_effort": "none"}),
+        ("/v1/responses", {"reasoning": {"effort": "none"}}),
         ("/v1/messages", {"thinking": {"type": "disabled"}}),
         ("/api/chat", {"think": False}),
         ("/api/generate", {"think": False}),
     ],
 )
 def test_a_client_that_asks_for_no_thought_gets_none(path, fields, thinker):
-    answer = send(thinker.address, path, **fields)
-    assert "thinking" not in json.dumps(answer) and "reasoning_content" not in json.dumps(answer)
-    assert "thinking" in json.dumps(send(thinker.address, path)).replace("reasoning_content", "thinking")
+    names = ("thinking", "reasoning_content", "reasoning_text")  # of a thought, by protocol
+    without, usual = (json.dumps(send(thinker.address, path, **given)) for given in (fields, {}))
+    assert [any(name in answer for name in names) for answer in (without, usual)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        ("/v1/chat/completions", {"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
+        ("/v1/chat/completions", {"enable_thinking": True}, "enable_thinking"),
+        ("/v1/messages", {"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ("/api/chat", {"think": "low"}, "think"),
+    ],
+)
+def test_a_thought_that_is_demanded_is_an_error_only_where_the_model_has_none(path, fields, name, thinker, monkeypatch):
+    assert "error" not in send(thinker.address, path, **fields)
+    monkeypatch.setattr(chat, "begins_thought", lambda tokenizer, prompt: False)
+    with pytest.raises(AssertionError, match=f"{name}: not supported; the layout of this model begins no thought"):
+        send(thinker.address, path, **fields)
 
 
 def test_a_thought_that_a_client_began_is_continued(roomy_server):

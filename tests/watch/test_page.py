@@ -63,7 +63,7 @@ def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_pat
         assert page.locator(".chart:visible canvas").count() >= 4
         loss = page.locator(".chart [role=img]").first
         assert all(f"{name}, smoothed" in loss.get_attribute("aria-label") for name in ("run", "other"))
-        assert page.locator("#evals th").all_inner_texts() == ["", "run", "other", "n"]
+        assert page.locator("#evals th").all_inner_texts() == ["", "run", "other"]
         assert all("quickstart" not in page.locator(f"#{part}").inner_text() for part in ("pairs", "samples", "runs"))
         assert "\t$" in page.locator("#pairs").inner_text(), "with their units"
         with Recorder(run / "midtrain", "midtrain", 9, quiet=True) as recorder:

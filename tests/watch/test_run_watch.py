@@ -56,6 +56,20 @@ def test_only_what_has_changed_is_repeated(tmp_path):
     assert watched.describe(before)["stages"][0]["step"] == 4
 
 
+def test_a_stage_that_is_shortened_to_end_in_time_has_its_new_length(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)
+    (run / "pretrain" / "done.json").unlink()
+    watched = RunWatch(run)
+    watched.update()
+    (before,) = watched.describe()["stages"]
+    with Recorder(run / "pretrain", "pretrain", 9, quiet=True) as recorder:
+        recorder.log_notice("fewer steps", total_steps=before["step"] + 3)
+    watched.update()
+    (after,) = watched.describe()["stages"]
+    assert after["total_steps"] == after["step"] + 3 != before["total_steps"]
+    assert after["notices"][-1] == "fewer steps"
+
+
 def test_a_run_that_has_not_started_is_shown_when_it_has(tmp_path):
     watched = RunWatch(tmp_path / "run")
     watched.update()
