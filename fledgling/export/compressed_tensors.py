@@ -24,16 +24,13 @@ from fledgling.kernels.format import DEFAULT_GROUP_SIZES, quantize_matrix
 BITS = {"int8": 8, "int4": 4}
 SCALE_CANDIDATES = (1.0, 0.95, 0.9, 0.85, 0.8)  # times a group's first scale
 MODULES = ("self_attn", "mlp", "attention")  # of whose linear layers the weights are quantized
+NOT_LINEAR = ("value_embedding", "gate")  # modules of our own class within these
 
 
 def check_compression(config: ModelConfig, kind: str) -> None:
-    """Raises UserError for an unknown kind, a model of our own class, GPT-2, or rows that are no whole groups."""
+    """Raises UserError for an unknown kind, GPT-2, or rows that are no whole groups."""
     if kind not in BITS:
         raise UserError(f"--quantize {kind}: expected {' or '.join(BITS)}")
-    if needs_own_class(config):
-        raise UserError(
-            "a model that carries its own modelling file is not quantized in it; export it without --quantize"
-        )
     if config.family == "gpt2":
         raise UserError("GPT-2's class has no linear layers, so compressed-tensors has no place for quantized ones")
     group = DEFAULT_GROUP_SIZES[BITS[kind]]
@@ -47,11 +44,11 @@ def check_compression(config: ModelConfig, kind: str) -> None:
 
 
 def list_skipped(config: ModelConfig) -> tuple[str, ...]:
-    """Returns the layers of blocks that stay as they are: `o_proj` of our own family, none of the others.
+    """Returns the layers of blocks that stay as they are: `o_proj` of NanoChat's class, none of the others.
 
-    NanoChat's class initializes `o_proj.weight` as it loads.
+    That class initializes `o_proj.weight` as it loads.
     """
-    return ("o_proj",) if config.family == "fledgling" else ()
+    return ("o_proj",) if config.family == "fledgling" and not needs_own_class(config) else ()
 
 
 def quantization_config(config: ModelConfig, kind: str) -> dict[str, Any]:
@@ -87,7 +84,7 @@ def compress_tensors(
     bits = BITS[kind]
     for name, tensor in tensors:
         parts = name.split(".")
-        is_skipped = not set(parts) & set(MODULES) or set(parts) & set(list_skipped(config))
+        is_skipped = not set(parts) & set(MODULES) or set(parts) & {*list_skipped(config), *NOT_LINEAR}
         if tensor.ndim != 2 or parts[-1] != "weight" or is_skipped:
             yield name, tensor
             continue

@@ -48,7 +48,10 @@ def write_mlx(out: Path, config: ModelConfig, state: Mapping[str, Tensor], token
         card = "For mlx-lm: `mlx_lm.generate --model .`\n"
         return write_hf(out, config, state, tokenizer, card, more=older_keys(config))
     if config.enabled_features and config.enabled_features != ("flash_norm",):
-        raise UserError(f"mlx-lm's nanochat has no {config.enabled_features[0]}, and this model does")
+        raise UserError(
+            f"mlx-lm's nanochat has no {config.enabled_features[0]}, and this model does: use export hf, or train one "
+            "with model.preset=nanochat-2025, or like the recipe quickstart-gguf"
+        )
     settings = {"logit_softcap": SOFTCAP, "tie_embeddings": False, "activation": "relu2"}
     for name, expected in settings.items():
         if getattr(config, name) != expected:

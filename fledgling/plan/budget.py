@@ -20,7 +20,7 @@ from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import Planned, SizeComparison, choose_laws, get_size
 from fledgling.plan.hardware import DeviceSpec
-from fledgling.plan.parameters import count_parameters
+from fledgling.plan.parameters import count_law_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.stage_length import SourceSize
@@ -133,7 +133,7 @@ def choose_run(
     """
     if recipe.stages[0] != "pretrain":
         raise UserError(f"{budget.text}: expected a recipe that begins with pretrain, got {', '.join(recipe.stages)}")
-    parameters, data = count_parameters(recipe.resolve_model())["total"], describe_data(recipe, digests)
+    parameters, data = count_law_parameters(recipe.resolve_model()), describe_data(recipe, digests)
     comparison = choose_laws(runs, data, parameters, len(recipe.stages) > 1)
     found: dict[int, RunChoice] = {}
     reason: UserError | None = None
@@ -232,7 +232,7 @@ def fit_run(
         memory = max(stage["memory"] for stage in plan["stages"].values())
         planned = Planned(
             data,
-            count_parameters(config)["total"],
+            count_law_parameters(config),
             tokens,
             tokens * share / unique_tokens if unique_tokens else None,
             later,

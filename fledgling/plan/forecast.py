@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from fledgling.plan.past_runs import PastRun, group_dependent
+from fledgling.plan.past_runs import PastRun, group_dependent, of_same_text
 from fledgling.plan.scaling_laws import REFIT, find_law
 from fledgling.plan.shifted_loss import MISFIT, LossLaw, ShiftedLoss, fit_laws
 
@@ -32,6 +32,7 @@ MIN_LAW_RUNS = 4  # for three coefficients
 MIN_EXAM_RUNS = 4
 LEAST_SHARE = 0.005  # right or wrong, of an exam of 200 questions: none and one count alike
 PUBLISHED_PARAMETERS = 20_000_000  # of the smallest models that a published law says something about
+OTHER_FEATURES = 0.06  # of the logarithm: what the features of nanochat-2026 change (docs/features.md)
 UNKNOWN_SPREAD = 0.15  # of the logarithm of a value of which no past run says anything
 STUDENT_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # 95 % quantiles for 1, 2, ... degrees of freedom
 NORMAL_95 = 1.645  # the same of a normal distribution
@@ -131,10 +132,21 @@ def get_size(run: PastRun | Planned, quantity: str = FIRST_BITS) -> tuple[float,
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
     """Returns the past runs of the same text that measured a quantity, without those whose passes are not known.
 
-    Of many, those of `thin_runs`.
+    Where too few had the same features of the model, those with others too. Of many, those of `thin_runs`.
     """
-    own = [run for run in runs if run.data == data and run.passes is not None]
-    return thin_runs([run for run in own if run.measured.get(quantity, 0) > 0])
+    measured = [run for run in runs if run.passes is not None and run.measured.get(quantity, 0) > 0]
+    return thin_runs(_prefer_own_features(measured, data, MIN_LAW_RUNS))
+
+
+def _prefer_own_features(runs: Sequence[PastRun], data: str, least: int) -> list[PastRun]:
+    """Returns the runs of a text with the features of `data`, or with any where fewer than `least` are independent."""
+    own = [run for run in runs if run.data == data]
+    return own if len(group_dependent(own)) >= least else of_same_text(runs, data)
+
+
+def _spread_of_features(planned: Planned, runs: Sequence[PastRun]) -> float:
+    """Returns by how much the logarithm of bits per byte may differ because runs had other features of the model."""
+    return OTHER_FEATURES if any(run.data != planned.data for run in runs) else 0.0
 
 
 def thin_runs(runs: Sequence[PastRun]) -> list[PastRun]:
@@ -196,9 +208,13 @@ def choose_laws(runs: Sequence[PastRun], data: str, parameters: int, has_later_s
         parameters: of the recipe's model.
         has_later_stages: whether it has stages after pretraining.
     """
-    own = select_runs(runs, data, FIRST_BITS)
+    kinds: dict[str, list[PastRun]] = {data: []}
+    for run in of_same_text(runs, data):
+        kinds.setdefault(run.data, []).append(run)
+    kind = max(kinds, key=lambda each: len(group_dependent(kinds[each])))  # of equally many that of `data`
+    own = select_runs(kinds[kind], kind, FIRST_BITS)
     groups = group_dependent(own)
-    whole = [run for run in select_runs(own, data, BITS) if run.later_flops > 0]
+    whole = [run for run in select_runs(own, kind, BITS) if run.later_flops > 0]
     if has_later_stages and len(group_dependent(whole)) >= MIN_LAW_RUNS:
         return _fit_comparison(whole, BITS, "at the end")
     if len(groups) >= MIN_LAW_RUNS:
@@ -236,8 +252,10 @@ def forecast_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast:
         errors.append(max(map(_error_inside, found, beyond)))
         middles.append(math.log(fit_runs(others, planned)[0].loss(*get_size(planned))))
     spread = max(abs(middle - full) for middle in middles)  # of laws: large where they are asked beyond the runs
-    radius = math.hypot(quantile_radius(errors), spread, NORMAL_95 * MISFIT)
-    return _widen(FIRST_BITS, full, radius, count_size_outside(planned, own), len(groups), "")
+    other = _spread_of_features(planned, own)
+    radius = math.hypot(quantile_radius(errors), spread, NORMAL_95 * MISFIT, NORMAL_95 * other)
+    note = "past runs with other features of the model count too" if other else ""
+    return _widen(FIRST_BITS, full, radius, count_size_outside(planned, own), len(groups), note)
 
 
 def forecast_last_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast | None:
@@ -319,7 +337,8 @@ def _fit_line(points: Sequence[tuple[float, float]]) -> Callable[[float], float]
 
 def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forecast | None:
     """Returns the share of an exam that is answered right at the end; None where too few past runs measured it."""
-    own = thin_runs([run for run in runs if run.data == planned.data and exam in run.measured and run.later_flops > 0])
+    measured = [run for run in runs if exam in run.measured and run.later_flops > 0]
+    own = thin_runs(_prefer_own_features(measured, planned.data, MIN_EXAM_RUNS))
     groups = group_dependent(own)
     if len(groups) < MIN_EXAM_RUNS or planned.later_flops <= 0:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fledgling.config.load import parse_recipe
 from fledgling.plan.budgeted_run import BudgetedRun
 from fledgling.plan.forecast import MEMORY, SECONDS, Forecast
+from fledgling.plan.parameters import count_parameters
 from fledgling.plan.stage_seconds import EVALUATIONS
 from fledgling.record.evaluation_names import evaluation_label
 from fledgling.record.jsonl import format_bytes
@@ -15,7 +16,7 @@ def format_budgeted_run(run: BudgetedRun) -> str:
     """Returns the choice and its forecast in lines."""
     config = run.recipe.resolve_model()
     made, speed = [stage for stage in run.stages if stage.steps], run.speed.flops / run.speed.flops_per_token
-    size = f"depth {config.depth} x {config.width}, {format_count(run.planned['parameters'])} parameters"
+    size = f"depth {config.depth} x {config.width}, {format_count(count_parameters(config)['total'])} parameters"
     times = [f"{stage.name} {stage.steps:,.0f} steps, {format_duration(stage.seconds)}" for stage in made]
     rest = sum(stage.seconds for stage in run.stages if not stage.steps)
     lines = [

@@ -55,6 +55,15 @@ def _qk_norms(config: ModelConfig) -> tuple[int, int]:
     return (D * heads[0], D * heads[1]) if config.qk_norm_weights == "layer" else (D, D)
 
 
+def count_law_parameters(config: ModelConfig) -> int:
+    """Returns the N of laws of loss: all parameters but value embeddings, which are looked up and multiply nothing.
+
+    So a model with them counts as large as one without, whose past runs are then of its size.
+    """
+    counts = count_parameters(config)
+    return counts["total"] - counts.get("value_embeddings", 0)
+
+
 def count_matrix_parameters(config: ModelConfig) -> int:
     """Returns the parameters of the blocks' matrices: those that Muon updates and that every token is multiplied by."""
     E, Q, K = config.width, config.attention_width, config.kv_heads * config.head_width

@@ -29,7 +29,7 @@ class PastRun:
         data: what its text was (`describe_data`); losses are compared within one. sources: their names, for people.
         machine: processor or GPU, and how many.
         budget: seconds.
-        parameters: all of them.
+        parameters: `count_law_parameters` of the model.
         tokens: of pretraining; passes: over the text of its largest source; None: not known.
         later_flops: of the stages after pretraining.
         predicted, measured: quantity -> value: seconds, memory (bytes), bits per byte, shares of exams.
@@ -75,7 +75,7 @@ def group_dependent(runs: Sequence[PastRun]) -> list[list[PastRun]]:
 
 
 def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> str:
-    """Returns what bits per byte and exams of a recipe's runs are comparable within: its text, tokens and rows.
+    """Returns what bits per byte and exams of a recipe's runs are comparable within: text, tokens, rows and features.
 
     The content identifies a user's text: an edited folder is another text, and one that was moved is the same. The name
     identifies what comes with the package or is published: the embedded text differs a little with the versions of
@@ -87,7 +87,24 @@ def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> s
     known = digests or {}
     texts = [f"text {known[name]}" if name in known else name for name in list_mixture_sources(recipe.pretrain)]
     config = recipe.resolve_model()
-    return f"{', '.join(sorted(texts))}; {config.vocab_size} entries, rows of {config.context}"
+    features = ", ".join(name for name in config.enabled_features if name != "flash_norm")  # the same function
+    return "; ".join(
+        [
+            ", ".join(sorted(texts)),
+            f"{config.vocab_size} entries, rows of {config.context}",
+            *([features] if features else []),
+        ]
+    )
+
+
+def select_text(data: str) -> str:
+    """Returns the part of `describe_data` that names text, tokens and rows, without the features of the model."""
+    return "; ".join(data.split("; ")[:2])
+
+
+def of_same_text(runs: Sequence[PastRun], data: str) -> list[PastRun]:
+    """Returns the runs of that text, tokens and rows, with any features of the model."""
+    return [run for run in runs if select_text(run.data) == select_text(data)]
 
 
 def list_mixture_sources(table: StageConfig) -> list[str]:

@@ -17,7 +17,7 @@ from fledgling.plan.cost import require_utilization
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import BITS, FIRST_BITS, MEMORY, SECONDS, forecast_run
 from fledgling.plan.hardware import DeviceSpec
-from fledgling.plan.past_runs import PastRun, load_past_runs
+from fledgling.plan.past_runs import PastRun, load_past_runs, of_same_text
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.stage_seconds import EVALUATIONS
 from fledgling.plan.utilization import choose_utilization
@@ -93,9 +93,10 @@ def choose_budgeted_run(
 
 
 def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:
-    """Returns the exams that past runs of this data measured; what else they measured has forecasts of its own."""
+    """Returns the exams that past runs of this text measured; what else they measured has forecasts of its own."""
     others = (SECONDS, MEMORY, FIRST_BITS, BITS)
-    known = [name for run in runs if run.data == data for name in run.measured if is_exam(name) and name not in others]
+    own = of_same_text(runs, data)
+    known = [name for run in own for name in run.measured if is_exam(name) and name not in others]
     return list(dict.fromkeys(known))
 
 

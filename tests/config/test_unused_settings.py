@@ -7,6 +7,7 @@ from fledgling.config.changes import compare_recipes
 from fledgling.config.unused_settings import describe_unused
 
 ALL_STAGES = 'stages=["pretrain", "midtrain", "sft", "dpo", "rl"]'
+PLAIN = "model.preset=nanochat-2025"
 ADAPTER = ('stages=["sft", "rl"]', "adapter.method=lora")
 EXAMPLES = [
     ("adapter.rank=4", (), "adapter.method=lora"),
@@ -46,13 +47,17 @@ EXAMPLES = [
     ("optimizer.momentum=0.5", (*ADAPTER, 'adapter.stages=["sft", "rl"]'), "adapter.method=none"),
     ("optimizer.head_lr=0.5", ADAPTER, "adapter.method=none"),
     ("optimizer.cautious_weight_decay=true", ("optimizer.weight_decay=0",), "optimizer.weight_decay=0.1"),
-    ("optimizer.embedding_lr=0.5", ("model.tie_embeddings=true",), "model.tie_embeddings=false"),
-    ("optimizer.scalar_lr=0.5", ("rl.algorithm=grpo",), "model.norm=rms_weighted"),
+    (
+        "optimizer.embedding_lr=0.5",
+        ("model.tie_embeddings=true", "model.value_embeddings=0"),
+        "model.tie_embeddings=false",
+    ),
+    ("optimizer.scalar_lr=0.5", ("rl.algorithm=grpo", PLAIN), "model.norm=rms_weighted"),
     ("model.window_size=60", (), "model.window_pattern=SL"),
     ("model.rope_base=500", ("model.positions=learned",), "model.positions=rope"),
     ("model.rope_beta_fast=5", ("model.rope_type=ntk", "model.rope_factor=2"), "model.rope_type=yarn"),
     ("model.embedding_multiplier=2", (), "model.embedding_norm=false"),
-    ("model.preset=nanochat-2026", ("model.family=llama",), "model.family=fledgling"),
+    ("model.preset=nanochat-2025", ("model.family=llama",), "model.family=fledgling"),
 ]
 ONLY_NEW = [  # no run that has begun reads them, or a change of them is rejected
     ("optimizer.tied_updates=5", ('stages=["sft"]',), 'stages=["pretrain", "sft"]'),

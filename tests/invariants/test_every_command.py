@@ -54,7 +54,7 @@ ELSEWHERE = {  # shown command: the test that runs it
     "fledgling export hf runs/quickstart exported-int8 --quantize int8": (
         "tests/cli/test_export.py::test_other_formats_print_their_comparison"
     ),
-    "fledgling export mlx runs/quickstart exported-mlx": (
+    "fledgling export mlx runs/quickstart-gguf exported-mlx": (
         "tests/cli/test_export.py::test_other_formats_print_their_comparison"
     ),
     "fledgling export onnx runs/quickstart quickstart.onnx": (

@@ -32,7 +32,7 @@ def test_raw_measurements_are_as_they_were_recorded():
 def test_the_check_sees_an_edited_and_a_new_file(tmp_path):
     for path in MEASUREMENTS.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    edited = tmp_path / "ideas-2026-11-27-one-seed.json"
-    edited.write_text(edited.read_text().replace("context-growth", "context-warmup"))
+    edited = tmp_path / "features-2026-11-28-one-seed.json"
+    edited.write_text(edited.read_text().replace("context-warmup", "context-growth"))
     (tmp_path / "new.json").write_text("{}")
     assert list_edited(tmp_path) == [edited.name, "new.json"]

@@ -15,7 +15,7 @@ from fledgling.plan.shifted_loss import ShiftedLoss
 from fledgling.plan.stage_seconds import EVALUATIONS, total_seconds
 from tests.plan.test_forecast import make_run
 
-QUICKSTART = load_recipe("quickstart")
+QUICKSTART = load_recipe("quickstart", ["model.preset=nanochat-2025"])  # whose sizes the tests below state
 CPU = find_device("cpu-bf16")
 EXAMS = dict.fromkeys(QUICKSTART.stages, 5)
 

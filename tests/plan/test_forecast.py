@@ -29,7 +29,7 @@ from fledgling.plan.forecast import (
 from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.shifted_loss import ShiftedLoss, fit_laws
 
-DATA = describe_data(load_recipe("quickstart"))
+DATA = describe_data(load_recipe("quickstart", ["model.preset=nanochat-2025"]))
 
 
 TRUTH = ShiftedLoss(0.4, 7e8, 1.3e10)
@@ -89,6 +89,26 @@ def test_a_law_asked_beyond_its_runs_says_so_and_its_interval_is_wider():
         widths.append(math.log(forecast.high / forecast.low))
         assert ("beyond the past runs" in forecast.note) is (factor > 1)
     assert widths == sorted(widths) and widths[-1] > 3 * widths[0]
+
+
+def test_runs_with_other_features_count_until_enough_have_the_same():
+    draw = random.Random(5)
+    config = load_recipe("quickstart", ["model.preset=nanochat-2025", "model.smear=true"])
+    data = describe_data(config)
+    plain, other = [make_run(draw) for _ in range(8)], [replace(make_run(draw), data=data) for _ in range(5)]
+    plan = replace(plan_of(make_run(draw)), data=data)
+    few, enough = forecast_bits(plan, plain + other[:3]), forecast_bits(plan, plain + other)
+    assert few.runs == 11 and "other features" in few.note and few.high > 1.09 * few.value
+    assert enough.runs == 5 and "other features" not in enough.note
+    assert forecast_bits(replace(plan, data=data.replace("256", "512")), plain).runs == 0, "another text"
+
+
+def test_sizes_are_compared_by_the_runs_of_those_features_that_most_have():
+    draw, smeared = random.Random(6), f"{DATA}; smear"
+    plain = [make_run(draw) for _ in range(6)]
+    other = [replace(make_run(draw), data=smeared) for _ in range(5)]
+    for runs, kind in ((plain + other, DATA), (plain[:5] + other, smeared)):
+        assert {run.data for run in choose_laws(runs, smeared, 4_000_000, True).runs} == {kind}
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -3,7 +3,13 @@
 import pytest
 
 from fledgling.config import ModelConfig
-from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula, parameter_shapes
+from fledgling.plan.parameters import (
+    count_law_parameters,
+    count_matrix_parameters,
+    count_parameters,
+    parameter_formula,
+    parameter_shapes,
+)
 
 GPT2 = ModelConfig(50257, 12, 768, 12, 12, 1024, family="gpt2")
 LLAMA_7B = ModelConfig(32000, 32, 4096, 32, 32, 4096, family="llama", intermediate_size=11008, tie_embeddings=False)
@@ -20,6 +26,13 @@ def test_published_models_have_their_published_size(config, total):
 def test_matrices_are_those_of_the_blocks():
     assert count_matrix_parameters(DEPTH_20) == 20 * 12 * 1280**2
     assert count_matrix_parameters(LLAMA_7B) == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+
+
+def test_the_law_of_loss_counts_a_model_with_value_embeddings_as_large_as_one_without():
+    plain = ModelConfig(vocab_size=1024, depth=4)
+    more = ModelConfig(vocab_size=1024, depth=4, value_embeddings=2)
+    assert count_law_parameters(more) == count_law_parameters(plain) == count_parameters(plain)["total"]
+    assert count_parameters(more)["total"] == count_parameters(plain)["total"] + 2 * 1024 * 256
 
 
 def test_a_tied_head_has_one_name():
