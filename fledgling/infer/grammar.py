@@ -47,6 +47,7 @@ LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of
 }
 ALLOWED_SECONDS, SECONDS_PER_MASK = 0.2, 0.001  # processor time of a grammar: at once, and for each mask
 MAX_DIVISOR = 10_000  # of multipleOf, without its decimal point: .03 s to compile
+JOINING = {"allOf", "anyOf", "oneOf", "$ref", "not", "if", "patternProperties"}  # keywords that may join schemas
 MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
 MAX_SHOWN_CHARS = 200
 SEARCHED_STATES, SEARCHED_TOKENS = 50, 24  # of a search for a key that an object does not have
@@ -324,25 +325,27 @@ def _check_numbers(value: Any, kind: str = "schema") -> None:
 
 
 def _check_multiples(schema: Any) -> None:
-    """Raises GrammarError for a `multipleOf` that the library would take long to compile: 27 s for a million.
+    """Raises GrammarError for values of `multipleOf` that the library would take long to compile: 27 s for a million.
 
-    It makes a state for each remainder. Schemas that are joined demand the least common multiple, so that where a
-    schema has `allOf` or a reference the limit is that of all its divisors together.
+    It makes a state for each remainder of each of them, and joined schemas demand the least common multiple. So the sum
+    has a limit, and where a schema has a keyword that may join others, the least common multiple of all has it too.
     """
-    divisors, joined = set(), False
+    divisors, joined = list[int](), False
     places = [schema]
     while places:
         value = places.pop()
         if isinstance(value, Mapping):
-            joined |= "allOf" in value or "$ref" in value
+            joined |= not JOINING.isdisjoint(value)
             divisor = value.get("multipleOf")
             if isinstance(divisor, int | float) and not isinstance(divisor, bool) and divisor > 0:
-                divisors.add(divisor)
+                divisors.append(int(f"{Decimal(str(divisor)).normalize():f}".replace(".", "")))
         places += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    digits = [int(f"{Decimal(str(divisor)).normalize():f}".replace(".", "")) for divisor in divisors]
-    if max([math.lcm(*digits)] if joined else digits, default=0) > MAX_DIVISOR:
-        shown = ", ".join(map(str, sorted(divisors)))[:MAX_SHOWN_CHARS]
-        raise GrammarError(f"multipleOf {shown}: expected at most {MAX_DIVISOR:,}, together where schemas are joined")
+    if max(sum(divisors), math.lcm(*divisors) if joined else 0) > MAX_DIVISOR:
+        shown = ", ".join(map(str, sorted(set(divisors))))[:MAX_SHOWN_CHARS]
+        raise GrammarError(
+            f"multipleOf {shown} (without the point): expected a sum of at most {MAX_DIVISOR:,}, and where schemas are "
+            "joined such a least common multiple"
+        )
 
 
 def _shorten_reason(text: str) -> str:
