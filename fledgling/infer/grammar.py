@@ -331,15 +331,21 @@ def _check_multiples(schema: Any) -> None:
     has a limit, and where a schema has a keyword that may join others, the least common multiple of all has it too.
     """
     divisors, joined = list[int](), False
-    places = [schema]
+    places: list[tuple[Any, bool]] = [(schema, False)]  # a value, and whether its keys are names of any text
     while places:
-        value = places.pop()
-        if isinstance(value, Mapping):
+        value, has_names = places.pop()
+        if isinstance(value, list):
+            places += [(child, False) for child in value]
+        if not isinstance(value, Mapping):
+            continue
+        if not has_names:
             joined |= not JOINING.isdisjoint(value)
             divisor = value.get("multipleOf")
             if isinstance(divisor, int | float) and not isinstance(divisor, bool) and divisor > 0:
                 divisors.append(int(f"{Decimal(str(divisor)).normalize():f}".replace(".", "")))
-        places += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        for key, child in value.items():
+            if has_names or key not in (*EXAMPLES, "enum", "const"):
+                places.append((child, not has_names and key in MAP_KEYWORDS))
     if max(sum(divisors), math.lcm(*divisors) if joined else 0) > MAX_DIVISOR:
         shown = ", ".join(map(str, sorted(set(divisors))))[:MAX_SHOWN_CHARS]
         raise GrammarError(

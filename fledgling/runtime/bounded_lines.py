@@ -5,8 +5,9 @@
 A client of JSON lines reads into memory until a newline comes; through this process a server can send it no more than
 MAX_LINE_BYTES at once. A longer line ends the command, and this process with exit code 1. A line that is no JSON
 object, such as one that a server prints for debugging, is left out; the first is named on standard error. Where the
-client has ended, the command is killed. The file REPORT gets the last line of the command's standard error, which is
-passed on too, and the exit code: `describe_end` reads them.
+client has ended or this process is terminated, the command is killed, with the processes that it has started. The file
+REPORT gets the last line of the command's standard error, which is passed on too, and the exit code: `describe_end`
+reads them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,7 +53,7 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
     """Runs `command` with this process's standard input until it ends; returns its exit code, 1 for a line too long."""
     end = EndReport(report)
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     except OSError as error:
         end.line = f"{command[0]}: {error.strerror}"
         end.write(127)
@@ -61,11 +63,13 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
         assert process.stdout is not None and process.stderr is not None
         follower = threading.Thread(target=end.follow, args=(process.stderr,), daemon=True)
         follower.start()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: end_with_group(process, 128 + signal.SIGTERM))
         threading.Thread(target=kill_orphan, args=(process, os.getppid()), daemon=True).start()
         names_other = False
         while line := process.stdout.readline(limit):
             if len(line) == limit and not line.endswith(b"\n"):
-                process.kill()
+                kill_group(process)
                 follower.join(1)
                 end.line = f"{command[0]}: a line has more than {limit:,} bytes; ended"
                 end.write(1)
@@ -87,10 +91,23 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
 
 
 def kill_orphan(process: subprocess.Popen, parent: int) -> None:
-    """Kills a command once the process that wanted its lines has ended, however: it may be busy for hours."""
-    while os.getppid() == parent and process.poll() is None:
+    """Kills a command, which may be busy for hours, and ends this process once the one that reads it has ended."""
+    while process.poll() is None:
+        if os.getppid() != parent:
+            end_with_group(process, 1)
         time.sleep(ORPHAN_SECONDS)
-    process.kill()
+
+
+def end_with_group(process: subprocess.Popen, code: int) -> None:
+    """Kills a command with its processes and exits, also where a line of one that has left the group is waited for."""
+    kill_group(process)
+    os._exit(code)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kills a command and the processes that it has started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_json_object(line: bytes) -> bool:

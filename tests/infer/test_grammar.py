@@ -200,6 +200,9 @@ def test_large_numbers_in_examples_and_divisors_that_are_not_joined_are_no_error
     with pytest.raises(GrammarError, match="beyond"):
         engine.grammars.compile_schema(wrong)
     engine.grammars.compile_schema({"type": "string", "minLength": 1.0, "maxLength": 3.0})
+    engine.grammars.compile_schema({"enum": [{"multipleOf": 10**6}], "default": {"multipleOf": 10**6}})
+    with pytest.raises(GrammarError, match="multipleOf 1000003"):
+        engine.grammars.compile_schema({"properties": {"enum": {"type": "integer", "multipleOf": 1_000_003}}})
 
 
 def test_a_schema_that_is_nested_too_deeply_is_named():

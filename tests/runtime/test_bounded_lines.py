@@ -58,15 +58,20 @@ def test_a_command_that_cannot_be_started_and_a_long_line_are_reported(tmp_path,
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc to look into")
-def test_a_command_whose_client_has_ended_is_killed(tmp_path):
-    sleeps = f"import os, sys, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+@pytest.mark.parametrize("is_terminated", [False, True])
+def test_a_command_whose_client_has_ended_is_killed_with_its_children(tmp_path, is_terminated):
+    sleeps = (
+        "import os, subprocess, time; child = subprocess.Popen(['sleep', '300']); "
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} .'); time.sleep(300)"
+    )
     relay = [*RELAY, str(tmp_path / "end"), sys.executable, "-c", sleeps]
     client = f"import subprocess, time; subprocess.Popen({relay!r}, stdin=subprocess.PIPE); time.sleep(300)"
-    process = subprocess.Popen([sys.executable, "-c", client])
-    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    process.kill()
+    process = subprocess.Popen(relay if is_terminated else [sys.executable, "-c", client], stdin=subprocess.PIPE)
+    pids = tmp_path / "pids"
+    wait_for(lambda: pids.exists() and pids.read_text().endswith("."))
+    process.terminate() if is_terminated else process.kill()
     process.wait()
-    wait_for(lambda: not Path("/proc", (tmp_path / "pid").read_text()).exists())
+    wait_for(lambda: not any(Path("/proc", pid).exists() for pid in pids.read_text().split()[:2]))
 
 
 def wait_for(happens, seconds: float = 20) -> None:
