@@ -208,7 +208,7 @@ function showTables() {
   const names = [...new Set(stages.flatMap(({ each }) => each.evals.map((one) => one.name)))];
   $("evals").replaceChildren(makeTable(["", ...stages.map(({ run, number }) => ({ run: number, text: run.name }))], names.map((name) => {
     const last = stages.map(({ each }) => each.evals.findLast((one) => one.name === name));
-    const cells = last.map((one) => (!one ? "–" : `${formatNumber(one.value)}${one.low === null ? "" : ` (${formatNumber(one.low)} to ${formatNumber(one.high)})`}, n ${one.n}`));
+    const cells = last.map((one) => (!one ? "–" : `${formatNumber(one.value)}${one.low === null ? "" : ` (${formatNumber(one.low)} to ${formatNumber(one.high)})`}${one.n === null ? "" : `, n ${one.n}`}`));
     return [name, ...cells];
   })));
   const pairs = runs.flatMap((run, number) => run.pairs.map((pair) => [runs.length > 1 ? { run: number, text: `${run.name}: ${pair.label}` } : pair.label,
