@@ -5,9 +5,9 @@ that deep layers need not keep the token's identity in the stream. It costs memo
 
 A gate for each key/value head, 2 sigmoid(W x), lets a token take less or more of it; initially it is 1.
 
-The gradient of a table is a sum over the tokens that have the same entry. In a compiled block several threads would add
-to one entry as they arrive, and the last digits would differ from run to run; `LookUp` keeps PyTorch's own kernel, which
-adds in the order of the tokens.
+The gradient of a table is a sum over the tokens of each entry. In a compiled block several threads would add to one
+entry as they arrive, and the last digits would differ from run to run; `LookUp` keeps PyTorch's own kernel, which adds
+in the order of the tokens.
 
 Sources: value residuals, Zhou et al. 2024, arXiv 2410.17897; as separate tables, and with gates, in the GPT-2
 speed-runs (Jordan et al. 2024, modded-nanogpt).
