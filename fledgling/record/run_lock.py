@@ -109,7 +109,7 @@ def read_living_holder(directory: Path | str) -> dict[str, Any] | None:
     """
     directory = Path(directory)
     state, holder = _read_claim_state(directory), _read_json(directory / HOLDER)
-    if state is None or holder.get("inode") != state[0]:
+    if state is None or not _is_claim_of(holder, directory, state[0]):
         return None
     if not _is_of_this_machine(holder):
         return holder if time.time() - state[1] / 1e9 < LEASE_SECONDS else None
@@ -162,6 +162,7 @@ def _describe_own(lease: SoftFileLease, directory: Path) -> dict[str, Any]:
     return {
         "token": lease.token,
         "inode": (directory / LOCK).stat().st_ino,
+        "directory_inode": directory.stat().st_ino,
         "host": socket.gethostname(),
         "machine": _identify_machine(),
         "pid": os.getpid(),
@@ -226,7 +227,7 @@ def _read_claim_state(directory: Path) -> tuple[int, int] | None:
 
 
 def _remove_copied_claim(directory: Path) -> None:
-    """Removes a claim that was copied with its directory: lock.json names another file's inode under the same token.
+    """Removes a claim that was copied with its directory: lock.json names other inodes under the same token.
 
     A lock of its own keeps two processes from doing so at once, since the second would remove the first one's claim.
     """
@@ -241,4 +242,13 @@ def _is_copied_claim(directory: Path) -> bool:
     holder, owner = _read_json(directory / HOLDER), SoftFileLease(directory / LOCK, lease_duration=LEASE_SECONDS).owner
     state = _read_claim_state(directory)
     is_same_claim = owner is not None and owner.token == holder.get("token")
-    return is_same_claim and state is not None and holder.get("inode") != state[0]
+    return is_same_claim and state is not None and not _is_claim_of(holder, directory, state[0])
+
+
+def _is_claim_of(holder: dict[str, Any], directory: Path, inode: int) -> bool:
+    """Returns whether lock.json describes the claim with this inode in this directory.
+
+    The copy of a claim can be given the inode of the original once that is released, but not its directory's as well.
+    """
+    own = directory.stat().st_ino
+    return holder.get("inode") == inode and holder.get("directory_inode", own) == own

@@ -1,5 +1,6 @@
 """One writer of a directory at a time: between processes and machines, after a kill, in a copy."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.record import run_lock
-from fledgling.record.run_lock import hold_lock
+from fledgling.record.run_lock import hold_lock, read_living_holder
 
 RACE = """
 import sys
@@ -112,6 +113,17 @@ def test_a_link_to_a_run_has_the_same_lock(tmp_path):
     link = hold_lock(tmp_path / "link", "sft")
     with hold_lock(tmp_path / "run", "sft"), pytest.raises(UserError, match="link is being written by process"), link:
         pass
+
+
+def test_a_copy_whose_claim_was_given_the_inode_of_the_original_is_free(tmp_path):
+    copy = tmp_path / "copy"
+    with hold_lock(tmp_path / "original", "train"):
+        shutil.copytree(tmp_path / "original", copy)
+    described = json.loads((copy / "lock.json").read_bytes())
+    (copy / "lock.json").write_text(json.dumps(described | {"inode": (copy / "lock").stat().st_ino}))
+    assert read_living_holder(copy) is None, "this process lives, but holds nothing there"
+    with hold_lock(copy, "train"):
+        assert read_living_holder(copy)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("lives", [True, False])
