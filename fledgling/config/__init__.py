@@ -20,6 +20,7 @@ from fledgling.config.load import load_recipe, recipe_names
 from fledgling.config.model import ModelConfig
 from fledgling.config.recipe import (
     DEFAULT_STAGES,
+    PHASES,
     STAGES,
     DPOConfig,
     LoopConfig,
@@ -34,6 +35,7 @@ from fledgling.config.toml import dump_toml
 
 __all__ = [
     "DEFAULT_STAGES",
+    "PHASES",
     "STAGES",
     "AdapterConfig",
     "DPOConfig",

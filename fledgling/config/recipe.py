@@ -90,6 +90,9 @@ class LoopConfig:
     keep_checkpoints: int = count(2)
 
 
+PHASES = ("batch_warmup_steps", "context_warmup_steps", "mtp_decay_steps")  # of a stage, counted from its first step
+
+
 @dataclass(frozen=True)
 class StageConfig(LoopConfig):
     """[pretrain], [midtrain], [sft]: stages that learn from text and conversations."""

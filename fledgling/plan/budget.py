@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fledgling.config import LoopConfig, Recipe, StageConfig, UserError, scaling_rules
+from fledgling.config import PHASES, LoopConfig, Recipe, StageConfig, UserError, scaling_rules
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
@@ -341,12 +341,22 @@ def _with_steps(
             table,
             steps=made,
             num_epochs=None,
-            warmup_steps=None if table.warmup_steps is None else min(table.warmup_steps, made // 10),
+            **fit_phases(table, made, ratio),
             eval_questions=max(1, round(table.eval_questions * evaluations.questions)),
             **batches,
             **every,
         )
     return replace(recipe, **tables)
+
+
+def fit_phases(table: LoopConfig, steps: int, growth: float) -> dict[str, Any]:
+    """Returns the settings that count steps from the first, for a stage of `steps`: `growth` times those of `table`.
+
+    The rate's warm-up is at most a tenth of the stage; phases of rows and targets keep their share of a shorter one.
+    """
+    phases = {name: value for name in PHASES if (value := getattr(table, name, 0))}
+    fitted = {name: max(1, round(value * min(1.0, growth))) for name, value in phases.items()}
+    return fitted if table.warmup_steps is None else {"warmup_steps": min(table.warmup_steps, steps // 10), **fitted}
 
 
 def scale_batch(table: Any, steps: float, growth: float) -> tuple[int, dict[str, Any]]:

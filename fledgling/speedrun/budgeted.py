@@ -18,7 +18,7 @@ from typing import Any
 
 from fledgling.config import STAGES, Recipe, RunConfig, UserError
 from fledgling.plan.amount import MOST, UNITS, Budget
-from fledgling.plan.budget import TrainingSpeed
+from fledgling.plan.budget import TrainingSpeed, fit_phases
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
@@ -270,8 +270,8 @@ class _BudgetedStageRunner:
         steps = max(least, int(ahead[0].steps * share))
         if table.steps is None or abs(share - 1) <= MIN_CHANGE or steps == table.steps:
             return self.recipe
-        warmup = None if table.warmup_steps is None else min(table.warmup_steps, steps // 10)
-        changed: dict[str, Any] = {name: replace(table, steps=steps, warmup_steps=warmup)}
+        fitted = fit_phases(table, steps, steps / table.steps)
+        changed: dict[str, Any] = {name: replace(table, steps=steps, **fitted)}
         return replace(self.recipe, **changed)
 
     def select_evals(self, evals: tuple[Eval, ...], name: str, is_last: bool) -> tuple[Eval, ...]:

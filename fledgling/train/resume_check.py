@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import STAGES, LoopConfig, ModelConfig, Recipe, StageConfig, TokenizerConfig, UserError
+from fledgling.config import PHASES, STAGES, LoopConfig, ModelConfig, Recipe, StageConfig, TokenizerConfig, UserError
 from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_derived, keep_ignored
 from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
@@ -92,9 +92,10 @@ def reconcile_settings(
     done = [name for name in list_done_stages(run_dir) if name != stage]  # one that is restarted is no longer done
     changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, is_resumed, state)
     _require_allowed(changed, stage, source, run_dir)
-    chosen = {f"{stage}.steps", f"{stage}.warmup_steps"} if steps_are_chosen else set()
-    if (run_dir / FORECAST).is_file():  # a budget has set the steps of each stage when it began, and no user
-        chosen |= {f"{name}.{field}" for name in STAGES for field in ("steps", "warmup_steps")} - recipe.stated
+    chosen: set[str] = set()
+    if steps_are_chosen or (run_dir / FORECAST).is_file():  # a budget has set the steps of each stage when it began
+        stated = frozenset() if steps_are_chosen else recipe.stated
+        chosen = {f"{name}.{field}" for name in STAGES for field in ("steps", "warmup_steps", *PHASES)} - stated
     if shown := [change for change in changed if change.name not in chosen]:
         log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(shown)))
     for change in (change for change in changed if steps_are_chosen and change.name == f"{stage}.steps"):

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from fledgling.config import UserError, load_recipe
+from fledgling.config import PHASES, UserError, load_recipe
 from fledgling.plan.amount import Budget
-from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, scale_batch, speed_at
+from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, fit_phases, scale_batch, speed_at
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import BITS, get_size
 from fledgling.plan.hardware import find_device
@@ -52,6 +52,18 @@ def test_stages_keep_their_proportions():
     recipe = choose(30, is_pinned=True).recipe
     shares = {name: recipe.stage_config(name).steps / QUICKSTART.stage_config(name).steps for name in recipe.stages}
     assert max(shares.values()) / min(shares.values()) < 1.1, shares
+
+
+def test_phases_that_are_counted_in_steps_keep_their_share_of_a_stage_that_is_shortened():
+    phases = {"batch_warmup_steps": 100, "context_warmup_steps": 200, "mtp_targets": 1, "mtp_decay_steps": 600}
+    given = replace(QUICKSTART, pretrain=replace(QUICKSTART.pretrain, **phases))
+    for minutes in (6, 60):
+        table = choose(minutes, recipe=given, is_pinned=True).recipe.pretrain
+        share = min(1.0, table.steps / given.pretrain.steps)
+        for name in PHASES:
+            assert getattr(table, name) == pytest.approx(share * phases[name], abs=1), (minutes, name)
+        assert table.mtp_targets == 1 and table.warmup_steps == min(20, table.steps // 10)
+    assert fit_phases(QUICKSTART.rl, 30, 0.5) == {"warmup_steps": min(QUICKSTART.rl.warmup_steps, 3)}
 
 
 def test_more_time_gives_a_deeper_model_by_the_fitted_law_and_a_pinned_depth_stays():

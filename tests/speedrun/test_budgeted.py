@@ -156,7 +156,7 @@ def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, mo
     assert again.recipe.sft.steps == known.recipe.sft.steps, "the budget's"
     assert "taken for stages that have not begun: sft.eval_questions is 1 before, 3 now" in capsys.readouterr().out
     assert continue_run(again, mended, None, run_dir, print) == (again, {})
-    for fixed in ("sft.steps=9", "pretrain.eval_questions=3", "model.width=32"):
+    for fixed in ("sft.steps=9", "sft.batch_warmup_steps=2", "pretrain.eval_questions=3", "model.width=32"):
         with pytest.raises(UserError, match=rf"with other settings: {fixed.partition('=')[0]} is .* there, .* now"):
             continue_run(known, load_recipe(file, [*OPTIONS, fixed]), None, run_dir, print)
 
@@ -182,6 +182,7 @@ def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, cl
 
 def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, clock):
     planned = []
+    recipe = replace(recipe, sft=replace(recipe.sft, mtp_targets=1, mtp_decay_steps=10))
     go(recipe, clock, show=lambda run, is_resumed: (planned.append(run), setattr(clock, "step", 2.0)))
     made = {name: len(read_steps(recipe, name)) for name in ("pretrain", "sft")}
     wanted = {stage.name: stage.steps for stage in planned[0].stages}
@@ -193,6 +194,7 @@ def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, cl
     assert not any("settings differ" in text for text in notices), "no user has changed them"
     recorded = load_recipe(recipe.run.out)
     assert {name: recorded.stage_config(name).steps for name in made} == made, "recipe.toml says what ran"
+    assert 1 <= recorded.sft.mtp_decay_steps < planned[0].recipe.sft.mtp_decay_steps, "it keeps its share"
     assert check_recorded_settings(Path(recipe.run.out)).problems == []
     lines: list[str] = []
     for name in made:

@@ -272,6 +272,17 @@ def test_steps_that_a_budget_has_set_since_are_no_changed_settings(done):
     assert list_shown("sft.steps=9")[0] == 9 and "sft.steps" in list_shown("sft.steps=9")[1], "a user has set it"
 
 
+def test_the_steps_of_a_run_with_a_budget_are_no_changed_settings(done):
+    """Earlier stages made others than its recipe states, as the time allowed."""
+    (done / "forecast.json").write_text("{}")
+    source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
+    lines: list[str] = []
+    recipe = load_recipe(done, ["pretrain.steps=99", "pretrain.warmup_steps=3", "pretrain.learning_rate=0.5"])
+    resume_check.reconcile_settings(recipe, "sft", done, source, lines.append, steps_are_chosen=True)
+    assert "pretrain.learning_rate" in lines[0]
+    assert "pretrain.steps" not in lines[0] and "pretrain.warmup_steps" not in lines[0]
+
+
 def test_a_done_stage_says_which_settings_it_keeps(done):
     lines: list[str] = []
     overrides = ["optimizer.matrix_lr=9.0", "pretrain.learning_rate=0.5", "sft.learning_rate=0.5", "run.threads=1"]
