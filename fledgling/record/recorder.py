@@ -95,10 +95,13 @@ class Recorder:
         """Appends a line to samples.jsonl: what the model generates for `prompt` after `step` steps."""
         self._append("samples", {"stage": self.stage, "step": step, "prompt": prompt, "text": text})
 
-    def log_notice(self, text: str, **values: Any) -> None:
-        """Prints a line on stderr above the progress line; appends it, with values for programs, to notices.jsonl."""
+    def log_notice(self, text: str, is_printed: bool = True, **values: Any) -> None:
+        """Prints a line on stderr above the progress line; appends it, with values for programs, to notices.jsonl.
+
+        is_printed: False for a line that is one of many alike, which the file alone has.
+        """
         self._append("notices", {"step": self._step, "text": text, **values})
-        if self._progress_bar:
+        if self._progress_bar and is_printed:
             self._progress_bar.print_line(text)
 
     def show_progress(self, step: int, **metrics: Any) -> None:

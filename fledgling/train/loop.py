@@ -40,6 +40,7 @@ from fledgling.train.totals import Totals
 
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
 SHOWN_ROWS = 4  # of a batch that a watcher asks for
+PRINTED_CHANGE = 0.05  # of a stage's planned steps: smaller changes of their number are recorded without being printed
 
 
 class TrainingStopped(Exception):
@@ -311,7 +312,8 @@ def change_horizon(context: LoopContext, horizon: StageHorizon, step: int, secon
     steps = min(max(int(world.all_gather_object(chosen)[0]), step + 1), horizon.planned)
     if steps != horizon.steps:
         text = f"step {step}: {steps:,} steps instead of {horizon.steps:,}, to end in time"
-        recorder.log_notice(text, total_steps=steps)
+        before, now = (round(count / (PRINTED_CHANGE * horizon.planned)) for count in (horizon.steps, steps))
+        recorder.log_notice(text, is_printed=now != before, total_steps=steps)
         horizon.change(step, steps)
         recorder.total_steps = steps
 

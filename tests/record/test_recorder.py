@@ -77,6 +77,15 @@ def test_quiet_prints_nothing(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_notice_that_is_not_printed_is_recorded(tmp_path, capsys):
+    with make_recorder(tmp_path, quiet=False) as recorder:
+        recorder.log_notice("seen")
+        recorder.log_notice("one of many", is_printed=False)
+    printed = capsys.readouterr().err
+    assert "seen" in printed and "one of many" not in printed
+    assert [line["text"] for line in read_jsonl(tmp_path / "pretrain/notices.jsonl")] == ["seen", "one of many"]
+
+
 def test_no_notice_is_erased_by_a_rewind(tmp_path):
     with make_recorder(tmp_path) as recorder:
         recorder.log_notice("skipped 1 empty")

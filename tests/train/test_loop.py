@@ -16,8 +16,9 @@ from fledgling.runtime import device
 from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.hooks import NO_EVALS
-from fledgling.train.loop import TrainingStopped, agree_on_actions, write_rows
+from fledgling.train.loop import TrainingStopped, agree_on_actions, change_horizon, write_rows
 from fledgling.train.queued_step import StepRecord
+from fledgling.train.stage_horizon import StageHorizon
 from tests.all_stages import make_all_stages_recipe
 from tests.fast_run import write_recipe
 
@@ -130,6 +131,23 @@ def test_a_request_of_any_rank_reaches_all(tmp_path):
     assert notices == ["a watcher asked to sample"]
     total[0] = 0.0
     assert rank((), False) == frozenset()
+
+
+def test_of_the_changes_of_a_stage_that_ends_in_time_all_are_recorded_and_large_ones_printed():
+    horizon, printed, recorded = StageHorizon(100), [], []
+
+    def log_notice(text, is_printed, total_steps):
+        recorded.append(total_steps)
+        printed.extend([total_steps] if is_printed else [])
+
+    recorder = SimpleNamespace(log_notice=log_notice, total_steps=100)
+    world = SimpleNamespace(is_main=True, all_gather_object=lambda value: [value])
+    chosen = [99, 98, 97, 90, 91, 90, 89, 60, 95, 95]
+    for step, steps in enumerate(chosen, 1):
+        context = SimpleNamespace(choose_steps=lambda *_, steps=steps: steps, world=world, recorder=recorder)
+        change_horizon(context, horizon, step, 1.0)
+    assert recorded == chosen[:-1] and horizon.steps == recorder.total_steps == 95
+    assert printed == [97, 90, 60, 95]
 
 
 def test_rows_of_a_batch_mark_the_tokens_that_were_learned(tmp_path):
