@@ -15,13 +15,13 @@ from fledgling.scaling.ablation import VARIANTS
 from fledgling.scaling.race import RaceSettings, load_race, parse_contestants, run_race
 from fledgling.scaling.race_results import format_margin, rank_runs
 
-SCALAR_RATE = "optimizer.scalar_lr=0.01"  # pinned like the other rates of the recipe, whose model has no scalars
+PLAIN = ("model.preset=nanochat-2025", "pretrain.decay_fraction=0.4")
 SIZES: dict[str, tuple[str, ...]] = {  # overrides of quickstart
     "4x128": (
         *("model.width=128", "model.heads=1", "pretrain.batch_tokens=1024", "pretrain.micro_batch_size=4"),
-        *("pretrain.decay_fraction=0.4", SCALAR_RATE),
+        *PLAIN,
     ),
-    "4x256": ("pretrain.decay_fraction=0.4", SCALAR_RATE),
+    "4x256": PLAIN,
 }
 BASE = "base"
 

@@ -24,7 +24,7 @@ from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import get_device, report_attempt, report_result
 from fledgling.bench.gpu_kernels import profile_step, synchronize_device, time_steps
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
-from fledgling.bench.sized_recipe import with_model_size
+from fledgling.bench.sized_recipe import PLAIN, with_model_size
 from fledgling.bench.train import measure_peak_above
 from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
@@ -67,7 +67,8 @@ SHAPES = (
 
 def recipe_for_shape(depth: int, vocab_size: int, context: int) -> Recipe:
     """Returns the quickstart recipe with a model of this shape, for the measured device."""
-    return with_model_size(load_recipe("quickstart", [f"run.device={get_device().type}"]), depth, vocab_size, context)
+    recipe = load_recipe("quickstart", [*PLAIN, f"run.device={get_device().type}"])
+    return with_model_size(recipe, depth, vocab_size, context)
 
 
 def randomize_weights_(model: Transformer) -> None:

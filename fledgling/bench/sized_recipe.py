@@ -9,13 +9,14 @@ from fledgling.config import Recipe, UserError, load_recipe
 
 OPTIONS = {"model.depth": "--depth", "model.context": "--context", "tokenizer.vocab_size": "--vocab-size"}
 DERIVED = ("width", "heads")  # of a model, from its depth
+PLAIN = ("model.preset=nanochat-2025",)  # a model that other programs have too
 WEIGHTS = ("run.init_from", "adapter.init_from")
 
 
 def load_sized_recipe(
     overrides: Sequence[str], tables: Collection[str], depth: int, vocab_size: int, context: int
 ) -> Recipe:
-    """Returns the quickstart recipe with a model of another size, for a benchmark that reads some of its tables.
+    """Returns the quickstart recipe with a plain model of another size, for a benchmark that reads some of its tables.
 
     Args:
         overrides: `table.key=value`, as given by `--set`.
@@ -36,7 +37,7 @@ def load_sized_recipe(
         if name.partition(".")[0] not in tables:
             raise UserError(f"--set {name}: expected a setting that this benchmark reads, of {', '.join(tables)}")
     opened = [name for name in DERIVED if f"model.{name}" not in names]
-    return with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, context, opened)
+    return with_model_size(load_recipe("quickstart", (*PLAIN, *overrides)), depth, vocab_size, context, opened)
 
 
 def with_model_size(

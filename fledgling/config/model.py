@@ -74,7 +74,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "llama": LLAMA,
 }
-# Optional features of our own family by `preset`: the system that this package began from, by year.
+# Optional features of our own family by `preset`: the system that this package began from, by year, and what of it pays
+# in rows of a few hundred tokens, with a value embedding in every layer.
 FEATURES_OFF: dict[str, Any] = {
     **{"value_embeddings": 0, "value_gates": False, "window_pattern": "", "window_share": 0.25},
     **dict.fromkeys(("residual_scalars", "skip_scalars", "back_out", "smear"), False),
@@ -84,7 +85,12 @@ FEATURES_2026 = {
     **{"value_embeddings": 2, "value_gates": True, "window_pattern": "SSSL", "window_share": 0.5},
     **{"residual_scalars": True, "back_out": True, "smear": True},
 }
-FEATURE_PRESETS = {"nanochat-2025": FEATURES_OFF, "nanochat-2026": {**FEATURES_OFF, **FEATURES_2026}}
+SMALL_2026 = {**FEATURES_2026, "value_embeddings": 1, "window_pattern": ""}
+FEATURE_PRESETS = {
+    "nanochat-2025": FEATURES_OFF,
+    "nanochat-2026": {**FEATURES_OFF, **FEATURES_2026},
+    "small-2026": {**FEATURES_OFF, **SMALL_2026},
+}
 PRESETS = {**FAMILIES, **OPEN_FAMILIES}  # FAMILIES are those that this package trains from the seed
 
 

@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "value-embeddings": ("model.value_embeddings=2",),
     "windows": ("model.window_pattern=SL",),
     "nanochat-2026": ("model.preset=nanochat-2026",),
-    "nanochat-2026-without-windows": ("model.preset=nanochat-2026", "model.window_pattern="),
+    "small-2026": ("model.preset=small-2026",),
     "value-gates": ("model.value_embeddings=2", "model.value_gates=true"),
     "residual-scalars": ("model.residual_scalars=true",),
     "skip-scalars": ("model.skip_scalars=true",),

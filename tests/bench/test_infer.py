@@ -8,7 +8,7 @@ import pytest
 
 from fledgling.bench import infer
 from fledgling.bench.infer import find_exceeded_limits, format_inference_table, measure_inference
-from fledgling.bench.sized_recipe import with_model_size
+from fledgling.bench.sized_recipe import PLAIN, with_model_size
 from fledgling.cli import main
 from fledgling.config import load_recipe
 from fledgling.export.llama_cpp import describe_llama_library
@@ -18,7 +18,7 @@ RUN = ["run.dtype=float32", "run.device=cpu", "run.threads=1"]
 
 def test_results_state_their_shares_of_the_limits():
     pytest.importorskip("transformers")
-    recipe = with_model_size(load_recipe("quickstart", RUN), depth=2, vocab_size=300, context=64)
+    recipe = with_model_size(load_recipe("quickstart", [*PLAIN, *RUN]), depth=2, vocab_size=300, context=64)
     result = measure_inference(recipe, batches=(1, 3), contexts=(8, 20), tokens=5, repeats=2)
     rows, limits = result["rows"], result["limits"]
     row_cases = [(row["engine"], row["batch"], row["context"]) for row in rows]
@@ -56,7 +56,7 @@ def test_a_limit_that_is_exceeded_is_measured_again(monkeypatch):
     measured = iter([1.0, *[1e15] * 10])
     monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device, size: next(measured))
     monkeypatch.setattr(infer, "measure_peak_flops", lambda device, dtype: 1e15)
-    recipe = with_model_size(load_recipe("quickstart", RUN), depth=1, vocab_size=64, context=16)
+    recipe = with_model_size(load_recipe("quickstart", [*PLAIN, *RUN]), depth=1, vocab_size=64, context=16)
     result = measure_inference(recipe, batches=(1,), contexts=(4,), tokens=2, repeats=1, peers=False, bits=(16,))
     assert result["limits"]["bytes_per_second"] == {"fledgling": 1e15} and result["notes"] == []
     monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device, size: 1.0)

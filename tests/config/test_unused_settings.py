@@ -57,7 +57,7 @@ EXAMPLES = [
     ("model.rope_base=500", ("model.positions=learned",), "model.positions=rope"),
     ("model.rope_beta_fast=5", ("model.rope_type=ntk", "model.rope_factor=2"), "model.rope_type=yarn"),
     ("model.embedding_multiplier=2", (), "model.embedding_norm=false"),
-    ("model.preset=nanochat-2026", ("model.family=llama",), "model.family=fledgling"),
+    ("model.preset=nanochat-2025", ("model.family=llama",), "model.family=fledgling"),
 ]
 ONLY_NEW = [  # no run that has begun reads them, or a change of them is rejected
     ("optimizer.tied_updates=5", ('stages=["sft"]',), 'stages=["pretrain", "sft"]'),

@@ -89,6 +89,7 @@ VARIANTS = [  # of the default family, as recipes can switch on, and of the othe
         {"parallel_residual": True, "partial_rotary_factor": 0.5, "activation": "gelu_exact", "qk_norm": False},
     ),
     ("fledgling", {"preset": "nanochat-2026", "depth": 4}),
+    ("fledgling", {"preset": "small-2026", "depth": 3}),
     (
         "fledgling",
         {"head_gates": True, "exclusive_attention": True, "skip_scalars": True, "back_out": True, "smear": True}
@@ -264,16 +265,22 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer(build_tokenizer_json(list(pairs), split_pattern(2)))
 
 
-@pytest.mark.parametrize(("size", "most"), [("quickstart", 4_000_000), ("60 million", 45_000_000)])
-def test_the_page_is_as_small_as_promised(size, most, tmp_path):
-    recipe = load_recipe("quickstart")
-    config = recipe.model.resolve(recipe.tokenizer.vocab_size)
-    if size != "quickstart":
-        config = ModelConfig(16384, 8, 640, 5, 5, 1024)
+SIZES = {  # depth, width, vocabulary, heads, context: bytes of the page, and whether --embedding is given
+    "quickstart, 3 layers": ((3, 192, 1024, 2, 256), 2_600_000, False),
+    "quickstart, 4 layers": ((4, 256, 1024, 2, 256), 4_000_000, True),
+    "60 million": ((8, 640, 16384, 5, 1024), 45_000_000, True),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_is_as_small_as_promised(size, tmp_path):
+    (depth, width, vocab_size, heads, context), most, embedding = SIZES[size]
+    preset = load_recipe("quickstart").model.preset if size.startswith("quickstart") else "nanochat-2025"
+    config = ModelConfig(vocab_size, depth, width, heads, heads, context, preset=preset)
     model = random_model(config, scale=0.05)
-    page, _ = write_page(tmp_path, model, make_tokenizer(config.vocab_size), 4, embedding=size != "quickstart")
+    page, _ = write_page(tmp_path, model, make_tokenizer(config.vocab_size), 4, embedding=embedding)
     assert page.stat().st_size <= most, f"{page.stat().st_size:,} bytes, {model.count_parameters():,} parameters"
-    assert size == "quickstart" or model.count_parameters() > 60_000_000
+    assert size.startswith("quickstart") or model.count_parameters() > 60_000_000
 
 
 def test_what_the_page_cannot_run_is_one_line_at_export(make, tokenizer, tmp_path):

@@ -28,6 +28,7 @@ FAMILIES = [
     ("fledgling", {"kv_heads": 2, "head_gates": True}),
     ("fledgling", {"kv_heads": 2, "exclusive_attention": True}),
     ("fledgling", {"preset": "nanochat-2026", "depth": 5, "skip_scalars": True, "head_gates": True}),
+    ("fledgling", {"preset": "small-2026", "depth": 3}),
     ("gpt2", {}),
     ("llama", {"kv_heads": 2, "intermediate_size": 384}),
 ]
