@@ -9,7 +9,7 @@ from fledgling.config import Recipe, UserError, load_recipe
 
 OPTIONS = {"model.depth": "--depth", "model.context": "--context", "tokenizer.vocab_size": "--vocab-size"}
 DERIVED = ("width", "heads")  # of a model, from its depth
-PLAIN = ("model.preset=nanochat-2025",)  # a model that other programs have too
+PLAIN = ("model.preset=nanochat-2025",)  # no optional features, as in other programs
 WEIGHTS = ("run.init_from", "adapter.init_from")
 
 

@@ -74,8 +74,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "llama": LLAMA,
 }
-# Optional features of our own family by `preset`: the system that this package began from, by year, and what of it pays
-# in rows of a few hundred tokens, with a value embedding in every layer.
+# Optional features of our own family by `preset`. nanochat-YEAR: the system that this package began from, in that year.
+# small-2026: the same for rows of a few hundred tokens, without windows, with a value embedding in every layer.
 FEATURES_OFF: dict[str, Any] = {
     **{"value_embeddings": 0, "value_gates": False, "window_pattern": "", "window_share": 0.25},
     **dict.fromkeys(("residual_scalars", "skip_scalars", "back_out", "smear"), False),

@@ -90,7 +90,7 @@ class LoopConfig:
     keep_checkpoints: int = count(2)
 
 
-PHASES = ("batch_warmup_steps", "context_warmup_steps", "mtp_decay_steps")  # of a stage, counted from its first step
+PHASES = ("batch_warmup_steps", "context_warmup_steps", "mtp_decay_steps")  # settings that count a stage's first steps
 
 
 @dataclass(frozen=True)

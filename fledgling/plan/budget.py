@@ -322,7 +322,7 @@ def _has_end(name: str, table: LoopConfig) -> bool:
 def _with_steps(
     recipe: Recipe, plan: Mapping[str, Any], steps: Mapping[str, float], evaluations: EvaluationPlan
 ) -> Recipe:
-    """Returns the recipe with its steps, and what is counted in steps in proportion to them."""
+    """Returns the recipe with its steps, with intervals in proportion to them, and with warm-ups that fit."""
     tables: dict[str, Any] = {}
     for name, count in steps.items():
         table, before = recipe.stage_config(name), plan["stages"][name]["steps"]
@@ -350,9 +350,9 @@ def _with_steps(
 
 
 def fit_phases(table: LoopConfig, steps: int, growth: float) -> dict[str, Any]:
-    """Returns the settings that count steps from the first, for a stage of `steps`: `growth` times those of `table`.
+    """Returns the settings of `table` that count steps from the first, for a stage of `steps`, `growth` times as long.
 
-    The rate's warm-up is at most a tenth of the stage; phases of rows and targets keep their share of a shorter one.
+    The rate's warm-up is at most a tenth of the stage. Phases of rows and targets shrink with the stage and never grow.
     """
     phases = {name: value for name in PHASES if (value := getattr(table, name, 0))}
     fitted = {name: max(1, round(value * min(1.0, growth))) for name, value in phases.items()}

@@ -35,7 +35,8 @@ RUN_SECONDS = 2.3  # of a run: importing what checks its stages
 CHECK_SECONDS = 0.1  # of a stage: its check before the first one
 TOKENIZER_SECONDS = 6.0  # on two cores: a tokenizer of 1,024 entries, and the embedded corpus tokenized
 DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
-# On two cores: xz, zstd and PPMd over the embedded corpus, at the end of pretraining; 91 and 31 s on two machines.
+# On two cores: xz, zstd and PPMd over the embedded corpus, at the end of pretraining. The geometric mean of two
+# machines: 91 and 31 s.
 COMPRESSION_SECONDS = 53.0
 FINISH_SECONDS = 1.0  # the report
 SLOWEST, FASTEST = 8.0, 0.25  # a processor's time for such work, as a share of that machine's

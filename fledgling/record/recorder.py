@@ -98,7 +98,7 @@ class Recorder:
     def log_notice(self, text: str, is_printed: bool = True, **values: Any) -> None:
         """Prints a line on stderr above the progress line; appends it, with values for programs, to notices.jsonl.
 
-        is_printed: False for a line that is one of many alike, which the file alone has.
+        is_printed: False: the file alone has the line.
         """
         self._append("notices", {"step": self._step, "text": text, **values})
         if self._progress_bar and is_printed:

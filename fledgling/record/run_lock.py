@@ -248,7 +248,8 @@ def _is_copied_claim(directory: Path) -> bool:
 def _is_claim_of(holder: dict[str, Any], directory: Path, inode: int) -> bool:
     """Returns whether lock.json describes the claim with this inode in this directory.
 
-    The copy of a claim can be given the inode of the original once that is released, but not its directory's as well.
+    A copied claim can be given the inode of the original once that is released. Its directory has another inode than
+    the original's as long as that exists.
     """
     own = directory.stat().st_ino
     return holder.get("inode") == inode and holder.get("directory_inode", own) == own

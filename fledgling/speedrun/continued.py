@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import PHASES, STAGES, Recipe, UserError, load_recipe
+from fledgling.config import STAGES, Recipe, UserError, load_recipe
 from fledgling.config.differences import describe_setting_changes, find_setting_changes
 from fledgling.config.load import RECIPE_FILE, parse_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
 
-DECIDED_BY_BUDGET = ("steps", "num_epochs", "batch_tokens", "examples_per_step", "batch_size", "warmup_steps", *PHASES)
+DECIDED_BY_BUDGET = ("steps", "num_epochs", "batch_tokens", "examples_per_step", "batch_size", "warmup_steps")
 
 
 def continue_run(

@@ -40,7 +40,7 @@ from fledgling.train.totals import Totals
 
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
 SHOWN_ROWS = 4  # of a batch that a watcher asks for
-PRINTED_CHANGE = 0.05  # of a stage's planned steps: smaller changes of their number are recorded without being printed
+PRINTED_CHANGE = 0.05  # of a stage's planned steps: a change across a multiple of it is printed, others are recorded
 
 
 class TrainingStopped(Exception):

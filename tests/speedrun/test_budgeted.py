@@ -156,7 +156,7 @@ def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, mo
     assert again.recipe.sft.steps == known.recipe.sft.steps, "the budget's"
     assert "taken for stages that have not begun: sft.eval_questions is 1 before, 3 now" in capsys.readouterr().out
     assert continue_run(again, mended, None, run_dir, print) == (again, {})
-    for fixed in ("sft.steps=9", "sft.batch_warmup_steps=2", "pretrain.eval_questions=3", "model.width=32"):
+    for fixed in ("sft.steps=9", "pretrain.eval_questions=3", "model.width=32"):
         with pytest.raises(UserError, match=rf"with other settings: {fixed.partition('=')[0]} is .* there, .* now"):
             continue_run(known, load_recipe(file, [*OPTIONS, fixed]), None, run_dir, print)
 
