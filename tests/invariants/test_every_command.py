@@ -72,7 +72,7 @@ ELSEWHERE = {  # shown command: the test that runs it
     "fledgling bench learn base= small=+optimizer.state=8bit": (
         "tests/scaling/test_race.py::test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs"
     ),
-    "fledgling bench learn base= value-embeddings smear --minutes 5 --seeds 3 --out runs/race": (
+    "fledgling bench learn base= value-embeddings smear --set model.preset=nanochat-2025 --seeds 3 --out runs/race": (
         "tests/scaling/test_race.py::test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs"
     ),
     "fledgling bench learn base= before=../before:quickstart theirs=results.jsonl --minutes 5.8 --text my_text.jsonl": (
