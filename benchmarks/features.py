@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fledgling.bench.sized_recipe import PLAIN
 from fledgling.scaling.ablation import VARIANTS
 from fledgling.scaling.race import RaceSettings, load_race, parse_contestants, run_race
 from fledgling.scaling.race_results import format_margin, rank_runs
 
-PLAIN = ("model.preset=nanochat-2025", "pretrain.decay_fraction=0.4")
+BASE_SETTINGS = (*PLAIN, "pretrain.decay_fraction=0.4")
 SIZES: dict[str, tuple[str, ...]] = {  # overrides of quickstart
     "4x128": (
         *("model.width=128", "model.heads=1", "pretrain.batch_tokens=1024", "pretrain.micro_batch_size=4"),
-        *PLAIN,
+        *BASE_SETTINGS,
     ),
-    "4x256": PLAIN,
+    "4x256": BASE_SETTINGS,
 }
 BASE = "base"
 

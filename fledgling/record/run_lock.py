@@ -251,5 +251,8 @@ def _is_claim_of(holder: dict[str, Any], directory: Path, inode: int) -> bool:
     A copied claim can be given the inode of the original once that is released. Its directory has another inode than
     the original's as long as that exists.
     """
-    own = directory.stat().st_ino
+    try:
+        own = directory.stat().st_ino
+    except OSError:  # it has been removed since
+        return False
     return holder.get("inode") == inode and holder.get("directory_inode", own) == own
