@@ -50,7 +50,7 @@ def test_the_time_limit_holds_from_any_thread():
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
     assert [result.error for result in results] == ["timed out after 0.3 s"] * 3
 
 

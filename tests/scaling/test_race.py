@@ -43,6 +43,12 @@ def command(tmp_path):
     ]
 
 
+def assert_ends_with_the_step_that_reaches_the_time(run: Path) -> None:
+    """However long a step is: the first one of a process on a busy machine takes seconds."""
+    seconds = [line["race_seconds"] for line in read_jsonl(run / "pretrain" / "metrics.jsonl")]
+    assert sum(seconds[:-1]) < 0.6 <= sum(seconds), run.name
+
+
 def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs(command, tmp_path, capsys):
     other = tmp_path / "theirs.jsonl"
     lines = [{"steps": 5, "seconds": 0.1, "bits": 7.5}, {"steps": 9, "seconds": 0.2, "bits": 7.25}]
@@ -56,7 +62,8 @@ def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_oth
     assert next(iter(by_name)) == "base" and set(by_name) == {"base", "tied", "old", "theirs"}
     for name in ("base", "tied", "old"):
         (points,) = (run["points"] for run in by_name[name]["runs"])
-        assert len(points) == 3 and 0.6 <= points[-1]["seconds"] < 1.2, name
+        assert_ends_with_the_step_that_reaches_the_time(tmp_path / "out" / f"{name}-s0")
+        assert len(points) == 3 and points[-1]["seconds"] >= 0.6, name
         assert points[-1]["tokens"] == 128 * points[-1]["steps"] and points[-1]["flops"] > 128 * 330 * 16
     assert by_name["theirs"]["bits_per_byte"] == 7.25 and by_name["theirs"]["seconds"] == 0.2
     assert by_name["tied"]["runs"][0]["parameters"] == by_name["base"]["runs"][0]["parameters"] - 330 * 16
@@ -87,7 +94,7 @@ def test_a_stopped_run_resumes_with_the_time_that_was_left(command, tmp_path, ca
     lines = read_jsonl(metrics)
     assert lines[:4] == first[:4], "the steps up to the last checkpoint are kept"
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    assert sum(line["race_seconds"] for line in lines[:-1]) < 0.6 <= sum(line["race_seconds"] for line in lines)
+    assert_ends_with_the_step_that_reaches_the_time(tmp_path / "out" / "base-s0")
     points = read_jsonl(tmp_path / "out" / "base-s0" / "points.jsonl")
     assert len(points) == 3 and points[-1]["steps"] == len(lines)
 

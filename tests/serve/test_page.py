@@ -304,9 +304,9 @@ def test_a_file_that_is_no_export_is_named_with_its_problem(page):
     for text, message in IMPORTS:
         clear_status(page)
         page.set_input_files("#file", {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()})
-        page.locator("#status", has_text=message).wait_for(timeout=5_000)
+        page.locator("#status", has_text=message).wait_for(timeout=30_000)
     page.locator("#conversations .open", has_text="title 0").click()
-    page.locator(".message.assistant .body", has_text="only a text").wait_for(timeout=5_000)
+    page.locator(".message.assistant .body", has_text="only a text").wait_for(timeout=30_000)
 
 
 @pytest.mark.parametrize("width", [390, 1000])
@@ -340,7 +340,7 @@ def test_a_number_that_cannot_be_used_is_named_with_what_is_used(page):
         page.keyboard.press("Delete")
         page.keyboard.type(typed)
         page.locator(f"#{field}").blur()
-        page.locator("#status", has_text=message).wait_for(timeout=5_000)
+        page.locator("#status", has_text=message).wait_for(timeout=30_000)
         assert page.input_value(f"#{field}") == used
 
 
@@ -349,7 +349,7 @@ def test_an_api_key_that_cannot_be_sent_is_named_and_spaces_around_one_are_not_s
     for key, shown in (("clé", "a character that no key has (Settings, API key)"), (" key ", "Connected to tiny")):
         page.fill("#key", key)
         page.locator("#key").blur()
-        page.locator("#status", has_text=shown).wait_for(timeout=5_000)
+        page.locator("#status", has_text=shown).wait_for(timeout=30_000)
 
 
 def test_settings_that_two_tabs_change_are_both_kept(page, server):

@@ -32,7 +32,7 @@ def faulty():
 @pytest.fixture
 def context(browser):
     opened = browser.new_context(viewport={"width": 1000, "height": 700})
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     yield opened
     opened.close()
 
