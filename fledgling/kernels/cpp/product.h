@@ -32,7 +32,10 @@ struct Matrix {  // (rows, columns), row-major
 
 constexpr int64_t MAX_GROUPS = 1024;         // of a row
 constexpr int64_t MAX_FEW_ROWS = 2;          // of x, with which no integers of the matrix are kept
-constexpr int64_t READ_AHEAD = 3072;         // bytes, at least, of one row of x: 2048 is 13 % slower from memory
+constexpr int64_t MAX_STREAMED_ROWS = 16;    // of x, with which the speed of a bf16 product is that of memory
+constexpr int64_t MAX_SHORT_ROW = 1024;      // columns of the matrix: four such rows leave most of the L1 cache free
+constexpr int64_t READ_AHEAD = 2048;         // bytes of each row of the matrix that is read, with one or two rows of x
+constexpr int64_t FRACTIONS_AHEAD = 256;     // values of its fractions
 constexpr int64_t CHUNK = 32 * LANES;        // columns: 32 products a lane
 constexpr int WIDE_BITS = 5;                 // a level times 2^5 is at most 4064
 constexpr float LARGEST_INTEGER = 16383.0f;  // of x: 32 x 4064 x 16383 < 2^31
@@ -50,6 +53,24 @@ struct Share {  // the part of one thread of the team
         return thread + 1 == threads ? count : (count / unit) * (thread + 1) / threads * unit;
     }
 };
+
+// The R rows of the matrix that are multiplied together. Where the speed is that of memory they are far from each other,
+// and each is read on to the next one: R streams. A processor takes four neighbours for one stream with leaps, and reads
+// them at half of the speed. Where x fills the L1 cache, neighbours are 2 to 5 % faster.
+struct Place {
+    int64_t row, step;
+    int64_t at(int64_t r) const { return row + r * step; }
+    int64_t leap(int64_t R) const { return step == 1 ? R : 1; }  // rows from each one to what the next place has of it
+};
+
+// Calls next(place, R) for places of R = 4 rows, and of one at the end, that cover rows `low` to `high` - 1.
+template <class Next>
+inline void for_places(int64_t low, int64_t high, bool far, const Next& next) {
+    const int64_t count = (high - low) / 4;
+    for (int64_t n = 0; n < count; n++)
+        next(far ? Place{low + n, count} : Place{low + 4 * n, 1}, std::integral_constant<int, 4>());
+    for (int64_t row = low + 4 * count; row < high; row++) next(Place{row, 1}, std::integral_constant<int, 1>());
+}
 
 // Makes integers of a row of x; returns their scale.
 inline float encode(const bf16* x, int64_t K, int16_t* to) {
@@ -77,14 +98,15 @@ inline void for_tiles(int64_t B, const Next& next) {
     if (m < B) take(std::integral_constant<int, 1>());
 }
 
-// Writes the sums of R rows of the matrix with one row of x.
+// Writes the sums of R rows of the matrix with one row of x; out: of all rows of the matrix.
 template <int R, class Sum>
-inline void finish(const Sum& sum, float scale, const float* bias, float* out) {
+inline void finish(const Sum& sum, float scale, const float* bias, Place place, float* out) {
+    float sums[4];
     if constexpr (R == 4)
-        store_sums(out, sum(0), sum(1), sum(2), sum(3));
+        store_sums(sums, sum(0), sum(1), sum(2), sum(3));
     else
-        for (int r = 0; r < R; r++) out[r] = sum_of(sum(r));
-    for (int r = 0; r < R; r++) out[r] = out[r] * scale + (bias ? bias[r] : 0.0f);
+        sums[0] = sum_of(sum(0));
+    for (int r = 0; r < R; r++) out[place.at(r)] = sums[r] * scale + (bias ? bias[place.at(r)] : 0.0f);
 }
 
 // ---- bf16 --------------------------------------------------------------------------------------------------------
@@ -94,20 +116,20 @@ struct Prefetch {  // what a tile prefetches: for which of its rows (bits), the 
     int64_t bytes;
 };
 
-// out[m][r] = sum over k of w[row + r][k] x[m][k], for R rows of the matrix and M rows of x
+// out[m][place.at(r)] = sum over k of w[place.at(r)][k] x[m][k], for R rows of the matrix and M rows of x
 template <int R, int M>
-inline void tile_bf16(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride, Prefetch ahead) {
+inline void tile_bf16(const Matrix& w, Place place, const bf16* x, float* out, int64_t stride, Prefetch ahead) {
     const int64_t K = w.columns;
-    const bf16* base = static_cast<const bf16*>(w.values) + row * K;
+    const bf16* base[R];
+    for (int r = 0; r < R; r++) base[r] = static_cast<const bf16*>(w.values) + place.at(r) * K;
     Floats sum[R][M];
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sum[r][m] = zero();
     for (int64_t k = 0; k < K; k += 32) {
         Words part[R];
         for (int r = 0; r < R; r++) {
-            const bf16* from = base + r * K + k;
-            if (ahead.rows >> r & 1) prefetch(reinterpret_cast<const char*>(from) + ahead.bytes);
-            part[r] = load_words(from);
+            if (ahead.rows >> r & 1) prefetch(reinterpret_cast<const char*>(base[r] + k) + ahead.bytes);
+            part[r] = load_words(base[r] + k);
         }
         for (int m = 0; m < M; m++) {
             const Words v = load_words(x + m * K + k);
@@ -115,19 +137,22 @@ inline void tile_bf16(const Matrix& w, int64_t row, const bf16* x, float* out, i
         }
     }
     for (int m = 0; m < M; m++)
-        finish<R>([&](int r) { return sum[r][m]; }, 1.0f, w.bias ? w.bias + row : nullptr, out + m * stride + row);
+        finish<R>([&](int r) { return sum[r][m]; }, 1.0f, w.bias, place, out + m * stride);
 }
 
 template <int R>
-inline void rows_bf16(const Matrix& w, int64_t row, const bf16* x, int64_t B, float* out, int64_t stride) {
+inline void rows_bf16(const Matrix& w, Place place, const bf16* x, int64_t B, float* out, int64_t stride) {
     int64_t tiles = 0;
     for_tiles<TILE_ROWS>(B, [&](int64_t m, auto count) {
-        // The next rows are prefetched while these are multiplied: all with the first tile, but one with each tile where x
-        // alone fills the L1 cache. With one row of x the speed is that of memory, and only the distance matters.
-        Prefetch ahead{tiles == 0 ? ~0 : 0, R * w.columns * 2};
-        if (B == 1) ahead.bytes = 2048;
-        if (B > 16) ahead.rows = tiles < R ? 1 << tiles : 0;
-        tile_bf16<R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride, ahead);
+        // The next rows are prefetched while these are multiplied: all with the first tile, but half of them with each
+        // of two tiles where they are short, and one with each where x alone fills the L1 cache. With one row of x a
+        // fixed distance is enough.
+        Prefetch ahead{tiles == 0 ? ~0 : 0, B == 1 ? READ_AHEAD : place.leap(R) * w.columns * 2};
+        if (B > MAX_STREAMED_ROWS)
+            ahead.rows = tiles < R ? 1 << tiles : 0;
+        else if (B > TILE_ROWS && w.columns <= MAX_SHORT_ROW)
+            ahead.rows = tiles < 2 ? 3 << 2 * tiles : 0;
+        tile_bf16<R, decltype(count)::value>(w, place, x + m * w.columns, out + m * stride, stride, ahead);
         tiles++;
     });
 }
@@ -158,12 +183,13 @@ struct Reader<4> {
 
 // Few rows, 8 bits: the sum of each SPAN columns (32 or 64) becomes fp32 and is scaled. scales: of R rows, fp32.
 template <int SPAN, int R, int M>
-inline void tile_scaled(const Matrix& w, int64_t row, const float* scales, const Rows& x, int64_t first, float* out,
-                        int64_t stride, int64_t ahead) {
+inline void tile_scaled(const Matrix& w, Place place, const float* scales, const Rows& x, int64_t first, float* out,
+                        int64_t stride) {
     constexpr int PARTS = SPAN / 32;
     const int64_t K = w.columns, groups = K / w.group;
     const int shift = __builtin_ctzll(w.group);
-    const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * K;
+    const uint8_t* base[R];
+    for (int r = 0; r < R; r++) base[r] = static_cast<const uint8_t*>(w.values) + place.at(r) * K;
     const int16_t* from_x = x.integers + first * K;
     Floats sum[R][M];
     for (int r = 0; r < R; r++)
@@ -173,8 +199,8 @@ inline void tile_scaled(const Matrix& w, int64_t row, const float* scales, const
         for (int m = 0; m < M; m++)
             for (int p = 0; p < PARTS; p++) v[m][p] = load_words(from_x + m * K + k + 32 * p);
         for (int r = 0; r < R; r++) {
-            const uint8_t* from = base + r * K + k;
-            prefetch(from + ahead);
+            const uint8_t* from = base[r] + k;
+            prefetch(from + READ_AHEAD);
             Words part[PARTS];
             for (int p = 0; p < PARTS; p++) part[p] = read_8_bits(from + 32 * p);
             const Floats scale = set1(scales[r * groups + (k >> shift)]);
@@ -186,28 +212,35 @@ inline void tile_scaled(const Matrix& w, int64_t row, const float* scales, const
         }
     }
     for (int m = 0; m < M; m++)
-        finish<R>([&](int r) { return sum[r][m]; }, x.scales[first + m], w.bias ? w.bias + row : nullptr,
-                  out + m * stride + row);
+        finish<R>([&](int r) { return sum[r][m]; }, x.scales[first + m], w.bias, place, out + m * stride);
 }
 
 // The fractions of some rows, each twice in 32 bits: one load fills a vector with it.
 struct Pairs {
     uint32_t values[4 * MAX_GROUPS];
 
-    Pairs(const Matrix& w, int64_t row, int64_t count) {
+    Pairs(const Matrix& w, Place place, int64_t count) {
         const int64_t groups = w.columns / w.group;
-        const int16_t* from = w.fractions + row * groups;
-        for (int64_t g = 0; g < count * groups; g++) values[g] = uint16_t(from[g]) * 0x10001u;
+        for (int64_t r = 0; r < count; r++) {
+            const int16_t* from = w.fractions + place.at(r) * groups;
+            uint32_t* to = values + r * groups;
+            for (int64_t g = 0; g < groups; g += 32) prefetch(from + g + FRACTIONS_AHEAD);
+            int64_t g = 0;
+            for (; g + 8 <= groups; g += 8)  // a constant number of them is one vector
+                for (int64_t n = 0; n < 8; n++) to[g + n] = uint16_t(from[g + n]) * 0x10001u;
+            for (; g < groups; g++) to[g] = uint16_t(from[g]) * 0x10001u;
+        }
     }
 };
 
 // Few rows, 4 bits: levels become integers with one scale for the row, and sums become fp32 once in CHUNK columns.
 template <int R, int M>
-inline void tile_fractions(const Matrix& w, int64_t row, const Pairs& pairs, const Rows& x, int64_t first,
-                           float* out, int64_t stride, int64_t ahead) {
+inline void tile_fractions(const Matrix& w, Place place, const Pairs& pairs, const Rows& x, int64_t first,
+                           float* out, int64_t stride) {
     const int64_t K = w.columns, groups = K / w.group, bytes = K / 2;
     const int shift = __builtin_ctzll(w.group);
-    const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * bytes;
+    const uint8_t* base[R];
+    for (int r = 0; r < R; r++) base[r] = static_cast<const uint8_t*>(w.values) + place.at(r) * bytes;
     const int16_t* from_x = x.integers + first * K;
     const Reader<4> reader(w, WIDE_BITS);
     Floats sum[R][M];
@@ -219,8 +252,8 @@ inline void tile_fractions(const Matrix& w, int64_t row, const Pairs& pairs, con
             for (int m = 0; m < M; m++) whole[r][m] = zero_ints();
         for (int64_t k = start; k < std::min(K, start + CHUNK); k += 64) {
             for (int r = 0; r < R; r++) {
-                const uint8_t* from = base + r * bytes + k / 2;
-                prefetch(from + ahead);
+                const uint8_t* from = base[r] + k / 2;
+                prefetch(from + READ_AHEAD);
                 Words part[2];
                 reader.read(from, part);
                 for (int p = 0; p < 2; p++) {
@@ -235,41 +268,42 @@ inline void tile_fractions(const Matrix& w, int64_t row, const Pairs& pairs, con
     }
     for (int m = 0; m < M; m++) {
         const float scale = x.scales[first + m];
-        finish<R>([&](int r) { return mul(sum[r][m], set1(w.row_scales[row + r])); }, scale,
-                  w.bias ? w.bias + row : nullptr, out + m * stride + row);
+        finish<R>([&](int r) { return mul(sum[r][m], set1(w.row_scales[place.at(r)])); }, scale, w.bias, place,
+                  out + m * stride);
     }
 }
 
 template <int BITS, int R>
-inline void rows_few(const Matrix& w, int64_t row, const Rows& x, int64_t B, float* out, int64_t stride) {
-    const int64_t tile = R * w.columns * BITS / 8;
-    const int64_t ahead = B == 1 ? (READ_AHEAD + tile - 1) / tile * tile : tile;  // the same place of a later tile
+inline void rows_few(const Matrix& w, Place place, const Rows& x, int64_t B, float* out, int64_t stride) {
     if constexpr (BITS == 4) {
-        const Pairs pairs(w, row, R);
+        const Pairs pairs(w, place, R);
         for_tiles<2>(B, [&](int64_t m, auto count) {
-            tile_fractions<R, decltype(count)::value>(w, row, pairs, x, m, out + m * stride, stride, ahead);
+            tile_fractions<R, decltype(count)::value>(w, place, pairs, x, m, out + m * stride, stride);
         });
     } else {
-        const int64_t groups = w.columns / w.group, total = R * groups;
-        const bf16* raw = w.scales + row * groups;
+        const int64_t groups = w.columns / w.group;
         float scales[R * MAX_GROUPS];
-        int64_t g = 0;
-        for (; g + LANES <= total; g += LANES) store(scales + g, widen(raw + g));
-        for (; g < total; g++) scales[g] = widen_one(raw[g]);
+        for (int64_t r = 0; r < R; r++) {
+            const bf16* raw = w.scales + place.at(r) * groups;
+            int64_t g = 0;
+            for (; g + LANES <= groups; g += LANES) store(scales + r * groups + g, widen(raw + g));
+            for (; g < groups; g++) scales[r * groups + g] = widen_one(raw[g]);
+        }
         for_tiles<2>(B, [&](int64_t m, auto count) {
             constexpr int M = decltype(count)::value;
             if (w.group == 32)
-                tile_scaled<32, R, M>(w, row, scales, x, m, out + m * stride, stride, ahead);
+                tile_scaled<32, R, M>(w, place, scales, x, m, out + m * stride, stride);
             else
-                tile_scaled<64, R, M>(w, row, scales, x, m, out + m * stride, stride, ahead);
+                tile_scaled<64, R, M>(w, place, scales, x, m, out + m * stride, stride);
         });
     }
 }
 
 // Many rows: R rows of the matrix are made integers once, 32 columns of each in turn, and stay in the L1 cache for all of x.
 template <int R, int M>
-inline void tile_wide(const int16_t* wide, const float* scales, int64_t K, const Rows& x, int64_t first,
-                      const float* bias, float* out, int64_t stride) {
+inline void tile_wide(const Matrix& w, Place place, const int16_t* wide, const Rows& x, int64_t first, float* out,
+                      int64_t stride) {
+    const int64_t K = w.columns;
     const int16_t* from_x = x.integers + first * K;
     alignas(64) float memory[R * M * LANES] = {};
     float* sums = memory;
@@ -294,20 +328,20 @@ inline void tile_wide(const int16_t* wide, const float* scales, int64_t K, const
             }
     }
     for (int m = 0; m < M; m++)
-        finish<R>([&](int r) { return mul(load(sums + (r * M + m) * LANES), set1(scales[r])); }, x.scales[first + m], bias,
-                  out + m * stride);
+        finish<R>([&](int r) { return mul(load(sums + (r * M + m) * LANES), set1(w.row_scales[place.at(r)])); },
+                  x.scales[first + m], w.bias, place, out + m * stride);
 }
 
 template <int BITS, int R>
-inline void rows_wide(const Matrix& w, int64_t row, const Rows& x, int64_t B, float* out, int64_t stride, int16_t* wide) {
+inline void rows_wide(const Matrix& w, Place place, const Rows& x, int64_t B, float* out, int64_t stride, int16_t* wide) {
     const int64_t K = w.columns, groups = K / w.group, bytes = K * BITS / 8;
     const int shift = __builtin_ctzll(w.group);
-    const Pairs pairs(w, row, R);
+    const Pairs pairs(w, place, R);
     const Reader<BITS> reader(w, WIDE_BITS);
     for (int64_t r = 0; r < R; r++) {
-        const uint8_t* from = static_cast<const uint8_t*>(w.values) + (row + r) * bytes;
+        const uint8_t* from = static_cast<const uint8_t*>(w.values) + place.at(r) * bytes;
         for (int64_t k = 0; k < K; k += reader.COLUMNS) {
-            prefetch(from + R * bytes + k * BITS / 8);
+            prefetch(from + place.leap(R) * bytes + k * BITS / 8);
             Words part[reader.COLUMNS / 32];
             reader.read(from + k * BITS / 8, part);
             for (int p = 0; p < reader.COLUMNS / 32; p++) {
@@ -318,32 +352,30 @@ inline void rows_wide(const Matrix& w, int64_t row, const Rows& x, int64_t B, fl
         }
     }
     for_tiles<std::min(4, TILE_ROWS)>(B, [&](int64_t m, auto count) {  // six would leave no registers in AVX-512
-        tile_wide<R, decltype(count)::value>(wide, w.row_scales + row, K, x, m, w.bias ? w.bias + row : nullptr,
-                                             out + m * stride + row, stride);
+        tile_wide<R, decltype(count)::value>(w, place, wide, x, m, out + m * stride, stride);
     });
 }
 
 template <int BITS>
 void multiply_integers(const Matrix& w, const Rows& x, int64_t B, float* out, int64_t stride, int64_t low, int64_t high) {
-    int64_t row = low;
-    if (B <= MAX_FEW_ROWS) {
-        for (; row + 4 <= high; row += 4) rows_few<BITS, 4>(w, row, x, B, out, stride);
-        for (; row < high; row++) rows_few<BITS, 1>(w, row, x, B, out, stride);
-        return;
-    }
-    std::vector<int16_t> wide(4 * w.columns);
-    for (; row + 4 <= high; row += 4) rows_wide<BITS, 4>(w, row, x, B, out, stride, wide.data());
-    for (; row < high; row++) rows_wide<BITS, 1>(w, row, x, B, out, stride, wide.data());
+    std::vector<int16_t> wide(B <= MAX_FEW_ROWS ? 0 : 4 * w.columns);
+    for_places(low, high, B <= MAX_FEW_ROWS, [&](Place place, auto count) {
+        constexpr int R = decltype(count)::value;
+        if (B <= MAX_FEW_ROWS)
+            rows_few<BITS, R>(w, place, x, B, out, stride);
+        else
+            rows_wide<BITS, R>(w, place, x, B, out, stride, wide.data());
+    });
 }
 
 // Computes this thread's rows of the matrix: out (B, rows) fp32 = x (B, columns) times w^T, plus the bias.
 inline void multiply(const Matrix& w, const Rows& x, int64_t B, float* out, int64_t stride, Share share) {
-    const int64_t high = share.high(w.rows, 4);
-    int64_t row = share.low(w.rows, 4);
-    if (w.bits == 8) return multiply_integers<8>(w, x, B, out, stride, row, high);
-    if (w.bits == 4) return multiply_integers<4>(w, x, B, out, stride, row, high);
-    for (; row + 4 <= high; row += 4) rows_bf16<4>(w, row, x.values, B, out, stride);
-    for (; row < high; row++) rows_bf16<1>(w, row, x.values, B, out, stride);
+    const int64_t low = share.low(w.rows, 4), high = share.high(w.rows, 4);
+    if (w.bits == 8) return multiply_integers<8>(w, x, B, out, stride, low, high);
+    if (w.bits == 4) return multiply_integers<4>(w, x, B, out, stride, low, high);
+    for_places(low, high, B <= MAX_STREAMED_ROWS, [&](Place place, auto count) {
+        rows_bf16<decltype(count)::value>(w, place, x.values, B, out, stride);
+    });
 }
 
 // Dequantizes rows to bf16, rounded once.
