@@ -55,8 +55,8 @@ struct Share {  // the part of one thread of the team
 };
 
 // The R rows of the matrix that are multiplied together. Where the speed is that of memory they are far from each other,
-// and each is read on to the next one: R streams. A processor takes four neighbours for one stream with leaps, and reads
-// them at half of the speed. Where x fills the L1 cache, neighbours are 2 to 5 % faster.
+// and each is read on to the next one: R streams. A processor takes four adjacent rows for one stream with leaps, and
+// reads them at half of the speed. Where x fills the L1 cache, adjacent rows are 2 to 5 % faster.
 struct Place {
     int64_t row, step;
     int64_t at(int64_t r) const { return row + r * step; }
