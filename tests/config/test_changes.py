@@ -126,7 +126,7 @@ def test_the_page_names_every_field_that_is_not_free():
 @pytest.mark.parametrize(
     ("override", "before", "after"),
     [
-        ("pretrain.mixture.spelling=0.3", "{spelling = 0.045}", "{spelling = 0.3}"),
+        ("pretrain.mixture.spelling=0.3", f"{{spelling = {SAVED.pretrain.mixture['spelling']}}}", "{spelling = 0.3}"),
         ("pretrain.mixture.other=0.3", "{}", "{other = 0.3}"),
         (f"run.init_from={'/very' * 12}/long", "not set", None),
     ],

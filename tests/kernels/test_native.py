@@ -19,7 +19,7 @@ from fledgling.runtime.compiler import find_cxx_compiler
 from tests.kernels.matrices import make_matrix, quantize
 from tests.kernels.test_decoding_step import compute_logits, make_model
 
-COUNTS = (1, 2, 3, 7, 8, 9, 13, 64)  # rows of x: alone, and in every mixture of tiles
+COUNTS = (1, 2, 3, 7, 8, 9, 13, 16, 17, 64)  # rows of x: alone, in every mixture of tiles, in either order of reading
 NAMES = [variant.name for variant in list_variants()]
 FULL_SIZE = ("avx512-vnni", "avx512")  # compiled for `make test-all` alone: parts of avx512-bf16
 

@@ -181,6 +181,7 @@ def test_an_attack_fails(attack, definitions, layers):
         start = time.monotonic()
         report = run_attack(attack, definitions, disabled)
         assert "timed out" not in attack.right or time.monotonic() - start < SHORT_LIMITS.timeout + 15.0
+        assert "timed out after" not in report or f"timed out after {SHORT_LIMITS.timeout:g} s" in report
         assert "ESCAPED" not in report
         right = [*attack.right, "FileNotFoundError"] if name == "namespaced" else attack.right
         assert any(words in report for words in right), report[:500]

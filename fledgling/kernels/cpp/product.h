@@ -34,8 +34,8 @@ constexpr int64_t MAX_GROUPS = 1024;         // of a row
 constexpr int64_t MAX_FEW_ROWS = 2;          // of x, with which no integers of the matrix are kept
 constexpr int64_t MAX_STREAMED_ROWS = 16;    // of x, with which the speed of a bf16 product is that of memory
 constexpr int64_t MAX_SHORT_ROW = 1024;      // columns of the matrix: four such rows leave most of the L1 cache free
-constexpr int64_t READ_AHEAD = 2048;         // bytes of each row of the matrix that is read, with one or two rows of x
-constexpr int64_t FRACTIONS_AHEAD = 256;     // values of its fractions
+constexpr int64_t READ_AHEAD = 2048;         // bytes of each row: bf16 with one row of x, few bits with one or two
+constexpr int64_t SCALES_AHEAD = 256;        // scales or fractions of each row
 constexpr int64_t CHUNK = 32 * LANES;        // columns: 32 products a lane
 constexpr int WIDE_BITS = 5;                 // a level times 2^5 is at most 4064
 constexpr float LARGEST_INTEGER = 16383.0f;  // of x: 32 x 4064 x 16383 < 2^31
@@ -54,13 +54,13 @@ struct Share {  // the part of one thread of the team
     }
 };
 
-// The R rows of the matrix that are multiplied together. Where the speed is that of memory they are far from each other,
-// and each is read on to the next one: R streams. A processor takes four adjacent rows for one stream with leaps, and
-// reads them at half of the speed. Where x fills the L1 cache, adjacent rows are 2 to 5 % faster.
+// The R rows of the matrix that are multiplied together. Where the speed is that of memory they are far from each
+// other, and the row after each is read next: R streams. A processor takes four adjacent rows for one stream with leaps,
+// and reads them at half of the speed. With more than MAX_STREAMED_ROWS rows of x adjacent rows are 3 to 10 % faster.
 struct Place {
     int64_t row, step;
     int64_t at(int64_t r) const { return row + r * step; }
-    int64_t leap(int64_t R) const { return step == 1 ? R : 1; }  // rows from each one to what the next place has of it
+    int64_t leap(int64_t R) const { return step == 1 ? R : 1; }  // rows from at(r) to at(r) of the next place
 };
 
 // Calls next(place, R) for places of R = 4 rows, and of one at the end, that cover rows `low` to `high` - 1.
@@ -82,6 +82,15 @@ inline float encode(const bf16* x, int64_t K, int16_t* to) {
     return largest / LARGEST_INTEGER;
 }
 
+// to[n] = change(from[n]). A row has few groups, often no multiple of a vector's values: four at a time are one vector.
+template <class From, class To, class Change>
+inline void convert(const From* from, int64_t count, To* to, const Change& change) {
+    int64_t n = 0;
+    for (; n + 4 <= count; n += 4)
+        for (int64_t place = n; place < n + 4; place++) to[place] = change(from[place]);
+    for (; n < count; n++) to[n] = change(from[n]);
+}
+
 // Calls next(m, M) for tiles of M rows, at most MOST, that cover B rows.
 template <int MOST, class Next>
 inline void for_tiles(int64_t B, const Next& next) {
@@ -98,10 +107,11 @@ inline void for_tiles(int64_t B, const Next& next) {
     if (m < B) take(std::integral_constant<int, 1>());
 }
 
-// Writes the sums of R rows of the matrix with one row of x; out: of all rows of the matrix.
+// Writes the sums of R rows of the matrix with one row of x; out (rows of the matrix).
 template <int R, class Sum>
 inline void finish(const Sum& sum, float scale, const float* bias, Place place, float* out) {
-    float sums[4];
+    static_assert(R == 4 || R == 1);
+    float sums[R];
     if constexpr (R == 4)
         store_sums(sums, sum(0), sum(1), sum(2), sum(3));
     else
@@ -144,9 +154,9 @@ template <int R>
 inline void rows_bf16(const Matrix& w, Place place, const bf16* x, int64_t B, float* out, int64_t stride) {
     int64_t tiles = 0;
     for_tiles<TILE_ROWS>(B, [&](int64_t m, auto count) {
-        // The next rows are prefetched while these are multiplied: all with the first tile, but half of them with each
-        // of two tiles where they are short, and one with each where x alone fills the L1 cache. With one row of x a
-        // fixed distance is enough.
+        // The next rows are prefetched while these are multiplied: all with the first tile; half of them with each of
+        // two tiles where rows are short, as the first would wait for so many; one with each tile of many rows of x,
+        // which fill the L1 cache. With one row of x a fixed distance is enough.
         Prefetch ahead{tiles == 0 ? ~0 : 0, B == 1 ? READ_AHEAD : place.leap(R) * w.columns * 2};
         if (B > MAX_STREAMED_ROWS)
             ahead.rows = tiles < R ? 1 << tiles : 0;
@@ -224,11 +234,8 @@ struct Pairs {
         for (int64_t r = 0; r < count; r++) {
             const int16_t* from = w.fractions + place.at(r) * groups;
             uint32_t* to = values + r * groups;
-            for (int64_t g = 0; g < groups; g += 32) prefetch(from + g + FRACTIONS_AHEAD);
-            int64_t g = 0;
-            for (; g + 8 <= groups; g += 8)  // a constant number of them is one vector
-                for (int64_t n = 0; n < 8; n++) to[g + n] = uint16_t(from[g + n]) * 0x10001u;
-            for (; g < groups; g++) to[g] = uint16_t(from[g]) * 0x10001u;
+            for (int64_t g = 0; g < groups; g += 32) prefetch(from + g + SCALES_AHEAD);
+            convert(from, groups, to, [](int16_t fraction) { return uint16_t(fraction) * 0x10001u; });
         }
     }
 };
@@ -284,10 +291,9 @@ inline void rows_few(const Matrix& w, Place place, const Rows& x, int64_t B, flo
         const int64_t groups = w.columns / w.group;
         float scales[R * MAX_GROUPS];
         for (int64_t r = 0; r < R; r++) {
-            const bf16* raw = w.scales + place.at(r) * groups;
-            int64_t g = 0;
-            for (; g + LANES <= groups; g += LANES) store(scales + r * groups + g, widen(raw + g));
-            for (; g < groups; g++) scales[r * groups + g] = widen_one(raw[g]);
+            const bf16* from = w.scales + place.at(r) * groups;
+            for (int64_t g = 0; g < groups; g += 32) prefetch(from + g + SCALES_AHEAD);
+            convert(from, groups, scales + r * groups, widen_one);
         }
         for_tiles<2>(B, [&](int64_t m, auto count) {
             constexpr int M = decltype(count)::value;
@@ -341,7 +347,7 @@ inline void rows_wide(const Matrix& w, Place place, const Rows& x, int64_t B, fl
     for (int64_t r = 0; r < R; r++) {
         const uint8_t* from = static_cast<const uint8_t*>(w.values) + place.at(r) * bytes;
         for (int64_t k = 0; k < K; k += reader.COLUMNS) {
-            prefetch(from + place.leap(R) * bytes + k * BITS / 8);
+            prefetch(from + R * bytes + k * BITS / 8);
             Words part[reader.COLUMNS / 32];
             reader.read(from + k * BITS / 8, part);
             for (int p = 0; p < reader.COLUMNS / 32; p++) {
@@ -358,10 +364,11 @@ inline void rows_wide(const Matrix& w, Place place, const Rows& x, int64_t B, fl
 
 template <int BITS>
 void multiply_integers(const Matrix& w, const Rows& x, int64_t B, float* out, int64_t stride, int64_t low, int64_t high) {
-    std::vector<int16_t> wide(B <= MAX_FEW_ROWS ? 0 : 4 * w.columns);
-    for_places(low, high, B <= MAX_FEW_ROWS, [&](Place place, auto count) {
+    const bool few = B <= MAX_FEW_ROWS;
+    std::vector<int16_t> wide(few ? 0 : 4 * w.columns);
+    for_places(low, high, few, [&](Place place, auto count) {
         constexpr int R = decltype(count)::value;
-        if (B <= MAX_FEW_ROWS)
+        if (few)
             rows_few<BITS, R>(w, place, x, B, out, stride);
         else
             rows_wide<BITS, R>(w, place, x, B, out, stride, wide.data());
