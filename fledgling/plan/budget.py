@@ -163,11 +163,20 @@ def is_near(planned: Planned, comparison: SizeComparison) -> bool:
     )
 
 
+def reads_far_less(planned: Planned, comparison: SizeComparison) -> bool:
+    """Returns whether a run reads less than half of the tokens of every past run: a law says little of it."""
+    _, tokens = get_size(planned, comparison.quantity)
+    reads = [get_size(run, comparison.quantity)[1] for run in comparison.runs]
+    return bool(reads) and tokens * NEAR < min(reads)
+
+
 def choose_depth(found: Mapping[int, RunChoice], comparison: SizeComparison, own: int) -> RunChoice:
     """Returns the run of least loss by the first law, of those that all laws find better than the recipe's depth.
 
     A law that was fitted to few runs, or is asked far beyond them, changes with every run that it is fitted to: where
-    its forms without one of them disagree, the recipe's depth stays.
+    its forms without one of them disagree, the recipe's depth stays, unless its own run is one of which the laws say
+    little, because it would read far less than every past run: then the first law decides among those of which a past
+    run was near.
 
     Args:
         found: runs by depth.
@@ -180,8 +189,11 @@ def choose_depth(found: Mapping[int, RunChoice], comparison: SizeComparison, own
     allowed = list(found)
     if own in found:
         limits = [loss * (1 - MIN_DEPTH_GAIN) for loss in losses[own]]
-        better = [depth for depth in found if all(map(float.__lt__, losses[depth], limits))]
-        allowed = [own, *(depth for depth in better if is_near(found[depth].planned, comparison))]
+        near = [depth for depth in found if is_near(found[depth].planned, comparison)]
+        if reads_far_less(found[own].planned, comparison):
+            allowed = near or [own]
+        else:
+            allowed = [own, *(depth for depth in near if all(map(float.__lt__, losses[depth], limits)))]
     return found[min(allowed, key=lambda depth: losses[depth][0])]
 
 

@@ -115,6 +115,18 @@ def test_a_depth_far_from_the_past_runs_or_found_by_some_fits_alone_is_not_taken
     assert choose(60, runs=[]).recipe.model.depth == 4 and "none: 0 past runs" in choose(60).law
 
 
+def test_where_the_recipes_depth_would_read_far_less_than_every_past_run_it_has_no_precedence():
+    """On a machine that others use too, three minutes became 36 steps of four layers, on which the fits disagreed."""
+    draw = random.Random(1)
+    past = [
+        make_run(draw, 0.02, parameters, tokens)
+        for parameters in (655_360, 1_720_320, 3_670_016)
+        for tokens in (4e6, 8e6)
+    ]
+    assert choose(3, 1500.0, runs=past).recipe.model.depth == 2, "the smallest of which there is a past run"
+    assert choose(12, 5000.0, runs=past).recipe.model.depth == 3, "not far: as before"
+
+
 def test_with_later_stages_the_depth_is_that_of_the_best_model_at_the_end():
     """A small model reads the most text, and learns the least of what comes after it."""
     draw = random.Random(0)
