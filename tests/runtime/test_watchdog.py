@@ -91,7 +91,7 @@ def test_a_stopped_rank_is_named_after_some_seconds_unless_it_continues(tmp_path
         assert watchdog.STOPPED_TIMEOUT <= pass_time(dog, store, 30, [1]) <= watchdog.STOPPED_TIMEOUT + 1
         assert "is stopped (SIGSTOP)" in dog.fault
         dog._kill_faulty_rank()
-        assert other.wait(timeout=10) == -9
+        assert other.wait(timeout=60) == -9
     finally:
         other.kill()
 

@@ -40,7 +40,7 @@ def call(address: str, path: str, body: bytes | None = None, **headers: str) -> 
         return problem.code, json.loads(problem.read() or b"null"), dict(problem.headers)
 
 
-def wait_for(condition, seconds: float = 10) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"

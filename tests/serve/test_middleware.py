@@ -220,7 +220,7 @@ def test_one_host_header_with_a_name_of_this_server_is_needed(random_engine, hos
     ],
 )
 def test_no_request_on_the_wire_opens_a_route(gated_server, head):
-    with socket.create_connection(gated_server, timeout=10) as client:
+    with socket.create_connection(gated_server, timeout=60) as client:
         client.sendall(f"{head}Connection: close\r\n\r\n".encode())
         assert client.recv(65536).split(b" ")[1] in (b"400", b"401")
 
