@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -71,6 +72,13 @@ class FaultyServer:
         self.server = _Server(("127.0.0.1", self.port), handler)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def wait_until_faults_are_taken(self) -> None:
+        """Waits until requests have taken every fault: one that is stopped on its way leaves its fault to the next."""
+        deadline = time.monotonic() + 60
+        while self.faults:
+            assert time.monotonic() < deadline, f"no request took {self.faults}"
+            time.sleep(0.005)
 
     def stop(self) -> None:
         """Closes every connection at once and stops listening."""

@@ -137,6 +137,7 @@ def test_an_error_is_readable_on_the_narrowest_phone(page, faulty):
 def test_a_stop_before_the_first_token_leaves_a_question_that_can_be_answered(page, faulty):
     faulty.faults.append(("hang", 0))
     send(page, "first")
+    faulty.wait_until_faults_are_taken()
     page.locator("#stop").click()
     page.locator(".message.user").wait_for()
     assert page.locator(".message.assistant").count() == 0
@@ -151,6 +152,7 @@ def test_a_message_sent_right_after_a_stop_is_kept(page, faulty):
     faulty.faults.append(("hang", 0))
     send(page, "second")
     page.locator("#stop").wait_for()
+    faulty.wait_until_faults_are_taken()
     page.evaluate("""() => {
         document.getElementById("stop").click();
         document.getElementById("message").value = "third";
@@ -297,6 +299,7 @@ def test_random_faults_never_stop_the_page_and_lose_no_finished_turn(context, fa
     for step in range(steps):
         page, kind = draw.choice(pages), draw.choice(kinds)
         byte = draw.randrange(1200)  # of about 2,000
+        faulty.faults.clear()  # of a request that was stopped on its way
         faults = {"status": draw.choice([429, 500, 503]), "empty": "empty", "fine": None}
         faulty.faults.append(faults.get(kind, ("cut" if kind == "cut" else "hang", byte)))
         if kind == "new":
