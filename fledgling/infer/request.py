@@ -120,6 +120,11 @@ class Request:
         if not self.finish_reason and len(self.tokens) >= self.token_limit:
             self.finish_reason = self.limit_reason
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether there are penalties, a logit bias or a constraint."""
+        return self.constraint is not None or self.sampling.adjusts_logits
+
     def adjust_logits_(self, logits: Tensor) -> None:
         """Applies penalties, logit bias and the constraint to the row of logits (V,) of the next token, in place.
 
@@ -204,7 +209,8 @@ def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
     """
     noise = _draw_noise(requests).to(logits.device, non_blocking=True)
     for row, request in enumerate(requests):
-        request.adjust_logits_(logits[row])
+        if request.adjusts_logits:
+            request.adjust_logits_(logits[row])
     groups: dict[tuple, list[int]] = {}  # rows by sampling parameters: most often one group
     for row, request in enumerate(requests):
         groups.setdefault(request.sampling.batch_key, []).append(row)

@@ -1,10 +1,10 @@
 """A decoding step as one call of cpp/step.cpp: a few new tokens, one or more for each row, through all blocks.
 
 At batch 1 a product of a block takes a tenth of a millisecond, and the forty small operations between products take as
-long again. Here the blocks are described once, by addresses, and run in one call on the weights in place; the embedding
-before and the norm after them are the model's. The result equals the model's up to rounding: between the products it
-keeps fp32 where the model rounds to bf16. Each new token is a query of its own; those of one row read the same blocks,
-each up to its own position.
+long again. Here the blocks and the norm after them are described once, by addresses, and run in one call on the weights
+in place; the embedding before them is the model's. The result equals the model's up to rounding: between the products
+it keeps fp32 where the model rounds to bf16. Each new token is a query of its own; those of one row read the same
+blocks, each up to its own position.
 
 It is for models in bf16 on a CPU; `backend.py` chooses it.
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_double, c_int64, c_void_p
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from fledgling.model.adapter import has_adapter
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.feed_forward import GatedFeedForward
 from fledgling.model.norm import LayerNorm, WeightedRMSNorm
+from fledgling.model.positions import LearnedPositions
 from fledgling.model.scalars import Gate, LearnedScalars
 from fledgling.model.transformer import Transformer, TransformerBlock
 from fledgling.model.value_embedding import ValueEmbedding
@@ -36,6 +38,7 @@ from fledgling.model.value_embedding import ValueEmbedding
 ACTIVATIONS = ("relu2", "gelu", "swiglu")  # the index is the number in cpp/block.h
 MAX_HEAD_WIDTH = 512
 MAX_STEP_TOKENS = 256  # with more new tokens the model is about as fast
+Pool = ctypes.Array[c_void_p]  # of each layer, the address of the first block
 
 
 class NativeNorm(ctypes.Structure):
@@ -64,6 +67,8 @@ class NativeShape(ctypes.Structure):
         ("eps", c_double),
         *((name, c_int64) for name in ("exclusive", "keeps")),
         *(("back_out", c_void_p), ("back_out_from", c_int64)),
+        ("last_norm", NativeNorm),
+        *(("cosine", c_void_p), ("sine", c_void_p), ("context", c_int64)),
     )
 
 
@@ -94,6 +99,10 @@ class DecodingStep:
         self.vectors: list[tuple[Tensor, nn.Parameter]] = []  # copies in fp32, and their sources
         self.value_embeddings: list[ValueEmbedding | None] = []  # of each layer
         back_out = model.skip_connections.back_out if model.skip_connections else None
+        tables = [] if isinstance(model.positions, LearnedPositions) else list(model.positions.buffers())
+        # (context, D / 2) in fp32, with the model's rounding to bf16
+        self.angles = [table.to(torch.bfloat16).float().contiguous() for table in tables]
+        self.pools: WeakKeyDictionary[KVCache, tuple[int, list[Pool]]] = WeakKeyDictionary()  # by storage_version
         self.shape = NativeShape(
             config.depth,
             config.width,
@@ -108,6 +117,9 @@ class DecodingStep:
             int(model.skip_connections is not None),
             self._copy_weight(back_out),
             config.depth // 2,
+            self._make_norm(model.norm),
+            *([table.data_ptr() for table in self.angles] or [None, None]),
+            config.context,
         )
         self.layers = (NativeLayer * config.depth)(*map(self._make_layer, model.blocks))  # of addresses in the weights
         self.head = self._make_matrix(model.head)
@@ -134,11 +146,11 @@ class DecodingStep:
         tables = torch.tensor(
             [[block.index for block in row.block_table] + [0] * (most - len(row.block_table)) for row in rows]
         )
+        if all(count == 1 for count in counts):
+            return self.run_blocks(tokens, torch.tensor([[row.length] for row in rows]), cache, tables)
         row_numbers = [number for number, count in enumerate(counts) for _ in range(count)]
         offsets = [offset for count in counts for offset in range(count)]
         positions = torch.tensor([[rows[number].length + n] for number, n in zip(row_numbers, offsets, strict=True)])
-        if len(row_numbers) == len(tokens):
-            return self.run_blocks(tokens, positions, cache, tables)
         queries = tokens[row_numbers, offsets][:, None]  # (Q, 1)
         hidden = self.run_blocks(queries, positions, cache, tables[row_numbers])
         padded = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
@@ -153,13 +165,8 @@ class DecodingStep:
             cache: of bf16; its blocks of a layer are (N, G, S, D).
             tables: (Q, ...) int64, the blocks of each query's row, in order.
         """
-        model = self.model
-        x, rotary = model.positions(
-            self._embed(tokens, positions, cache, tables), positions.clamp(max=model.config.context - 1)
-        )
-        x = x.float().contiguous()  # (Q, 1, C)
-        angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
-        pools = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (cache.keys, cache.values)]
+        x = self._embed(tokens, positions, cache, tables).float().contiguous()  # (Q, 1, C)
+        out = torch.empty(x.shape, dtype=torch.bfloat16)
         added = [None if table is None else look_up(tokens, table.weight).float() for table in self.value_embeddings]
         additions = (c_void_p * len(added))(*(None if rows is None else rows.data_ptr() for rows in added))
         library = native.load_native_library()
@@ -167,33 +174,44 @@ class DecodingStep:
         library.fledgling_step(
             ctypes.byref(self.shape),
             self.layers,
-            c_void_p(x.data_ptr()),
-            c_int64(len(tokens)),
-            *pools,
-            c_void_p(tables.data_ptr()),
-            *(c_int64(tables.numel() // len(tokens)), c_int64(cache.block_size)),
-            c_void_p(positions.data_ptr()),
-            *(c_void_p(None if part is None else part.data_ptr()) for part in angles),
+            x.data_ptr(),
+            out.data_ptr(),
+            len(tokens),
+            *self._find_pools(cache),
+            tables.data_ptr(),
+            *(tables.shape[1], cache.block_size),
+            positions.data_ptr(),
             additions,
-            c_int64(torch.get_num_threads()),
+            torch.get_num_threads(),
         )
-        return model.norm(x.to(torch.bfloat16))
+        return out
+
+    def _find_pools(self, cache: KVCache) -> list[Pool]:
+        """Returns the addresses of each layer's keys, and of its values."""
+        version, pools = self.pools.get(cache, (-1, []))
+        if version != cache.storage_version:
+            addresses = [[layer.data_ptr() for layer in part] for part in (cache.keys, cache.values)]
+            pools = [(c_void_p * len(part))(*part) for part in addresses]
+            self.pools[cache] = cache.storage_version, pools
+        return pools
 
     def _embed(self, tokens: Tensor, positions: Tensor, cache: KVCache, tables: Tensor) -> Tensor:
-        """Returns the embedded tokens (Q, 1, C), smeared where the model does that; the cache then keeps their ids."""
+        """Returns the input of the first block (Q, 1, C); with smear the cache keeps the ids of the tokens."""
         model = self.model
 
         def embed(ids: Tensor) -> Tensor:
             return model.embedding_norm(model.embedding(ids).to(torch.bfloat16))
 
         x = embed(tokens)
-        if model.smear is None:
-            return x
-        (stored,), size = cache.tokens, cache.block_size
-        stored[tables.gather(1, positions // size), positions % size] = tokens
-        before = (positions - 1).clamp(min=0)
-        previous = embed(stored[tables.gather(1, before // size), before % size])
-        return model.smear(x, previous * (positions > 0)[..., None].to(x.dtype))
+        if model.smear is not None:
+            (stored,), size = cache.tokens, cache.block_size
+            stored[tables.gather(1, positions // size), positions % size] = tokens
+            before = (positions - 1).clamp(min=0)
+            previous = embed(stored[tables.gather(1, before // size), before % size])
+            x = model.smear(x, previous * (positions > 0)[..., None].to(x.dtype))
+        if isinstance(model.positions, LearnedPositions):
+            x, _ = model.positions(x, positions.clamp(max=model.config.context - 1))
+        return x
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states (..., C) of at most `native.MAX_ROWS` tokens -> logits (..., V) in fp32."""

@@ -27,6 +27,13 @@ from fledgling.runtime.compiler import find_cxx_compiler
 MAX_ROWS = 64  # with more rows the product is bound by arithmetic, and PyTorch's is as fast
 MAX_GROUPS, WIDE_BITS = 1024, 5  # as in product.h
 ENV_SWITCH = "FLEDGLING_NATIVE"  # "0": PyTorch computes everything; or the name of a variant
+ADDRESS, COUNT = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS = {  # of the functions of step.cpp
+    "fledgling_linear": (ADDRESS, ADDRESS, COUNT, ADDRESS, COUNT),
+    "fledgling_widen": (ADDRESS, ADDRESS, COUNT),
+    "fledgling_read": (ADDRESS, COUNT, COUNT),
+    "fledgling_step": (*[ADDRESS] * 4, COUNT, *[ADDRESS] * 3, COUNT, COUNT, ADDRESS, ADDRESS, COUNT),
+}
 
 
 class NativeMatrix(ctypes.Structure):
@@ -74,17 +81,25 @@ def load_variant(variant: Variant) -> ctypes.CDLL | None:
         try:
             if not is_whole(prebuilt):
                 raise OSError(f"{prebuilt} was cut or changed: install the wheel again")
-            return ctypes.CDLL(str(prebuilt))
+            return open_library(prebuilt)
         except OSError as problem:  # also where a library that it needs is missing
             print(f"the prebuilt native kernels cannot be loaded ({problem})", file=sys.stderr)
     compiler = find_cxx_compiler()
     if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(_compile_library(compiler, variant)))
+        return open_library(_compile_library(compiler, variant))
     except (OSError, subprocess.SubprocessError) as problem:
         print(f"decoding without native kernels: {compiler} or its library failed ({problem})", file=sys.stderr)
         return None
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Opens a compiled variant. Raises OSError."""
+    library = ctypes.CDLL(str(path))
+    for name, types in ARGUMENTS.items():
+        getattr(library, name).argtypes = types
+    return library
 
 
 def _compile_library(compiler: str, variant: Variant) -> Path:
@@ -161,16 +176,10 @@ def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
     """Computes x (..., K) bf16 -> (..., N) fp32, for at most MAX_ROWS rows."""
     x = x.contiguous()
     out = torch.empty(*x.shape[:-1], matrix.rows)
-    count = ctypes.c_int64(x.numel() // matrix.columns)
+    count, threads = x.numel() // matrix.columns, torch.get_num_threads()
     library = load_native_library()
     assert library is not None
-    library.fledgling_linear(
-        ctypes.byref(matrix),
-        ctypes.c_void_p(x.data_ptr()),
-        count,
-        ctypes.c_void_p(out.data_ptr()),
-        ctypes.c_int64(torch.get_num_threads()),
-    )
+    library.fledgling_linear(ctypes.byref(matrix), x.data_ptr(), count, out.data_ptr(), threads)
     return out
 
 
@@ -179,16 +188,14 @@ def read_memory(vector: Tensor) -> bool:
     library = load_native_library()
     if library is None:
         return False
-    count, threads = ctypes.c_int64(vector.numel()), ctypes.c_int64(torch.get_num_threads())
-    library.fledgling_read(ctypes.c_void_p(vector.data_ptr()), count, threads)
+    library.fledgling_read(vector.data_ptr(), vector.numel(), torch.get_num_threads())
     return True
 
 
 def widen_matrix(matrix: NativeMatrix) -> Tensor:
     """Dequantizes a matrix: returns (N, K) bf16."""
     out = torch.empty(matrix.rows, matrix.columns, dtype=torch.bfloat16)
-    threads = ctypes.c_int64(torch.get_num_threads())
     library = load_native_library()
     assert library is not None
-    library.fledgling_widen(ctypes.byref(matrix), ctypes.c_void_p(out.data_ptr()), threads)
+    library.fledgling_widen(ctypes.byref(matrix), out.data_ptr(), torch.get_num_threads())
     return out

@@ -146,7 +146,7 @@ class KVCache:
 
     Args:
         is_static: for steps that are captured as a CUDA graph (infer/step_graphs.py): blocks never move, the storage is
-            (N, S, H, D) in memory and grows by doubling. Each growth changes `storage_version`.
+            (N, S, H, D) in memory and grows by doubling. `storage_version` changes whenever the storage moves.
     """
 
     def __init__(
@@ -258,6 +258,7 @@ class KVCache:
         for storages in (self.keys, self.values, self.tokens):
             for layer, old in enumerate(storages):
                 storages[layer] = old[indices]
+        self.storage_version += 1
         for index, block in enumerate(blocks, 1):
             block.index = index
         self.allocated, self._free = {block.index: block for block in blocks}, []

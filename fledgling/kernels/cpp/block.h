@@ -33,8 +33,12 @@ struct Shape {
     double eps;          // of that normalization
     int64_t exclusive;   // 1: a head's result is without its part along the token's own value
     int64_t keeps;       // 1: the stream before each layer is kept, for skips and for what is backed out
-    const float* back_out;  // r: x - r y is the result, with y the stream before layer `back_out_from`; or null
+    const float* back_out;  // r: x - r y is normalized, with y the stream before layer `back_out_from`; or null
     int64_t back_out_from;
+    Norm last_norm;         // of the result
+    const float* cosine;    // (context, head_width / 2), or null without RoPE
+    const float* sine;
+    int64_t context;
 };
 
 constexpr int64_t GATE_WIDTH = 32;  // values of the normalized input that a gate reads

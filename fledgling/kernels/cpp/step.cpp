@@ -107,13 +107,14 @@ uint64_t fledgling_read(const uint64_t* values, int64_t count, int64_t threads) 
     return total;
 }
 
-// Runs all blocks for B new tokens, of one row or of several; x (B, C) fp32 is changed in place.
+// Runs all blocks and the last norm for B new tokens, of one row or of several; x (B, C) fp32 is changed in place, out
+// (B, C) bf16 is the result.
 // keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): the blocks of each token's row, in order;
-// positions (B): the number of tokens before it; cosine, sine (B, D / 2), or null without RoPE; additions: of each layer,
-// (B, G D), which are added to its values, or null.
-void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* const* keys,
+// positions (B): the number of tokens before it; additions: of each layer, (B, G D), which are added to its values, or
+// null.
+void fledgling_step(const Shape* shape, const Layer* layers, float* x, bf16* out, int64_t B, bf16* const* keys,
                     bf16* const* values, const int64_t* tables, int64_t most, int64_t block, const int64_t* positions,
-                    const float* cosine, const float* sine, const float* const* additions, int64_t threads) {
+                    const float* const* additions, int64_t threads) {
     const Shape& s = *shape;
     const int64_t C = s.width, D = s.head_width, H = s.heads, G = s.kv_heads, F = s.intermediate_size, E = C + 2 * G * D;
     const int64_t longest = 32 + *std::max_element(positions, positions + B);
@@ -132,7 +133,9 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
             for (int64_t b = 0; b < B; b++)
                 for (int64_t c = share.low(C, 4); c < share.high(C, 4); c++) x[b * C + c] += added[b * C + c];
         };
-        const auto angle = [&](const float* angles, int64_t b) { return angles ? angles + b * D / 2 : nullptr; };
+        const auto angle = [&](const float* angles, int64_t b) {
+            return angles ? angles + std::min(positions[b], s.context - 1) * D / 2 : nullptr;
+        };
         const auto add_stream = [&](float factor, int64_t from, int64_t n) { x[n] += factor * streams[from * B * C + n]; };
         for (int64_t l = 0; l < s.layers; l++) {
             const Layer& layer = layers[l];
@@ -162,7 +165,7 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
                 const Floats share_of_it = set1(layer.value_gate ? open_gate(layer.value_gate + g * GATE_WIDTH, rows.values + b * C) : 1.0f);
                 bf16* k = const_cast<bf16*>(of(keys, b, g).from(at, D));
                 bf16* v = const_cast<bf16*>(of(values, b, g).from(at, D));
-                rotate(s, row, angle(cosine, b), angle(sine, b), k);
+                rotate(s, row, angle(s.cosine, b), angle(s.sine, b), k);
                 for (int64_t d = 0; d < D; d += LANES) {
                     const Floats own = load(row + G * D + d);
                     narrow(v + d, more ? fma(share_of_it, load(more + d), own) : own);
@@ -171,7 +174,7 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
 #pragma omp barrier
             for (int64_t job = share.low(B * H); job < share.high(B * H); job++) {
                 const int64_t b = job / H, h = job % H, g = h / (H / G);
-                rotate(s, wide.data() + b * E + h * D, angle(cosine, b), angle(sine, b), q);
+                rotate(s, wide.data() + b * E + h * D, angle(s.cosine, b), angle(s.sine, b), q);
                 const int64_t length = positions[b] + 1;
                 const int64_t first = layer.window ? std::max<int64_t>(0, length - layer.window) : 0;
                 bf16* y = attended.data() + b * C + h * D;
@@ -201,7 +204,10 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
             multiply_and_add(layer.down, rows);
 #pragma omp barrier
         }
-        for (int64_t n = share.low(B * C); s.back_out && n < share.high(B * C); n++) add_stream(-*s.back_out, s.back_out_from, n);
+        for (int64_t b = share.low(B); b < share.high(B); b++) {
+            for (int64_t n = b * C; s.back_out && n < (b + 1) * C; n++) add_stream(-*s.back_out, s.back_out_from, n);
+            normalize(s.last_norm, x + b * C, C, out + b * C);
+        }
     }
 }
 
