@@ -102,6 +102,28 @@ def test_rows_with_shared_and_scattered_blocks_are_read_like_single_rows():
     assert (separate[0] - together[0, 0]).abs().max() < 0.1 and (separate[1] - alone[0]).abs().max() < 0.1
 
 
+def test_a_step_finds_a_cache_that_has_moved():
+    engine = Engine(make_model("llama", {"intermediate_size": 384}), NoSpecialTokens({}), dtype=torch.bfloat16)
+    cache, rows, prompt = engine.runner.new_cache(), [CacheRow() for _ in range(9)], list(range(2, 42))
+    kept, old = rows[-1], list[torch.Tensor]()  # what the cache has left stays in memory
+    for row in rows:
+        old += [*cache.keys, *cache.values]
+        engine.runner.extend_cache(cache, [row], [prompt])  # grows it
+    engine.runner.extend_cache(cache, [kept], [[50]])
+    for row in rows[:-1]:
+        cache.release_row(row)
+    old += [*cache.keys, *cache.values]
+    with torch.inference_mode():
+        cache.trim()
+    assert cache.capacity < 9
+    other, whole = engine.runner.new_cache(), CacheRow()
+    engine.runner.extend_cache(other, [whole], [[*prompt, 50]])
+    for token in (3, 4, 5):
+        found = engine.runner.extend_cache(cache, [kept], [[token]])
+        expected = engine.runner.extend_cache(other, [whole], [[token]])
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
 def test_several_tokens_of_a_row_are_read_as_if_one_by_one(family, parts):
     engine = Engine(make_model(family, parts), NoSpecialTokens({}), dtype=torch.bfloat16)
