@@ -216,13 +216,17 @@ async def _collect_response(
     request: Request, service: Service, endpoint: Endpoint, parsed: ParsedRequest, events: RequestEvents
 ) -> Response:
     """Waits for all choices, checking at intervals whether the client is still connected, and returns the response."""
+    loop = asyncio.get_running_loop()
+    next_check = loop.time() + DISCONNECT_POLL_SECONDS
     try:
         while True:
-            try:
-                choice_event = await events.next(DISCONNECT_POLL_SECONDS)
-            except TimeoutError:
+            if loop.time() >= next_check:
                 if await request.is_disconnected():
                     return Response(status_code=499)
+                next_check = loop.time() + DISCONNECT_POLL_SECONDS
+            try:
+                choice_event = await events.next(next_check - loop.time())
+            except TimeoutError:
                 continue
             if choice_event is None:
                 break
