@@ -51,7 +51,15 @@ class EndReport:
 
 def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES) -> int:
     """Runs `command` with this process's standard input until it ends; returns its exit code, 1 for a line too long."""
-    end = EndReport(report)
+    end, parent, started, is_terminated = EndReport(report), os.getppid(), list[subprocess.Popen](), threading.Event()
+
+    def terminate(*_: object) -> None:
+        is_terminated.set()
+        for process in started:
+            end_with_group(process, 128 + signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # first: a signal may come while the command starts
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     except OSError as error:
@@ -59,13 +67,14 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
         end.write(127)
         print(end.line, file=sys.stderr)
         return 127
+    started.append(process)
+    if is_terminated.is_set():
+        terminate()
     with process:
         assert process.stdout is not None and process.stderr is not None
         follower = threading.Thread(target=end.follow, args=(process.stderr,), daemon=True)
         follower.start()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: end_with_group(process, 128 + signal.SIGTERM))
-        threading.Thread(target=kill_orphan, args=(process, os.getppid()), daemon=True).start()
+        threading.Thread(target=kill_orphan, args=(process, parent), daemon=True).start()
         names_other = False
         while line := process.stdout.readline(limit):
             if len(line) == limit and not line.endswith(b"\n"):
