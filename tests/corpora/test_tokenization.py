@@ -146,11 +146,13 @@ def test_only_missing_shards_are_written_again_and_new_files_are_ignored(folder,
 
 SCRIPT = """
 import sys
+import time
 from pathlib import Path
 from fledgling.corpora.tokenization import tokenize_corpus
 if __name__ == "__main__":
     source, out, tokenizer = map(Path, sys.argv[1:])
-    tokenize_corpus(source, out, tokenizer, workers=2, unit_bytes=12_000)
+    wait = lambda stats, done, total: done and time.sleep(600)  # once a unit is written: it cannot come to its end
+    tokenize_corpus(source, out, tokenizer, workers=2, unit_bytes=12_000, progress=wait)
 """
 
 

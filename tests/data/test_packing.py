@@ -98,5 +98,5 @@ def test_planning_is_not_quadratic(pack):
     lengths = np.random.default_rng(0).integers(1, 2000, 100_000)
     start = time.process_time()
     plan = pack(lengths, 2049)
-    assert time.process_time() - start < 2.0  # 0.02 s and 0.1 s where measured; quadratic would be minutes
+    assert time.process_time() - start < 20  # 0.02 s and 0.1 s where measured; quadratic would be minutes
     assert plan.efficiency > 0.97

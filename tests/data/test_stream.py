@@ -169,7 +169,10 @@ def test_the_state_counts_consumed_steps_and_not_prefetched_ones():
 def test_prefetching_is_bounded():
     made = []
     ahead = Prefetcher(lambda step: made.append(step) or [], 5, None)
-    time.sleep(0.1)
+    end = time.monotonic() + 60
+    while len(made) <= PREFETCH_STEPS and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.1)  # a step too many would be made by now
     assert made == list(range(5, 5 + PREFETCH_STEPS + 1))  # PREFETCH_STEPS ready, and one that waits
     ahead.get()
     ahead.close()

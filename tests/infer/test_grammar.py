@@ -154,7 +154,7 @@ def test_a_hostile_schema_is_rejected_or_bounded(engine, tokenizer, name):
             state.accept(token)
     except GrammarError:
         pass
-    assert time.process_time() - start < 5  # a bound, not a measurement: unbounded ones take minutes
+    assert time.process_time() - start < 30  # a bound, not a measurement: unbounded ones take minutes
 
 
 def test_an_ambiguous_grammar_ends_before_it_takes_much_time(engine, tokenizer):
@@ -167,7 +167,7 @@ def test_an_ambiguous_grammar_ends_before_it_takes_much_time(engine, tokenizer):
             for step in range(100):
                 assert state.mask(tokenizer.vocab_size).any()
                 state.accept(letters[(n + step) % 3])
-    assert time.thread_time() - start < 3  # a bound, not a measurement: unlimited it takes half a minute
+    assert time.thread_time() - start < 15  # a bound, not a measurement: unlimited it takes half a minute
 
 
 def test_a_grammar_may_take_its_time_at_once_and_a_little_for_each_token():

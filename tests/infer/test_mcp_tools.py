@@ -23,8 +23,16 @@ if find_spec("mcp") is not None:
 SERVER = f"{sys.executable} {Path(__file__).parent / 'mcp_server.py'}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient_start():
+    """Interpreters start slowly where several tests run at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fledgling.infer.mcp_tools.START_TIMEOUT", 300.0)
+        yield
+
+
 @pytest.fixture(scope="module")
-def tools():
+def tools(patient_start):
     questions, notices = [], []
 
     def ask(name, arguments):

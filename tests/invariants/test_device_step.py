@@ -17,7 +17,10 @@ import pytest
 from tests import fake_accelerator
 from tests.fake_accelerator_steps import CASES, ON_MPS, TIME
 
-pytestmark = pytest.mark.skipif(bool(fake_accelerator.missing()), reason=fake_accelerator.missing())
+pytestmark = [
+    pytest.mark.skipif(bool(fake_accelerator.missing()), reason=fake_accelerator.missing()),
+    pytest.mark.timeout(900),  # the first test waits for all cases
+]
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +30,7 @@ def steps(tmp_path_factory):
     guard = fake_accelerator.build(tmp_path_factory.mktemp("guard"))
     command = [sys.executable, "-m", "tests.fake_accelerator_steps", str(guard), "cuda", "mps"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840)
     assert found.returncode == 0, found.stderr[-3000:]
     rows = map(json.loads, found.stdout.splitlines())
     return {(row["kind"], row["case"]): row for row in rows}

@@ -159,8 +159,10 @@ def test_an_own_error_is_reported_and_an_error_of_a_collective_is_the_other_rank
 LOST_RANK = """
 import os, signal, sys
 from pathlib import Path
+from fledgling.runtime import watchdog
 from fledgling.runtime.watchdog import run_watchdog
 from fledgling.runtime.world import World
+watchdog.SIGNAL_DELAY = 20.0  # the thread that names the lost rank may start late
 world = World.start("cpu")
 with run_watchdog(world, Path(sys.argv[1])):
     for step in range(2000):

@@ -1,5 +1,6 @@
 """Races: equal time of steps, one text, interleaved seeds, resumable, other programs' results next to them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_a_stopped_run_resumes_with_the_time_that_was_left(command, tmp_path, ca
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
         patch.setattr(race_run, "StepClock", Stopped)
+        patch.setitem(race_run.CLOCKS, "wall", itertools.count(0, 0.01).__next__)  # the time ends after 60 steps
         main(command("base=", "tied", "--seeds", "1"))
     metrics = tmp_path / "out" / "base-s0" / "pretrain" / "metrics.jsonl"
     first = read_jsonl(metrics)

@@ -80,6 +80,11 @@ class FaultyServer:
             assert time.monotonic() < deadline, f"no request took {self.faults}"
             time.sleep(0.005)
 
+    def release(self) -> None:
+        """Ends the answers that hang now."""
+        self.released.set()
+        self.released = threading.Event()
+
     def stop(self) -> None:
         """Closes every connection at once and stops listening."""
         assert self.server is not None
@@ -158,6 +163,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if request.model not in ("", *faulty.models):
             return self.respond_json(404, build_error("no such model", "invalid_request_error", "model"))
         faulty.bodies.append(json.loads(body))
+        released = faulty.released  # before the fault is taken, which a test may wait for
         fault = faulty.faults.popleft() if faulty.faults else None
         if isinstance(fault, int):
             return self.respond_json(fault, build_error(f"fault {fault}", "rate_limit_error", None, "queue_full"))
@@ -176,7 +182,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.flush()
         if kind == "hang":
-            faulty.released.wait(20)
+            released.wait(20)
         if kind:
             self.close_connection = True
             return reset(self.connection)

@@ -45,7 +45,6 @@ def delay_first_write(recipe, step: int, monkeypatch) -> list[int]:
     return written
 
 
-@pytest.mark.timeout(60)
 def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     written = delay_first_write(recipe, 3, monkeypatch)
@@ -121,21 +120,32 @@ def test_a_corrupt_newest_checkpoint_is_skipped_named_and_written_again(tmp_path
 # ---- a write that fails --------------------------------------------------------------------------
 
 
-def fill_disk_after(count: int) -> None:
-    """Reports a full disk to every save after the first `count`."""
-    real, saves = shutil.disk_usage, iter(range(100))
+def fill_disk_after(count: int) -> threading.Event:
+    """Reports a full disk to every save after the first `count`; the event is set with the first of these reports."""
+    real, saves, is_full = shutil.disk_usage, iter(range(100)), threading.Event()
 
     def disk_usage(path):
-        return real(path) if next(saves) < count else real(path)._replace(free=10)
+        if next(saves) < count:
+            return real(path)
+        is_full.set()
+        return real(path)._replace(free=10)
 
     checkpoint.shutil.disk_usage = disk_usage
+    return is_full
 
 
-@pytest.mark.timeout(60)
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", shutil.disk_usage)
     recipe = make_all_stages_recipe(tmp_path, **SETTINGS | {"pretrain.steps": 80, "pretrain.save_every": 20})
-    fill_disk_after(1)
+    is_full, steps, real = fill_disk_after(1), [], loop.queue_step
+
+    def wait_for_the_writer(*given):
+        steps.append(1)
+        if len(steps) == 45:  # its thread may start late
+            assert is_full.wait(60) and threading.Event().wait(0.5) is False
+        return real(*given)
+
+    monkeypatch.setattr(loop, "queue_step", wait_for_the_writer)
     with pytest.raises(UserError, match=r"step-00000040: No space left .* needed, .* free"):
         run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
     assert 40 < read_lines(recipe)[-1]["step"] < 60, "raised before the next save"
@@ -198,7 +208,6 @@ def run_with_delayed_write(recipe, steps_before_the_write: int):
     return run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
 
 
-@pytest.mark.timeout(90)
 def test_the_other_ranks_do_not_wait_for_the_writer(tmp_path):
     recipe = make_all_stages_recipe(tmp_path, **SETTINGS)
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, zero_stage=2))
@@ -218,7 +227,6 @@ def run_with_full_disk(recipe) -> str:
     return "done"
 
 
-@pytest.mark.timeout(90)
 def test_a_full_disk_ends_every_rank(tmp_path):
     main, other = on_ranks(2, run_with_full_disk, make_all_stages_recipe(tmp_path, **SETTINGS))
     assert "step-00000004: No space left" in main and other == "exit code 1"

@@ -104,7 +104,7 @@ FAILING = {
 def test_the_error_of_a_failing_reward_names_it_and_the_answer(case, tmp_path):
     code, why = FAILING[case]
     (tmp_path / "custom.py").write_text(f"def judge(question, answer):\n    print('noise')\n    {code}\n")
-    custom = CustomReward(f"{tmp_path / 'custom.py'}:judge", 0.5)
+    custom = CustomReward(f"{tmp_path / 'custom.py'}:judge", 0.5 if "0.5 s" in why else 60.0)
     rewards = RewardScorer(RLConfig(rewards={"format": 1.0}), tokenizer())
     rewards.custom_rewards, rewards.weights = {custom.spec: custom}, {custom.spec: 1.0}
     question = Question("spelling", "Spell owl.", "o w l", {"word": "owl"})
