@@ -1,6 +1,7 @@
 """A relay of lines passes on what is short, whole and at once, and ends a command whose line is too long."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,28 @@ def test_a_command_whose_client_has_ended_is_killed_with_its_children(tmp_path, 
     process.terminate() if is_terminated else process.kill()
     process.wait()
     wait_for(lambda: not any(Path("/proc", pid).exists() for pid in pids.read_text().split()[:2]))
+
+
+SIGNALLED_AT_ONCE = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from fledgling.runtime.bounded_lines import pass_lines
+class Signalled(subprocess.Popen):
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        Path(sys.argv[1]).write_text(str(self.pid))
+        os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Signalled
+pass_lines(["sleep", "300"], Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc to look into")
+def test_a_relay_that_is_terminated_while_its_command_starts_kills_it(tmp_path):
+    pid = tmp_path / "pid"
+    relay = [sys.executable, "-c", SIGNALLED_AT_ONCE, str(pid), str(tmp_path / "end")]
+    assert subprocess.run(relay, timeout=60).returncode == 128 + signal.SIGTERM
+    wait_for(lambda: not Path("/proc", pid.read_text()).exists())
 
 
 def wait_for(happens, seconds: float = 60) -> None:
