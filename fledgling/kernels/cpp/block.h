@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "product.h"
 
 extern "C" {
@@ -110,20 +112,47 @@ struct Cached {  // keys or values of one row and head: token t in block table[t
     }
 };
 
+// A head's block is about a page, and a processor reads ahead within a page alone: each block begins with a wait for
+// memory. So four blocks, far from each other, are read together.
+
+// Calls read(places, token, far) for whole blocks among the tokens `first` to `length` - 1, four at once, that of
+// places[r] beginning with token + r far. Returns the tokens {begin, end} that these blocks hold.
+template <class Read>
+inline std::pair<int64_t, int64_t> read_four(const Cached& from, int64_t first, int64_t length, int64_t D,
+                                             const Read& read) {
+    const int64_t low = (first + from.block - 1) / from.block * from.block;
+    const int64_t far = std::max<int64_t>(0, length / from.block * from.block - low) / from.block / 4 * from.block;
+    for (int64_t token = low; token < low + far; token += from.block) {
+        const bf16* places[4];
+        for (int r = 0; r < 4; r++) places[r] = from.from(token + r * far, D);
+        read(places, token, far);
+    }
+    return {low, low + 4 * far};
+}
+
 // out[d .. d + LANES N] = factor * sum over tokens of weights[token] * value[d ...]
 template <int N>
 inline void mix(const Cached& values, const float* weights, int64_t first, int64_t length, int64_t D, int64_t d,
                 Floats factor, bf16* out) {
     Floats sum[N];
     for (int n = 0; n < N; n++) sum[n] = zero();
-    for (int64_t start = first, end; start < length; start = end) {
-        const bf16* v = values.from(start, D) + d;
-        end = std::min(length, (start / values.block + 1) * values.block);
-        for (int64_t s = start; s < end; s++, v += D) {
-            const Floats w = set1(weights[s]);
-            for (int n = 0; n < N; n++) sum[n] = fma(w, widen(v + LANES * n), sum[n]);
+    const auto add_token = [&](const bf16* v, int64_t token) {
+        const Floats w = set1(weights[token]);
+        for (int n = 0; n < N; n++) sum[n] = fma(w, widen(v + d + LANES * n), sum[n]);
+    };
+    const auto done = read_four(values, first, length, D, [&](const bf16* const* v, int64_t token, int64_t far) {
+        for (int64_t t = 0; t < values.block; t++)
+            for (int r = 0; r < 4; r++) add_token(v[r] + t * D, token + r * far + t);
+    });
+    const auto add_tokens = [&](int64_t start, int64_t stop) {
+        for (int64_t end; start < stop; start = end) {
+            const bf16* v = values.from(start, D);
+            end = std::min(stop, (start / values.block + 1) * values.block);
+            for (int64_t s = start; s < end; s++, v += D) add_token(v, s);
         }
-    }
+    };
+    add_tokens(first, std::min(length, done.first));
+    add_tokens(done.second, length);
     for (int n = 0; n < N; n++) narrow(out + d + LANES * n, mul(sum[n], factor));
 }
 
@@ -133,12 +162,24 @@ inline void mix(const Cached& values, const float* weights, int64_t first, int64
 inline void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t first, int64_t length, int64_t D,
                    float* weights, bf16* out) {
     const int64_t low = first / 16 * 16;
-    for (int64_t start = first / keys.block * keys.block; start < length; start += keys.block) {
-        const bf16* k = keys.from(start, D);
-        for (int64_t s = start; s < std::min(length, start + keys.block); s += 4, k += 4 * D)
-            store_sums(weights + s, products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
-                       products(q, k + 3 * D, D));
-    }
+    const auto done = read_four(keys, first, length, D, [&](const bf16* const* k, int64_t token, int64_t far) {
+        for (int64_t t = 0; t < keys.block; t++) {
+            float sums[4];
+            store_sums(sums, products(q, k[0] + t * D, D), products(q, k[1] + t * D, D), products(q, k[2] + t * D, D),
+                       products(q, k[3] + t * D, D));
+            for (int r = 0; r < 4; r++) weights[token + r * far + t] = sums[r];
+        }
+    });
+    const auto score = [&](int64_t start, int64_t stop) {
+        for (; start < stop; start += keys.block) {
+            const bf16* k = keys.from(start, D);
+            for (int64_t s = start; s < std::min(stop, start + keys.block); s += 4, k += 4 * D)
+                store_sums(weights + s, products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
+                           products(q, k + 3 * D, D));
+        }
+    };
+    score(first / keys.block * keys.block, std::min(length, done.first));
+    score(done.second, length);
     for (int64_t s = low; s < first; s++) weights[s] = -INFINITY;
     for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
     Floats most = set1(-INFINITY), total = zero();
