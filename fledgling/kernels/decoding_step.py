@@ -118,7 +118,7 @@ class DecodingStep:
             self._copy_weight(back_out),
             config.depth // 2,
             self._make_norm(model.norm),
-            *([table.data_ptr() for table in self.angles] or [None, None]),
+            *(self.angles[n].data_ptr() if self.angles else None for n in range(2)),
             config.context,
         )
         self.layers = (NativeLayer * config.depth)(*map(self._make_layer, model.blocks))  # of addresses in the weights
