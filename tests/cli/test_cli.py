@@ -15,11 +15,14 @@ from fledgling import cli
 from fledgling.cli import COMMANDS, RENAMED_COMMANDS, RENAMED_OPTIONS, main
 from fledgling.runtime.machine_checks import measure_matmul_speed
 from tests.command_tree import iterate_commands
+from tests.waits import WAIT_SECONDS
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
     """Run the command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
 
 
 def test_the_cli_is_run_as_the_command(monkeypatch, capsys):
@@ -142,7 +145,7 @@ def test_a_reader_that_leaves_causes_no_traceback():
     )
     writer.stdout.close()
     assert writer.stderr.read() == b""
-    assert writer.wait(30) == 141
+    assert writer.wait(WAIT_SECONDS) == 141
 
 
 def test_python_dash_m_is_the_same_command():

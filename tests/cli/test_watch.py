@@ -15,6 +15,7 @@ from fledgling.cli import main
 from fledgling.cli.watch import ACCOMPANY, suggest_run, watching
 from fledgling.config.run_marks import require_watchable
 from tests.report.synthetic_run import make_run
+from tests.waits import WAIT_SECONDS
 
 
 def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
@@ -29,12 +30,12 @@ def test_the_page_is_served_until_a_signal_and_no_torch_is_imported(tmp_path):
         url = process.stdout.readline().strip()
         for host in ("127.0.0.1", "box:8008"):
             request = urllib.request.Request(f"{url}/api/runs", headers={"Host": host})
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
                 (run,) = json.load(response)["runs"]
             assert run["stages"][0]["step"] == 10
     finally:
         process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
     assert output.strip() == "False"
 
 
@@ -75,10 +76,8 @@ def test_a_page_ends_with_the_run_that_was_killed_and_frees_its_port(tmp_path):
         str(tmp_path),
         "0",
     ]  # not the parent, as after kill -9
-    assert subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30).returncode in (
-        0,
-        -15,
-    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    assert subprocess.run(words, **silent, timeout=WAIT_SECONDS).returncode in (0, -15)
 
 
 def test_a_port_in_use_is_named_with_its_option_and_only_a_page_that_was_shown_is_closed(tmp_path, capsys):

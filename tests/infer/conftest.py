@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
+from fledgling.infer import grammar
 from fledgling.infer.engine import Engine
 from fledgling.text.tokenizer import Tokenizer
 from tests.chain_model import list_adding_successors, make_chain
+from tests.waits import WAIT_SECONDS
 
 CONTEXT = 64
+
+
+@pytest.fixture(autouse=True)
+def patient_grammars(monkeypatch):
+    """A grammar may take a minute: a collection of garbage during a mask counts as its time and ends no answer."""
+    monkeypatch.setattr(grammar, "ALLOWED_SECONDS", WAIT_SECONDS)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fledgling.config.model import ModelConfig
+from fledgling.infer import grammar as grammar_module
 from fledgling.infer.engine import Engine
 from fledgling.infer.grammar import ALLOWED_SECONDS, LIMITS, SECONDS_PER_MASK, GrammarError, WorkMeter, write_json_rule
 from fledgling.infer.sampling import SamplingParams
@@ -29,6 +30,12 @@ SCHEMA = {
     "required": ["name", "n"],
     "additionalProperties": False,
 }
+
+
+@pytest.fixture
+def allowed_seconds(monkeypatch):
+    """Grammars have the limit of users, and not the minute of other tests (conftest.py)."""
+    monkeypatch.setattr(grammar_module, "ALLOWED_SECONDS", ALLOWED_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +164,7 @@ def test_a_hostile_schema_is_rejected_or_bounded(engine, tokenizer, name):
     assert time.process_time() - start < 30  # a bound, not a measurement: unbounded ones take minutes
 
 
+@pytest.mark.usefixtures("allowed_seconds")
 def test_an_ambiguous_grammar_ends_before_it_takes_much_time(engine, tokenizer):
     grammar = engine.grammars.compile_lark("start: s\ns: s s s | s s | /[a-z ]/ | \n")
     letters = [tokenizer.encode(letter)[0] for letter in "abc"]
@@ -170,6 +178,7 @@ def test_an_ambiguous_grammar_ends_before_it_takes_much_time(engine, tokenizer):
     assert time.thread_time() - start < 15  # a bound, not a measurement: unlimited it takes half a minute
 
 
+@pytest.mark.usefixtures("allowed_seconds")
 def test_a_grammar_may_take_its_time_at_once_and_a_little_for_each_token():
     meter = WorkMeter()
     meter.add(ALLOWED_SECONDS, 1)

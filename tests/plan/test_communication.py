@@ -20,6 +20,7 @@ from fledgling.plan import communication
 from fledgling.plan.hardware import DEVICES
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.text import format_plan
+from tests.waits import WAIT_SECONDS
 
 ALPHA, BETA = 3.0, 2.0  # seconds per message and bytes per second of the simulated ports
 
@@ -44,14 +45,14 @@ class Port:
             self.sent += outgoing.nbytes
             self.messages += 1
         if incoming is not None:
-            vector, ready = self.lines[source, self.rank].get(timeout=20)
+            vector, ready = self.lines[source, self.rank].get(timeout=WAIT_SECONDS)
             incoming.copy_(vector)
             self.received += incoming.nbytes
             done = max(start, ready) + ALPHA + incoming.nbytes / BETA
             self.lines[self.rank, source, "done"].put(done)
             end = max(end, done)
         if outgoing is not None:
-            end = max(end, self.lines[to, self.rank, "done"].get(timeout=20))
+            end = max(end, self.lines[to, self.rank, "done"].get(timeout=WAIT_SECONDS))
         self.clock = end
 
 
@@ -67,7 +68,7 @@ def simulate(run, ranks, values):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(WAIT_SECONDS)
         assert not thread.is_alive()
     return ports, vectors
 

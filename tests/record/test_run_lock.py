@@ -13,6 +13,7 @@ import pytest
 from fledgling.config import UserError
 from fledgling.record import run_lock
 from fledgling.record.run_lock import hold_lock, read_living_holder
+from tests.waits import WAIT_SECONDS
 
 RACE = """
 import sys
@@ -45,7 +46,7 @@ def start(program: str, directory: Path, *options: str) -> subprocess.Popen:
 
 def let_go(*processes: subprocess.Popen) -> None:
     for process in processes:
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=WAIT_SECONDS)
 
 
 def leave_claim_of_killed_process(directory: Path) -> None:
@@ -156,6 +157,6 @@ def test_a_holder_that_lost_its_lock_writes_no_more(tmp_path, monkeypatch):
     with hold_lock(tmp_path, "train") as lock:
         (tmp_path / "lock").unlink()
         heartbeat = lock.lease._claim.heartbeat.thread
-        heartbeat.join(timeout=30)
+        heartbeat.join(timeout=WAIT_SECONDS)
         with pytest.raises(UserError, match="no longer locked by this process"):
             lock.require_held()

@@ -6,13 +6,14 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.record.writer import BackgroundWriter
+from tests.waits import WAIT_SECONDS
 
 
 def test_a_job_runs_in_the_background_and_the_next_one_waits_for_it():
     go, order, writer = threading.Event(), [], BackgroundWriter()
 
     def slow_job():
-        assert go.wait(10)
+        assert go.wait(WAIT_SECONDS)
         order.append("first")
 
     writer.start(slow_job)

@@ -23,7 +23,8 @@ from fledgling.serve.server import Server
 from fledgling.serve.service import Service
 from fledgling.serve.worker import Worker
 from fledgling.text.tokenizer import Tokenizer
-from tests.infer.conftest import adder, chain  # noqa: F401 - fixtures
+from tests.infer.conftest import adder, chain, patient_grammars  # noqa: F401 - fixtures
+from tests.waits import WAIT_SECONDS
 
 CONTEXT = 96
 ROOMY_CONTEXT = 800
@@ -106,6 +107,7 @@ def browser():
         pytest.skip("no chromium on this machine")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        chromium.on("context", lambda context: context.set_default_timeout(1000 * WAIT_SECONDS))
         yield chromium
         chromium.close()
 
@@ -121,6 +123,6 @@ def client() -> Callable:
     openai = pytest.importorskip("openai")
 
     def make(address: str, key: str = "none"):
-        return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=WAIT_SECONDS)
 
     return make

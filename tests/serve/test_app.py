@@ -22,6 +22,7 @@ from fledgling.serve.service import Service
 from fledgling.serve.worker import Worker
 from fledgling.text.conversation import render_prompt
 from tests.serve.conftest import CONTEXT, serving
+from tests.waits import WAIT_SECONDS, wait_for
 
 pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="openai is not installed")
 
@@ -34,17 +35,10 @@ def call(address: str, path: str, body: bytes | None = None, **headers: str) -> 
         address + path, data=body, headers={k.replace("_", "-"): v for k, v in headers.items()}
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
             return answer.status, json.loads(answer.read() or b"null"), dict(answer.headers)
     except urllib.error.HTTPError as problem:
         return problem.code, json.loads(problem.read() or b"null"), dict(problem.headers)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
 
 
 def test_an_answer_is_the_engines(server, random_engine, client):
@@ -181,7 +175,7 @@ def test_cached_tokens_are_counted(random_engine, client):
         wait_for(lambda: worker.load == 0)
         stats = worker.stats
         assert stats.cached_tokens > 0 and stats.prefilled_tokens + stats.cached_tokens == stats.prompt_tokens
-        with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"{address}/metrics", timeout=WAIT_SECONDS) as answer:
             lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
         assert float(lines["fledgling_prefix_hit_rate"]) == pytest.approx(stats.prefix_hit_rate)
         assert float(lines["fledgling_cached_tokens_total"]) == stats.cached_tokens
@@ -306,21 +300,26 @@ def test_a_client_that_disconnects_frees_its_row(random_engine, monkeypatch):
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
 def test_a_client_that_disconnects_frees_the_places_of_its_texts(path, random_engine, monkeypatch):
+    begun, left = [], threading.Event()
+
     def embed_slowly(engine, texts):
-        time.sleep(0.3)
+        begun.append(1)
+        left.wait(WAIT_SECONDS)
         yield
         return [[1.0]] * len(texts)
 
     monkeypatch.setattr("fledgling.serve.embeddings.embed_tokens", embed_slowly)
     with serving(random_engine, max_queue_size=8) as (address, worker):
         host, port = address.removeprefix("http://").split(":")
-        body = json.dumps({"input": ["a"] * 1000, "model": "tiny"}).encode()  # 32 pieces, 10 seconds
+        body = json.dumps({"input": ["a"] * 1000, "model": "tiny"}).encode()  # 32 pieces
         with socket.create_connection((host, int(port))) as leaving:
             head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             wait_for(lambda: worker.load == 2)
-        time.sleep(1)
+        wait_for(lambda: worker.load == 0)  # no piece has ended: only their cancellation frees them
+        left.set()
         assert [worker.load for _ in range(20) if not time.sleep(0.01)] == [0] * 20
+    assert len(begun) <= 1
 
 
 def test_many_clients_at_once_get_the_answers_of_each_alone(server, client):
@@ -395,7 +394,7 @@ def test_large_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_th
         running.append(1)
         most.append(len(running))
         first.set()
-        small_done.wait(20)
+        assert small_done.wait(WAIT_SECONDS)
         running.pop()
         return parse(endpoint, service, body)
 
@@ -406,7 +405,7 @@ def test_large_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_th
         answers = [
             pool.submit(call, address, "/v1/completions", large, Content_Type="application/json") for _ in range(6)
         ]
-        assert first.wait(20)
+        assert first.wait(WAIT_SECONDS)
         assert call(address, "/v1/completions", small, Content_Type="application/json")[0] == 200
         small_done.set()
         assert {answer.result()[1]["error"]["code"] for answer in answers} == {"context_length_exceeded"}

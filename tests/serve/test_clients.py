@@ -17,6 +17,7 @@ import pytest
 from tests.serve.conftest import serving
 from tests.serve.request_bodies import BODIES, RECORDED
 from tests.serve.test_app import ASK, call
+from tests.waits import WAIT_SECONDS
 
 pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="openai is not installed")
 pydantic = pytest.importorskip("pydantic")
@@ -56,7 +57,7 @@ def test_what_a_client_sent_is_answered(roomy_server, name):
     path, content_type, fields = RECORDED[name]
     body = json.dumps({"model": "tiny", **fields}).encode()
     request = Request(roomy_server[0] + path, body, {"Content-Type": content_type})
-    with urlopen(request, timeout=30) as answer:
+    with urlopen(request, timeout=WAIT_SECONDS) as answer:
         lines = answer.read().decode().splitlines()
     assert answer.status == 200 and not any("error" in json.loads(line) for line in lines)
 

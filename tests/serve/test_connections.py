@@ -22,8 +22,9 @@ from fledgling.serve.connections import (
     group_address,
 )
 from tests.serve.conftest import serving
+from tests.waits import WAIT_SECONDS
 
-SHORT = 0.15  # seconds
+SHORT = 0.4  # seconds; a client must send within them after it has connected
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -31,7 +32,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 def connect(address: str, source: str = "127.0.0.1") -> socket.socket:
     """Opens a connection from a loopback address of its own."""
     host, port = address.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20, source_address=(source, 0))
+    return socket.create_connection((host, int(port)), timeout=WAIT_SECONDS, source_address=(source, 0))
 
 
 def read_to_end(client: socket.socket) -> tuple[int, dict[str, str], dict]:
@@ -67,7 +68,7 @@ def is_healthy(address: str, source: str = "127.0.0.1") -> bool:
 @pytest.fixture(scope="module")
 def impatient(random_engine) -> Iterator[str]:
     """A server whose limits are short and whose caps are small."""
-    limits = ConnectionLimits(SHORT, SHORT, SHORT, 20.0, SHORT, max_connections=12, max_per_address=8)
+    limits = ConnectionLimits(SHORT, SHORT, SHORT, WAIT_SECONDS, SHORT, max_connections=12, max_per_address=8)
     with serving(random_engine, connections=limits) as (address, _):
         yield address
 
@@ -190,7 +191,7 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off(random_engine):
             client.sendall(request * (MAX_EARLY_BYTES // len(request)))
             events = select.poll()
             events.register(client, select.POLLHUP)
-            assert events.poll(20_000), "the server keeps an answer that is never read"
+            assert events.poll(1000 * WAIT_SECONDS), "the server keeps an answer that is never read"
         assert is_healthy(address)
 
 

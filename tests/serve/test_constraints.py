@@ -8,6 +8,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.serve.test_app import ASK, call
+from tests.waits import WAIT_SECONDS
 
 pytest.importorskip("llguidance")
 ADD = {
@@ -194,7 +195,7 @@ def test_a_stream_gives_the_calls_of_the_whole_answer(address):
     whole = post(address, **settings)[1]["choices"][0]
     body = json.dumps({"messages": ASK, "stream": True} | settings).encode()
     request = Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=20) as answer:
+    with urlopen(request, timeout=WAIT_SECONDS) as answer:
         lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
     calls: list[dict[str, str]] = []
     for choice in (json.loads(line)["choices"][0] for line in lines):

@@ -81,7 +81,6 @@ def make_call_stream(name: str, arguments: str, reason: str = "tool_calls", coun
 def open_page(browser, address, answer):
     """The connected page, whose requests for answers `answer(route)` serves."""
     page = browser.new_page()
-    page.set_default_timeout(60_000)
     page.route("**/v1/chat/completions", answer)
     page.goto(address)
     page.locator("#status", has_text="Connected").wait_for()
@@ -167,7 +166,6 @@ class LongTools(MadeUpTools):
 def test_tools_that_do_not_fit_are_left_out_and_the_question_is_answered(browser, random_engine):
     with serving(random_engine, mcp=LongTools()) as (address, _):
         page = browser.new_page()
-        page.set_default_timeout(60_000)
         page.goto(address)
         page.locator("#status", has_text="Connected").wait_for()
         page.fill("#message", "question")

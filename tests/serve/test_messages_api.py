@@ -8,6 +8,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.serve.test_app import call
+from tests.waits import WAIT_SECONDS
 
 TOOL = {
     "name": "pick",
@@ -31,7 +32,7 @@ def stream(address: str, **fields) -> list[tuple[str, dict]]:
     """Returns (name, data) of the events of a streamed answer."""
     body = {"model": "tiny", "max_tokens": 12, "messages": [ASK], "stream": True} | fields
     request = Request(f"{address}/v1/messages", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=20) as answer:
+    with urlopen(request, timeout=WAIT_SECONDS) as answer:
         blocks = answer.read().decode().strip().split("\n\n")
     lines = [block.split("\n") for block in blocks]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in lines]

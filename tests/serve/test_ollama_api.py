@@ -9,6 +9,7 @@ import pytest
 
 from tests.serve.conftest import ROOMY_CONTEXT
 from tests.serve.test_app import call
+from tests.waits import WAIT_SECONDS
 
 ASK = {"role": "user", "content": "the quick fox"}
 OPTIONS = {"num_predict": 8, "temperature": 0, "repeat_penalty": 1.2, "num_ctx": 4096, "num_thread": 2}
@@ -29,7 +30,7 @@ def send(address: str, path: str, **fields) -> tuple[int, dict]:
 def read_lines(address: str, path: str, **fields) -> list[dict]:
     body = json.dumps({"model": "tiny", "options": OPTIONS} | fields).encode()
     request = Request(address + path, body, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=20) as answer:
+    with urlopen(request, timeout=WAIT_SECONDS) as answer:
         assert answer.headers["content-type"] == "application/x-ndjson"
         return [json.loads(line) for line in answer.read().decode().splitlines()]
 
@@ -75,7 +76,7 @@ def test_a_raw_prompt_beyond_the_context_loses_its_beginning_unless_truncate_is_
     text, fields = "a " * 3_000, {"raw": True, "options": {"num_predict": 5, "temperature": 0}}
     answer = send(roomy_server[0], "/api/generate", prompt=text, **fields)[1]
     assert answer["prompt_eval_count"] == ROOMY_CONTEXT - 5 and answer["eval_count"] == 5
-    assert b'changed_turns_total{change="cut"}' in urlopen(roomy_server[0] + "/metrics", timeout=20).read()
+    assert b'changed_turns_total{change="cut"}' in urlopen(roomy_server[0] + "/metrics", timeout=WAIT_SECONDS).read()
     no_limit = send(roomy_server[0], "/api/generate", prompt=text, raw=True, options={"num_predict": -1, "seed": 1})[1]
     assert no_limit["prompt_eval_count"] == ROOMY_CONTEXT * 3 // 4
     status, answer = send(roomy_server[0], "/api/generate", prompt=text, truncate=False, **fields)

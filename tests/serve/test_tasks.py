@@ -13,6 +13,7 @@ from fledgling.serve import embeddings
 from fledgling.serve.embeddings import embed_tokens, group_texts
 from fledgling.serve.tasks import TASK_SHARE, TaskHandle, TaskQueue
 from fledgling.serve.worker import ChoiceFinished, GenerationJob, Worker
+from tests.waits import WAIT_SECONDS
 
 
 def drain(pieces) -> tuple[int, object]:
@@ -78,7 +79,7 @@ def test_an_answer_does_not_wait_for_a_piece_in_each_of_its_steps(random_engine)
         worker.submit_task(run, lambda value, error: None)
     sampling = SamplingParams(temperature=0, max_new_tokens=steps, logit_bias=((97, 100.0),))  # it ends at the limit
     worker.submit(GenerationJob((random_engine.tokenizer.bos,), sampling), emit)
-    assert done.wait(20)
+    assert done.wait(WAIT_SECONDS)
     worker.close()
     assert worker.counters.steps >= steps
     assert sum(step > 0 for step in pieces) < steps / 2

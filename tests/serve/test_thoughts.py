@@ -11,6 +11,7 @@ import pytest
 from fledgling.infer import detokenizer
 from fledgling.serve import chat
 from tests.serve.test_app import call
+from tests.waits import WAIT_SECONDS
 
 QUESTION = "brown fox"  # whose answer by the random model ends
 ASK = {"role": "user", "content": QUESTION}
@@ -48,7 +49,7 @@ def send(address: str, path: str, **fields) -> dict:
 def read_events(address: str, path: str, **fields) -> list[dict]:
     body = {"model": "tiny", "stream": True} | BODIES[path] | fields
     request = Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=20) as answer:
+    with urlopen(request, timeout=WAIT_SECONDS) as answer:
         lines = (line.removeprefix("data: ") for line in answer.read().decode().splitlines())
     return [json.loads(line) for line in lines if line.startswith("{")]
 

@@ -9,6 +9,7 @@ import pytest
 
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve.worker import GenerationJob, QueueFull, Worker
+from tests.waits import WAIT_SECONDS
 
 
 @pytest.fixture
@@ -18,11 +19,11 @@ def blocked_worker(random_engine):
 
     def wait(engine) -> Iterator[None]:
         started.set()
-        release.wait(20)
+        release.wait(WAIT_SECONDS)
         yield
 
     worker.submit_task(wait, lambda value, error: None)
-    assert started.wait(20)
+    assert started.wait(WAIT_SECONDS)
     yield worker, release
     release.set()
     worker.close()
@@ -74,6 +75,6 @@ def test_the_result_of_a_task_or_its_exception_is_delivered(blocked_worker):
     worker.submit_task(compute(lambda engine: "after"), emit)
     release.set()
     for _ in range(3):
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=WAIT_SECONDS)
     assert results == [(96, type(None)), (None, ZeroDivisionError), ("after", type(None))]
     assert "ZeroDivisionError" in worker.last_error

@@ -20,7 +20,20 @@ from fledgling.watch.app import WatchAccess, WatchedRuns, make_watch_app
 from tests.report.synthetic_run import make_run
 from tests.serve.conftest import browser  # noqa: F401 - a fixture
 
+COLLECT_STATUSES = """() => {
+    const status = document.getElementById("status");
+    window.statuses = [];
+    new MutationObserver(() => statuses.push(status.textContent)).observe(status, { childList: true });
+}"""
 HOSTILE = "<img src=x onerror='window.hit=1'>"
+
+
+def ask(page, button, action: str) -> None:
+    """Clicks a button that sends a request to the run; returns when it has arrived and the page has shown that."""
+    page.evaluate(COLLECT_STATUSES)  # the next reading of the run replaces what the page shows
+    with page.expect_response(lambda response: response.request.method == "POST"):
+        button.click()
+    page.wait_for_function("action => statuses.some((s) => s.startsWith('Sent to run: ' + action))", arg=action)
 
 
 @contextlib.contextmanager
@@ -72,16 +85,13 @@ def test_the_page_shows_new_steps_sends_requests_and_reconnects(browser, tmp_pat
         page.clock.run_for(2100)  # it asks every two seconds
         first.locator("dd", has_text="99").wait_for()
         page.locator(".sample", has_text=HOSTILE).first.wait_for()
-        first.get_by_role("button", name="Sample now").click()
-        page.locator("#status", has_text="Sent to").wait_for()
+        ask(page, first.get_by_role("button", name="Sample now"), "sample")
         assert take_actions(run) == {"sample"}
-        first.get_by_role("button", name="Stop").click()
-        page.wait_for_function("() => document.getElementById('status').textContent.includes(': stop')")
+        ask(page, first.get_by_role("button", name="Stop"), "stop")
         page.get_by_role("button", name="Show the next step").click()
         page.locator("#batch", has_text="run, comes after the run's next step").wait_for()
         assert take_actions(run) == {"stop", "batch"}
-        with page.expect_response(lambda response: response.request.method == "POST"):
-            first.get_by_role("button", name="Stop").click()
+        ask(page, first.get_by_role("button", name="Stop"), "stop")
         assert take_actions(run) == {"stop"}
         page.get_by_role("button", name="pretrain").click()
         page.locator("button[aria-pressed=true]", has_text="pretrain").wait_for()
