@@ -221,6 +221,30 @@ def test_a_rename_in_one_tab_is_kept_when_another_continues(context, faulty):
     first.locator("#title", has_text="a better title").wait_for()
 
 
+@pytest.mark.parametrize("cause", ["an answer ends", "another tab saves"])
+def test_a_title_that_is_typed_is_kept_when_the_list_changes(context, faulty, cause):
+    first = open_page(context, faulty)
+    answered(first, "one")
+    first.click("#new")
+    answered(first, "two")
+    second = open_page(context, faulty)
+    faulty.faults.append(("hang", 900))
+    send(first if cause == "an answer ends" else second, "three")
+    faulty.wait_until_faults_are_taken()
+    first.get_by_role("button", name="Rename two").click()
+    first.keyboard.type("a better")
+    first.locator("#conversations li", has_text="one").evaluate("item => { item.className = 'old'; }")
+    faulty.released.set()
+    first.locator("#conversations .old").wait_for(state="detached")  # the list has been filled again
+    assert first.locator("#conversations input").count() == 1
+    first.keyboard.type(" title")  # in the field, which is still the one that takes keys
+    first.keyboard.press("Enter")
+    first.locator("#title", has_text="a better title").wait_for()
+    second.locator("#conversations .open", has_text="a better title").wait_for()
+    first.locator("#conversations .open", has_text="a better title").wait_for()
+    assert first.locator("#conversations li").count() == 2 and first.locator("#conversations input").count() == 0
+
+
 def test_an_answer_cut_after_any_byte_can_be_followed_by_another(page):
     """Every byte of an answer as the last, through the page's own modules: the next request is one that is accepted."""
     stream = make_stream("ünï *x* words").decode()

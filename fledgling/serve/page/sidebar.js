@@ -42,6 +42,7 @@ function readConversations(text) {
 export function makeSidebar(host) {
   let heads = [];
   let renders = 0;
+  const renamed = new Map(); // id of a conversation whose title is typed -> its item
 
   async function render() {
     const number = ++renders;
@@ -53,8 +54,18 @@ export function makeSidebar(host) {
     const current = host.current();
     if (current.nodes.size && !heads.some(({ id }) => id === current.id)) heads.unshift(current); // not stored
     const shown = heads.filter(({ id }) => !found || found.has(id)).slice(0, MAX_SHOWN);
-    $("conversations").replaceChildren(...shown.map(itemNode));
+    fillList(shown.map((head) => renamed.get(head.id) ?? itemNode(head)));
     $("found").textContent = wanted ? `${shown.length} found` : "";
+  }
+
+  // Shows these items. One that is shown already is not taken out: its field keeps what is typed, and the keyboard.
+  function fillList(items) {
+    const list = $("conversations");
+    const kept = new Set(items);
+    for (const item of [...list.children]) if (!kept.has(item)) item.remove();
+    items.forEach((item, place) => {
+      if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
+    });
   }
 
   function itemNode(head) {
@@ -76,14 +87,16 @@ export function makeSidebar(host) {
     field.maxLength = 200;
     field.setAttribute("aria-label", "Title");
     field.addEventListener("keydown", async (event) => {
-      if (event.key === "Escape") { event.stopPropagation(); render(); }
+      if (event.key === "Escape") { event.stopPropagation(); renamed.delete(head.id); render(); }
       if (event.key !== "Enter" || event.isComposing || !field.value.trim()) return;
-      const conversation = await load(head);
+      const conversation = await load(heads.find(({ id }) => id === head.id) ?? head); // as it was last stored
       Object.assign(conversation, { title: field.value.trim(), named: true });
       await saveMessages(conversation, []);
+      renamed.delete(head.id);
       host.renamed(conversation);
       render();
     });
+    renamed.set(head.id, item);
     item.replaceChildren(field);
     field.focus();
     field.select();
