@@ -223,6 +223,14 @@ def small_runs(tmp_path_factory):
 
 
 @pytest.fixture
+def seeded():
+    """The test draws the same numbers whichever tests ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def one_thread_known_peak(monkeypatch):
     """The test computes on one thread, and the machine's peak is not measured but 1 GFLOP/s."""
     from fledgling.runtime import device

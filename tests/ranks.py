@@ -4,6 +4,8 @@ They are forks of a server process that has imported torch and this package but 
 after a few hundredths of a second instead of after the seconds of its imports.
 """
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import socket
@@ -19,12 +21,24 @@ from tests.short_preparation import shorten_preparation
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+PORTS = range(10_000, 32_000)  # below those that systems give out by themselves: Linux from 32,768 on
+_places = itertools.count(500 * os.getpid())  # in PORTS; processes that run tests at once begin at different ones
+
+
+def choose_port() -> int:
+    """Returns a port of this machine that is free, and that no other test takes before its ranks listen on it."""
+    for place in itertools.islice(_places, len(PORTS)):
+        port = PORTS[place % len(PORTS)]
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no port of {PORTS} is free")
+
+
 def on_ranks(size, function, *args):
     """Returns [function(*args) of rank 0, of rank 1, ...]. The function makes its own World."""
     multiprocessing.set_forkserver_preload(["tests.preloaded"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = choose_port()
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
             _rank,

@@ -38,7 +38,7 @@ OPTIONAL_LAYERS = ("namespaces",)  # on where the machine lets a process make th
 MIB = 2**20
 MAX_JOB_BYTES = 4 * MIB  # of a program and its tests
 FIXED_HASH_SEED = 0  # of programs: their sets have the same order every time
-START_TIMEOUT = 20.0  # seconds for a fork server to start, or to answer
+START_TIMEOUT = 60.0  # seconds for a fork server to start, or to answer
 BOOTSTRAP_CODE = """import sys
 sys.path.insert(0, sys.argv[1])
 from fledgling.sandbox.fork_server import main

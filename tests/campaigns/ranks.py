@@ -26,6 +26,7 @@ from pathlib import Path
 
 from fledgling.record import checkpoint, read_jsonl
 from tests.all_stages import make_all_stages_recipe
+from tests.ranks import choose_port
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR2}
 STEPS, FAULT_STEP = 30, 7  # steps of a run, saved every five; the step after which the fault comes
@@ -134,9 +135,7 @@ def start_run(folder: Path, name: str, ranks: int = 4, agents: int = 1, steps: i
     if agents == 1:
         commands = [[sys.executable, "-m", "fledgling", *arguments, "--gpus", str(ranks)]]
     else:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+        endpoint = f"127.0.0.1:{choose_port()}"
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={agents}", "--max-restarts=3"]
         place = [f"--nproc-per-node={ranks // agents}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
         commands = [[*torchrun, *place, "--rdzv-id=campaign", "-m", "fledgling", *arguments]] * agents

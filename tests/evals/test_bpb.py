@@ -13,6 +13,7 @@ from fledgling.evals.bpb import compute_perplexities, make_text_batches, measure
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
+from tests.ranks import choose_port
 
 
 def test_a_fresh_model_spends_log_v_bits_a_token():
@@ -65,11 +66,7 @@ def _measure_on_rank(rank, size, port, results):
 
 
 def test_two_ranks_measure_what_one_does():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = choose_port()
     results = mp.get_context("spawn").Manager().dict()
     mp.spawn(_measure_on_rank, args=(2, port, results), nprocs=2)
     alone = measure_bpb(_make_random_model(), _make_batches(), np.full(64, 2))

@@ -20,6 +20,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
+from tests.ranks import choose_port
 
 CONTEXT = 48
 
@@ -184,11 +185,7 @@ def _score_on_rank(rank, size, port, results):
 
 
 def test_two_ranks_share_the_work_and_both_get_all_scores(small_engine):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = choose_port()
     results = mp.get_context("spawn").Manager().dict()
     mp.spawn(_score_on_rank, args=(2, port, results), nprocs=2)
     alone = Scorer(small_engine, batch_tokens=300)

@@ -12,9 +12,12 @@ from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16, pack_li
 from fledgling.model.cache import CacheRow
 from fledgling.model.transformer import Transformer
 
-pytestmark = pytest.mark.skipif(
-    not can_pack_bf16(torch.device("cpu"), torch.bfloat16), reason="this processor does not multiply bf16"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not can_pack_bf16(torch.device("cpu"), torch.bfloat16), reason="this processor does not multiply bf16"
+    ),
+    pytest.mark.usefixtures("seeded"),
+]
 CONTEXT = 96
 
 

@@ -10,6 +10,7 @@ from fledgling.kernels.format import DEFAULT_GROUP_SIZES, dequantize_matrix
 from fledgling.kernels.quantized_tensor import QuantizedTensor
 from tests.kernels.matrices import make_matrix, quantize
 
+pytestmark = pytest.mark.usefixtures("seeded")
 BITS = pytest.mark.parametrize("bits", [8, 4])
 
 

@@ -11,6 +11,7 @@ from fledgling.model.logprob import EAGER
 from fledgling.runtime.device import DeviceSetup
 from fledgling.train.loss import logprobs_from_hidden, next_token_loss
 
+pytestmark = pytest.mark.usefixtures("seeded")
 CPU = torch.device("cpu")
 FEATURES = {"window_pattern": "SSSL", "window_size": 8, "value_embeddings": 2, "residual_scalars": True}
 

@@ -18,7 +18,7 @@ from fledgling.optim.rules import (
     orthogonalize,
 )
 
-GENERATOR = torch.Generator().manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 FP32 = MuonSettings(dtype=torch.float32)
 
 
@@ -30,7 +30,6 @@ def muon(parameter, gradient, momentum_buffer, settings):
 
 
 def test_adamw_equals_torch_adamw():
-    torch.manual_seed(0)
     parameter = torch.randn(7, 5)
     reference = parameter.clone().requires_grad_()
     torch_adamw = torch.optim.AdamW([reference], lr=0.01, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.1)
@@ -56,7 +55,6 @@ def test_adamw_equals_torch_adamw():
 def make_matrices(shape, smallest):
     """A stack with singular values between `smallest` and most of the Frobenius norm; its polar factors; its SVD."""
     count, rows, columns = shape
-    torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     values = torch.logspace(0, math.log10(smallest), min(rows, columns), dtype=torch.float64)
     values = (values / values.norm()).clamp(min=smallest)
@@ -91,8 +89,8 @@ def test_orthogonalize_is_within_the_stated_error_of_the_polar_factor(shape, dty
 
 
 def matrix_with_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    u, _ = torch.linalg.qr(torch.randn(rows, len(values), generator=GENERATOR))
-    v, _ = torch.linalg.qr(torch.randn(columns, len(values), generator=GENERATOR))
+    u, _ = torch.linalg.qr(torch.randn(rows, len(values)))
+    v, _ = torch.linalg.qr(torch.randn(columns, len(values)))
     return (u * values) @ v.T
 
 
@@ -111,7 +109,6 @@ def test_singular_values_come_as_close_to_one_as_stated(variant, steps, max_erro
 @pytest.mark.parametrize("shape", [(24, 24), (40, 16), (16, 40)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_muon_equals_torch_muon(shape, weight_decay):
-    torch.manual_seed(0)
     start = torch.randn(shape)
     reference = start.clone().requires_grad_()
     torch_muon = torch.optim.Muon(
@@ -137,7 +134,6 @@ def test_muon_equals_torch_muon(shape, weight_decay):
 
 
 def test_muon_updates_a_stack_like_each_matrix_alone():
-    torch.manual_seed(0)
     parameters, gradients, momentum_buffer = torch.randn(3, 4, 16, 8).unbind(1)[0:3]
     stack, new_buffer = muon(parameters, gradients, momentum_buffer, MuonSettings())
     for i in range(3):
@@ -151,8 +147,8 @@ def test_muon_updates_a_stack_like_each_matrix_alone():
 @pytest.mark.parametrize("cautious", [False, True])
 def test_muon_does_not_move_a_matrix_whose_gradient_is_zero(exp_avg_sq_row, cautious):
     """Its momentum, however small, would be normalized to a whole step; it decays, and so do the weights."""
-    parameters = torch.randn(2, 16, 8, generator=GENERATOR)
-    gradients, momentum = torch.randn(2, 2, 16, 8, generator=GENERATOR).unbind()
+    parameters = torch.randn(2, 16, 8)
+    gradients, momentum = torch.randn(2, 2, 16, 8).unbind()
     gradients[1] = 0
     moved, buffer = parameters.clone(), 1e-3 * momentum
     rows = exp_avg_sq_row if exp_avg_sq_row is None else exp_avg_sq_row.clone()
@@ -165,7 +161,7 @@ def test_muon_does_not_move_a_matrix_whose_gradient_is_zero(exp_avg_sq_row, caut
 
 
 def test_normalized_rows_have_one_norm_and_the_matrix_keeps_its_norm():
-    x = torch.randn(2, 8, 16, generator=GENERATOR) * torch.logspace(-2, 1, 8)[:, None]
+    x = torch.randn(2, 8, 16) * torch.logspace(-2, 1, 8)[:, None]
     normalized, exp_avg_sq_row = x.clone(), torch.zeros(2, 8)
     normalize_rows_(normalized, exp_avg_sq_row)
     torch.testing.assert_close(normalized.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
@@ -178,7 +174,6 @@ def test_normalized_rows_have_one_norm_and_the_matrix_keeps_its_norm():
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 def test_muon_eq_ignores_the_scale_of_rows_and_muon_plus_makes_them_equally_long(shape):
     """MuonEq does not see the scale of rows; Muon+ makes rows equally long and keeps the matrix's norm."""
-    torch.manual_seed(0)
     gradient, scales = torch.randn(2, *shape), torch.rand(2, shape[0], 1) * 9 + 0.1
     plain, scaled = (
         muon_direction_(g.clone(), torch.zeros_like(g), replace(FP32, equilibrate=True))
@@ -196,8 +191,8 @@ def test_muon_eq_ignores_the_scale_of_rows_and_muon_plus_makes_them_equally_long
 
 
 def test_cautious_muon_decays_only_values_that_the_update_moves_nearer_to_zero():
-    start = torch.randn(6, 5, generator=GENERATOR)
-    gradient = torch.randn(1, 6, 5, generator=GENERATOR)
+    start = torch.randn(6, 5)
+    gradient = torch.randn(1, 6, 5)
 
     def update(weight_decay: float, cautious: bool) -> torch.Tensor:
         parameter = start.clone()

@@ -1,10 +1,19 @@
 """The peak of live tensor bytes: new allocations and tensors that existed before."""
 
+import gc
+
+import pytest
 import torch
 
 from fledgling.runtime.device_memory import count_live_tensor_bytes, measure_peak_memory
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_garbage():
+    """Nothing that earlier tests have left is freed while a test counts."""
+    gc.collect()
 
 
 def test_the_peak_is_the_highest_level_and_not_the_sum():

@@ -1,7 +1,6 @@
 """The world: one rank takes the same path as many, and invalid variables are reported in one line."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch.multiprocessing as mp
 
 from fledgling.config import UserError
 from fledgling.runtime.world import World, choose_backend, choose_device, count_launched_ranks
+from tests.ranks import choose_port
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +80,7 @@ def test_on_one_machine_numbers_stay_in_host_memory(monkeypatch):
 
 
 def test_two_ranks_agree():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = choose_port()
     results = mp.get_context("spawn").Manager().dict()
     mp.spawn(_run_rank, args=(2, port, results), nprocs=2)
     for rank in range(2):

@@ -7,11 +7,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fledgling.config import UserError
 from fledgling.sandbox import process
+from tests.waits import WAIT_SECONDS
+
+
+def read_proc(path: Path) -> str:
+    """Returns the text of a file under /proc; "" where its process or thread has ended."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def descendants(pid: int) -> set[int]:
+    """Returns all processes below `pid`."""
+    pids = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in read_proc(children).split():
+            pids |= {int(child)} | descendants(int(child))
+    return pids
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +60,7 @@ def run_plain() -> Callable[[str], subprocess.CompletedProcess]:
         )
         os.close(inherited)
         try:
-            output, errors = child.communicate(timeout=20)
+            output, errors = child.communicate(timeout=WAIT_SECONDS)
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)

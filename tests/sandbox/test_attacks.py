@@ -20,12 +20,14 @@ from pathlib import Path
 import pytest
 
 from fledgling.sandbox import process
-from fledgling.sandbox.interpreter import evaluate_code
-from fledgling.sandbox.process import MIB, Limits, run_program
-from fledgling.sandbox.verdict import CheckSeed, check_program
+from fledgling.sandbox.process import MIB, Limits
+from fledgling.sandbox.verdict import CheckSeed
+from tests.sandbox.conftest import descendants, read_proc
+from tests.sandbox.patient import check_program, evaluate_code, run_program
+from tests.waits import WAIT_SECONDS
 
 ATTACKS_DIR = Path(__file__).parents[1] / "attacks"
-LIMITS = Limits(timeout=10.0, memory_bytes=256 * MIB, output_bytes=100_000)
+LIMITS = Limits(timeout=WAIT_SECONDS, memory_bytes=256 * MIB, output_bytes=100_000)
 SHORT_LIMITS = Limits(0.7, LIMITS.memory_bytes, LIMITS.output_bytes)  # for endless programs, which run until the limit
 FIRST_LINE = re.compile(r"# (?P<way>\w+) \| (?P<tries>.+) \| right: (?P<right>.+) \| shown: (?P<shown>.+)")
 SETUP_CODE = "def trusted(number):\n    return 2 * number\n"
@@ -108,15 +110,6 @@ def subreaper() -> Iterator[None]:
     libc.prctl(36, 0, 0, 0, 0)
 
 
-def descendants(pid: int) -> set[int]:
-    """Returns all processes below `pid`."""
-    pids = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            pids |= {int(child)} | descendants(int(child))
-    return pids
-
-
 def find_orphans(before: set[int]) -> set[int]:
     """Returns the processes below this one that did not run `before` and are no fork servers."""
     seeds = (process.FIXED_HASH_SEED, CheckSeed.draw().hash_seed)
@@ -127,13 +120,13 @@ def find_orphans(before: set[int]) -> set[int]:
         for server in process._get_pool(os.getpid(), disabled, seed).idle
         for pid in (server.process.pid, *init_processes(server))
     }
-    workers = {pid for pid in descendants(os.getpid()) if Path(f"/proc/{pid}/comm").read_text().strip() == "monty"}
+    workers = {pid for pid in descendants(os.getpid()) if read_proc(Path(f"/proc/{pid}/comm")).strip() == "monty"}
     return descendants(os.getpid()) - before - servers - workers
 
 
 def init_processes(server: process.ForkServer) -> list[int]:
     """Returns the process inside a server's namespaces, where it has them."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    children = read_proc(Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")).split()
     return [int(child) for child in children] if server.layers["namespaces"] == "on" else []
 
 
@@ -153,13 +146,14 @@ def run_attack(attack: Attack, definitions: str, disabled: frozenset[str]) -> st
     """Runs an attack and returns its output, value and error as one text."""
     limits = SHORT_LIMITS if "timed out" in attack.right else LIMITS
     if attack.way == "verdict":
-        verdict = check_program(attack.code, attack.tests, "double", limits.timeout, SETUP_CODE)
+        verdict = check_program(attack.code, attack.tests, "double", timeout=limits.timeout, setup_code=SETUP_CODE)
         assert not verdict.passed
         return verdict.reason
     if attack.way == "interpreter":
-        result = evaluate_code(definitions + attack.code, Limits(0.3, 16 * MIB, 4096))
+        seconds = 0.3 if "TimeoutError" in attack.right else WAIT_SECONDS
+        result = evaluate_code(definitions + attack.code, limits=Limits(seconds, 16 * MIB, 4096))
     else:
-        result = run_program(definitions + attack.code, limits, disabled_layers=disabled)
+        result = run_program(definitions + attack.code, limits=limits, disabled_layers=disabled)
     return f"{result.output} {result.value} {result.error}"
 
 
@@ -180,7 +174,7 @@ def test_an_attack_fails(attack, definitions, layers):
         before = descendants(os.getpid())
         start = time.monotonic()
         report = run_attack(attack, definitions, disabled)
-        assert "timed out" not in attack.right or time.monotonic() - start < SHORT_LIMITS.timeout + 15.0
+        assert "timed out" not in attack.right or time.monotonic() - start < SHORT_LIMITS.timeout + WAIT_SECONDS
         assert "timed out after" not in report or f"timed out after {SHORT_LIMITS.timeout:g} s" in report
         assert "ESCAPED" not in report
         right = [*attack.right, "FileNotFoundError"] if name == "namespaced" else attack.right
@@ -205,7 +199,7 @@ def test_the_same_attack_succeeds_without_the_sandbox(attack, definitions, run_p
     names, _, condition = attack.shown.removeprefix("without ").partition(" ")
     if condition == "as root" and not has_all_capabilities():
         pytest.skip("only root may do this without a sandbox")
-    result = run_program(definitions + attack.code, LIMITS, disabled_layers=layers_without(names))
+    result = run_program(definitions + attack.code, limits=LIMITS, disabled_layers=layers_without(names))
     if condition == "if the kernel has it" and "ESCAPED" not in result.output:
         pytest.skip("this kernel denies it to every process")
     assert "ESCAPED" in result.output, result

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from fledgling.sandbox.interpreter import MAX_VALUE_CHARS, TOOL_LIMITS, evaluate_code
-from fledgling.sandbox.process import Limits
+from fledgling.sandbox.interpreter import MAX_VALUE_CHARS, TOOL_LIMITS
+from tests.sandbox.patient import evaluate_code
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_an_error_is_a_short_text(code, error):
 
 
 def test_time_is_limited():
-    result = evaluate_code("while True: pass", Limits(0.2, TOOL_LIMITS.memory_bytes, TOOL_LIMITS.output_bytes))
+    result = evaluate_code("while True: pass", limits=replace(TOOL_LIMITS, timeout=0.2))
     assert "TimeoutError" in result.error
 
 

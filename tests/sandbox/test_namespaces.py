@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.waits import WAIT_SECONDS
+
 PROGRAM = """
 import os, sys
 from fledgling.sandbox.namespaces import enter_namespaces, supervise_init
@@ -26,7 +28,7 @@ def test_a_process_sees_what_it_was_given_and_nothing_else(tmp_path):
     given = tmp_path / "given.txt"
     given.write_text("x")
     words = [sys.executable, "-c", PROGRAM, str(given)]
-    output = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout
+    output = subprocess.run(words, capture_output=True, text=True, check=True, timeout=WAIT_SECONDS).stdout
     if output.startswith("denied"):
         pytest.skip(f"this machine makes no namespaces: {output}")
     assert output.splitlines() == ["1 True False", "ended"]

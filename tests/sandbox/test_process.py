@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from fledgling.config import UserError
-from fledgling.sandbox.process import REQUIRED_LAYERS, Limits, get_layers, run_program
+from fledgling.sandbox.process import REQUIRED_LAYERS, Limits, get_layers
+from tests.sandbox.conftest import descendants, read_proc
+from tests.sandbox.patient import run_program
+from tests.waits import WAIT_SECONDS, wait_for
 
 pytestmark = pytest.mark.usefixtures("layers")
 
@@ -42,7 +45,7 @@ def test_programs_are_deterministic():
 def test_the_time_limit_holds_from_any_thread():
     results = []
     threads = [
-        threading.Thread(target=lambda: results.append(run_program("while True: pass", Limits(timeout=0.3))))
+        threading.Thread(target=lambda: results.append(run_program("while True: pass", limits=Limits(timeout=0.3))))
         for _ in range(3)
     ]
     start = time.monotonic()
@@ -50,7 +53,7 @@ def test_the_time_limit_holds_from_any_thread():
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < WAIT_SECONDS
     assert [result.error for result in results] == ["timed out after 0.3 s"] * 3
 
 
@@ -68,7 +71,7 @@ WITHOUT_LAYER = """
 import ctypes, errno, struct, sys
 from fledgling.config import UserError
 from fledgling.sandbox import restrictions
-from fledgling.sandbox.process import run_program
+from fledgling.sandbox.process import Limits, run_program
 
 number = int(sys.argv[1])
 code = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, int(sys.argv[2])),
@@ -77,7 +80,7 @@ restrictions.set_no_new_privileges()
 restrictions.apply_seccomp(b"".join(struct.pack("=HBBI", *line) for line in code))
 for disabled in (frozenset(), frozenset({sys.argv[3]})):
     try:
-        print("ran", run_program("1 + 1", disabled_layers=disabled).value)
+        print("ran", run_program("1 + 1", Limits(60.0), disabled_layers=disabled).value)
     except UserError as error:
         print(error)
 """
@@ -88,7 +91,7 @@ for disabled in (frozenset(), frozenset({sys.argv[3]})):
 def test_nothing_runs_where_the_kernel_lacks_a_layer(layer, number, first):
     """A filter makes a call of Landlock, or of seccomp (querying, applying), fail as on an old kernel."""
     script = [sys.executable, "-c", WITHOUT_LAYER, str(number), str(first), layer]
-    result = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(script, capture_output=True, text=True, timeout=WAIT_SECONDS, check=True)
     error, ran = result.stdout.splitlines()
     assert error.startswith("sandbox: ") and len(error) < 200
     assert layer in error
@@ -98,12 +101,12 @@ def test_nothing_runs_where_the_kernel_lacks_a_layer(layer, number, first):
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="uses the system call numbers of x86-64")
 def test_programs_run_without_namespaces_where_a_machine_denies_them():
     script = WITHOUT_LAYER.replace("run_program(", "str(get_layers()), run_program(", 1)
-    script = script.replace("import run_program", "import get_layers, run_program")
+    script = script.replace("import Limits", "import Limits, get_layers")
     result = subprocess.run(
         [sys.executable, "-c", script, "272", str(0x7C020000), "namespaces"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_SECONDS,
         check=True,
     )
     ran = result.stdout.splitlines()
@@ -112,49 +115,42 @@ def test_programs_run_without_namespaces_where_a_machine_denies_them():
 
 
 HARNESS = """
-import os, threading, time
+import sys
 from fledgling.sandbox.process import Limits, run_program
 
-thread = threading.Thread(target=run_program, args=("while True: pass", Limits(timeout=60)), daemon=True)
 run_program("1")
-thread.start()
-time.sleep(0.3)
-print(os.getpid(), flush=True)
-time.sleep(60)
+print("started", flush=True)
+sys.stdin.readline()
+run_program("while True: pass", Limits(timeout=600))
 """
 
 
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children] + [other for child in children for other in descendants(int(child))]
-
-
 def test_no_process_outlives_a_killed_harness():
-    harness = subprocess.Popen([sys.executable, "-c", HARNESS], stdout=subprocess.PIPE, text=True)
-    assert int(harness.stdout.readline()) == harness.pid
-    processes = descendants(harness.pid)
-    assert len(processes) >= 2  # a fork server and its child
-    harness.send_signal(signal.SIGKILL)
-    harness.wait()
-    harness.stdout.close()
-    deadline = time.monotonic() + 60
-    while any(is_running(pid) for pid in processes) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert [pid for pid in processes if is_running(pid)] == []
+    command = [sys.executable, "-c", HARNESS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as harness:
+        try:
+            assert harness.stdout.readline() == "started\n"
+            servers = descendants(harness.pid)
+            harness.stdin.write("\n")
+            harness.stdin.flush()
+            wait_for(lambda: descendants(harness.pid) > servers)  # the program runs
+            processes = descendants(harness.pid)
+        finally:
+            harness.kill()
+    assert servers and processes > servers
+    wait_for(lambda: not any(is_running(pid) for pid in processes))
 
 
 def is_running(pid: int) -> bool:
     """Returns whether the process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    stat = read_proc(Path(f"/proc/{pid}/stat"))
+    return stat != "" and stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_killed_fork_server_is_replaced():
     run_program("1")
     for pid in descendants(os.getpid()):
-        if b"fledgling.sandbox.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if "fledgling.sandbox.fork_server" in read_proc(Path(f"/proc/{pid}/cmdline")):
             os.kill(pid, signal.SIGKILL)
     assert run_program("1 + 1").value == "2"
 

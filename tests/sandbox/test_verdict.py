@@ -7,7 +7,9 @@ import pytest
 from benchmarks.sandbox import HUMAN_EVAL, break_solution, grade_programs, read_human_eval
 from fledgling.files import resolve_data_root
 from fledgling.sandbox.process import FIXED_HASH_SEED
-from fledgling.sandbox.verdict import CheckSeed, ProgramCheck, check_program, check_programs
+from fledgling.sandbox.verdict import CheckSeed, ProgramCheck
+from tests.sandbox.patient import check_program, check_programs
+from tests.waits import WAIT_SECONDS
 
 pytestmark = pytest.mark.usefixtures("layers")
 
@@ -156,15 +158,16 @@ def human_eval() -> list[dict]:
     return read_human_eval(path)
 
 
-def find_passing(rows: list[dict], programs: list[str]) -> list[str]:
+def find_passing(rows: list[dict], programs: list[str], seconds: float = 10.0) -> list[str]:
     """Returns the ids of the tasks whose program passed."""
-    verdicts = zip(rows, grade_programs(rows, programs, seconds=10.0), strict=True)
+    verdicts = zip(rows, grade_programs(rows, programs, seconds), strict=True)
     return [row["task_id"] for row, verdict in verdicts if verdict.passed]
 
 
 def test_every_reference_solution_passes(human_eval):
     assert len(human_eval) == 164
-    assert len(find_passing(human_eval, [row["prompt"] + row["canonical_solution"] for row in human_eval])) == 164
+    programs = [row["prompt"] + row["canonical_solution"] for row in human_eval]
+    assert len(find_passing(human_eval, programs, WAIT_SECONDS)) == 164
 
 
 @pytest.mark.parametrize("how", ["pair", "changed"])
