@@ -22,11 +22,11 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 PORTS = range(10_000, 32_000)  # below those that systems give out by themselves: Linux from 32,768 on
-_places = itertools.count(500 * os.getpid())  # in PORTS; processes that run tests at once begin at different ones
+_places = itertools.count(7919 * os.getpid())  # in PORTS; processes that run tests at once begin far apart
 
 
 def choose_port() -> int:
-    """Returns a port of this machine that is free, and that no other test takes before its ranks listen on it."""
+    """Returns a port of this machine that is free, and that hardly another test takes before its ranks listen on it."""
     for place in itertools.islice(_places, len(PORTS)):
         port = PORTS[place % len(PORTS)]
         with contextlib.suppress(OSError), socket.socket() as probe:

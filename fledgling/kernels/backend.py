@@ -62,15 +62,14 @@ class Backend:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copies the source's weights as they are now; copies nothing where they are live."""
+        """Copies the source's weights as they are now; of live ones, the vectors that the native step has in fp32."""
         self.refresh_count += 1
-        if self.model is self.source:
-            return
-        weights = dict(self.source.named_parameters(remove_duplicate=False))
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(weights[name])
-        for name, weight in self.replaced_weights.items():
-            weight.copy_(weights[name])
+        if self.model is not self.source:
+            weights = dict(self.source.named_parameters(remove_duplicate=False))
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+            for name, weight in self.replaced_weights.items():
+                weight.copy_(weights[name])
         if self.native_step:
             self.native_step.refresh()
 

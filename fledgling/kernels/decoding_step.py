@@ -91,7 +91,7 @@ def supports_decoding_step(model: Transformer) -> bool:
 
 
 class DecodingStep:
-    """Runs the blocks of `model` for at most MAX_STEP_TOKENS new tokens."""
+    """Runs the blocks of `model` and its last norm for at most MAX_STEP_TOKENS new tokens."""
 
     def __init__(self, model: Transformer) -> None:
         config = model.config

@@ -51,15 +51,17 @@ class EndReport:
 
 def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES) -> int:
     """Runs `command` with this process's standard input until it ends; returns its exit code, 1 for a line too long."""
-    end, parent, started, is_terminated = EndReport(report), os.getppid(), list[subprocess.Popen](), threading.Event()
+    end, parent, is_terminated = EndReport(report), os.getppid(), False
+    process: subprocess.Popen | None = None
 
     def terminate(*_: object) -> None:
-        is_terminated.set()
-        for process in started:
+        nonlocal is_terminated
+        is_terminated = True
+        if process is not None:
             end_with_group(process, 128 + signal.SIGTERM)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)  # first: a signal may come while the command starts
+        signal.signal(signal.SIGTERM, terminate)  # before the command starts: a signal may come meanwhile
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     except OSError as error:
@@ -67,8 +69,7 @@ def pass_lines(command: Sequence[str], report: Path, limit: int = MAX_LINE_BYTES
         end.write(127)
         print(end.line, file=sys.stderr)
         return 127
-    started.append(process)
-    if is_terminated.is_set():
+    if is_terminated:
         terminate()
     with process:
         assert process.stdout is not None and process.stderr is not None

@@ -148,6 +148,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.usefixtures("allowed_seconds")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_is_rejected_or_bounded(engine, tokenizer, name):
     start = time.process_time()

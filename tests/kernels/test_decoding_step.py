@@ -21,6 +21,7 @@ FAMILIES = [
     ("fledgling", {"kv_heads": 2, "value_embeddings": 1}),
     ("fledgling", {"value_embeddings": 2, "value_gates": True}),
     ("fledgling", {"window_pattern": "S", "window_size": 5}),
+    ("fledgling", {"window_pattern": "S", "window_size": 90, "kv_heads": 2}),
     ("fledgling", {"residual_scalars": True}),
     ("fledgling", {"skip_scalars": True, "depth": 5}),
     ("fledgling", {"back_out": True}),
@@ -41,7 +42,7 @@ def make_model(family: str, parts: dict, width: int = 128):
         width=width,
         heads=4,
         **{"kv_heads": 4, "depth": 2} | parts,
-        context=64,
+        context=256,
     )
     model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -69,7 +70,7 @@ def test_a_step_is_as_exact_as_the_model_in_bf16(family, parts, bits):
             model.config, quantize_state_dict(model.config, model.state_dict(), bits, 32), {"bits": bits}
         )
     draw = torch.Generator().manual_seed(7)
-    prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 17, 9, 1, 20)]
+    prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 170, 90, 1, 20)]
     tokens = torch.randint(90, (4, 5), generator=draw).tolist()
     stepped, plain = (
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),

@@ -182,7 +182,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.flush()
         if kind == "hang":
-            released.wait(20)
+            released.wait(120)  # longer than any wait of a test
         if kind:
             self.close_connection = True
             return reset(self.connection)

@@ -112,22 +112,33 @@ struct Cached {  // keys or values of one row and head: token t in block table[t
     }
 };
 
-// A head's block is about a page, and a processor reads ahead within a page alone: each block begins with a wait for
-// memory. So four blocks, far from each other, are read together.
+constexpr int64_t PIECE = 16;  // tokens: a page of memory at a head width of 128
 
-// Calls read(places, token, far) for whole blocks among the tokens `first` to `length` - 1, four at once, that of
-// places[r] beginning with token + r far. Returns the tokens {begin, end} that these blocks hold.
+// Calls read(places, token, far, count) for pieces of `count` tokens among those from `first` to `length` - 1, four at a
+// time: places[r] is the piece that begins at token + r * far. Returns the tokens {begin, end} that these pieces hold.
+// A processor reads ahead within a page alone, so that each page begins with a wait for memory; four waits are as long as
+// one. A piece lies in one block.
 template <class Read>
 inline std::pair<int64_t, int64_t> read_four(const Cached& from, int64_t first, int64_t length, int64_t D,
                                              const Read& read) {
-    const int64_t low = (first + from.block - 1) / from.block * from.block;
-    const int64_t far = std::max<int64_t>(0, length / from.block * from.block - low) / from.block / 4 * from.block;
-    for (int64_t token = low; token < low + far; token += from.block) {
+    const int64_t count = from.block % PIECE ? from.block : PIECE;
+    const int64_t begin = (first + count - 1) / count * count;
+    const int64_t far = std::max<int64_t>(0, length / count * count - begin) / count / 4 * count;
+    for (int64_t token = begin; token < begin + far; token += count) {
         const bf16* places[4];
         for (int r = 0; r < 4; r++) places[r] = from.from(token + r * far, D);
-        read(places, token, far);
+        read(places, token, far, count);
     }
-    return {low, low + 4 * far};
+    return {begin, begin + 4 * far};
+}
+
+// Calls read(place, token, end) for the tokens from `first` to `length` - 1, those of one block at a time.
+template <class Read>
+inline void read_blocks(const Cached& from, int64_t first, int64_t length, int64_t D, const Read& read) {
+    for (int64_t token = first, end; token < length; token = end) {
+        end = std::min(length, (token / from.block + 1) * from.block);
+        read(from.from(token, D), token, end);
+    }
 }
 
 // out[d .. d + LANES N] = factor * sum over tokens of weights[token] * value[d ...]
@@ -140,46 +151,40 @@ inline void mix(const Cached& values, const float* weights, int64_t first, int64
         const Floats w = set1(weights[token]);
         for (int n = 0; n < N; n++) sum[n] = fma(w, widen(v + d + LANES * n), sum[n]);
     };
-    const auto done = read_four(values, first, length, D, [&](const bf16* const* v, int64_t token, int64_t far) {
-        for (int64_t t = 0; t < values.block; t++)
-            for (int r = 0; r < 4; r++) add_token(v[r] + t * D, token + r * far + t);
-    });
-    const auto add_tokens = [&](int64_t start, int64_t stop) {
-        for (int64_t end; start < stop; start = end) {
-            const bf16* v = values.from(start, D);
-            end = std::min(stop, (start / values.block + 1) * values.block);
-            for (int64_t s = start; s < end; s++, v += D) add_token(v, s);
-        }
+    const auto add_block = [&](const bf16* v, int64_t token, int64_t end) {
+        for (; token < end; token++, v += D) add_token(v, token);
     };
-    add_tokens(first, std::min(length, done.first));
-    add_tokens(done.second, length);
+    const auto add_four = [&](const bf16* const* v, int64_t token, int64_t far, int64_t count) {
+        for (int64_t t = 0; t < count; t++)
+            for (int r = 0; r < 4; r++) add_token(v[r] + t * D, token + r * far + t);
+    };
+    const auto done = read_four(values, first, length, D, add_four);
+    read_blocks(values, first, std::min(length, done.first), D, add_block);
+    read_blocks(values, done.second, length, D, add_block);
     for (int n = 0; n < N; n++) narrow(out + d + LANES * n, mul(sum[n], factor));
 }
 
 // Attention of one query over the keys and values of tokens `first` to `length` - 1; weights: scratch of length + 16. Keys
-// are read from the start of the first one's block, and four at a time, also after the last one: the size of a block is a
-// multiple of four.
+// are read four at a time, also before the first and after the last one: the size of a block is a multiple of four.
 inline void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t first, int64_t length, int64_t D,
                    float* weights, bf16* out) {
     const int64_t low = first / 16 * 16;
-    const auto done = read_four(keys, first, length, D, [&](const bf16* const* k, int64_t token, int64_t far) {
-        for (int64_t t = 0; t < keys.block; t++) {
+    const auto score_block = [&](const bf16* k, int64_t token, int64_t end) {
+        for (; token < end; token += 4, k += 4 * D)
+            store_sums(weights + token, products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
+                       products(q, k + 3 * D, D));
+    };
+    const auto score_four = [&](const bf16* const* k, int64_t token, int64_t far, int64_t count) {
+        for (int64_t t = 0; t < count; t++) {
             float sums[4];
             store_sums(sums, products(q, k[0] + t * D, D), products(q, k[1] + t * D, D), products(q, k[2] + t * D, D),
                        products(q, k[3] + t * D, D));
             for (int r = 0; r < 4; r++) weights[token + r * far + t] = sums[r];
         }
-    });
-    const auto score = [&](int64_t start, int64_t stop) {
-        for (; start < stop; start += keys.block) {
-            const bf16* k = keys.from(start, D);
-            for (int64_t s = start; s < std::min(stop, start + keys.block); s += 4, k += 4 * D)
-                store_sums(weights + s, products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
-                           products(q, k + 3 * D, D));
-        }
     };
-    score(first / keys.block * keys.block, std::min(length, done.first));
-    score(done.second, length);
+    const auto done = read_four(keys, first, length, D, score_four);
+    read_blocks(keys, first / 4 * 4, std::min(length, done.first), D, score_block);
+    read_blocks(keys, done.second, length, D, score_block);
     for (int64_t s = low; s < first; s++) weights[s] = -INFINITY;
     for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
     Floats most = set1(-INFINITY), total = zero();

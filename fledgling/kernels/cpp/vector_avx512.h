@@ -89,7 +89,7 @@ inline Ints product_int16(Words a, Words b) { return _mm512_madd_epi16(a, b); } 
 
 inline Ints dot_int16(Ints sum, Words a, Words b) {  // adds 32 products of integers to the lanes
 #if defined(__AVX512VNNI__)
-    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));  // GCC copies both ways the sum of the intrinsic
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));  // GCC copies the intrinsic's sum back and forth
     return sum;
 #else
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));

@@ -42,7 +42,7 @@ function readConversations(text) {
 export function makeSidebar(host) {
   let heads = [];
   let renders = 0;
-  const renamed = new Map(); // id of a conversation whose title is typed -> its item
+  let renamed = null; // {id, item} of the conversation whose title is typed
 
   async function render() {
     const number = ++renders;
@@ -53,12 +53,13 @@ export function makeSidebar(host) {
     heads = stored;
     const current = host.current();
     if (current.nodes.size && !heads.some(({ id }) => id === current.id)) heads.unshift(current); // not stored
+    if (!heads.some(({ id }) => id === renamed?.id)) renamed = null; // another tab has deleted it
     const shown = heads.filter(({ id }) => !found || found.has(id)).slice(0, MAX_SHOWN);
-    fillList(shown.map((head) => renamed.get(head.id) ?? itemNode(head)));
+    fillList(shown.map((head) => (head.id === renamed?.id ? renamed.item : itemNode(head))));
     $("found").textContent = wanted ? `${shown.length} found` : "";
   }
 
-  // Shows these items. One that is shown already is not taken out: its field keeps what is typed, and the keyboard.
+  // Shows these items. At most one is shown already, and is not taken out: its field keeps what is typed, and the keyboard.
   function fillList(items) {
     const list = $("conversations");
     const kept = new Set(items);
@@ -87,19 +88,20 @@ export function makeSidebar(host) {
     field.maxLength = 200;
     field.setAttribute("aria-label", "Title");
     field.addEventListener("keydown", async (event) => {
-      if (event.key === "Escape") { event.stopPropagation(); renamed.delete(head.id); render(); }
+      if (event.key === "Escape") { event.stopPropagation(); renamed = null; render(); }
       if (event.key !== "Enter" || event.isComposing || !field.value.trim()) return;
       const conversation = await load(heads.find(({ id }) => id === head.id) ?? head); // as it was last stored
       Object.assign(conversation, { title: field.value.trim(), named: true });
       await saveMessages(conversation, []);
-      renamed.delete(head.id);
+      renamed = null;
       host.renamed(conversation);
       render();
     });
-    renamed.set(head.id, item);
+    renamed = { id: head.id, item };
     item.replaceChildren(field);
     field.focus();
     field.select();
+    render(); // closes another field
   }
 
   async function remove(head) {
