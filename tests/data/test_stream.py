@@ -14,6 +14,7 @@ from fledgling.data.batch import IGNORE_INDEX
 from fledgling.data.prefetch import PREFETCH_STEPS, Prefetcher
 from fledgling.data.shards import ShardWriter, TokenShard
 from fledgling.data.stream import MixtureStream, RowSource, permutation
+from tests.waits import wait_for
 
 BOS, USER, END = 90, 91, 92
 
@@ -169,9 +170,7 @@ def test_the_state_counts_consumed_steps_and_not_prefetched_ones():
 def test_prefetching_is_bounded():
     made = []
     ahead = Prefetcher(lambda step: made.append(step) or [], 5, None)
-    end = time.monotonic() + 60
-    while len(made) <= PREFETCH_STEPS and time.monotonic() < end:
-        time.sleep(0.001)
+    wait_for(lambda: len(made) > PREFETCH_STEPS)
     time.sleep(0.1)  # a step too many would be made by now
     assert made == list(range(5, 5 + PREFETCH_STEPS + 1))  # PREFETCH_STEPS ready, and one that waits
     ahead.get()

@@ -170,6 +170,19 @@ def test_a_step_follows_the_model_when_it_is_trained():
     assert before != after == fresh
 
 
+def test_a_refresh_reads_live_weights_again():
+    model = make_model("llama", {"intermediate_size": 384}).to(torch.bfloat16)
+    engine, sampling = Engine(model, NoSpecialTokens({})), SamplingParams(temperature=0.0, max_new_tokens=8)
+    assert engine.runner.backend.native_step is not None and engine.model is model
+    engine.generate([[5, 9, 77]], sampling)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.7).add_(0.05)
+    engine.runner.refresh_weights()
+    fresh = Engine(model, NoSpecialTokens({})).generate([[5, 9, 77]], sampling)[0]
+    assert engine.generate([[5, 9, 77]], sampling)[0].logprobs == fresh.logprobs
+
+
 def test_widths_that_are_not_multiples_of_a_vector_are_not_supported():
     assert supports_decoding_step(make_model("fledgling", {}).bfloat16())
     assert not supports_decoding_step(make_model("fledgling", {}, width=64).bfloat16())  # heads of 16

@@ -4,12 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from fledgling.runtime.bounded_lines import MAX_REPORTED_CHARACTERS, describe_end, pass_lines
+from tests.waits import wait_for
 
 RELAY = [sys.executable, "-m", "fledgling.runtime.bounded_lines"]
 
@@ -95,10 +95,3 @@ def test_a_relay_that_is_terminated_while_its_command_starts_kills_it(tmp_path):
     relay = [sys.executable, "-c", SIGNALLED_AT_ONCE, str(pid), str(tmp_path / "end")]
     assert subprocess.run(relay, timeout=60).returncode == 128 + signal.SIGTERM
     wait_for(lambda: not Path("/proc", pid.read_text()).exists())
-
-
-def wait_for(happens, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.05)

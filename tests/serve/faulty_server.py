@@ -11,7 +11,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections import deque
 from typing import Any
 
@@ -20,6 +19,7 @@ from fledgling.serve.errors import build_error
 from fledgling.serve.page_files import PAGE, PAGE_HEADERS, page_paths
 from fledgling.serve.schemas import BadRequest, ChatRequest, parse_body
 from fledgling.text.conversation import check_conversation
+from tests.waits import WAIT_SECONDS, wait_for
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "txt": "text/plain"}
 
@@ -75,10 +75,7 @@ class FaultyServer:
 
     def wait_until_faults_are_taken(self) -> None:
         """Waits until requests have taken every fault: one that is stopped on its way leaves its fault to the next."""
-        deadline = time.monotonic() + 60
-        while self.faults:
-            assert time.monotonic() < deadline, f"no request took {self.faults}"
-            time.sleep(0.005)
+        wait_for(lambda: not self.faults)
 
     def release(self) -> None:
         """Ends the answers that hang now."""
@@ -182,7 +179,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.flush()
         if kind == "hang":
-            released.wait(120)  # longer than any wait of a test
+            released.wait(2 * WAIT_SECONDS)  # longer than any wait of a test
         if kind:
             self.close_connection = True
             return reset(self.connection)
