@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,16 @@ def make_step(depth: int, vocab_size: int, context: int, rows: int) -> Work:
     """Returns a training step of the quickstart's recipe in another size, compiled."""
     from fledgling.bench.sized_recipe import with_model_size
     from fledgling.bench.train import build_training
-    from fledgling.config import load_recipe
+    from fledgling.config import ModelConfig, load_recipe
     from fledgling.optim.schedule import trapezoidal_schedule
     from fledgling.train.loop import train_step
     from fledgling.train.loss import next_token_loss
     from fledgling.train.random_batches import RandomBatches
     from fledgling.train.stage import Stage
 
-    recipe = with_model_size(load_recipe("quickstart", ("run.threads=1",)), depth, vocab_size, context)
+    names = {entry.name for entry in fields(ModelConfig)}  # of either checkout: the older may have no presets
+    plain = ("model.preset=nanochat-2025",) if "preset" in names else ()
+    recipe = with_model_size(load_recipe("quickstart", ("run.threads=1", *plain)), depth, vocab_size, context)
     world, _, model, optimizer = build_training(recipe)
     optimizer.set_schedule_multiplier(LR_MULTIPLIER)
     stream = RandomBatches(vocab_size, rows, context)
@@ -172,7 +175,8 @@ def make_answers() -> dict[str, tuple[Work, int]]:
     cpu, vocab_size = torch.device("cpu"), 4096
     dtype = choose_dtype(cpu)
     context = PROMPT_TOKENS + NEW_TOKENS + 1
-    config = ModelConfig(depth=6, width=256, heads=2, kv_heads=2, vocab_size=vocab_size, context=context)
+    sizes = {"depth": 6, "width": 256, "heads": 2, "kv_heads": 2, "vocab_size": vocab_size, "context": context}
+    config = ModelConfig.from_dict({**sizes, "family": "fledgling"})  # without optional features, in either checkout
     model = make_random_model(config, dtype, cpu)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(vocab_size, (max(ROWS), PROMPT_TOKENS), generator=generator).tolist()

@@ -67,7 +67,7 @@ def run_server() -> Iterator[str]:
     from fledgling.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, 1, 32, 2, 2, CONTEXT))
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 1, 32, 2, 2, CONTEXT, preset="nanochat-2025"))
     model.initialize(0)
     worker = Worker(Engine(model, tokenizer))
     server = Server(make_app(Service(worker, tokenizer, "tiny", 1)), ConnectionLimits())

@@ -126,7 +126,7 @@ def _make_engine() -> Any:
     choose = random.Random(0)
     words = ["".join(choose.choices("etaoinshrdlu", k=choose.randint(2, 9))) for _ in range(9000)]
     tokenizer = Tokenizer.train([" ".join(choose.choices(words, k=200_000))], vocab_size=8192)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, 4, 256, 2, 2, 512))
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 4, 256, 2, 2, 512, preset="nanochat-2025"))
     model.initialize(0)
     return Engine(model, tokenizer)
 

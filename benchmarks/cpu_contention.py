@@ -124,7 +124,7 @@ def make_training(adapts: bool) -> Work:
     """Returns a training step of four layers, compiled for all threads and for one."""
     import torch
 
-    from fledgling.bench.sized_recipe import with_model_size
+    from fledgling.bench.sized_recipe import PLAIN, with_model_size
     from fledgling.bench.train import build_training
     from fledgling.infer.step_graphs import print_notice
     from fledgling.optim.schedule import trapezoidal_schedule
@@ -134,7 +134,7 @@ def make_training(adapts: bool) -> Work:
     from fledgling.train.random_batches import RandomBatches
     from fledgling.train.stage import Stage
 
-    recipe = with_model_size(load_recipe("quickstart"), 4, 8192, 512)
+    recipe = with_model_size(load_recipe("quickstart", PLAIN), 4, 8192, 512)
     world, _, model, optimizer = build_training(recipe)
     stream = RandomBatches(model.config.vocab_size, 8, 512, seed=0)
     stage = Stage("busy", 1, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=1))
@@ -170,7 +170,9 @@ def make_decoding(adapts: bool) -> Work:
     from fledgling.runtime.cores import count_cores
 
     torch.set_num_threads(count_cores())
-    config = ModelConfig(depth=12, width=768, heads=12, kv_heads=12, vocab_size=32768, context=512)
+    config = ModelConfig(
+        depth=12, width=768, heads=12, kv_heads=12, vocab_size=32768, context=512, preset="nanochat-2025"
+    )
     model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
     engine = Engine(model, NoSpecialTokens())  # type: ignore[arg-type]
     if adapts:

@@ -57,6 +57,7 @@ def measure_flash_norm(
                 heads=width // 128,
                 kv_heads=width // 128,
                 context=256,
+                preset="nanochat-2025",
             )
             timers = make(config, dtype, compiled)
             shape = f"{family} {depth} x {width}"

@@ -117,7 +117,7 @@ def run_server(pipe: Connection, threads: int) -> None:
     rng = random.Random(0)
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(3000)]
     tokenizer = Tokenizer.train([" ".join(rng.choices(words, k=50_000))], vocab_size=2048)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, 4, 256, 4, 4, 1024))
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 4, 256, 4, 4, 1024, preset="nanochat-2025"))
     model.initialize(0)
     worker = Worker(Engine(model, tokenizer))
     listener = socket.create_server((HOST, 0))

@@ -73,6 +73,7 @@ class Case:
     teacher: str = "none"  # its role: live or stored; it has twice the width
     rounded: bool = False  # weights in training, to 8 bits
     state: str = "float32"  # of the optimizer
+    preset: str = "nanochat-2025"
 
     @property
     def planned_teacher(self) -> PlannedTeacher | None:
@@ -93,6 +94,7 @@ class Case:
             heads=self.heads,
             kv_heads=self.kv_heads,
             context=self.context,
+            preset=self.preset,
         )
 
     @property
@@ -133,6 +135,7 @@ class Case:
         how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
         how += "" if self.adapter == "none" else f", {self.adapter} on {self.quantization}"
         how += ("" if self.teacher == "none" else f", {self.teacher} teacher") + (", rounded" if self.rounded else "")
+        how += "" if self.preset == "nanochat-2025" else f", {self.preset}"
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
             f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
@@ -206,6 +209,8 @@ COMPILED = (
     Case(2, 256, 4, 256, 1024, dtype="bfloat16", compiled=True),
     Case(2, 256, 4, 256, 1024, compiled=True),
     Case(2, 256, 1, 2048, 1024, dtype="bfloat16", compiled=True),
+    Case(2, 256, 1, 2048, 1024, dtype="bfloat16", compiled=True, preset="nanochat-2026"),
+    Case(2, 256, 1, 2048, 1024, compiled=True, preset="nanochat-2026"),
     Case(2, 256, 4, 256, 1024, family="gpt2", dtype="bfloat16", compiled=True),
     Case(2, 256, 4, 256, 1024, family="llama", dtype="bfloat16", compiled=True),
     Case(2, 128, 4, 256, 4096, dtype="bfloat16", compiled=True, teacher="live"),

@@ -29,7 +29,7 @@ PEAKS = (  # depth, vocabulary, rows, ranks, MiB as torch.cuda.max_memory_alloca
 
 def plan_peak(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
     """Returns the planned MiB of a step of 524,288 tokens in the layout of the system that published it."""
-    config = ModelConfig(depth=depth, context=CONTEXT).resolve(vocab_size)
+    config = ModelConfig(depth=depth, context=CONTEXT, preset="nanochat-2025").resolve(vocab_size)
     micro_batches = max(1, BATCH_TOKENS // (rows * CONTEXT * ranks))
     step = memory.TrainingStep(rows, CONTEXT, ranks=ranks, micro_batches=micro_batches, layout="whole-logits")
     return memory.estimate_peak_memory(config, step)["total"] / MIB
@@ -53,7 +53,7 @@ def compare_with_published() -> list[dict[str, Any]]:
         for depth, vocab, size, ranks, mib in PEAKS
     ]
     stages = make_plan(load_recipe("d20-8xh100"))["stages"]
-    d26 = ModelConfig(depth=26, context=CONTEXT).resolve(32_768)
+    d26 = ModelConfig(depth=26, context=CONTEXT, preset="nanochat-2025").resolve(32_768)
     llama3 = ModelConfig(
         depth=32, width=4096, heads=32, kv_heads=8, intermediate_size=14_336, context=8192, family="llama"
     ).resolve(128_256)

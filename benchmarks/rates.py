@@ -23,7 +23,7 @@ import fledgling
 from fledgling.config import ModelConfig, Recipe, UserError, dump_toml, load_recipe
 from fledgling.config.load import SWEEP_SETTINGS
 from fledgling.config.scaling_rules import RunSize, batch_factor, warmup_steps, weight_decay, width_rates
-from fledgling.plan.parameters import count_parameters
+from fledgling.plan.parameters import count_law_parameters
 from fledgling.record import write_text
 from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
@@ -101,7 +101,7 @@ def size_run(recipe: Recipe, run: RateRun, width_per_layer: int) -> tuple[ModelC
     config = table.resolve(recipe.tokenizer.vocab_size)
     if run.batch_tokens % config.context:
         raise UserError(f"--batch-tokens: got {run.batch_tokens}, expected whole rows of {config.context}")
-    steps, parameters = run.tokens // run.batch_tokens, count_parameters(config)["total"]
+    steps, parameters = run.tokens // run.batch_tokens, count_law_parameters(config)
     return config, RunSize(width, parameters, steps * run.batch_tokens, run.batch_tokens)
 
 

@@ -182,7 +182,9 @@ def measure_decoding(repeats: int = 3, depth: int = 6, width: int = 768) -> list
     }
     for dtype in list_dtypes():
         for activation, share in (*(("relu2", share) for share in SHARES), ("gelu", 0.0), ("swiglu", 0.0)):
-            config = ModelConfig(family="fledgling", **sizes, context=256, activation=activation)
+            config = ModelConfig(
+                family="fledgling", **sizes, context=256, activation=activation, preset="nanochat-2025"
+            )
             model = make_random_model(config, dtype, torch.device("cpu"))
             for mlp in _feed_forwards(model) if activation == "relu2" else ():
                 # Of the other rows half give negative values, so that a share of `share` is zero.

@@ -80,7 +80,7 @@ def plan(
 ) -> None:
     """Print the plan of a run: parameters by component, FLOPs, tokens, memory per rank, hours and cost.
 
-    Give a recipe (default: quickstart), or only a depth with the published vocabulary (65,536) and context (2,048).
+    Give a recipe (default: quickstart), or only a depth: the default preset, vocabulary 65,536, context 2,048.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.feature_presets import name_preset
 from fledgling.config.model import LEGACY_FIELDS
 from fledgling.config.recipe import STAGES, Recipe, require_vocabulary
 from fledgling.config.recorded_recipe import explain_lost
@@ -173,6 +174,8 @@ def _translate_old_names(table: dict[str, Any]) -> None:
         renamed, removed = RENAMED_KEYS.get(name, {}), REMOVED_KEYS.get(name, {})
         kept = {key: value for key, value in inner.items() if key not in removed}
         table[name] = {key if (new := renamed.get(key, key)) in kept else new: value for key, value in kept.items()}
+    if isinstance(model := table.get("model"), dict):
+        name_preset(model)
     for name, values in RENAMED_VALUES.items():
         owner, _, key = name.partition(".")
         inner = table.get(owner)

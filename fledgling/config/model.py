@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.feature_presets import FEATURE_PRESETS, FEATURES_OFF, name_preset
 from fledgling.config.fields import choice, count, internal, number, optional, optional_choice
 from fledgling.config.open_families import LLAMA, OPEN_FAMILIES
 
@@ -73,23 +74,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-5,
     },
     "llama": LLAMA,
-}
-# Optional features of our own family by `preset`. nanochat-YEAR: the system that this package began from, in that year.
-# small-2026: the same for rows of a few hundred tokens, without windows, with a value embedding in every layer.
-FEATURES_OFF: dict[str, Any] = {
-    **{"value_embeddings": 0, "value_gates": False, "window_pattern": "", "window_share": 0.25},
-    **dict.fromkeys(("residual_scalars", "skip_scalars", "back_out", "smear"), False),
-    **dict.fromkeys(("head_gates", "exclusive_attention"), False),
-}
-FEATURES_2026 = {
-    **{"value_embeddings": 2, "value_gates": True, "window_pattern": "SSSL", "window_share": 0.5},
-    **{"residual_scalars": True, "back_out": True, "smear": True},
-}
-SMALL_2026 = {**FEATURES_2026, "value_embeddings": 1, "window_pattern": ""}
-FEATURE_PRESETS = {
-    "nanochat-2025": FEATURES_OFF,
-    "nanochat-2026": {**FEATURES_OFF, **FEATURES_2026},
-    "small-2026": {**FEATURES_OFF, **SMALL_2026},
 }
 PRESETS = {**FAMILIES, **OPEN_FAMILIES}  # FAMILIES are those that this package trains from the seed
 
@@ -377,7 +361,7 @@ class ModelConfig:
         The oldest have `mlp_ratio`, the feed-forward's width over C. Raises UserError for an unknown field.
         """
         values = {LEGACY_FIELDS.get(name, name): value for name, value in values.items()}
-        values.setdefault("preset", "nanochat-2025")  # features that were not there yet are off
+        name_preset(values)
         if "mlp_ratio" in values:
             values["intermediate_size"] = values.pop("mlp_ratio") * values["width"]
         known = {entry.name for entry in fields(cls)}

@@ -76,7 +76,7 @@ class LoopConfig:
     """
 
     steps: int | None = count(None)  # optimizer steps; None: derived from `num_epochs`
-    num_epochs: float | None = number(None, above=True)  # over the text; None: 20 tokens a parameter (pretrain), else 1
+    num_epochs: float | None = number(None, above=True)  # over the text; None: `steps` decide (pretrain), else 1
     micro_batch_size: int | None = count(None)  # rows of one forward/backward on one rank; None: what fits
     learning_rate: float | None = number(None, above=True)  # a factor of the rates of [optimizer]; None: rules 11 to 13
     warmup_steps: int | None = count(None, 0)  # steps from 0 to the full rate; None: by rule 10

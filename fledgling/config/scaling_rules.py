@@ -1,8 +1,9 @@
 """Rules by which horizon, batch, learning rates, weight decay and warm-up follow from the size of a model.
 
 Pure functions of numbers, used by plans and training alike: `fledgling.plan.derive` applies them to the fields that a
-recipe leaves open, and never changes one that it gives. C is the width, N the parameters, D the tokens of pretraining,
-B the tokens of a step, S the steps of a stage; an index s is a later stage's, p pretraining's.
+recipe leaves open, and never changes one that it gives. C is the width, N the parameters without value
+embeddings, D the tokens of pretraining, B the tokens of a step, S the steps of a stage; an index s is a later stage's,
+p pretraining's.
 
      1  C = 64 x depth                              fledgling.config.model
      2  D = 20 N                                    Chinchilla, arXiv 2203.15556
@@ -67,7 +68,7 @@ RULE_NUMBERS = {  # field of a recipe, without its stage where all stages have i
 
 @dataclass(frozen=True)
 class RunSize:
-    """What the rules of pretraining follow from: width C, parameters N, tokens D, tokens B of a step."""
+    """What the rules of pretraining follow from: width C, N without value embeddings, tokens D, tokens B of a step."""
 
     width: int
     parameters: int

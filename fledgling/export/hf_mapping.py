@@ -224,6 +224,8 @@ def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
     ):
         raise UserError(f"config.json: the activation {activation!r} is not supported; expected {_ACTIVATION[family]}")
     options = _family_options(family, config_json)
+    if family == "fledgling":
+        values["preset"] = "nanochat-2025"  # a NanoChat has no optional features
     config = ModelConfig(family=family, **values, activation=activations[activation], **options)
     check_family(config)
     return config

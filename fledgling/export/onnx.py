@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fledgling.config import UserError
+from fledgling.model.attention import Attention
 from fledgling.model.transformer import Transformer
 from fledgling.record import make_write_error
 from fledgling.record.durable import make_directory, replace_file
@@ -30,6 +31,9 @@ class _Logits(nn.Module):
         self.model = Transformer(model.config)
         self.model.load_state_dict(model.state_dict())
         self.model.use_dense_masks = True
+        for module in self.model.modules():
+            if isinstance(module, Attention):
+                module.cuts_rows = False
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model.compute_logits(self.model(tokens))
@@ -41,14 +45,12 @@ def write_onnx(path: Path, model: Transformer) -> Path:
     Args:
         model: on the CPU, in float32, not quantized.
 
-    Raises UserError where a package is missing, for a model with windows, one that is larger than a file of ONNX may
-    be, and a write error.
+    Raises UserError where a package is missing, for a model that is larger than a file of ONNX may be, and for a write
+    error.
     """
     for package in ("onnx", "onnxscript"):
         if find_spec(package) is None:
             raise UserError(f'the {package} package is not installed; pip install "fledgling[onnx]"')
-    if model.config.window_pattern:
-        raise UserError("a model with windows is not written to ONNX here: its attention is a loop over the row")
     if 4 * model.count_parameters() > 1 << 31:
         raise UserError("an ONNX file holds at most 2 GiB, and this model's weights have more")
     context = model.config.context

@@ -46,6 +46,7 @@ CONFIGURABLE_FIELDS = {
     "logit_softcap",
     "norm_eps",
 }  # the others must be the family's
+SHORT_PATTERN = 64  # letters that `window_pattern` may have in a model with fewer layers
 _PREFIX = "model."  # of all tensors but the head
 
 
@@ -90,6 +91,7 @@ def write_own_config(config: ModelConfig) -> dict[str, Any]:
         "auto_map": AUTO_MAP,
         **{key: getattr(config, name) for name, key in SIZES.items()},
         **{name: getattr(config, name) for name in PARTS},
+        "preset": config.preset,  # its features are all above
         "hidden_act": ACTIVATIONS[config.activation],
         "final_logit_softcapping": config.logit_softcap or None,
         "rms_norm_eps": config.norm_eps,
@@ -113,8 +115,11 @@ def read_own_config(config_json: Mapping[str, Any], largest: Mapping[str, int]) 
     defaults = {"qk_norm": True, "embedding_norm": True}
     for name, kind in PARTS.items():
         value = config_json.get(name, defaults.get(name, kind()))
-        if type(value) is not kind or (isinstance(value, str) and len(value) > values["depth"]):
+        if type(value) is not kind:
             raise UserError(f"config.json: {name} is {str(value)[:60]!r}; expected a value like {kind()!r}")
+        longest = max(values["depth"], SHORT_PATTERN)
+        if isinstance(value, str) and len(value) > longest:
+            raise UserError(f"config.json: {name} has {len(value):,} letters; expected at most {longest:,}")
         values[name] = value
     activations = {key: name for name, key in ACTIVATIONS.items()}
     activation = config_json.get("hidden_act", "relu2")
@@ -125,6 +130,7 @@ def read_own_config(config_json: Mapping[str, Any], largest: Mapping[str, int]) 
     softcap = config_json.get("final_logit_softcapping")
     config = ModelConfig(
         family="fledgling",
+        preset=str(config_json.get("preset", "nanochat-2025"))[:60],  # an older file has none
         **values,
         activation=activations[activation],
         logit_softcap=0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float),

@@ -253,6 +253,7 @@ class Attention(nn.Module):
         self.layer, self.window_size = layer, config.layer_window_size(layer)
         self.rotary_part = choose_rotary(config, layer)
         self.bounded = config.qk_norm and config.qk_norm_weights == "none"
+        self.cuts_rows = True  # with a window; False: a mask of the whole row, for a graph without loops
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         kv_width = config.kv_heads * config.head_width
         self.q_proj = Linear(config.width, config.attention_width, bias=config.qkv_bias)
@@ -322,12 +323,16 @@ class Attention(nn.Module):
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
             y = blockwise_attention(q, k, v, document_ids, bounded, tree, self.window_size)
-        elif self.window_size is not None and tree is None:
+        elif self.window_size is not None and tree is None and self.cuts_rows:
             y = windowed_sdpa(q, k, v, mask, self.window_size)
         elif self.window_size is not None:
-            assert tree is not None and mask is not None
-            outside = ~tree.visible_mask(slice(0, time), self.window_size)[:, None]
-            y = sdpa(q, k, v, mask.masked_fill(outside, float("-inf")))
+            assert mask is not None
+            if tree is None:
+                positions = torch.arange(time, device=q.device)[None]
+                seen = window_mask(positions, positions, self.window_size)  # (1, T, T)
+            else:
+                seen = tree.visible_mask(slice(0, time), self.window_size)
+            y = sdpa(q, k, v, mask.masked_fill(~seen[:, None], float("-inf")))
         else:
             y = sdpa(q, k, v, mask)
         y = exclude_own_value(y, own_value) if self.is_exclusive else y

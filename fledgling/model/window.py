@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WINDOW_PIECE = 128  # fewest queries of a piece
+
 
 def window_mask(queries: Tensor, keys: Tensor, window_size: int | None) -> Tensor:
     """Returns (..., T, S): whether a query sees a key, from positions of queries (..., T) and keys (..., S).
@@ -30,7 +32,7 @@ def first_visible_key(start: int, window_size: int | None) -> int:
 
 
 def windowed_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window_size: int, min_piece: int = 128
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window_size: int, min_piece: int = WINDOW_PIECE
 ) -> Tensor:
     """Computes windowed attention with PyTorch's kernel, max(window_size, min_piece) queries at a time.
 

@@ -9,7 +9,8 @@ Kept per token and layer without a compiler (E width, K key/value width, F inter
     norms       2 x w E         the output of each norm, read by the matrices after it (twice that with a weight)
     queries ..  the inputs of the query and key norms and of attention's matrix products
     attention   block by block: exp(scores) in fp32, in bf16 also the copy that the product reads, one byte
-                per masked position, the products; with the library kernel: its result
+                per masked position, the products; with the library kernel: its result, and with a window the masks of
+                its pieces
     feed_forward  ReLU^2 2 F, GELU 2 F, SwiGLU 4 F, each w wide
 
 A compiler recomputes what is cheap: `compiled_activation_bytes` describes what was measured, so it is an estimate.
@@ -22,6 +23,7 @@ from fledgling.config import ModelConfig
 from fledgling.plan.training_step import TrainingStep
 
 QUERY_BLOCK = 128  # queries per block of attention, as in fledgling.model.attention
+WINDOW_PIECE = 128  # fewest queries per piece of windowed attention, as in fledgling.model.window
 MAX_BLOCKWISE_CONTEXT = 1024  # longest row that CPUs process block by block
 
 
@@ -36,6 +38,15 @@ def count_scored_pairs(context: int, window: int | None = None) -> int:
     for start in range(0, context, QUERY_BLOCK):
         end, first = min(start + QUERY_BLOCK, context), 0 if window is None else max(0, start - window + 1)
         pairs += (end - start) * (end - first)
+    return pairs
+
+
+def count_masked_pairs(context: int, window: int) -> int:
+    """Returns the (query, key) pairs per row of the masks that `fledgling.model.window.windowed_sdpa` makes."""
+    pairs, size = 0, max(window, WINDOW_PIECE)
+    for start in range(0, context, size):
+        end = min(start + size, context)
+        pairs += (end - start) * (end - max(0, start - window + 1))
     return pairs
 
 
@@ -70,7 +81,14 @@ def eager_activation_bytes(config: ModelConfig, step: TrainingStep, window: int 
     else:
         output_copied = config.positions == "rope"  # rotation changes the memory layout, so the output is copied
         kept["attention"] = A * ((1 + output_copied) * w * config.attention_width + 4 * H)
+        kept["attention"] += 0 if window is None else _piece_mask_bytes(step, window)
     return kept
+
+
+def _piece_mask_bytes(step: TrainingStep, window: int) -> int:
+    """Returns the bytes of a layer's masks where rows are read in pieces, in the dtype of the products."""
+    rows = step.rows if step.packed_documents else 1
+    return step.value_bytes * rows * count_masked_pairs(step.context, window)
 
 
 def _feature_bytes(config: ModelConfig, A: int, w: int) -> int:
@@ -140,6 +158,8 @@ def compiled_activation_bytes(config: ModelConfig, step: TrainingStep, window: i
     if uses_blockwise_attention(step.context, step.device):
         pairs = step.rows * config.heads * count_scored_pairs(step.context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
+    elif step.device == "cpu" and window is not None:  # CUDA has block masks
+        kept["attention"] += _piece_mask_bytes(step, window)
     return kept
 
 

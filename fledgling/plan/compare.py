@@ -19,7 +19,9 @@ PUBLISHED = (("GPT-2", 3072, 768), ("Llama 2 7B", 11_008, 4_096), ("Llama 3 8B",
 def compare_families(depths: tuple[int, ...], vocab_size: int, context: int) -> list[dict[str, Any]]:
     """Returns one entry per depth and family, `fledgling` first: the contents of a block, and the counts."""
     return [
-        describe_decoder(ModelConfig(depth=depth, context=context, family=family).resolve(vocab_size))
+        describe_decoder(
+            ModelConfig(depth=depth, context=context, family=family, preset="nanochat-2025").resolve(vocab_size)
+        )
         for depth in depths
         for family in FAMILIES
     ]

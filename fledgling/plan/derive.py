@@ -13,7 +13,7 @@ from typing import Any
 from fledgling.config import ModelConfig, Recipe, RLConfig, StageConfig
 from fledgling.config import scaling_rules as rules
 from fledgling.plan.horizon import compute_horizon
-from fledgling.plan.parameters import count_parameters
+from fledgling.plan.parameters import count_law_parameters
 
 DIGITS = 3  # of a derived rate: more would promise what no rule holds
 RATES = ("matrix", "embedding", "head", "scalar")
@@ -35,7 +35,7 @@ class Derived:
 def find_run_size(pretrain: StageConfig, config: ModelConfig) -> rules.RunSize:
     """Returns what the rules follow from. A pretraining that ends by `num_epochs` counts as one of rule 2's tokens."""
     horizon = compute_horizon(config, pretrain.batch_tokens, pretrain.steps)
-    return rules.RunSize(config.width, count_parameters(config)["total"], horizon.tokens, horizon.batch_tokens)
+    return rules.RunSize(config.width, count_law_parameters(config), horizon.tokens, horizon.batch_tokens)
 
 
 def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:

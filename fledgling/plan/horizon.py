@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from fledgling.config import ModelConfig, Recipe, UserError, scaling_rules
-from fledgling.plan.parameters import count_parameters
+from fledgling.plan.parameters import count_law_parameters
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def compute_horizon(
     config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None, stage: str = "pretrain"
 ) -> PretrainHorizon:
     """Returns the horizon of a model; `batch_tokens` and `steps` pin its values. stage: whose table gives them."""
-    tokens = scaling_rules.TOKENS_PER_PARAMETER * count_parameters(config)["total"]
+    tokens = scaling_rules.TOKENS_PER_PARAMETER * count_law_parameters(config)
     if batch_tokens is None:
         batch_tokens = max(config.context, choose_batch_tokens(tokens))
     if batch_tokens % config.context:

@@ -2,7 +2,7 @@
 
 A model is given by its depth, which determines the rest (`horizon.py`). It trains on one device if a step of one row at
 a time fits its memory with the planner's slack; hours and cost are those of its whole pretraining, 20 tokens a
-parameter, with the most rows that fit.
+parameter without value embeddings, with the most rows that fit.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _qk_norms(config: ModelConfig) -> tuple[int, int]:
 
 
 def count_law_parameters(config: ModelConfig) -> int:
-    """Returns the N of laws of loss: all parameters but value embeddings, which are looked up and multiply nothing.
+    """Returns the N of laws of loss and of the horizon: all parameters but value embeddings, which multiply nothing.
 
     So a model with them counts as large as one without, whose past runs are then of its size.
     """

@@ -19,6 +19,7 @@ from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.optimizer_state import find_fitting_state
 from fledgling.plan.parameters import (
+    count_law_parameters,
     count_matrix_parameters,
     count_parameters,
     parameter_formula,
@@ -131,7 +132,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
         "horizon": {
             **of,
             "tokens": horizon.tokens,
-            "tokens_per_parameter": round(horizon.tokens / parameters["total"], 2),
+            "tokens_per_parameter": round(horizon.tokens / count_law_parameters(config), 2),
             "batch_tokens": horizon.batch_tokens,
             "steps": horizon.steps,
             **{key: pretrain[key] for key in ("micro_batch_size", "grad_accumulation")},

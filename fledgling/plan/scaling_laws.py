@@ -238,7 +238,7 @@ def find_law(name: str) -> ScalingLaw:
 
 def parameter_counts(parameters: dict[str, int]) -> dict[str, int]:
     """Returns N in each of the usual ways from the components of `fledgling.plan.parameters.count_parameters`."""
-    embeddings = parameters["embedding"] + parameters.get("positions", 0)
+    embeddings = parameters["embedding"] + parameters.get("positions", 0) + parameters.get("value_embeddings", 0)
     matrices = parameters["attention"] + parameters["feed_forward"]
     return {
         ALL_PARAMETERS: parameters["total"],

@@ -63,9 +63,10 @@ def _model_rows(plan: dict[str, Any]) -> Rows:
 def _pretraining_rows(plan: dict[str, Any]) -> Rows:
     """Returns the rows of the length of pretraining and its data."""
     horizon, data = plan["horizon"], plan["data"]
+    aside = " without value embeddings" if plan["parameters"].get("value_embeddings") else ""
     return [
         ("FLOPs of pretraining", f"{plan['flops']['total']:.6e}"),
-        ("tokens of pretraining", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} per parameter)"),
+        ("tokens of pretraining", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} per parameter{aside})"),
         ("steps of pretraining", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
         (
             "step of a rank",
@@ -238,7 +239,7 @@ def format_devices(entries: list[dict[str, Any]], hours: float) -> str:
         [
             *lines,
             "largest: one row of a step fits a device (again: if blocks compute their activations twice). time, kWh,",
-            "cost: 20 tokens a parameter, the steps alone, at the MFU measured for a similar shape or assumed (--mfu).",
+            "cost: 20 tokens a parameter without value embeddings, steps alone, at a measured or assumed MFU (--mfu).",
             "cost: give prices with --price NAME=USD an hour.",
         ]
     )

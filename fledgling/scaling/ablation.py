@@ -153,12 +153,20 @@ def trial_name(variant: str, seed: int) -> str:
 def plan_ablation(ablation: Ablation) -> list[tuple[str, int, Recipe]]:
     """Returns (variant, seed, recipe) of every run, seeds outermost, the base first.
 
-    Raises UserError for an invalid override and for a budget of too few steps.
+    Raises UserError for an invalid override, for a variant that is the base itself and for a budget of too few steps.
     """
     from fledgling.scaling.sweep import BATCH_TOKENS, MIN_STEPS, shorten_recipe
 
     runs, budget = [], ablation.budget
     recipes = {name: ablation.load_recipe(overrides) for name, overrides in {BASE: (), **ablation.variants}.items()}
+    base = recipes[BASE]
+    for name in ablation.variants:
+        same_model = recipes[name].resolve_model() == base.resolve_model()
+        if same_model and replace(recipes[name], model=base.model, stated=base.stated) == base:
+            raise UserError(
+                f"{name}: the base has it, so there is nothing to compare; leave it out, or change the base, for "
+                "example with --set model.preset=nanochat-2025"
+            )
     for seed in range(ablation.seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS

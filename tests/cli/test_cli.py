@@ -75,12 +75,22 @@ def test_a_mistake_is_one_line_and_an_exit_code(words, code, reported, capsys):
 
 
 def test_plan_prints_text_and_json(capsys):
-    assert main(["plan", "--depth", "20", "--gpus", "8", "--gpu", "h100"]) == 0
+    published = ["plan", "--depth", "20", "--gpus", "8", "--gpu", "h100", "--set", "model.preset=nanochat-2025"]
+    assert main(published) == 0
     assert "560,988,160" in capsys.readouterr().out
-    assert main(["plan", "--depth", "20", "--vocab-size", "65536", "--gpus", "8", "--gpu", "h100", "--json"]) == 0
+    assert main([*published, "--vocab-size", "65536", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["parameters"]["total"] == 560_988_160
     assert result["horizon"]["steps"] == 21_400
+
+
+def test_a_plan_of_the_default_model_counts_tokens_without_value_embeddings(capsys):
+    assert main(["plan", "--depth", "20"]) == 0
+    assert "(20 per parameter without value embeddings)" in capsys.readouterr().out
+    assert main(["plan", "--depth", "20", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["parameters"]["total"], result["horizon"]["steps"]) == (1_399_852_234, 21_400)
+    assert result["horizon"]["tokens_per_parameter"] == pytest.approx(20, rel=1e-3)
 
 
 def test_a_depth_alone_pins_nothing_else(capsys):

@@ -215,6 +215,17 @@ def test_a_run_or_sweep_that_an_older_version_recorded_is_read_and_an_override_i
         load_recipe(tmp_path)
 
 
+def test_a_model_that_was_recorded_before_there_were_presets_is_plain(tmp_path):
+    (tmp_path / "recipe.toml").write_text("[model]\ndepth = 2\n", encoding="utf-8")
+    assert load_recipe(tmp_path).model.preset == "nanochat-2025"
+    assert parse_recipe("[model]\ndepth = 2\n").model.preset == "nanochat-2025"
+    own = tmp_path / "own.toml"
+    own.write_text('name = "own"\n[model]\ndepth = 2\n', encoding="utf-8")
+    assert load_recipe(own).model.preset == "nanochat-2026", "a recipe that a user writes has today's default"
+    llama = '[model]\nfamily = "llama"\n'
+    assert parse_recipe(f'{llama}preset = "nanochat-2025"\n') == parse_recipe(llama), "no other family has presets"
+
+
 def test_an_empty_recipe_of_a_run_is_not_the_default_recipe(tmp_path):
     (tmp_path / "recipe.toml").touch()
     with pytest.raises(UserError, match=r"recipe\.toml is empty, so it is no recipe of a run: put it back from"):

@@ -25,7 +25,7 @@ def test_a_gated_intermediate_size_is_a_little_over_eight_thirds_of_the_width(wi
 
 def test_descriptions_from_before_there_were_families_still_load():
     old = {**SIZES, "mlp_ratio": 3, "logit_softcap": 15.0, "rope_base": 1e4, "norm_eps": 1e-6, "family": "fledgling"}
-    assert ModelConfig.from_dict(old) == ModelConfig(**SIZES, intermediate_size=96)
+    assert ModelConfig.from_dict(old) == ModelConfig(**SIZES, intermediate_size=96, preset="nanochat-2025")
     for family in FAMILIES:
         config = ModelConfig(family=family, **SIZES)
         assert ModelConfig.from_dict(config.to_dict()) == config
@@ -41,11 +41,6 @@ def test_any_family_accepts_any_part():
     assert config.norm == "rms_weighted"
     with pytest.raises(UserError, match="activation"):
         ModelConfig(family="llama", **SIZES, activation="swish")
-
-
-def test_optional_features_are_off_by_default():
-    config = ModelConfig(depth=3).resolve(60)
-    assert config.enabled_features == () and config.window_size == 0
 
 
 @pytest.mark.parametrize(
@@ -77,7 +72,7 @@ def test_sizes_that_do_not_fit_are_named(sizes, word):
 
 def test_a_window_pattern_gives_each_layer_its_window_and_the_last_layer_none():
     def window_sizes(**fields):
-        config = ModelConfig(family="fledgling", **SIZES | {"context": 48}, **fields)
+        config = ModelConfig(**SIZES | {"context": 48}, preset="nanochat-2025", **fields)
         return [config.layer_window_size(layer) for layer in range(3)]
 
     assert window_sizes(window_pattern="SSL", window_size=5) == [5, 5, None]

@@ -28,10 +28,11 @@ def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.1) -> Tran
 
 @pytest.fixture
 def make():
-    """make(family, **fields): a random model of that family with 330 entries."""
+    """make(family, **fields): a random model of that family with 330 entries without other optional features."""
 
     def made(family: str, **fields) -> Transformer:
         sizes = {"vocab_size": 330, "depth": 3, "width": 64, "heads": 4, "kv_heads": 4, "context": 128}
-        return random_model(ModelConfig(family=family, **(sizes | fields)))
+        plain = {"preset": "nanochat-2025"} if family == "fledgling" else {}
+        return random_model(ModelConfig(family=family, **(plain | sizes | fields)))
 
     return made

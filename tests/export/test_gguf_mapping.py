@@ -164,7 +164,7 @@ def test_the_layers_by_which_llama_cpp_knows_gemma_27b_are_rejected():
     ],
 )
 def test_what_no_architecture_has_is_named(family, fields, word, tokenizer, tmp_path):
-    model = random_model(ModelConfig(330, 2, 32, 4, family=family, **fields))
+    model = random_model(ModelConfig(330, 2, 32, 4, family=family, preset="nanochat-2025", **fields))
     with pytest.raises(UserError) as error:
         gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
     assert word in str(error.value) and "quickstart-gguf" in str(error.value) and list(tmp_path.iterdir()) == []

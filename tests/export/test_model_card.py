@@ -21,7 +21,9 @@ from fledgling.text.tokenizer import Tokenizer
 from tests.chain_model import list_adding_successors, make_chain
 from tests.text.chat_templates import TEMPLATES, tokenizer_of
 
-CONFIG = ModelConfig(vocab_size=330, depth=2, width=32, heads=4, kv_heads=2, context=1024, intermediate_size=96)
+CONFIG = ModelConfig(
+    vocab_size=330, depth=2, width=32, heads=4, kv_heads=2, context=1024, intermediate_size=96, preset="nanochat-2025"
+)
 RECIPE = 'name = "owl"\nseed = 7\n'
 ANSWERS = ("5", "5", "6", "5")  # the model says 5 to everything
 

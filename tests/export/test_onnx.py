@@ -16,11 +16,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("family", ["fledgling", "gpt2"])
-def test_onnxruntime_writes_the_same_tokens(family, make, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("fledgling", {"kv_heads": 2}),
+        ("gpt2", {}),
+        ("fledgling", {"preset": "nanochat-2026", "depth": 2}),
+    ],
+)
+def test_onnxruntime_writes_the_same_tokens(family, fields, make, tmp_path):
     import onnxruntime
 
-    model = make(family, depth=1, **({"kv_heads": 2} if family == "fledgling" else {}))
+    model = make(family, **{"depth": 1, **fields})
     path = write_onnx(tmp_path / "m.onnx", model)
     (found,) = compare_onnx(model, path, 1)
     assert found.max_difference < 1e-4 and found.greedy_matches + found.greedy_ties == found.greedy_tokens == 120
@@ -30,11 +37,6 @@ def test_onnxruntime_writes_the_same_tokens(family, make, tmp_path):
     with torch.inference_mode():
         np.testing.assert_allclose(logits, model.compute_logits(model(rows)).numpy(), atol=1e-4)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
-
-
-def test_windows_are_rejected(make, tmp_path):
-    with pytest.raises(UserError, match="windows"):
-        write_onnx(tmp_path / "m.onnx", make("fledgling", window_pattern="SL"))
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path, make):

@@ -43,8 +43,13 @@ def load(directory, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [EVERYTHING, {"activation": "swiglu", "tie_embeddings": True, "value_embeddings": 1}, {"qk_norm": False}],
-    ids=["everything", "swiglu", "no qk-norm"],
+    [
+        EVERYTHING,
+        {"preset": "nanochat-2026", "depth": 2},
+        {"activation": "swiglu", "tie_embeddings": True, "value_embeddings": 1},
+        {"qk_norm": False},
+    ],
+    ids=["everything", "a pattern longer than the model", "swiglu", "no qk-norm"],
 )
 def test_transformers_computes_the_same_logits_from_the_directory(fields, make, tokenizer, tmp_path, monkeypatch):
     model = make("fledgling", **fields)
@@ -74,6 +79,16 @@ def test_an_export_of_an_older_version_is_read_under_the_names_of_today(make, to
             read_hf(out)
 
 
+def test_a_directory_of_before_there_were_presets_is_read(make):
+    config = make("fledgling", **STREAM).config
+    values = to_hf_config(config)
+    assert from_hf_config(values) == config
+    del values["preset"]
+    assert from_hf_config(values) == config, "which is what its parts say"
+    with pytest.raises(UserError, match=r"model\.preset 'x"):
+        from_hf_config({**values, "preset": "x" * 1000})
+
+
 def test_its_cache_and_its_padding_give_the_same_tokens(make, tokenizer, tmp_path, monkeypatch):
     model = make("fledgling", **EVERYTHING)
     model.smear.scale.weight.data.fill_(3.0)  # so large that a token of padding before the first one is noticed
@@ -101,7 +116,7 @@ def test_a_plain_model_keeps_the_class_of_transformers(make, tokenizer, tmp_path
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [
-        ("window_pattern", "SLSLSLSLS", "window_pattern"),
+        ("window_pattern", "SL" * 1000, "window_pattern"),
         ("window_pattern", "SX", "SX"),
         ("value_embeddings", True, "value_embeddings"),
         ("logit_shift", 2, "logit_shift"),

@@ -34,10 +34,10 @@ class Silent:
     bos_or_none = None
 
 
-def model_on(device, dtype=torch.float32, compiled=False, windows=""):
-    config = ModelConfig(
-        family="fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=T, window_pattern=windows
-    )
+def model_on(device, dtype=torch.float32, compiled=False, windows="", preset="nanochat-2025"):
+    sizes = {"vocab_size": V, "depth": 2, "width": C, "heads": 2, "kv_heads": 2, "context": T}
+    pattern = {"window_pattern": windows} if windows else {}
+    config = ModelConfig(**sizes, preset=preset, **pattern)
     model = build_model(config, DeviceSetup(dtype, compiled, 0.0), device)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -199,8 +199,9 @@ def test_the_optimizer_moves_weights_as_on_the_cpu(device, rule):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 4e-2)])
-def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
-    model = model_on(device, dtype)
+@pytest.mark.parametrize("preset", ["nanochat-2025", "nanochat-2026"])
+def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound, preset):
+    model = model_on(device, dtype, preset=preset)
     engine = Engine(model, Silent(), device, dtype)
     draw = torch.Generator().manual_seed(4)
     rows = [torch.randint(V, (length,), generator=draw).tolist() for length in (150, 70, 9)]
@@ -216,10 +217,10 @@ def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
         assert distance(last, expected) < bound
 
 
-@pytest.mark.parametrize("windows", ["", "SL"])
+@pytest.mark.parametrize(("windows", "preset"), [("", "nanochat-2025"), ("SL", "nanochat-2025"), ("", "nanochat-2026")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_decoding_one_step_late_gives_the_log_probabilities_of_decoding_that_waits(device, dtype, windows):
-    model = model_on(device, dtype, windows=windows)
+def test_decoding_one_step_late_gives_the_log_probabilities_of_decoding_that_waits(device, dtype, windows, preset):
+    model = model_on(device, dtype, windows=windows, preset=preset)
     late = Engine(model, Silent(), device, dtype, device_decode="auto" if device.type == "cuda" else "on")
     waiting = Engine(model, Silent(), device, dtype, device_decode="off")
     scheduler = late.make_scheduler(8)

@@ -129,7 +129,7 @@ def test_the_blocks_of_a_static_cache_never_move(device_engine):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_weights_are_multiplied_by_the_kernel_of_their_device(tokenizer, monkeypatch, bits):
     monkeypatch.setattr(quantized_tensor, "can_pack", lambda values, scales, bits: True)  # as on CUDA
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, depth=1, width=64, heads=2, kv_heads=2, context=64)
+    config = ModelConfig(tokenizer.vocab_size, 1, 64, 2, 2, 64, preset="nanochat-2025")
     torch.manual_seed(0)
     state = {name: torch.randn(weight.shape) * 0.2 for name, weight in Transformer(config).state_dict().items()}
     group_size = DEFAULT_GROUP_SIZES[bits]

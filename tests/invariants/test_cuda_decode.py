@@ -14,6 +14,7 @@ from fledgling.model.transformer import Transformer
 from tests.invariants.fake_cuda import DeviceWatch, fake_cuda, move_to_fake
 
 MAX_LAYER_KERNELS = 25  # for a token
+PLAIN, DEFAULT = {"preset": "nanochat-2025"}, {"preset": "nanochat-2026"}
 FEATURES = {"window_pattern": "SL", "window_size": 256, "value_embeddings": 2, "residual_scalars": True}
 LATER = {**FEATURES, "value_gates": True, "head_gates": True, "exclusive_attention": True}
 STREAM = {"skip_scalars": True, "back_out": True, "smear": True}
@@ -50,15 +51,15 @@ def test_a_step_stays_on_the_device(monkeypatch, kernel, mode):
 @pytest.mark.parametrize("kernel", ["varlen", "gather"])
 @pytest.mark.parametrize(
     "options",
-    [*({"family": family} for family in FAMILIES), FEATURES, STREAM, {"flash_norm": True}],
-    ids=[*FAMILIES, "features", "stream", "flash_norm"],
+    [*({"family": family} for family in FAMILIES), FEATURES, STREAM, {"flash_norm": True}, DEFAULT],
+    ids=[*FAMILIES, "features", "stream", "flash_norm", "default"],
 )
-def test_a_layer_takes_at_most_25_kernels_a_token(monkeypatch, options, kernel):
-    few, many = (watch_step(monkeypatch, depth, kernel=kernel, **options) for depth in (4, 8))
+def test_a_layer_takes_few_kernels_a_token(monkeypatch, options, kernel):
+    few, many = (watch_step(monkeypatch, depth, kernel=kernel, **{**PLAIN, **options}) for depth in (4, 8))
     assert not many.faults
     layers = (many.kernels - few.kernels).total() / 4
-    limit = MAX_LAYER_KERNELS + (2 if options is FEATURES and kernel == "gather" else 0)
-    assert 10 < layers <= limit, many.kernels - few.kernels
+    more = 2 * (options is DEFAULT) + 2 * (options in (FEATURES, DEFAULT) and kernel == "gather")
+    assert 10 < layers <= MAX_LAYER_KERNELS + more, many.kernels - few.kernels
 
 
 def test_what_does_not_belong_in_a_step_is_seen():

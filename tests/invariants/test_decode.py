@@ -31,6 +31,7 @@ KINDS = {  # a family, and the optional features that are on
     **{family: (family, {}) for family in FAMILIES},
     "flash_norm": ("llama", {"flash_norm": True}),
     "windows": ("fledgling", {"window_pattern": "S", "window_size": 9, "flash_norm": True}),
+    "preset": ("fledgling", {"preset": "nanochat-2026", "depth": 3}),
     "tables": ("fledgling", {"value_embeddings": 1, "residual_scalars": True}),
     "stream": ("fledgling", {"depth": 4, "skip_scalars": True, "back_out": True, "smear": True}),
     "gates": (
@@ -52,6 +53,7 @@ def random_model(vocab_size: int, kind: str, context: int = CONTEXT) -> Transfor
     family, features = KINDS[kind]
     kv_heads = 4 if family == "gpt2" else 2
     sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
+    sizes["preset"] = "nanochat-2025"
     model = Transformer(ModelConfig(family=family, **{**sizes, **features}))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():

@@ -112,7 +112,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling doctor": AS_SHOWN,
         "doctor": "fledgling doctor --json",
         "fledgling plan --depth 20 --gpus 8 --gpu h100": AS_SHOWN,
-        "fledgling plan --depth 20 --gpus 8 --gpu h100 --link ethernet-100g": AS_SHOWN,
+        "fledgling plan d20-8xh100 --link ethernet-100g": AS_SHOWN,
         "plan": "fledgling plan fast.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 --vocab-size 330",
         "fledgling plan d12-1gpu": AS_SHOWN,
         "fledgling plan --minutes 15": AS_SHOWN,

@@ -101,7 +101,8 @@ def test_parameters_equal_the_counted_tensors(config):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_flops_equal_torch_s_own_count(family, kv_heads):
-    config = ModelConfig(family=family, vocab_size=96, depth=2, width=32, heads=2, kv_heads=kv_heads, context=16)
+    sizes = {"vocab_size": 96, "depth": 2, "width": 32, "heads": 2, "kv_heads": kv_heads, "context": 16}
+    config = ModelConfig(family=family, preset="nanochat-2025", **sizes)
     model = Transformer(config)
     model.initialize(0)
     tokens = torch.zeros(3, 16, dtype=torch.long)
@@ -123,7 +124,7 @@ def test_a_window_counts_the_keys_that_are_seen():
 
 
 def test_causal_attention_counts_the_keys_that_are_seen():
-    config = ModelConfig(family="fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
+    config = ModelConfig(96, 2, 32, 2, 2, 16, preset="nanochat-2025")
     seen = sum(range(1, 17))  # pairs of a row
     causal = flops.forward_flops(config, counted="causal")
     assert causal["attention"] * 16 == 4 * 2 * 32 * seen
@@ -151,6 +152,9 @@ FEATURES = [
     (20, {"flash_norm": True}),
     (12, {"residual_scalars": True, "value_embeddings": 2}),
     (0, {"window_pattern": "SL", "window_size": 40}),
+    (6, {"window_pattern": "SL", "window_size": 300}),
+    (7, {"window_pattern": "SL", "window_size": 1024}),
+    (6, {"window_pattern": "SL", "window_size": 60}),
     (0, STREAM),
     (12, {**STREAM, **GATES}),
     (20, GATES),
@@ -162,6 +166,12 @@ def test_memory_of_optional_features_is_planned_too(place, features, monkeypatch
     plain = bench.Case.config.fget
     monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **features)))
     (row,) = bench.measure_memory((bench.EAGER[place],))
+    assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
+
+
+def test_masks_of_pieces_grow_with_the_rows_and_the_dtype():
+    case = replace(bench.EAGER[6], rows=2, dtype="bfloat16", preset="nanochat-2026")
+    (row,) = bench.measure_memory((case,))
     assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 
 

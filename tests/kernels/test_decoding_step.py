@@ -41,7 +41,7 @@ def make_model(family: str, parts: dict, width: int = 128):
         vocab_size=90,
         width=width,
         heads=4,
-        **{"kv_heads": 4, "depth": 2} | parts,
+        **{"kv_heads": 4, "depth": 2, "preset": "nanochat-2025"} | parts,
         context=256,
     )
     model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)

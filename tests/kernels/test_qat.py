@@ -16,7 +16,7 @@ from fledgling.train.stage import Stage
 from tests.invariants.losses import batch_of, prepared
 from tests.ranks import one_thread
 
-CONFIG = ModelConfig(61, 2, 64, 2, 2, 24)
+CONFIG = ModelConfig(61, 2, 64, 2, 2, 24, preset="nanochat-2025")
 GROUPS = {"int8": 64, "int4": 32}
 
 

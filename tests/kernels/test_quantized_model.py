@@ -31,6 +31,7 @@ def make_checkpoint(tokenizer, tmp_path):
 
     def make(family: str = "fledgling", **parts):
         fields = {"depth": 2, "width": 128, "heads": 2, "kv_heads": 2, "intermediate_size": 384, "context": 64} | parts
+        fields.setdefault("preset", "nanochat-2025")
         config = ModelConfig(family=family, vocab_size=tokenizer.vocab_size, **fields)
         model = make_random_model(config, torch.float32, torch.device("cpu"))
         file = tmp_path / "tokenizer.json"

@@ -53,7 +53,7 @@ def test_a_row_that_is_one_document_has_no_mask():
 def test_a_compiled_block_is_compiled_once_for_all_batches_and_layers():
     from torch._dynamo.testing import CompileCounter
 
-    config = ModelConfig(family="fledgling", vocab_size=64, depth=3, width=64, heads=2, kv_heads=2, context=256)
+    config = ModelConfig(vocab_size=64, depth=3, width=64, heads=2, kv_heads=2, context=256, preset="nanochat-2025")
     model = Transformer(config)
     model.initialize(0)
     counter = CompileCounter()

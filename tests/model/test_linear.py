@@ -49,7 +49,7 @@ def test_a_cast_made_once_gives_the_bits_of_a_cast_at_every_use():
 def make_model():
     torch.manual_seed(0)
     model = Transformer(
-        ModelConfig(family="fledgling", vocab_size=32, depth=2, width=64, heads=2, kv_heads=2, context=16),
+        ModelConfig(vocab_size=32, depth=2, width=64, heads=2, kv_heads=2, context=16, preset="nanochat-2025"),
         torch.bfloat16,
     )
     with torch.no_grad():

@@ -47,13 +47,14 @@ def test_published_models_have_their_published_size(family, sizes, count):
         heads=heads,
         kv_heads=heads,
         context=context,
+        preset="nanochat-2025",
     )
     with torch.device("meta"):
         assert Transformer(config).count_parameters() == count
 
 
 def test_features_that_are_off_have_no_parameters():
-    names = [name for name, _ in Transformer(ModelConfig(family="fledgling", **SIZES)).named_parameters()]
+    names = [name for name, _ in Transformer(ModelConfig(**SIZES, preset="nanochat-2025")).named_parameters()]
     assert not [name for name in names if "residual" in name or "value_embedding" in name]
 
 

@@ -17,6 +17,7 @@ def test_value_embeddings_depend_on_the_token_and_are_embeddings():
         kv_heads=2,
         context=48,
         value_embeddings=2,
+        preset="nanochat-2025",
     )
     model = Transformer(config)
     generator = torch.Generator().manual_seed(1)

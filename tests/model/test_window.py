@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.model.attention import blockwise_attention, make_attention_mask
+from fledgling.model.transformer import Transformer
 from fledgling.model.window import first_visible_key, window_mask, windowed_sdpa
 
 
@@ -30,3 +32,17 @@ def test_the_first_visible_key_is_the_first_that_the_mask_shows():
     for window_size in (1, 5, 30, None):
         mask = window_mask(positions, positions, window_size)
         assert [int(row.nonzero()[0]) for row in mask] == [first_visible_key(q, window_size) for q in range(20)]
+
+
+def test_masks_of_whole_rows_give_what_pieces_give():
+    model = Transformer(ModelConfig(50, 3, 32, 2, 2, 48, window_pattern="S", window_size=7))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.3
+    tokens = torch.randint(50, (2, 40))
+    with torch.no_grad():
+        expected = model(tokens)
+        model.use_dense_masks = True
+        for block in model.blocks:
+            block.attention.cuts_rows = False
+        torch.testing.assert_close(model(tokens), expected, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks
 
 # everything divides
-EVEN = ModelConfig(family="fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24)
+EVEN = ModelConfig(vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24, preset="nanochat-2025")
 UNEVEN = replace(EVEN, vocab_size=61, depth=3, kv_heads=1, intermediate_size=97, norm="rms_weighted")
 
 

@@ -51,8 +51,9 @@ def test_attention_is_blockwise_on_a_cpu_and_for_short_rows():
 
 
 def test_the_constants_are_those_of_attention():
-    from fledgling.model import attention
+    from fledgling.model import attention, window
 
+    assert activations.WINDOW_PIECE == window.WINDOW_PIECE
     assert activations.QUERY_BLOCK == attention.QUERY_BLOCK
     assert activations.MAX_BLOCKWISE_CONTEXT == attention.MAX_BLOCKWISE_TRAINING
 

@@ -194,7 +194,7 @@ def test_the_plan_has_a_communication_section():
 
 
 def test_the_command_prints_the_communication_section(capsys):
-    words = ["plan", "--depth", "20", "--gpus", "8", "--gpu", "h100", "--link", "ethernet-100g"]
+    words = ["plan", "d20-8xh100", "--link", "ethernet-100g"]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "ring all-reduce" in out and "bound by network" in out and "bound by compute" in out

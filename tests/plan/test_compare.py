@@ -4,6 +4,7 @@ import json
 
 from fledgling.cli import main
 from fledgling.plan.compare import compare_families, format_family_tables
+from fledgling.plan.parameters import COMPONENTS
 
 
 def test_blocks_of_all_families_have_about_twelve_squares_of_the_width():
@@ -11,6 +12,10 @@ def test_blocks_of_all_families_have_about_twelve_squares_of_the_width():
     assert [entry["family"] for entry in families] == ["fledgling", "gpt2", "llama"]
     assert all(11 < entry["block"]["parameters_per_width_squared"] < 13 for entry in families)
     assert [entry["block"]["feed_forward_matrices"] for entry in families] == [2, 2, 3]
+    for entry in families:
+        assert sum(entry["parameters"][name] for name in COMPONENTS) == entry["parameters"]["total"], (
+            "all are in the table"
+        )
 
 
 def test_the_table_has_one_column_per_family_and_one_block_per_depth():

@@ -5,7 +5,7 @@ import pytest
 from fledgling.config import ModelConfig
 from fledgling.plan import flops
 
-DEPTH_20 = ModelConfig(65536, 20, 1280, 10, 10, 2048)
+DEPTH_20 = ModelConfig(65536, 20, 1280, 10, 10, 2048, preset="nanochat-2025")
 
 
 @pytest.mark.parametrize("window_size", (None, 1, 5, 16, 99))

@@ -1,5 +1,7 @@
 """Parameter counts of published models; `tests/invariants/test_planner.py` compares them with the tensors."""
 
+from dataclasses import replace
+
 import pytest
 
 from fledgling.config import ModelConfig
@@ -13,7 +15,7 @@ from fledgling.plan.parameters import (
 
 GPT2 = ModelConfig(50257, 12, 768, 12, 12, 1024, family="gpt2")
 LLAMA_7B = ModelConfig(32000, 32, 4096, 32, 32, 4096, family="llama", intermediate_size=11008, tie_embeddings=False)
-DEPTH_20 = ModelConfig(65536, 20, 1280, 10, 10, 2048)
+DEPTH_20 = ModelConfig(65536, 20, 1280, 10, 10, 2048, preset="nanochat-2025")
 
 
 @pytest.mark.parametrize(
@@ -29,8 +31,8 @@ def test_matrices_are_those_of_the_blocks():
 
 
 def test_the_law_of_loss_counts_a_model_with_value_embeddings_as_large_as_one_without():
-    plain = ModelConfig(vocab_size=1024, depth=4)
-    more = ModelConfig(vocab_size=1024, depth=4, value_embeddings=2)
+    plain = ModelConfig(vocab_size=1024, depth=4, preset="nanochat-2025")
+    more = replace(plain, value_embeddings=2)
     assert count_law_parameters(more) == count_law_parameters(plain) == count_parameters(plain)["total"]
     assert count_parameters(more)["total"] == count_parameters(plain)["total"] + 2 * 1024 * 256
 

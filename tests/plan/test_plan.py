@@ -143,7 +143,7 @@ def test_a_plan_is_fast_and_needs_no_torch():
     """The values are the published run's."""
     script = (
         "import sys, time\nfrom fledgling.cli import main\n"
-        "code = main(['plan', '--depth', '20', '--vocab-size', '65536', '--json'])\n"
+        "code = main(['plan', '--depth', '20', '--set', 'model.preset=nanochat-2025', '--json'])\n"
         "print(time.process_time(), 'torch' in sys.modules, file=sys.stderr); sys.exit(code)"
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -95,7 +95,7 @@ def test_unit_conversions_are_inverse():
 
 
 def test_parameter_counts_are_those_of_the_laws():
-    d20 = ModelConfig(depth=20, context=2048).resolve(65_536)
+    d20 = ModelConfig(depth=20, context=2048, preset="nanochat-2025").resolve(65_536)
     counts = scaling_laws.parameter_counts(count_parameters(d20))
     assert counts[scaling_laws.ALL_PARAMETERS] == 560_988_160
     assert counts[scaling_laws.MATRICES] == count_matrix_parameters(d20) == 12 * 20 * 1280**2
@@ -104,6 +104,15 @@ def test_parameter_counts_are_those_of_the_laws():
         == counts[scaling_laws.WITHOUT_EMBEDDINGS]
         == count_matrix_parameters(d20) + 65_536 * 1280
     )
+
+
+def test_value_embeddings_are_embeddings():
+    plain, more = (
+        scaling_laws.parameter_counts(count_parameters(ModelConfig(1024, 2, 64, 2, preset="nanochat-2025", **fields)))
+        for fields in ({}, {"value_embeddings": 1})
+    )
+    assert more.pop(scaling_laws.ALL_PARAMETERS) == plain.pop(scaling_laws.ALL_PARAMETERS) + 2 * 1024 * 64
+    assert more == plain
 
 
 @pytest.mark.parametrize("C", [0, -1, math.inf, math.nan])

@@ -20,13 +20,13 @@ BATCH = 4096
 
 def loss(depth: int, tokens: int) -> float:
     """Returns the law's loss of a depth after `tokens` tokens."""
-    config = ModelConfig(depth=depth, context=CONTEXT).resolve(VOCABULARY)
+    config = ModelConfig(depth=depth, context=CONTEXT, preset="nanochat-2025").resolve(VOCABULARY)
     return LAW.loss(parameter_counts(count_parameters(config))[WITH_HEAD], tokens)
 
 
 def make_run(path: Path, depth: int, budget: float, noise: float = 0.0, batch: int = BATCH) -> Path:
     """Writes one finished run whose log loss is off by `noise`."""
-    config = ModelConfig(depth=depth, context=CONTEXT).resolve(VOCABULARY)
+    config = ModelConfig(depth=depth, context=CONTEXT, preset="nanochat-2025").resolve(VOCABULARY)
     steps = round(budget / (training_flops_per_token(config) * batch))
     pinned = [
         f"model.depth={depth}",

@@ -63,6 +63,16 @@ def test_every_variant_is_a_recipe_at_equal_flops():
         assert recipe.seed == runs[0][2].seed + seed
 
 
+def test_a_variant_that_is_the_base_is_rejected():
+    def load(more):
+        return load_recipe("scaling", ("model.preset=nanochat-2026", *more))
+
+    for name in ("smear", "nanochat-2026"):
+        variants = {"head-gates": VARIANTS["head-gates"], name: VARIANTS[name]}
+        with pytest.raises(UserError, match=f"{name}: the base has it"):
+            plan_ablation(Ablation(load, variants, 1, 1e13, Path("x")))
+
+
 def test_an_unknown_variant_is_rejected():
     assert parse_variants("gelu, optimizer.momentum=0.9+model.tie_embeddings=true") == {
         "gelu": VARIANTS["gelu"],

@@ -45,7 +45,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def random_engine(tokenizer: Tokenizer) -> Engine:
     """An engine whose model has random weights: it generates any token, up to the limit."""
-    model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 32, 2, 2, CONTEXT))
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 32, 2, 2, CONTEXT, preset="nanochat-2025"))
     model.initialize(0)
     torch.manual_seed(5)
     for weight in model.parameters():
@@ -56,7 +56,7 @@ def random_engine(tokenizer: Tokenizer) -> Engine:
 @pytest.fixture(scope="session")
 def roomy_engine(tokenizer: Tokenizer) -> Engine:
     """An engine with random weights and a context that holds descriptions of tools and a few calls."""
-    model = Transformer(ModelConfig(tokenizer.vocab_size, 1, 32, 2, 2, ROOMY_CONTEXT))
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 1, 32, 2, 2, ROOMY_CONTEXT, preset="nanochat-2025"))
     model.initialize(0)
     torch.manual_seed(5)
     for weight in model.parameters():

@@ -75,7 +75,9 @@ MODEL: dict[str, Case] = {
 
 def model_outcome(**table: Any) -> dict[str, Any]:
     """Logits of a row, by a model whose zero parameters are filled, and the longest row."""
-    config = ModelConfig(**{"depth": 2, "width": 32, "heads": 2, "context": 24, **table}).resolve(60)
+    config = ModelConfig(
+        **{"depth": 2, "width": 32, "heads": 2, "context": 24, "preset": "nanochat-2025", **table}
+    ).resolve(60)
     model = Transformer(config)
     model.initialize(0)
     with torch.no_grad():
