@@ -159,6 +159,7 @@ def devices(
     memory: Memory = None,
     mfu: Mfu = None,
     price: SpacedNameList = (),
+    overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
     """Print for each device the largest depth that trains on one of it, its dtype, hours, energy and cost.
@@ -177,7 +178,7 @@ def devices(
     from dataclasses import asdict
 
     from fledgling.plan.cost import require_price
-    from fledgling.plan.largest import describe_devices
+    from fledgling.plan.largest import describe_devices, load_depths_recipe
     from fledgling.plan.text import format_devices
 
     chosen = [find_device(name) for name in gpu] or ([] if peak is not None else list(DEVICES.values()))
@@ -190,7 +191,7 @@ def devices(
             prices[find_device(name).name if name != OWN else OWN] = require_price(float(usd))
         except ValueError:
             raise UserError(f"--price {entry}: expected NAME=USD an hour, such as h100=3") from None
-    entries = describe_devices(chosen, vocab_size, context, hours, prices, mfu)
+    entries = describe_devices(chosen, load_depths_recipe(vocab_size, context, overrides), hours, prices, mfu)
     if as_json:
         shown = [{name: value and asdict(value) for name, value in entry.items()} for entry in entries]
         print(json.dumps(shown, indent=2))

@@ -7,18 +7,19 @@ parameter without value embeddings, with the most rows that fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from fledgling.config import ModelConfig, OptimizerConfig, RunConfig, require_number
+from fledgling.config import ModelConfig, Recipe, UserError, require_number
 from fledgling.plan import cost, flops, memory
 from fledgling.plan.amount import MOST
 from fledgling.plan.cost import require_utilization
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.parameters import count_parameters
+from fledgling.plan.plan import load_planned_recipe
 from fledgling.plan.split import find_split
 from fledgling.plan.stage_step import device_row_step
 from fledgling.plan.utilization import choose_utilization
@@ -45,8 +46,7 @@ class TrainedModel:
 
 def describe_devices(
     devices: Iterable[DeviceSpec],
-    vocab_size: int,
-    context: int,
+    recipe: Recipe,
     hours: float,
     prices: Mapping[str, float],
     mfu: float | None = None,
@@ -57,8 +57,7 @@ def describe_devices(
 
     Args:
         devices: of the table.
-        vocab_size: of the models.
-        context: longest row of the models, in tokens.
+        recipe: of the models, whatever its depth, and of their optimizer.
         hours: of training on one device.
         prices: US dollars per hour by device name, instead of the table's.
         mfu: fraction of the peak FLOP/s that training reaches; None: what is assumed of a device.
@@ -69,11 +68,11 @@ def describe_devices(
     for device in devices:
 
         def fits(depth: int, device: DeviceSpec = device) -> bool:
-            return fit_step(device, depth, vocab_size, context) is not None
+            return fit_step(device, depth, recipe) is not None
 
         @cache
         def train(depth: int, device: DeviceSpec = device) -> TrainedModel | None:
-            return plan_depth(device, depth, vocab_size, context, prices.get(device.name), mfu)
+            return plan_depth(device, depth, recipe, prices.get(device.name), mfu)
 
         def ends(depth: int, train: Callable[[int], TrainedModel | None] = train) -> bool:
             model = train(depth)
@@ -85,6 +84,23 @@ def describe_devices(
     return entries
 
 
+def load_depths_recipe(vocab_size: int, context: int, overrides: Sequence[str]) -> Recipe:
+    """Returns the recipe of models of all depths, with a vocabulary and the tokens of a row.
+
+    Raises UserError for an override that the table does not read.
+    """
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if name.partition(".")[0] not in ("model", "optimizer") or name in ("model.depth", "model.context"):
+            raise UserError(
+                f"--set {name}: this table is of all depths, with --vocab-size and --context; expected another setting "
+                "of model or optimizer"
+            )
+    return load_planned_recipe(
+        None, DEPTH_STEP, [f"tokenizer.vocab_size={vocab_size}", f"model.context={context}"], overrides
+    )
+
+
 def find_largest(holds: Callable[[int], bool], most: int = MAX_DEPTH) -> int | None:
     """Returns the largest depth up to `most` for which `holds`, by bisection: it must hold for every smaller depth."""
     low, high = 0, most // DEPTH_STEP  # in steps; it holds at low
@@ -94,30 +110,27 @@ def find_largest(holds: Callable[[int], bool], most: int = MAX_DEPTH) -> int | N
     return low * DEPTH_STEP or None
 
 
-def fit_step(
-    device: DeviceSpec, depth: int, vocab_size: int, context: int
-) -> tuple[ModelConfig, memory.TrainingStep] | None:
+def fit_step(device: DeviceSpec, depth: int, recipe: Recipe) -> tuple[ModelConfig, memory.TrainingStep] | None:
     """Returns the model of a depth and its training step on one device, as `plan` splits it; None if no row fits."""
-    config = ModelConfig(depth=depth, context=context).resolve(vocab_size)
-    step = device_row_step(OptimizerConfig(), RunConfig(), config, 1, device)
-    rows = compute_horizon(config).batch_tokens // context
-    split = find_split(config, rows, device.memory, step, recompute=RunConfig().recompute)
+    config = replace(recipe.model, depth=depth).resolve(recipe.tokenizer.vocab_size)
+    step = device_row_step(recipe.optimizer, recipe.run, config, 1, device)
+    rows = compute_horizon(config).batch_tokens // config.context
+    split = find_split(config, rows, device.memory, step, recompute=recipe.run.recompute)
     return None if split is None else (config, split)
 
 
 def plan_depth(
-    device: DeviceSpec, depth: int, vocab_size: int, context: int, price: float | None, mfu: float | None
+    device: DeviceSpec, depth: int, recipe: Recipe, price: float | None, mfu: float | None
 ) -> TrainedModel | None:
     """Returns what the pretraining of a depth takes on one device; None if not even one row fits.
 
     Args:
         depth: of the model.
-        vocab_size: of the model.
-        context: longest row, in tokens.
+        recipe: of the rest.
         price: US dollars per hour; None: the device's.
         mfu: fraction of the peak FLOP/s; None: what is assumed of the device.
     """
-    fitting = fit_step(device, depth, vocab_size, context)
+    fitting = fit_step(device, depth, recipe)
     if fitting is None:
         return None
     config, step = fitting
