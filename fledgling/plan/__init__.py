@@ -27,6 +27,8 @@ A run within an amount of time or money:
     amount           what a user gives
     budget           which depth, stages, steps and batch fit, and which learn most
     stage_seconds    the time of each stage; `core_speed`: how fast one core does what is not training
-    forecast         what the run will come to, from `past_runs`; `shifted_loss`: the law that is fitted to them
+    depth_choice     which of the depths that fit
+    forecast         what the run will come to, from `past_runs` that are comparable (`comparable_runs`), as an
+                     `interval`; `bits_forecast`: bits per byte, by a law (`shifted_loss`) that is fitted to them
     budgeted_run     all of it as RUN/forecast.json keeps it; `forecast_text` prints it
 """

@@ -1,7 +1,7 @@
 """A whole run from an amount of time or money: which depth, stages, steps and batch fit, and which learn most.
 
 For every depth that fits the device, the stages keep the proportions of their steps in the recipe, and are made as long
-as the time allows; of these runs the one with the least loss by the fitted law is taken. Time is all that a user waits
+as the time allows; `fledgling.plan.depth_choice` takes one of these runs. Time is all that a user waits
 for: `fledgling.plan.stage_seconds`. Where evaluations would take more than `MAX_EVALUATION` of it, the cheaper of
 `EVALUATIONS` is taken. Start with `choose_run`; `fledgling speedrun --minutes` and `fledgling plan --minutes` call it.
 """
@@ -17,8 +17,9 @@ from typing import Any
 from fledgling.config import PHASES, LoopConfig, Recipe, StageConfig, UserError, scaling_rules
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
+from fledgling.plan.comparable_runs import Planned
+from fledgling.plan.depth_choice import choose_laws
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.forecast import Planned, SizeComparison, choose_laws, get_size
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_law_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
@@ -28,6 +29,7 @@ from fledgling.plan.stage_seconds import (
     EVALUATIONS,
     CoreTime,
     EvaluationPlan,
+    StageContent,
     StageSeconds,
     estimate_core_time,
     total_seconds,
@@ -38,8 +40,6 @@ MAX_EVALUATION = 0.2  # of the budget, for evaluations and samples
 MIN_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "dpo": 5, "rl": 5}  # a stage of fewer is left out
 MAX_DEPTH = 64
 SMALL_DEPTH = 8  # up to which each depth is compared, and beyond it every second one
-NEAR = 2.0  # between a run and a past one: the ratio of their sizes, and of their tokens
-MIN_DEPTH_GAIN = 0.005  # of the loss: a depth other than the recipe's has to be better by that
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def choose_run(
     spent: float = 0.0,
     is_pinned: bool = False,
     sizes: Mapping[str, SourceSize] | None = None,
-    exams: Mapping[str, int] | None = None,
+    contents: Mapping[str, StageContent] | None = None,
     unique_tokens: float | None = None,
     digests: Mapping[str, str] | None = None,
 ) -> RunChoice:
@@ -125,7 +125,7 @@ def choose_run(
         spent: seconds of the budget that are spent already.
         is_pinned: whether the recipe's depth is the user's.
         sizes: of the sources that open steps follow from.
-        exams: how many skills each stage is examined on.
+        contents: of the stages.
         unique_tokens: of the largest source of pretraining, in one pass; None: not known.
         digests: of the user's texts, which identify them in past runs.
 
@@ -140,7 +140,7 @@ def choose_run(
     for depth in list_depths(recipe.model.depth, is_pinned or not comparison.laws):
         sized = with_depth(recipe, depth)
         try:
-            options = (spent, sizes or {}, exams or {}, unique_tokens, data)
+            options = (spent, sizes or {}, contents or {}, unique_tokens, data)
             choice = fit_run(sized, budget, speeds, device, ranks, *options)
         except UserError as error:
             reason = reason or error
@@ -151,50 +151,7 @@ def choose_run(
     if not found:
         assert reason is not None
         raise reason
-    return choose_depth(found, comparison, recipe.model.depth)
-
-
-def is_near(planned: Planned, comparison: SizeComparison) -> bool:
-    """Returns whether a past run had about the size, and half of the tokens at least: a law says little far from it."""
-    parameters, tokens = get_size(planned, comparison.quantity)
-    sizes = [get_size(run, comparison.quantity) for run in comparison.runs]
-    return not sizes or any(
-        max(size / parameters, parameters / size) <= NEAR and tokens <= NEAR * read for size, read in sizes
-    )
-
-
-def reads_far_less(planned: Planned, comparison: SizeComparison) -> bool:
-    """Returns whether a run reads less than half of the tokens of every past run: a law says little of it."""
-    _, tokens = get_size(planned, comparison.quantity)
-    reads = [get_size(run, comparison.quantity)[1] for run in comparison.runs]
-    return bool(reads) and tokens * NEAR < min(reads)
-
-
-def choose_depth(found: Mapping[int, RunChoice], comparison: SizeComparison, own: int) -> RunChoice:
-    """Returns the run of least loss by the first law, of those that all laws find better than the recipe's depth.
-
-    A law that was fitted to few runs, or is asked far beyond them, changes with every run that it is fitted to: where
-    its forms without one of them disagree, the recipe's depth stays, unless its own run is one of which the laws say
-    little, because it would read far less than every past run: then the first law decides among those of which a past
-    run was near.
-
-    Args:
-        found: runs by depth.
-        comparison: the laws; of a depth other than the recipe's a past run was near.
-        own: the recipe's depth; where it is not among the runs, the first law decides.
-    """
-    if not comparison.laws:
-        return next(iter(found.values()))
-    losses = {depth: comparison.losses(choice.planned) for depth, choice in found.items()}
-    allowed = list(found)
-    if own in found:
-        limits = [loss * (1 - MIN_DEPTH_GAIN) for loss in losses[own]]
-        near = [depth for depth in found if is_near(found[depth].planned, comparison)]
-        if reads_far_less(found[own].planned, comparison):
-            allowed = near or [own]
-        else:
-            allowed = [own, *(depth for depth in near if all(map(float.__lt__, losses[depth], limits)))]
-    return found[min(allowed, key=lambda depth: losses[depth][0])]
+    return found[comparison.choose({depth: choice.planned for depth, choice in found.items()}, recipe.model.depth)]
 
 
 def fit_run(
@@ -205,7 +162,7 @@ def fit_run(
     ranks: int,
     spent: float,
     sizes: Mapping[str, SourceSize],
-    exams: Mapping[str, int],
+    contents: Mapping[str, StageContent],
     unique_tokens: float | None,
     data: str,
 ) -> RunChoice:
@@ -224,7 +181,7 @@ def fit_run(
         *(_remove_stages(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),
     ):
         plan = make_plan(attempt, settings)
-        found = _fit_steps(attempt, plan, speed, seconds, exams, budget, core)
+        found = _fit_steps(attempt, plan, speed, seconds, contents, budget, core)
         if found is None:
             continue
         steps, stages, evaluations = found
@@ -254,7 +211,7 @@ def fit_run(
         return RunChoice(sized, stages, planned, evaluations, "", speed)
     first = make_plan(_remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), settings)
     one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
-    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, exams) + spent
+    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents) + spent
     need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET
     raise UserError(
         f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: start, tokenizer and one evaluation take "
@@ -274,7 +231,7 @@ def _fit_steps(
     plan: Mapping[str, Any],
     speed: TrainingSpeed,
     seconds: float,
-    exams: Mapping[str, int],
+    contents: Mapping[str, StageContent],
     budget: Budget,
     core: CoreTime,
 ) -> tuple[dict[str, float], tuple[StageSeconds, ...], EvaluationPlan] | None:
@@ -293,7 +250,7 @@ def _fit_steps(
                     recipe,
                     base,
                     {name: (1.0 if name in capped else part) * stage["steps"] for name, stage in base.items()},
-                    *(speed.flops, core, exams, evaluations),
+                    *(speed.flops, core, contents, evaluations),
                 )
                 for part in (0.0, 1.0)
             )
@@ -308,7 +265,7 @@ def _fit_steps(
         if share <= 0:
             continue
         steps = {name: float(int((1.0 if name in capped else share) * stage["steps"])) for name, stage in base.items()}
-        stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, exams, evaluations)
+        stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, contents, evaluations)
         spent_on_evals = sum(s.between + s.end for s in stages)
         if any(steps[name] < MIN_STEPS[name] for name in steps):
             continue

@@ -11,7 +11,7 @@ from fledgling.config import Recipe, UserError, dump_toml
 from fledgling.config.load import parse_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed
-from fledgling.plan.forecast import Forecast
+from fledgling.plan.interval import Forecast
 from fledgling.plan.stage_seconds import StageSeconds
 from fledgling.record.seal import FORECAST
 
@@ -27,7 +27,7 @@ class BudgetedRun:
     evaluations: int  # index into `plan.stage_seconds.EVALUATIONS`
     law: str
     speed: TrainingSpeed
-    planned: dict[str, Any]  # `plan.forecast.Planned`
+    planned: dict[str, Any]  # `plan.comparable_runs.Planned`
     forecasts: tuple[Forecast, ...]
     device: str
     ranks: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fledgling.config.load import parse_recipe
 from fledgling.plan.budgeted_run import BudgetedRun
-from fledgling.plan.forecast import MEMORY, SECONDS, Forecast
+from fledgling.plan.interval import Forecast
 from fledgling.plan.parameters import count_parameters
+from fledgling.plan.past_runs import MEMORY, SECONDS
 from fledgling.plan.stage_seconds import EVALUATIONS
 from fledgling.record.evaluation_names import evaluation_label
 from fledgling.record.jsonl import format_bytes

@@ -1,7 +1,7 @@
 """Finished runs that had a budget: what was forecast of them, and what was measured.
 
 The package ships a file of its own runs, `past_runs.jsonl`. The user's are appended to FLEDGLING_CACHE/past_runs.jsonl,
-or ~/.cache/fledgling/past_runs.jsonl. `fledgling.plan.forecast` takes its laws and intervals from both.
+or ~/.cache/fledgling/past_runs.jsonl. Laws and intervals are taken from both (`fledgling.plan.forecast`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fledgling.plan.measured_speed import speed_file
 SHIPPED = Path(__file__).parent / "past_runs.jsonl"
 MAX_BYTES = 4 * 2**20  # of a file; the newest lines are read
 MAX_RUNS = 2_000
+BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "seconds", "memory"  # quantities
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The seconds of a run by stage: steps, evaluations, and what happens once, in the time that a user waits.
 
 Steps are FLOPs at a speed. An evaluation is counted in tokens of training that take as long: a row of held-out text a
-third of its tokens (a forward pass), a question `QUESTION_TOKENS`. What neither scales with the model nor with the
-steps (starting, the tokenizer, compressors that read the same text) is counted in seconds of a core, and takes longer
-on a slower processor: `fledgling.plan.core_speed` measures it, since the FLOP/s of a small model do not say it.
+third of its tokens (a forward pass), a question `QUESTION_TOKENS`. What does not scale with the model (starting, the
+tokenizer, conversations that are written for a stage, what an answer takes besides its products, compressors that read
+the same text) is counted in seconds of a core, and takes longer on a slower processor: `fledgling.plan.core_speed`
+measures it, since the FLOP/s of a small model do not say it.
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fledgling.config import LoopConfig, Recipe, StageConfig
+from fledgling.config import Recipe, StageConfig
 from fledgling.plan.flops import training_flops_per_token
 
-# Measured in a quickstart on two cores of a Xeon at 5,050 tokens a second (pretraining 900, midtraining 350 steps):
-# 550 questions, 64 rows and samples in 3.2 s; 2,344 questions and 512 rows in 15.1 s; the compressors in 91 s. The
-# seconds of starts, checks and the report are of one of these cores: docs/budgets.md.
-QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a question
+# Measured in quickstarts on two cores of a Xeon at 5,050 tokens a second: 2,344 questions and 512 rows in 15.1 s, the
+# compressors in 91 s; and of an EPYC, which takes .7 of its time for other work: the same questions and rows in 4.0 s
+# at 43,000 tokens a second (depth 2) and in 9.1 s at 10,000 (depth 4), .46 million tokens of conversations a second,
+# the tokenizer and the embedded corpus in 8.7 s. Seconds of a core are of one of the Xeon's: docs/budgets.md.
+QUESTION_TOKENS = 9.5  # of training, that take as long as the products of an answer
+QUESTION_SECONDS = 0.0014  # of what else an answer takes
+CONVERSATION_TOKENS = 3.2e5  # a second, of conversations that are generated or read, and tokenized
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
 EXAMS_PER_SKILL = 2.3  # exams of a skill: train, practice, and dev or test wordings
-EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, which are asked between
+EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, between the first step and the last
 # Of training, for an item of CORE: a third of 521 tokens of a forward pass, that is of 71,835 tokens/s x 11 minutes /
 # 91,037 items (docs/evaluation.md, Measured).
 CORE_ITEM_TOKENS = 174.0
 CORE_TASKS = 22
 REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
 REFERENCE_FLOPS_PER_TOKEN = 23_592_960  # of the model that reached them; smaller ones reach less
-START_SECONDS = 1.1  # of a stage: loading, opening its data, the first save
-COMPILE_SECONDS = 1.4  # of a stage whose compiled code is on the disk
+START_SECONDS = 0.8  # of a stage: loading, opening its data, the last save
+COMPILE_SECONDS = 2.0  # of the first stage, whose compiled code is on the disk
 RUN_SECONDS = 2.3  # of a run: importing what checks its stages
 CHECK_SECONDS = 0.1  # of a stage: its check before the first one
-TOKENIZER_SECONDS = 6.0  # on two cores: a tokenizer of 1,024 entries, and the embedded corpus tokenized
+TOKENIZER_SECONDS = 12.4  # on two cores: a tokenizer of 1,024 entries, and the embedded corpus tokenized
 DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
 # On two cores: xz, zstd and PPMd over the embedded corpus, at the end of pretraining. The geometric mean of two
 # machines: 91 and 31 s.
@@ -45,6 +49,19 @@ ACCELERATOR_SHARE = 2.0  # the same on a GPU: most of it is compiling
 EMBEDDED = "embedded"
 # Seconds of a step as a share of the plan's: answers of reinforcement learning are shorter than the planned rows.
 STEP_RATIO = {"rl": 0.56}  # answers of 15 tokens on average
+
+
+@dataclass(frozen=True)
+class StageContent:
+    """What the time of a stage depends on besides its steps.
+
+    Attributes:
+        exams: how many skills it is examined on.
+        conversations: the share of its rows that are conversations, which are written before its first step.
+    """
+
+    exams: int = 0
+    conversations: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,7 +181,7 @@ def estimate_run(
     steps: Mapping[str, float],
     flops_per_second: float,
     core: CoreTime,
-    exams: Mapping[str, int],
+    contents: Mapping[str, StageContent],
     evaluations: EvaluationPlan,
 ) -> tuple[StageSeconds, ...]:
     """Returns the time of what is before the stages (entry "start"), of each of them, and of what follows ("report").
@@ -174,24 +191,26 @@ def estimate_run(
         steps: by stage, that are made instead.
         flops_per_second: the speed of training.
         core: the time of what is not training.
-        exams: how many skills each stage is examined on.
+        contents: of the stages; of one that is missing neither exams nor conversations.
     """
     first_stage, config = next(iter(steps)), recipe.resolve_model()
     per_token = training_flops_per_token(config)
-    text = sum(planned[name]["tokens"] / planned[name]["steps"] * count for name, count in steps.items())
+    read = {name: planned[name]["tokens"] / planned[name]["steps"] * count for name, count in steps.items()}
     is_embedded = all(name == EMBEDDED for name in recipe.tokenizer.sources)
-    data = TOKENIZER_SECONDS * core.parallel if is_embedded else text / DATA_TOKENS
-    opening = (START_SECONDS + (COMPILE_SECONDS if recipe.run.compile != "off" else 0.0)) * core.share
+    data = TOKENIZER_SECONDS * core.parallel if is_embedded else sum(read.values()) / DATA_TOKENS
+    compiling = COMPILE_SECONDS * core.share if recipe.run.compile != "off" else 0.0
     entries = [StageSeconds("start", 0, 0.0, start=(RUN_SECONDS + CHECK_SECONDS * len(steps)) * core.share)]
     for name, count in steps.items():
-        table, stage = recipe.stage_config(name), planned[name]
+        table, stage, content = recipe.stage_config(name), planned[name], contents.get(name, StageContent())
         step = stage["hours"] * 3600 / stage["steps"] * STEP_RATIO.get(name, 1.0)
         is_last = name == list(steps)[-1]
-        measure = partial(evaluation_seconds, table, flops_per_second / per_token, config.context)
-        one = measure(exams.get(name, 0), evaluations, is_partial=True)
-        whole = measure(exams.get(name, 0), evaluations, is_partial=False)
+        questions = content.exams * EXAMS_PER_SKILL * table.eval_questions * evaluations.questions
+        measure = partial(
+            evaluation_seconds, context=config.context, tokens_per_second=flops_per_second / per_token, core=core
+        )
+        one, whole = measure(EARLY_EVAL_FRACTION * questions, FIRST_ROWS), measure(questions, LAST_ROWS)
         if not (evaluations.every_stage or is_last):
-            whole = measure(0, evaluations, is_partial=False) if name == "pretrain" else 0.0
+            whole = measure(0, LAST_ROWS) if name == "pretrain" else 0.0
         if name == "pretrain" and is_embedded and evaluations.compressors:
             whole += COMPRESSION_SECONDS * core.parallel
         count_between = stage["steps"] // table.eval_every if table.eval_every else 0
@@ -201,38 +220,25 @@ def estimate_run(
             whole += items if evaluations.every_stage or is_last else 0.0
             between += items * max(0, stage["steps"] // table.core_every - 1)
         between *= evaluations.between
-        start = opening + (data if name == first_stage else 0.0) + (one if evaluations.between else 0.0)
+        start = START_SECONDS * core.share + (data + compiling if name == first_stage else 0.0)
+        start += content.conversations * read[name] / CONVERSATION_TOKENS * core.share
+        start += one if evaluations.between else 0.0
         entries.append(StageSeconds(name, count, step, start, whole, between))
     return (*entries, StageSeconds("report", 0, 0.0, end=FINISH_SECONDS * core.share))
 
 
-def evaluation_seconds(
-    table: LoopConfig,
-    tokens_per_second: float,
-    context: int,
-    skills: int,
-    evaluations: EvaluationPlan,
-    is_partial: bool,
-) -> float:
+def evaluation_seconds(questions: float, rows: int, context: int, tokens_per_second: float, core: CoreTime) -> float:
     """Returns the seconds of one evaluation of a stage.
 
     Args:
-        table: of the stage.
+        questions: that are answered.
+        rows: of held-out text, of `context` tokens.
+        context: as above.
         tokens_per_second: of training.
-        context: tokens of a row.
-        skills: number of skills that the stage is examined on.
-        evaluations: which evaluations are made.
-        is_partial: whether it is one of the smaller evaluations in between.
+        core: the time of what is not training.
     """
-    questions = (
-        skills
-        * EXAMS_PER_SKILL
-        * table.eval_questions
-        * evaluations.questions
-        * (EARLY_EVAL_FRACTION if is_partial else 1.0)
-    )
-    rows = FIRST_ROWS if is_partial else LAST_ROWS
-    return (rows * context / 3 + questions * QUESTION_TOKENS) / tokens_per_second
+    products = (rows * context / 3 + questions * QUESTION_TOKENS) / tokens_per_second
+    return products + questions * QUESTION_SECONDS * core.share
 
 
 def least_seconds(
@@ -240,11 +246,11 @@ def least_seconds(
     planned: Mapping[str, Mapping[str, Any]],
     flops_per_second: float,
     core: CoreTime,
-    exams: Mapping[str, int],
+    contents: Mapping[str, StageContent],
 ) -> float:
     """Returns the seconds of a run of no step, with the arguments of `estimate_run`.
 
     It is pretraining alone, with the fewest evaluations.
     """
     steps = dict.fromkeys(["pretrain"], 0.0)
-    return total_seconds(estimate_run(recipe, planned, steps, flops_per_second, core, exams, EVALUATIONS[-1]))
+    return total_seconds(estimate_run(recipe, planned, steps, flops_per_second, core, contents, EVALUATIONS[-1]))

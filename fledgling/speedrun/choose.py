@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import Recipe, StageConfig, UserError
 from fledgling.corpora.prepare import EMBEDDED, find_source
 from fledgling.corpora.readers import estimate_text_bytes, list_source_files
 from fledgling.plan import core_speed
@@ -15,16 +15,16 @@ from fledgling.plan.budget import RunChoice, TrainingSpeed, choose_run
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
 from fledgling.plan.cost import require_utilization
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.forecast import BITS, FIRST_BITS, MEMORY, SECONDS, forecast_run
+from fledgling.plan.forecast import forecast_run
 from fledgling.plan.hardware import DeviceSpec
-from fledgling.plan.past_runs import PastRun, load_past_runs, of_same_text
+from fledgling.plan.past_runs import BITS, FIRST_BITS, MEMORY, SECONDS, PastRun, load_past_runs, of_same_text
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
-from fledgling.plan.stage_seconds import EVALUATIONS
+from fledgling.plan.stage_seconds import EVALUATIONS, StageContent
 from fledgling.plan.utilization import choose_utilization
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
 from fledgling.speedrun.text_digests import digest_texts
-from fledgling.tasks import is_generated_source
+from fledgling.tasks import is_file_source, is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.train.source_sizes import count_source_sizes
 
@@ -79,17 +79,25 @@ def choose_budgeted_run(
         is_pinned: whether the depth stays the recipe's.
     """
     runs = load_past_runs()
-    exams = {name: len(exam_names(recipe.stage_config(name), recipe.sft.mixture)) for name in recipe.stages}
     choice = choose_run(
         *(recipe, budget, speeds, device, ranks, runs),
         spent=spent,
         is_pinned=is_pinned,
         sizes=count_source_sizes(recipe),
-        exams=exams,
+        contents={name: describe_content(recipe, name) for name in recipe.stages},
         unique_tokens=count_unique_tokens(recipe),
         digests=digest_texts(recipe),
     )
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
+
+
+def describe_content(recipe: Recipe, name: str) -> StageContent:
+    """Returns what the time of a stage depends on besides its steps."""
+    table = recipe.stage_config(name)
+    weights = table.mixture if isinstance(table, StageConfig) else {}
+    written = sum(weight for source, weight in weights.items() if is_generated_source(source) or is_file_source(source))
+    exams = len(exam_names(table, recipe.sft.mixture))
+    return StageContent(exams, written / sum(weights.values()) if written else 0.0)
 
 
 def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from fledgling.config import load_recipe
-from fledgling.plan.forecast import FIRST_BITS, select_runs
+from fledgling.plan.comparable_runs import select_runs
 from fledgling.plan.past_runs import (
+    FIRST_BITS,
     SHIPPED,
     PastRun,
     append_past_run,

@@ -1,5 +1,7 @@
 """The seconds of a run that are not of its steps: they follow the processor, not the FLOP/s of a small model."""
 
+from functools import partial
+
 import pytest
 
 from fledgling.config import load_recipe
@@ -8,7 +10,18 @@ from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed, choose_run
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
-from fledgling.plan.stage_seconds import ACCELERATOR_SHARE, REFERENCE_FLOPS, SLOWEST, estimate_core_time, total_seconds
+from fledgling.plan.stage_seconds import (
+    ACCELERATOR_SHARE,
+    CONVERSATION_TOKENS,
+    QUESTION_SECONDS,
+    REFERENCE_FLOPS,
+    SLOWEST,
+    CoreTime,
+    StageContent,
+    estimate_core_time,
+    evaluation_seconds,
+    total_seconds,
+)
 from tests.fast_run import write_recipe
 
 SMALL = 470_784  # FLOPs of a token of the smallest recipe's model
@@ -20,10 +33,12 @@ def recipe(tmp_path):
     return load_recipe(write_recipe(tmp_path), stages)
 
 
-def choose(recipe, seconds, share, cores=2):
+def choose(recipe, seconds, share, cores=2, contents=None):
     per_token = training_flops_per_token(recipe.resolve_model())
     speed = TrainingSpeed(20_000.0 * per_token, per_token, "measured here", share, cores)  # as on one core of a Xeon
-    return choose_run(recipe, Budget(seconds, f"--minutes {seconds / 60:g}"), [speed], find_device("cpu"), 1, [])
+    return choose_run(
+        recipe, Budget(seconds, f"--minutes {seconds / 60:g}"), [speed], find_device("cpu"), 1, [], contents=contents
+    )
 
 
 def test_a_small_run_keeps_its_stages_in_a_budget_of_half_a_minute(recipe):
@@ -58,3 +73,25 @@ def test_a_core_that_needs_three_times_the_reference_has_a_share_of_three(monkey
 def test_the_work_of_a_core_is_the_same_text_every_time_and_takes_time():
     assert core_speed.make_text() == core_speed.make_text() and len(core_speed.make_text()) > 100_000
     assert core_speed.measure_core_share(1) > 0
+
+
+def test_conversations_are_written_before_a_stage_in_proportion_to_its_steps(recipe):
+    """Before fine-tuning a quickstart of three minutes wrote them for 5 s, of which its plan knew nothing."""
+    plain, half, whole = (
+        choose(recipe, 120.0, 1.0, contents={"sft": StageContent(0, share)}) for share in (0.0, 0.5, 1.0)
+    )
+
+    def find(choice, name):
+        return next(stage for stage in choice.stages if stage.name == name)
+
+    assert find(plain, "sft").start < find(half, "sft").start < find(whole, "sft").start
+    tokens = find(whole, "sft").steps * whole.recipe.sft.batch_tokens
+    assert find(whole, "sft").start - find(plain, "sft").start == pytest.approx(tokens / CONVERSATION_TOKENS, rel=0.01)
+    assert find(whole, "pretrain").steps < find(plain, "pretrain").steps, "the time is taken from all stages"
+
+
+def test_an_answer_takes_a_processor_besides_its_products():
+    core, fast = CoreTime(1.0, 1.0), CoreTime(0.5, 0.5)
+    answers = partial(evaluation_seconds, 1_000, 64, 256, 1e5)
+    assert answers(core) - answers(fast) == pytest.approx(500 * QUESTION_SECONDS)
+    assert evaluation_seconds(0, 64, 256, 1e5, core) == evaluation_seconds(0, 64, 256, 1e5, fast), "text is products"

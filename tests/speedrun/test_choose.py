@@ -11,7 +11,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
 from fledgling.plan.past_runs import SHIPPED, append_past_run, load_past_runs
-from fledgling.speedrun.choose import count_unique_tokens, list_measured_exams, plan_budgeted_run
+from fledgling.speedrun.choose import count_unique_tokens, describe_content, list_measured_exams, plan_budgeted_run
 from tests.fast_run import write_recipe
 
 
@@ -21,6 +21,14 @@ def test_bits_per_byte_time_and_memory_are_forecast_once_and_not_as_the_share_of
     runs = [replace(run, measured=measured)] * 4
     assert list_measured_exams(runs, run.data) == ["counting"]
     assert list_measured_exams(runs, "other data") == []
+
+
+def test_a_stage_is_described_by_its_exams_and_its_share_of_conversations(tmp_path):
+    recipe = load_recipe("quickstart", ["sft.mixture={embedded = 0.25, smoltalk = 0.5, arithmetic = 0.25}"])
+    assert describe_content(recipe, "sft").conversations == 0.75, "of a set that is read, and generated ones"
+    contents = [describe_content(load_recipe("quickstart"), name) for name in ("pretrain", "sft", "rl")]
+    assert [content.exams for content in contents] == [5, 5, 5]
+    assert [round(content.conversations, 2) for content in contents] == [0.18, 0.85, 0.0]
 
 
 def test_plan_measures_the_core_where_the_speed_was_measured_here_and_only_there(tmp_path, monkeypatch):
