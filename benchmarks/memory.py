@@ -275,7 +275,7 @@ def measure_case_peak(case: Case) -> int:
         loss: Any = next_token_loss
         if case.planned_teacher:
             teacher = build_teacher(case.planned_teacher, DTYPES[case.dtype]) if case.teacher == LIVE else None
-            divergences = choose_divergences(case.compiled)
+            divergences = choose_divergences(case.compiled, world.device)
             if teacher:
                 compile_teacher(teacher, case.compiled, world.device)
             batch = add_predictions(batch, distill)

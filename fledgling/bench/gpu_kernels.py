@@ -267,7 +267,7 @@ def measure_head(tiny: bool) -> None:
         kernels = logprob.EAGER
         if compiled:
             torch._dynamo.reset()  # each size of a chunk is compiled separately
-            kernels = logprob.compile_logprob_kernels()
+            kernels = logprob.compile_logprob_kernels(device)
         CHUNK_LOGITS[device.type] = chunk * vocabulary
 
         def both() -> None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from fledgling.model.head_chunk import head_chunk_tokens
+from fledgling.runtime.compile_options import compile_options
 
 IGNORE_INDEX = -1
 FLOAT16_ROW_SUM = 1024.0
@@ -110,9 +111,10 @@ class LogprobKernels:
 EAGER = LogprobKernels()
 
 
-def compile_logprob_kernels() -> LogprobKernels:
-    """Returns each pass over a chunk as one fused kernel, which rounds otherwise. Needs a compiler."""
-    return LogprobKernels(*(torch.compile(each, dynamic=None) for each in (softcap_exp, shifted_exp, scaled_softmax)))
+def compile_logprob_kernels(device: torch.device) -> LogprobKernels:
+    """Returns each pass over a chunk as one fused kernel for `device`, which rounds otherwise. Needs a compiler."""
+    passes = (softcap_exp, shifted_exp, scaled_softmax)
+    return LogprobKernels(*(torch.compile(each, dynamic=None, **compile_options(device)) for each in passes))
 
 
 def _chunk_logprobs(

@@ -11,7 +11,7 @@
     system_environment.py  versions, platform, processor and memory, for the record of a run
     machine_checks.py      what this machine lacks for training
     device.py              dtype, threads and the measured peak FLOP/s; `known_peaks.py`: the highest of earlier days;
-                           `compiler.py`: the C++ compiler
+                           `compiler.py`: the C++ compiler; `compile_options.py`: for code of any number of threads
     accelerator.py         accelerators by torch's device type
     device_memory.py       usable memory, and the measured peak of live tensor bytes
     user_code.py           a function or class of a user

@@ -19,6 +19,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 NOT_SHARED = 0.25  # cores: less use by others than this is the machine's own housekeeping
+FIRST_INTERVAL = 0.5  # seconds until the first measurement; each further one waits twice as long, up to the interval
 AGREEING_CHECKS = 2  # this many measurements in a row must give the same number of threads before it is used
 
 
@@ -103,7 +104,7 @@ class CoreMonitor:
         threads: at most, and as long as the machine is not shared.
         set_threads: sets the number of threads.
         notify: is called once, with one line, that the machine is shared.
-        interval: seconds between measurements.
+        interval: seconds between measurements, at most; the first ones follow sooner (`FIRST_INTERVAL`).
         cores: that this process may use; 0: those of its affinity mask.
     """
 
@@ -119,14 +120,15 @@ class CoreMonitor:
     def __post_init__(self) -> None:
         self.current = self.threads
         self.cores = self.cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else self.threads
-        self._agreed, self._has_notified = 0, False
+        self._agreed, self._has_notified, self._wait = 0, False, min(FIRST_INTERVAL, self.interval)
         self._last, self._last_time = self.read(), self.clock()
 
     def adapt(self) -> None:
         """Measures if the interval has passed, and changes the threads once two measurements agree."""
         now = self.clock()
-        if self.threads == 1 or self._last is None or now - self._last_time < self.interval:
+        if self.threads == 1 or self._last is None or now - self._last_time < self._wait:
             return
+        self._wait = min(2 * self._wait, self.interval)
         times = self.read()
         if times is None:
             return

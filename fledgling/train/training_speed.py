@@ -19,20 +19,25 @@ from fledgling.plan.split import choose_split
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.device_step import make_device_step
+from fledgling.train.free_cores import follow_free_cores
 from fledgling.train.loop import train_step
 from fledgling.train.trial_step import make_random_stage
 
 SECONDS = 3.0  # of steps that are timed
 MIN_TIMED = 5  # steps
 WARMUP = 2  # steps before them: the first compiles
+MAX_RESTARTS = 2  # of the timing, where other processes leave another number of cores than before
 
 
 def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, seconds: float = SECONDS) -> TrainingSpeed:
     """Returns the FLOP/s of all ranks in steps of pretraining. Every rank calls it.
 
+    Next to other processes it is that of the threads that a run would use (`free_cores.py`): with all of them a step
+    would take many times as long.
+
     setup: of `runtime.device.set_up_device`. Raises UserError, in one line, where a step fails or takes no time.
     """
-    config = recipe.resolve_model()
+    config, threads = recipe.resolve_model(), torch.get_num_threads()
     device, per_token = world.device, training_flops_per_token(config)
     advice = "choose another size with --set model.depth=N, or plan for a GPU with `fledgling plan --gpu NAME`"
     try:
@@ -46,11 +51,15 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
         optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
         alone = replace(recipe, distill=DistillConfig())  # the FLOPs of a teacher are the plan's
         stage = make_random_stage(alone, "pretrain", config, split.rows, split.micro_batches)
-        times: list[float] = []
+        adapt = follow_free_cores(recipe.run, world, lambda text: None)
+        times, used, restarts = list[float](), dict[str, int](), 0
         while True:
             start = time.perf_counter()
             train_step(stage, model, optimizer, stage.batches.next(), world)
             times.append(time.perf_counter() - start)
+            before, used = used, adapt()
+            if used != before and restarts < MAX_RESTARTS:
+                times, restarts = [], restarts + 1
             timed = times[WARMUP:]
             is_enough = len(timed) >= MIN_TIMED and sum(timed) >= seconds
             if world.all_gather_object(is_enough)[0]:
@@ -60,6 +69,8 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
         raise UserError(
             f"the speed of this machine cannot be measured: a step at depth {config.depth} fails: {reason}; {advice}"
         ) from None
+    finally:
+        torch.set_num_threads(threads)
     del model, optimizer, stage
     torch.compiler.reset()  # which keeps what it has compiled on the disk, and lets go of the model
     gc.collect()
@@ -67,4 +78,7 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
     tokens = split.rows * split.micro_batches * config.context * world.size
     if not one > 0:
         raise UserError(f"the speed of this machine cannot be measured: a step takes {one} s by its clock; {advice}")
-    return TrainingSpeed(per_token * tokens / one, per_token, "measured here")
+    source = (
+        f"measured here, {used['threads']} of {threads} threads next to other processes" if used else "measured here"
+    )
+    return TrainingSpeed(per_token * tokens / one, per_token, source)

@@ -124,7 +124,7 @@ def compile_teaching(
     if teacher is not None:
         compile_teacher(teacher, compiled and recipe.distill.match == "tokens", device)
     loss: Callable[..., Tensor] = stage.loss
-    return replace(stage, loss=partial(loss, divergences=choose_divergences(compiled)))
+    return replace(stage, loss=partial(loss, divergences=choose_divergences(compiled, device)))
 
 
 def _prepare_training(model: Transformer, recipe: Recipe, name: str) -> None:

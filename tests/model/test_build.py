@@ -22,7 +22,7 @@ def build_on_cpu(monkeypatch, backend, depth=1, **options):
 
     counter, compile_module = CompileCounterWithBackend(backend), torch.nn.Module.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(build, "compile_logprob_kernels", lambda: EAGER)
+    monkeypatch.setattr(build, "compile_logprob_kernels", lambda device: EAGER)
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **settings: compile_module(self, backend=counter, **settings)
     )

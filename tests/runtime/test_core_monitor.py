@@ -42,9 +42,9 @@ def machine():
     return Machine()
 
 
-def make_monitor(machine, threads=2):
+def make_monitor(machine, threads=2, interval=1.0):
     changes, lines = [], []
-    monitor = CoreMonitor(threads, changes.append, lines.append, 1.0, machine.read, machine.clock, cores=2)
+    monitor = CoreMonitor(threads, changes.append, lines.append, interval, machine.read, machine.clock, cores=2)
     return monitor, changes, lines
 
 
@@ -76,6 +76,18 @@ def test_threads_are_given_up_while_a_core_is_taken_and_it_is_reported_once(mach
     machine.run(monitor, 0.5, 1.5, 0.5, seconds=3)
     assert changes == [1, 2, 1]
     assert lines == ["other processes use some of the 2 cores: 1 of 2 threads are used while they do"]
+
+
+def test_a_machine_that_is_shared_from_the_start_is_seen_at_once_and_then_looked_at_seldom(machine):
+    """Every stage starts with all threads: with two looks five seconds apart four stages lost forty seconds."""
+    monitor, changes, _ = make_monitor(machine, interval=5.0)
+    machine.run(monitor, 0.5, 1.5, 0.5, seconds=2)
+    assert changes == [1]
+    machine.run(monitor, 1.0, 1.0, 0.0, seconds=20)
+    machine.run(monitor, 0.0, 1.0, 0.0, seconds=5)
+    assert changes == [1]
+    machine.run(monitor, 0.0, 1.0, 0.0, seconds=6)
+    assert changes == [1, 2]
 
 
 def test_one_busy_second_changes_nothing(machine):

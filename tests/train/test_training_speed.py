@@ -36,6 +36,24 @@ def test_the_speed_is_that_of_the_median_step_without_the_first(arguments, monke
     assert speed.flops == 64.0 * speed.flops_per_token
 
 
+def test_next_to_other_processes_it_is_the_speed_of_the_threads_that_a_run_uses(arguments, monkeypatch):
+    """With both threads of two cores a step took nine times as long, so twelve minutes became depth 2."""
+    clock, used = [0.0], iter([{}, {}, {}, *[{"threads": 1}] * 60])
+    lengths = iter([50.0, *[9.0] * 3, *[1.0] * 60])
+    number = torch.get_num_threads()
+
+    def make_step(*arguments):
+        clock[0] += next(lengths)
+
+    monkeypatch.setattr(training_speed, "train_step", make_step)
+    monkeypatch.setattr(training_speed, "follow_free_cores", lambda *arguments: used.__next__)
+    monkeypatch.setattr(training_speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    speed = training_speed.measure_training_speed(*arguments, seconds=40.0)
+    assert speed.flops == 128.0 * speed.flops_per_token and clock[0] > 50 + 27 + 40
+    assert speed.source == f"measured here, 1 of {number} threads next to other processes"
+    assert torch.get_num_threads() == number
+
+
 def test_a_real_step_is_measured(arguments):
     assert training_speed.measure_training_speed(*arguments, seconds=0.0).flops > 1e6
 

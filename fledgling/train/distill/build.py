@@ -77,7 +77,7 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
     config, metrics, setup = context.recipe.distill, StepMetrics(), context.setup
     teacher = load_fitting_teacher(context, stage.name)
     compile_teacher(teacher.model, setup.compiled and config.match == "tokens", context.world.device)
-    divergences = choose_divergences(setup.compiled)
+    divergences = choose_divergences(setup.compiled, context.world.device)
     loss = partial(distillation_loss, config=config, metrics=metrics, divergences=divergences)
     add_predictions: Callable[[Batch], Batch] | None = None
     if config.match == "text":

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig
 from fledgling.model.logprob import FLOAT16_ROW_SUM, add_chunk_gradients, chunk_slices, rational_tanh
+from fledgling.runtime.compile_options import compile_options
 
 MAX_EXPONENT = 60.0  # of exp without a maximum: V sums of it are far below the largest fp32
 
@@ -161,14 +162,15 @@ class Divergences:
 EAGER_DIVERGENCES = Divergences()
 
 
-def compile_divergences() -> Divergences:
-    """Returns both divergences as fused kernels, in which a tanh of polynomials is faster. Needs a compiler."""
-    return Divergences(*(torch.compile(partial(each, tanh=rational_tanh)) for each in DIVERGENCES))
+def compile_divergences(device: torch.device) -> Divergences:
+    """Returns both divergences as fused kernels for `device`, with a tanh of polynomials, which is faster there."""
+    smooth = (partial(each, tanh=rational_tanh) for each in DIVERGENCES)
+    return Divergences(*(torch.compile(each, **compile_options(device)) for each in smooth))
 
 
-def choose_divergences(compiled: bool) -> Divergences:
-    """Returns both divergences as a step computes them."""
-    return compile_divergences() if compiled else EAGER_DIVERGENCES
+def choose_divergences(compiled: bool, device: torch.device) -> Divergences:
+    """Returns both divergences as a step on `device` computes them."""
+    return compile_divergences(device) if compiled else EAGER_DIVERGENCES
 
 
 class DivergenceSum(torch.autograd.Function):

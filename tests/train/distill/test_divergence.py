@@ -103,7 +103,11 @@ def test_compiled_divergences_are_the_eager_ones():
     draw = torch.Generator().manual_seed(2)
     z, teacher_z = torch.randn(2, 12, 40, generator=draw).unbind(0)
     ids = teacher_z.topk(4).indices
-    compiled, log_p, how = compile_divergences(), top_k_logprobs(teacher_z, ids), Comparison(CONFIG, CONFIG, 1.0, 0.3)
+    compiled, log_p, how = (
+        compile_divergences(z.device),
+        top_k_logprobs(teacher_z, ids),
+        Comparison(CONFIG, CONFIG, 1.0, 0.3),
+    )
     for found, expected in (
         (compiled.tokens(z, teacher_z, how), token_divergence(z, teacher_z, how)),
         (compiled.top_k(z, ids, log_p, how), top_k_divergence(z, ids, log_p, how)),
