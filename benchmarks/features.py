@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.bench.sized_recipe import PLAIN
-from fledgling.scaling.ablation import VARIANTS
+from fledgling.config import load_recipe
+from fledgling.scaling.ablation import VARIANTS, trains_the_same
 from fledgling.scaling.race import RaceSettings, load_race, parse_contestants, run_race
 from fledgling.scaling.race_results import format_margin, rank_runs
 
@@ -44,10 +45,13 @@ def measure_features(
         names: of `ablation.VARIANTS`; none: all.
         write: receives the table after every run.
     """
-    words = [f"{BASE}=", *(names or VARIANTS)]
     table: dict[str, Any] = {"minutes": minutes, "clock": clock, "text": text or "embedded", "sizes": {}}
     for size in sizes:
-        contestants = parse_contestants(words, "quickstart", (*SIZES[size], *overrides))
+        settings = (*SIZES[size], *overrides)
+        same = list_without_effect(names or list(VARIANTS), settings)
+        table.setdefault("same_as_base", {})[size] = same
+        words = [f"{BASE}=", *(name for name in names or VARIANTS if name not in same)]
+        contestants = parse_contestants(words, "quickstart", settings)
 
         def collect(size: str = size, contestants: Sequence[Any] = contestants) -> None:
             runs, copies = load_race(out / size, contestants, seeds, 60 * minutes)
@@ -71,9 +75,15 @@ def measure_features(
             ]
             write(table)
 
-        settings = RaceSettings(minutes, text, points=1, held_out_bytes=200_000, clock=clock)
-        run_race(contestants, seeds, settings, out / size, lambda line: print(line, file=sys.stderr), collect)
+        race = RaceSettings(minutes, text, points=1, held_out_bytes=200_000, clock=clock)
+        run_race(contestants, seeds, race, out / size, lambda line: print(line, file=sys.stderr), collect)
     return table
+
+
+def list_without_effect(names: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Returns the features that the base has already at a size, as one head has one group of heads."""
+    base = load_recipe("quickstart", settings)
+    return [name for name in names if trains_the_same(load_recipe("quickstart", (*settings, *VARIANTS[name])), base)]
 
 
 def format_features(values: dict[str, Any]) -> str:
@@ -88,6 +98,8 @@ def format_features(values: dict[str, Any]) -> str:
             else:
                 interval = format_margin(row["difference"], row["difference_margin"], "+")
                 cells[place] = f"{interval} ({row['seeds']}), {row['verdict']}"
+        for name in values.get("same_as_base", {}).get(size, []):
+            rows.setdefault(name, ["open"] * len(sizes))[place] = "the base has it"
     head = f"| after {60 * values['minutes']:g} s of steps | {' | '.join(sizes)} |"
     lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join([head, "|---" * (len(sizes) + 1) + "|", *lines])

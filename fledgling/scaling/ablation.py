@@ -147,6 +147,21 @@ def trial_name(variant: str, seed: int) -> str:
     return f"{variant}-s{seed}"
 
 
+def trains_the_same(recipe: Recipe, base: Recipe) -> bool:
+    """Returns whether two recipes are one, whichever of their settings are stated."""
+    same_model = recipe.resolve_model() == base.resolve_model()
+    return same_model and replace(recipe, model=base.model, stated=base.stated) == base
+
+
+def require_change(name: str, recipe: Recipe, base: Recipe) -> None:
+    """Raises UserError where a recipe with the variant `name` trains the same as the base."""
+    if trains_the_same(recipe, base):
+        raise UserError(
+            f"{name}: the base has it, so there is nothing to compare; leave it out, or change the base, for example "
+            "with --set model.preset=nanochat-2025"
+        )
+
+
 # ---- running ----
 
 
@@ -161,12 +176,7 @@ def plan_ablation(ablation: Ablation) -> list[tuple[str, int, Recipe]]:
     recipes = {name: ablation.load_recipe(overrides) for name, overrides in {BASE: (), **ablation.variants}.items()}
     base = recipes[BASE]
     for name in ablation.variants:
-        same_model = recipes[name].resolve_model() == base.resolve_model()
-        if same_model and replace(recipes[name], model=base.model, stated=base.stated) == base:
-            raise UserError(
-                f"{name}: the base has it, so there is nothing to compare; leave it out, or change the base, for "
-                "example with --set model.preset=nanochat-2025"
-            )
+        require_change(name, recipes[name], base)
     for seed in range(ablation.seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS

@@ -31,7 +31,7 @@ from fledgling.record.jsonl import format_bytes
 from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling import race_run
-from fledgling.scaling.ablation import VARIANTS
+from fledgling.scaling.ablation import VARIANTS, require_change
 from fledgling.scaling.race_results import RaceRun, drop_copies, explain_late, read_points, read_race_run, read_results
 from fledgling.scaling.settings import describe_differences, dump_settings, find_changed_settings, pin_settings
 from fledgling.train.data_preparer import split_mixture
@@ -94,7 +94,8 @@ def parse_contestant(text: str, base: str, overrides: Sequence[str] = ()) -> Con
         overrides: of all recipes.
 
     Raises:
-        UserError: for anything else.
+        UserError: for anything else, and for a feature that the base recipe has already; of another checkout's recipes
+            nothing is known.
     """
     match = re.fullmatch(r"(?:(?P<name>[\w-]+)=)?(?P<what>[^+=]*)(?P<more>(?:\+.*)?)", text)
     if not match:
@@ -115,7 +116,9 @@ def parse_contestant(text: str, base: str, overrides: Sequence[str] = ()) -> Con
         name, chosen, (*overrides, *variant, *more), tree=Path(tree).resolve() if separator else None
     )
     if not contestant.tree:  # another checkout may know other keys
-        load_recipe(chosen, contestant.overrides)
+        loaded = load_recipe(chosen, contestant.overrides)
+        if variant:
+            require_change(f'contestant "{text}"', loaded, load_recipe(chosen, overrides))
     return contestant
 
 

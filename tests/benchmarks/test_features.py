@@ -27,6 +27,19 @@ def test_the_table_is_collected_after_every_run_and_says_what_is_open(tmp_path, 
     assert table.splitlines()[0] == "| after 60 s of steps | 4x128 | 4x256 |"
 
 
+def test_a_feature_that_a_size_has_already_is_left_out_and_the_table_says_so(tmp_path, monkeypatch):
+    raced = {}
+
+    def run_race(contestants, seeds, settings, out, *others):
+        raced[out.name] = [contestant.name for contestant in contestants]
+
+    monkeypatch.setattr(features, "run_race", run_race)
+    values = features.measure_features((), list(features.SIZES), 1.0, 1, tmp_path, None, "cpu", ())
+    values["sizes"] = {size: [] for size in features.SIZES}
+    assert "grouped" not in raced["4x128"] and raced["4x256"] == ["base", *features.VARIANTS]
+    assert "| grouped | the base has it | open |" in features.format_features(values).splitlines()
+
+
 def test_an_unknown_size_is_one_line(tmp_path, capsys):
     assert main(["features", "--sizes", "9x9", "--results", str(tmp_path)]) == 1
     assert "sizes: got '9x9', expected some of 4x128, 4x256" in capsys.readouterr().err

@@ -171,6 +171,10 @@ def test_a_bad_line_of_another_program_is_one_line(line, message, tmp_path):
         (["base=", "/nowhere:quickstart"], "/nowhere holds no fledgling"),
         (["base=", "model.depth=2"], "expected NAME, RECIPE"),
         (["base=", "deep=+model.dept=2"], "dept"),
+        (
+            ["base=", "smear"],
+            'contestant "smear": the base has it, so there is nothing to compare; leave it out, or change',
+        ),
     ],
 )
 def test_a_bad_contestant_is_one_line(words, message):
@@ -182,6 +186,16 @@ def test_a_base_recipe_that_no_contestant_has_is_an_error():
     with pytest.raises(UserError, match="--recipe d4-cpu has no effect: every contestant has a recipe of its own"):
         race.parse_contestants(["a=quickstart", "b=scaling"], "d4-cpu")
     assert len(race.parse_contestants(["a=quickstart", "b="], "d4-cpu")) == 2
+    assert len(race.parse_contestants(["base=", "smear"], "quickstart", ["model.preset=nanochat-2025"])) == 2
+
+
+OWN = ["tied-then-untied+optimizer.tied_updates=200", "value-embeddings+model.value_gates=true", "smear+seed=9"]
+
+
+@pytest.mark.parametrize("word", OWN)
+def test_a_feature_may_be_given_with_settings_of_its_own(word):
+    _, contestant = race.parse_contestants(["base=", word], "quickstart", ["model.preset=nanochat-2025"])
+    assert contestant.overrides[-1] == word.partition("+")[2]
 
 
 def test_the_text_of_a_race_is_read_where_its_overrides_say(tmp_path, monkeypatch):
