@@ -121,8 +121,7 @@ def run_for(seconds: float, work: Work) -> float:
 
 
 def make_training(adapts: bool) -> Work:
-    """Returns a training step of four layers, compiled for all threads and for one."""
-    import torch
+    """Returns a training step of four layers, compiled for all threads as a run compiles it."""
 
     from fledgling.bench.sized_recipe import PLAIN, with_model_size
     from fledgling.bench.train import build_training
@@ -143,11 +142,8 @@ def make_training(adapts: bool) -> Work:
         train_step(stage, model, optimizer, stream.next(), world)
         return 8 * 512
 
-    threads = torch.get_num_threads()
-    for count in (1, threads) if adapts else (threads,):
-        torch.set_num_threads(count)
-        for _ in range(3):
-            step()
+    for _ in range(3):
+        step()
     adapt = follow_free_cores(recipe.run, world, print_notice, CHECK_SECONDS) if adapts else dict
 
     def step_and_adapt() -> int:

@@ -51,6 +51,10 @@ def measure_features(
         same = list_without_effect(names or list(VARIANTS), settings)
         table.setdefault("same_as_base", {})[size] = same
         words = [f"{BASE}=", *(name for name in names or VARIANTS if name not in same)]
+        if len(words) == 1:
+            table["sizes"][size] = []
+            write(table)
+            continue
         contestants = parse_contestants(words, "quickstart", settings)
 
         def collect(size: str = size, contestants: Sequence[Any] = contestants) -> None:
@@ -81,9 +85,10 @@ def measure_features(
 
 
 def list_without_effect(names: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """Returns the features that the base has already at a size, as one head has one group of heads."""
+    """Returns those of the features that the base has already at a size, as one head has one group of heads."""
     base = load_recipe("quickstart", settings)
-    return [name for name in names if trains_the_same(load_recipe("quickstart", (*settings, *VARIANTS[name])), base)]
+    known = {name: load_recipe("quickstart", (*settings, *VARIANTS[name])) for name in names if name in VARIANTS}
+    return [name for name, recipe in known.items() if trains_the_same(recipe, base)]
 
 
 def format_features(values: dict[str, Any]) -> str:

@@ -86,10 +86,10 @@ class Optimizer:
         self.updates = torch.zeros((), device=world.device)  # the number of updates, exact up to 2^24
         self.compiled, self.loss_scale = compiled, make_loss_scale(dtype)
         self.decides_on_device = world.device.type == "cuda" and not self.loss_scale.enabled
-        options = {"dynamic": False, **compile_options(world.device)}
-        self._adamw: Callable = torch.compile(adamw_, **options) if compiled else adamw_
+        options = compile_options(world.device)
+        self._adamw: Callable = torch.compile(adamw_, dynamic=False, **options) if compiled else adamw_
         fused = compiled and world.device.type == "cuda"  # on a CPU the time is all in the products
-        self._muon_direction: Callable = torch.compile(muon_direction_, **options) if fused else muon_direction_
+        self._muon_direction: Callable = torch.compile(muon_direction_, dynamic=False) if fused else muon_direction_
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         zero_stage = 1 if config.zero_stage is None else config.zero_stage
         self.partition = partition_parameters(shapes, world.size, zero_stage, matrix_optimizer=config.matrix_optimizer)

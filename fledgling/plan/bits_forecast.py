@@ -69,7 +69,7 @@ class BitsForecaster:
 
         Args:
             runs: all past runs.
-            data: of the runs that will be target for (`describe_data`).
+            data: of the planned runs (`describe_data`).
             quantity: as above.
         """
         self.quantity = quantity
@@ -120,9 +120,10 @@ class BitsForecaster:
     def _find_ends(self, planned: Planned, law: ShiftedLoss, error: float) -> tuple[float, float]:
         """Returns between which losses a run outside of the past ones lies, as more parameters or text do no harm.
 
-        No lower than past runs of at least its size, that read at least as much, and no higher than those of at most
-        both; each with the loss that the law has there, plus or minus the error. Beyond `MAX_PASSES` over its text a
-        run may end higher, in proportion. (0, inf): no such run is known, or the run's passes are not.
+        The upper end is the law's loss of the best past run with no more parameters and no more text of each stage,
+        plus the error; beyond `MAX_PASSES` over its text it rises in proportion. The lower end is the law's loss of the
+        worst past run with no fewer parameters and no less text, minus the error. Without such a run, and where the
+        passes are not known, the ends are inf and 0.
         """
         if planned.passes is None:
             return 0.0, math.inf

@@ -210,13 +210,19 @@ def fit_run(
         )
         return RunChoice(sized, stages, planned, evaluations, "", speed)
     first = make_plan(_remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), settings)
-    one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
-    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents) + spent
-    need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET
-    raise UserError(
+    fixed, whole = (
+        stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents, count) + spent
+        for count in (0, MIN_STEPS["pretrain"])
+    )
+    raise _explain_least(budget, config.depth, fixed, whole)
+
+
+def _explain_least(budget: Budget, depth: int, fixed: float, whole: float) -> UserError:
+    """Returns the error of a budget that is too small: seconds of no step, and of `MIN_STEPS` of pretraining."""
+    return UserError(
         f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: start, tokenizer and one evaluation take "
-        f"{fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {config.depth} "
-        f"{MIN_STEPS['pretrain'] * one:,.0f} s; expected at least {budget.describe(need)}"
+        f"{fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {depth} {whole - fixed:,.0f} s; expected at "
+        f"least {budget.describe(whole / TARGET)}"
     )
 
 

@@ -92,7 +92,7 @@ def limit_ends(forecast: Forecast, low: float, high: float) -> Forecast:
     """Returns a forecast whose interval reaches from `low` to `high` at most; its note says which end was limited."""
     notes = [forecast.note] if forecast.note else []
     if forecast.high > high:
-        notes.append("upper end: of a smaller past run that read less")
+        notes.append("upper end: of past runs no larger that read no more")
     if forecast.low < low:
-        notes.append("lower end: of a larger past run that read more")
+        notes.append("lower end: of past runs no smaller that read no less")
     return replace(forecast, low=max(forecast.low, low), high=min(forecast.high, high), note="; ".join(notes))

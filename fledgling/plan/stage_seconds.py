@@ -23,10 +23,10 @@ from fledgling.plan.flops import training_flops_per_token
 # the tokenizer and the embedded corpus in 8.7 s. Seconds of a core are of one of the Xeon's: docs/budgets.md.
 QUESTION_TOKENS = 9.5  # of training, that take as long as the products of an answer
 QUESTION_SECONDS = 0.0014  # of what else an answer takes
-CONVERSATION_TOKENS = 3.2e5  # a second, of conversations that are generated or read, and tokenized
+CONVERSATION_TOKENS = 3.2e5  # a second, of conversations that are generated and tokenized
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
 EXAMS_PER_SKILL = 2.3  # exams of a skill: train, practice, and dev or test wordings
-EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, between the first step and the last
+EARLY_EVAL_FRACTION = 0.25  # of an exam's questions, before the last step
 # Of training, for an item of CORE: a third of 521 tokens of a forward pass, that is of 71,835 tokens/s x 11 minutes /
 # 91,037 items (docs/evaluation.md, Measured).
 CORE_ITEM_TOKENS = 174.0
@@ -57,11 +57,12 @@ class StageContent:
 
     Attributes:
         exams: how many skills it is examined on.
-        conversations: the share of its rows that are conversations, which are written before its first step.
+        generated: the share of its rows that are generated conversations, which are written before its first step. The
+            time of sets that are read is not counted.
     """
 
     exams: int = 0
-    conversations: float = 0.0
+    generated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,12 @@ class CoreTime:
     Attributes:
         share: of what one core does.
         parallel: of what is spread over `PARALLEL_CORES`.
+        writes: whether conversations are counted, whose time next to an accelerator is not measured.
     """
 
     share: float
     parallel: float
+    writes: bool = True
 
 
 def estimate_core_time(
@@ -172,7 +175,7 @@ def estimate_core_time(
     if share is None:
         share = REFERENCE_FLOPS * min(1.0, flops_per_token / REFERENCE_FLOPS_PER_TOKEN) / flops_per_second
     share = min(SLOWEST, max(FASTEST, share)) if kind == "cpu" else ACCELERATOR_SHARE
-    return CoreTime(share, share * PARALLEL_CORES / min(PARALLEL_CORES, cores))
+    return CoreTime(share, share * PARALLEL_CORES / min(PARALLEL_CORES, cores), kind == "cpu")
 
 
 def estimate_run(
@@ -191,7 +194,7 @@ def estimate_run(
         steps: by stage, that are made instead.
         flops_per_second: the speed of training.
         core: the time of what is not training.
-        contents: of the stages; of one that is missing neither exams nor conversations.
+        contents: of the stages; of one that is missing neither exams nor generated conversations.
     """
     first_stage, config = next(iter(steps)), recipe.resolve_model()
     per_token = training_flops_per_token(config)
@@ -221,7 +224,7 @@ def estimate_run(
             between += items * max(0, stage["steps"] // table.core_every - 1)
         between *= evaluations.between
         start = START_SECONDS * core.share + (data + compiling if name == first_stage else 0.0)
-        start += content.conversations * read[name] / CONVERSATION_TOKENS * core.share
+        start += content.generated * read[name] / CONVERSATION_TOKENS * core.share * core.writes
         start += one if evaluations.between else 0.0
         entries.append(StageSeconds(name, count, step, start, whole, between))
     return (*entries, StageSeconds("report", 0, 0.0, end=FINISH_SECONDS * core.share))
@@ -247,10 +250,11 @@ def least_seconds(
     flops_per_second: float,
     core: CoreTime,
     contents: Mapping[str, StageContent],
+    count: float,
 ) -> float:
-    """Returns the seconds of a run of no step, with the arguments of `estimate_run`.
+    """Returns the seconds of a run of `count` steps, with the arguments of `estimate_run`.
 
     It is pretraining alone, with the fewest evaluations.
     """
-    steps = dict.fromkeys(["pretrain"], 0.0)
+    steps = {"pretrain": float(count)}
     return total_seconds(estimate_run(recipe, planned, steps, flops_per_second, core, contents, EVALUATIONS[-1]))

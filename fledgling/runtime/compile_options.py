@@ -1,8 +1,9 @@
 """Arguments of `torch.compile` with which compiled code stays when the number of threads falls.
 
 On a machine that others use too a run takes fewer threads for a while (`runtime/core_monitor.py`). PyTorch compiles
-again for each number, because its guard of the global state has it: a step of 18 s at depth 4 on two cores. Where the
-number is that of all cores, the generated loops leave it to OpenMP and are right for fewer threads as they are.
+again for each number of threads, because its guard of the global state includes it: a step of 18 s at depth 4 on two
+cores. Where code was compiled for all cores of the machine, its loops leave the number to OpenMP: they are right for
+fewer threads, and for no more. In a container with a quota of cores code is still compiled for each number.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ LEAVES_THREADS_TO_OPENMP = "2.13"  # the first version of PyTorch whose loops do
 
 
 def compile_options(device: torch.device) -> dict[str, Any]:
-    """Returns arguments for `torch.compile` of functions on `device`.
+    """Returns arguments for one call of `torch.compile`, which takes what it uses out of them.
 
-    The guard of the global state has the mode of gradients too, the default dtype and the deterministic algorithms:
-    what is compiled with these arguments is called with one value of each.
+    The guard of the global state includes the mode of gradients too, autocast, the default dtype and the deterministic
+    algorithms: a function that is compiled with these arguments is called with one value of each.
+
+    Args:
+        device: on which the function computes.
     """
     if device.type != "cpu" or torch.__version__ < LEAVES_THREADS_TO_OPENMP:
         return {}

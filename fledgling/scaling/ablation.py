@@ -148,7 +148,7 @@ def trial_name(variant: str, seed: int) -> str:
 
 
 def trains_the_same(recipe: Recipe, base: Recipe) -> bool:
-    """Returns whether two recipes are one, whichever of their settings are stated."""
+    """Returns whether two recipes train the same, whether a setting is written out or a default."""
     same_model = recipe.resolve_model() == base.resolve_model()
     return same_model and replace(recipe, model=base.model, stated=base.stated) == base
 

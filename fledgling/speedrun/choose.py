@@ -24,7 +24,7 @@ from fledgling.plan.utilization import choose_utilization
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
 from fledgling.speedrun.text_digests import digest_texts
-from fledgling.tasks import is_file_source, is_generated_source
+from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.train.source_sizes import count_source_sizes
 
@@ -95,9 +95,9 @@ def describe_content(recipe: Recipe, name: str) -> StageContent:
     """Returns what the time of a stage depends on besides its steps."""
     table = recipe.stage_config(name)
     weights = table.mixture if isinstance(table, StageConfig) else {}
-    written = sum(weight for source, weight in weights.items() if is_generated_source(source) or is_file_source(source))
+    generated = sum(weight for source, weight in weights.items() if is_generated_source(source))
     exams = len(exam_names(table, recipe.sft.mixture))
-    return StageContent(exams, written / sum(weights.values()) if written else 0.0)
+    return StageContent(exams, generated / sum(weights.values()) if generated else 0.0)
 
 
 def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:

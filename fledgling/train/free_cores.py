@@ -11,7 +11,7 @@ from fledgling.config.recipe import RunConfig
 from fledgling.runtime.core_monitor import CoreMonitor
 from fledgling.runtime.world import World
 
-CHECK_SECONDS = 5.0  # a step may be compiled again for a number of threads (`runtime/compile_options.py`)
+CHECK_SECONDS = 5.0  # at most: a step may be compiled again for a number of threads (`runtime/compile_options.py`)
 
 
 def follow_free_cores(

@@ -32,8 +32,8 @@ MAX_RESTARTS = 2  # of the timing, where other processes leave another number of
 def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, seconds: float = SECONDS) -> TrainingSpeed:
     """Returns the FLOP/s of all ranks in steps of pretraining. Every rank calls it.
 
-    Next to other processes it is that of the threads that a run would use (`free_cores.py`): with all of them a step
-    would take many times as long.
+    Next to other processes it is that of the threads that a run would use (`free_cores.py`), if they are noticed, which
+    takes about 1.5 s: with all threads a small model's step would take many times as long.
 
     setup: of `runtime.device.set_up_device`. Raises UserError, in one line, where a step fails or takes no time.
     """

@@ -40,6 +40,18 @@ def test_a_feature_that_a_size_has_already_is_left_out_and_the_table_says_so(tmp
     assert "| grouped | the base has it | open |" in features.format_features(values).splitlines()
 
 
+def test_a_size_at_which_the_base_has_all_that_is_asked_for_is_passed_over(tmp_path, monkeypatch):
+    raced, written = [], []
+    monkeypatch.setattr(features, "run_race", lambda contestants, seeds, settings, out, *others: raced.append(out.name))
+    features.measure_features(("grouped",), list(features.SIZES), 1.0, 1, tmp_path, None, "cpu", (), written.append)
+    assert raced == ["4x256"] and written[0]["sizes"] == {"4x128": []}
+
+
+def test_an_unknown_feature_is_one_line(tmp_path, capsys):
+    assert main(["features", "swigly", "--results", str(tmp_path)]) == 1
+    assert 'no recipe "swigly"' in capsys.readouterr().err
+
+
 def test_an_unknown_size_is_one_line(tmp_path, capsys):
     assert main(["features", "--sizes", "9x9", "--results", str(tmp_path)]) == 1
     assert "sizes: got '9x9', expected some of 4x128, 4x256" in capsys.readouterr().err

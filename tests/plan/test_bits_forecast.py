@@ -58,8 +58,8 @@ def test_no_forecast_is_worse_than_a_smaller_past_run_that_read_less_or_better_t
     far = forecast_bits(replace(inside, parameters=4_000_000, tokens=10**9, passes=1.0), past)
     less = forecast_bits(replace(inside, parameters=1_000_000, tokens=10**4, passes=1.0), past)
     assert far.high < 1.1 * min(losses) and less.low > max(losses) / 1.1
-    assert far.note.endswith("; upper end: of a smaller past run that read less")
-    assert less.note.endswith("; lower end: of a larger past run that read more")
+    assert far.note.endswith("; upper end: of past runs no larger that read no more")
+    assert less.note.endswith("; lower end: of past runs no smaller that read no less")
     assert far.low < 0.8 * min(losses) and less.high > 1.2 * max(losses), "the other ends stay"
 
 

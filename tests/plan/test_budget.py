@@ -18,7 +18,7 @@ from tests.plan.past_run_samples import TRUTH, make_run
 
 QUICKSTART = load_recipe("quickstart", ["model.preset=nanochat-2025"])  # whose sizes the tests below state
 CPU = find_device("cpu-bf16")
-CONTENTS = dict.fromkeys(QUICKSTART.stages, StageContent(5))
+CONTENTS = dict.fromkeys(QUICKSTART.stages, StageContent(5, 0.8))
 
 
 def choose(minutes, tokens_per_second=5000.0, recipe=QUICKSTART, runs=(), **options):

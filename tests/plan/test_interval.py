@@ -7,7 +7,8 @@ import pytest
 
 from fledgling.plan.interval import Forecast, error_inside, limit_ends, quantile_radius, widen
 
-LESS, MORE = "upper end: of a smaller past run that read less", "lower end: of a larger past run that read more"
+LESS = "upper end: of past runs no larger that read no more"
+MORE = "lower end: of past runs no smaller that read no less"
 
 
 def test_the_quantile_is_that_of_conformal_prediction():

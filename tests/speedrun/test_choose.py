@@ -23,12 +23,12 @@ def test_bits_per_byte_time_and_memory_are_forecast_once_and_not_as_the_share_of
     assert list_measured_exams(runs, "other data") == []
 
 
-def test_a_stage_is_described_by_its_exams_and_its_share_of_conversations(tmp_path):
+def test_a_stage_is_described_by_its_exams_and_its_share_of_generated_conversations(tmp_path):
     recipe = load_recipe("quickstart", ["sft.mixture={embedded = 0.25, smoltalk = 0.5, arithmetic = 0.25}"])
-    assert describe_content(recipe, "sft").conversations == 0.75, "of a set that is read, and generated ones"
+    assert describe_content(recipe, "sft").generated == 0.25, "neither documents nor a set that is read"
     contents = [describe_content(load_recipe("quickstart"), name) for name in ("pretrain", "sft", "rl")]
     assert [content.exams for content in contents] == [5, 5, 5]
-    assert [round(content.conversations, 2) for content in contents] == [0.18, 0.85, 0.0]
+    assert [round(content.generated, 2) for content in contents] == [0.18, 0.85, 0.0]
 
 
 def test_plan_measures_the_core_where_the_speed_was_measured_here_and_only_there(tmp_path, monkeypatch):
