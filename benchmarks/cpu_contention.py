@@ -122,7 +122,6 @@ def run_for(seconds: float, work: Work) -> float:
 
 def make_training(adapts: bool) -> Work:
     """Returns a training step of four layers, compiled for all threads as a run compiles it."""
-
     from fledgling.bench.sized_recipe import PLAIN, with_model_size
     from fledgling.bench.train import build_training
     from fledgling.infer.step_graphs import print_notice
