@@ -17,6 +17,7 @@ from fledgling.runtime.exit_codes import STOPPED
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from fledgling.config import Recipe
     from fledgling.train.loop import TrainingStopped
 
 app = App(name="scaling", help="How loss falls with size, data and compute, and errors with samples.")
@@ -68,7 +69,7 @@ def run(
         Directory of the runs. Default: runs/scaling, or runs/ablation.
     ablate
         Compare variants with the unchanged recipe at equal FLOPs, instead of sizes: comma-separated names
-        (gelu, swiglu, adamw, tied, ...; all), or table.key=value, several joined by +.
+        (gelu, swiglu, adamw, tied, ...; all that the recipe has not), or table.key=value, several joined by +.
     seeds
         For an ablation: runs of each variant, with different initial weights and order of the text. Default: 3.
     """
@@ -123,10 +124,16 @@ def compare(
         raise UserError(f"--budgets {shown}, --seeds {seeds}: expected one budget and at least 1 seed")
     from fledgling.train.loop import TrainingStopped
 
+    def load_with(more: Sequence[str]) -> Recipe:
+        return load_recipe(recipe, (*overrides, *more))
+
+    variants, has_already = ablation.leave_out_unchanged(names, variants, load_with)
+    if has_already:
+        print_to_stderr(f"left out, because the base has it already: {', '.join(has_already)}")
     try:
         ablation.run_ablation(
             ablation.Ablation(
-                lambda more: load_recipe(recipe, (*overrides, *more)),
+                load_with,
                 variants,
                 seeds,
                 check_budget(flops[0], "budgets"),

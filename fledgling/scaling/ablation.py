@@ -153,6 +153,22 @@ def trains_the_same(recipe: Recipe, base: Recipe) -> bool:
     return same_model and replace(recipe, model=base.model, stated=base.stated) == base
 
 
+def leave_out_unchanged(
+    names: str, variants: Mapping[str, tuple[str, ...]], load_recipe: RecipeLoader
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Returns the variants without those that only "all" has brought and the base has already, and their names.
+
+    names: the list that was parsed into `variants`. What it names itself stays, for `require_change` to reject.
+    """
+    base, named = load_recipe(()), {part.strip() for part in names.split(",")}
+    has_already = [
+        name
+        for name, overrides in variants.items()
+        if name not in named and "all" in named and trains_the_same(load_recipe(overrides), base)
+    ]
+    return {name: overrides for name, overrides in variants.items() if name not in has_already}, has_already
+
+
 def require_change(name: str, recipe: Recipe, base: Recipe) -> None:
     """Raises UserError where a recipe with the variant `name` trains the same as the base."""
     if trains_the_same(recipe, base):

@@ -17,6 +17,7 @@ from fledgling.scaling.ablation import (
     Trial,
     compute_effects,
     confidence_margin,
+    leave_out_unchanged,
     parse_variants,
     plan_ablation,
 )
@@ -71,6 +72,18 @@ def test_a_variant_that_is_the_base_is_rejected():
         variants = {"head-gates": VARIANTS["head-gates"], name: VARIANTS[name]}
         with pytest.raises(UserError, match=f"{name}: the base has it"):
             plan_ablation(Ablation(load, variants, 1, 1e13, Path("x")))
+
+
+def test_all_leaves_out_what_the_base_has_but_not_what_was_named_too():
+    def load(more):
+        return load_recipe("scaling", ("model.preset=nanochat-2026", *more))
+
+    variants, has_already = leave_out_unchanged("all", parse_variants("all"), load)
+    assert {"smear", "nanochat-2026"} <= set(has_already) and variants.keys() == VARIANTS.keys() - set(has_already)
+    plan_ablation(Ablation(load, variants, 1, 1e13, Path("x")))
+    variants, has_already = leave_out_unchanged("smear,all", parse_variants("smear,all"), load)
+    assert "smear" in variants and "smear" not in has_already and "nanochat-2026" in has_already
+    assert leave_out_unchanged("smear", parse_variants("smear"), load)[1] == []
 
 
 def test_an_unknown_variant_is_rejected():
