@@ -29,6 +29,7 @@ class Planned:
     later_flops: float
     seconds: float
     memory: float
+    wordings: str = ""
 
 
 def effective_tokens(tokens: float, passes: float | None) -> float:

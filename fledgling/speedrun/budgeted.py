@@ -312,6 +312,7 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
         measure_run(record),
         **identify_first_step(next(iter(record.stages[0].metrics), {})),
         sources=", ".join(list_mixture_sources(run.recipe.pretrain)),
+        wordings=str(planned.get("wordings", "")),
     )
     append_past_run(past)
     return past

@@ -26,6 +26,7 @@ from fledgling.runtime.cores import count_cores
 from fledgling.speedrun.text_digests import digest_texts
 from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
+from fledgling.tasks.skills import WORDINGS
 from fledgling.train.source_sizes import count_source_sizes
 
 EMBEDDED_TOKENS = 4_550_000  # of the embedded corpus with 1,024 entries; 17,797 rows of 256
@@ -121,7 +122,7 @@ def make_budgeted_run(
         device: name of the GPU.
         ranks: number of GPUs.
     """
-    exams = list_measured_exams(runs, choice.planned.data)
+    exams, planned = list_measured_exams(runs, choice.planned.data), replace(choice.planned, wordings=WORDINGS)
     return BudgetedRun(
         budget,
         dump_without_place(recipe),
@@ -130,8 +131,8 @@ def make_budgeted_run(
         EVALUATIONS.index(choice.evaluations),
         choice.law,
         choice.speed,
-        asdict(choice.planned),
-        tuple(forecast_run(choice.planned, runs, exams)),
+        asdict(planned),
+        tuple(forecast_run(planned, runs, exams)),
         device,
         ranks,
     )

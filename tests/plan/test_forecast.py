@@ -47,6 +47,16 @@ def test_runs_that_began_in_the_same_way_count_as_one_error_and_do_not_predict_e
     assert forecast_ratio(SECONDS, 60.0, same).runs == 4 and forecast_ratio(MEMORY, 1e8, same).runs == 1
 
 
+def test_exams_of_other_wordings_predict_nothing():
+    draw = random.Random(6)
+    runs, plan = [make_run(draw) for _ in range(12)], replace(plan_of(make_run(draw)), wordings="new")
+    assert forecast_exam(plan, runs, "counting") is None
+    assert forecast_bits(plan, runs) == forecast_bits(replace(plan, wordings=""), runs), "the text is the same"
+    again = [replace(run, wordings="new", measured=run.measured | {"counting": 0.9}) for run in runs[:6]]
+    forecast = forecast_exam(plan, [*runs, *again], "counting")
+    assert forecast.runs == 6 and forecast.value == pytest.approx(0.9)
+
+
 def test_an_interval_that_reaches_the_end_of_an_exam_includes_it():
     """Shares of 0 and of .005 are the same point of the fit, so that 0 is no surprise where .005 is none."""
     draw = random.Random(3)

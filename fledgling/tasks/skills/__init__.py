@@ -5,3 +5,5 @@ and a TOML file of the same name with its prompt templates: `arithmetic` (throug
 `counting` letters, `identity`, `stdlib` (from docstrings), `language` (a made-up one). `templates.py` reads and expands
 the templates, `words.py` collects the words.
 """
+
+WORDINGS = "2026-11-29"  # of the training prompts; to be changed with them where scores are no longer comparable

@@ -2,7 +2,7 @@
 
 The model need not add. It finds two numbers and an operation in the sentence, writes the expression between
 python_start and python_end, and repeats the result, so that the skill is reading. The expression keeps the order of the
-numbers in the sentence, except for phrases like "take 4 from 9". There is no division and there are no hidden steps.
+numbers in the sentence, except for subtractions like "take 4 from 9". There is no division and no hidden step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from fledgling.tasks.skills.templates import decorate_template, expand_patterns, load_templates, sample_plural_noun
+from fledgling.tasks.skills.templates import (
+    capitalize_first,
+    decorate_template,
+    expand_each,
+    expand_patterns,
+    load_templates,
+    sample_plural_noun,
+    sample_story_words,
+)
 from fledgling.tasks.task import PRACTICE, TEST, TRAIN, GeneratedTask, Question, is_held_out
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -21,8 +29,11 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": oper
 
 
 @lru_cache(maxsize=1)
-def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Returns the training cores of each operation, in families of equal weight: about a third of them are stories."""
+def _train_templates() -> dict[str, tuple[tuple[tuple[str, ...], ...], ...]]:
+    """Returns the training cores of each operation by family and pattern: composed wordings, and twice the varied ones.
+
+    About a third of the composed ones are stories.
+    """
     table = load_templates("arithmetic")["train"]
 
     def fill_frames(kind: str, phrases: Iterable[str]) -> tuple[str, ...]:
@@ -40,7 +51,9 @@ def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
             *(frame.replace("#", name) for frame, name in zip(table["operation_first_frames"], names, strict=True)),
         )
         plain = (about_nouns, about_nouns, about_verbs, gerunds, two_parts, two_parts, (*nouns, *verbs))
-        families[sign] = (*plain, *plain, *(expand_patterns(story) for story in table["stories"][sign]))
+        composed = (*plain, *plain, *expand_each(table["stories"][sign]))
+        varied = expand_each(table["varied"][sign])
+        families[sign] = (composed, varied, varied)
     return families
 
 
@@ -48,16 +61,17 @@ def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
 def _practice_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
     """Returns the practice templates of each operation by pattern: a pattern is drawn first, then an expansion."""
     table = load_templates("arithmetic")[PRACTICE]
-    return {sign: tuple(expand_patterns(pattern) for pattern in patterns) for sign, patterns in table.items()}
+    return {sign: expand_each(patterns) for sign, patterns in table.items()}
 
 
 def list_templates(which: str) -> tuple[str, ...]:
     """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     if which not in (TRAIN, PRACTICE):
         return tuple(_signs_by_template(which))
-    families = (_train_templates() if which == TRAIN else _practice_templates()).values()
-    cores = (core for groups in families for group in groups for core in group)
-    return tuple(dict.fromkeys(cores)) if which == TRAIN else tuple(cores)
+    if which == PRACTICE:
+        return tuple(core for patterns in _practice_templates().values() for cores in patterns for core in cores)
+    families = (family for families in _train_templates().values() for family in families)
+    return tuple(dict.fromkeys(core for family in families for cores in family for core in cores))
 
 
 @lru_cache(maxsize=2)
@@ -82,13 +96,18 @@ def _sample_question(rng: random.Random, which: str, held_out: bool, wording: st
     if sign == "-" and a < b and (rng.random() < 0.8 or which == TEST):
         a, b = b, a
     if which == TRAIN:
-        core = rng.choice(rng.choice(_train_templates()[sign]))
+        core = rng.choice(rng.choice(rng.choice(_train_templates()[sign])))
         template = decorate_template(core, rng)
     elif which == PRACTICE:
         core = template = rng.choice(rng.choice(_practice_templates()[sign]))
     else:
         core = template = wording or rng.choice(load_templates("arithmetic")[which][sign])
-    prompt = template.format(a=a, b=b, thing=sample_plural_noun(rng))
+    words = sample_story_words(rng) if which == TRAIN else {"thing": sample_plural_noun(rng)}
+    prompt = template.format(a=a, b=b, **words)
+    if template.startswith("{") and which == TRAIN and rng.random() < 0.8:
+        prompt = capitalize_first(prompt)
+    if sign != "-" and core.index("{b}") < core.index("{a}"):  # the reply takes them in the order of the sentence
+        a, b = b, a
     return Question("arithmetic", prompt, str(_OPERATORS[sign](a, b)), {"wording": core, "sign": sign, "a": a, "b": b})
 
 

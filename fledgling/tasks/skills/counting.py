@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 
 from fledgling.tasks.skills.spelling import quote_word
-from fledgling.tasks.skills.templates import decorate_template, expand_patterns, expand_weights, load_templates
+from fledgling.tasks.skills.templates import decorate_template, expand_each, expand_weights, load_templates
 from fledgling.tasks.skills.words import MAX_LETTERS, list_real_words, sample_pseudoword
 from fledgling.tasks.task import TRAIN, GeneratedTask, Question, is_held_out
 
@@ -21,15 +21,17 @@ _LETTERS_BY_FREQUENCY = "aaabcddeeefghiiiklmnnnoooprrrsssttttuvwy"
 
 
 @lru_cache(maxsize=1)
-def _train_templates() -> tuple[tuple[str, ...], ...]:
-    """Returns the training cores, in families that are drawn with equal weight."""
-    return tuple(expand_patterns(*patterns) for patterns in load_templates("counting")["train"].values())
+def _train_templates() -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """Returns the training cores by family and pattern: composed wordings, and twice as often the varied ones."""
+    families = {name: expand_each(patterns) for name, patterns in load_templates("counting")["train"].items()}
+    varied = families.pop("varied")
+    return (*families.values(), *[varied] * (2 * len(families)))
 
 
 def list_templates(which: str) -> tuple[str, ...]:
     """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     if which == TRAIN:
-        return tuple(dict.fromkeys(core for family in _train_templates() for core in family))
+        return tuple(dict.fromkeys(core for family in _train_templates() for cores in family for core in cores))
     return load_templates("counting")[which]
 
 
@@ -77,7 +79,7 @@ def write_step_metrics(word: str, letter: str) -> str:
 def _sample_question(rng: random.Random, which: str, held_out: bool, wording: str | None) -> Question:
     word, letter = _sample_word_and_letter(rng, held_out)
     if which == TRAIN:
-        core = rng.choice(rng.choice(_train_templates()))
+        core = rng.choice(rng.choice(rng.choice(_train_templates())))
         singular = rng.choice(_letter_forms("letter_forms")).format(letter)
         plural = rng.choice(_letter_forms("plural_forms")).format(letter)
         prompt = decorate_template(core, rng).format(c=singular, cs=plural, w=quote_word(word, rng))

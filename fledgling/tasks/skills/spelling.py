@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from fledgling.tasks.skills.templates import decorate_template, expand_patterns, expand_weights, load_templates
+from fledgling.tasks.skills.templates import decorate_template, expand_each, expand_weights, load_templates
 from fledgling.tasks.skills.words import list_real_words, sample_pseudoword
 from fledgling.tasks.task import TRAIN, GeneratedTask, Question
 
@@ -17,15 +17,17 @@ MAX_LETTERS = 10
 
 
 @lru_cache(maxsize=1)
-def _train_templates() -> tuple[tuple[str, ...], ...]:
-    """Returns the training cores, in families that are drawn with equal weight."""
-    return tuple(expand_patterns(*patterns) for patterns in load_templates("spelling")["train"].values())
+def _train_templates() -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """Returns the training cores by family and pattern: composed wordings, and twice as often the varied ones."""
+    families = {name: expand_each(patterns) for name, patterns in load_templates("spelling")["train"].items()}
+    varied = families.pop("varied")
+    return (*families.values(), *[varied] * (2 * len(families)))
 
 
 def list_templates(which: str) -> tuple[str, ...]:
     """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEV or TEST."""
     if which == TRAIN:
-        return tuple(dict.fromkeys(core for family in _train_templates() for core in family))
+        return tuple(dict.fromkeys(core for family in _train_templates() for cores in family for core in cores))
     return load_templates("spelling")[which]
 
 
@@ -50,7 +52,7 @@ def _sample_question(rng: random.Random, which: str, held_out: bool, wording: st
     else:
         word = rng.choice(list_real_words(held_out, MAX_LETTERS))
     if which == TRAIN:
-        core = rng.choice(rng.choice(_train_templates()))
+        core = rng.choice(rng.choice(rng.choice(_train_templates())))
         prompt = decorate_template(core, rng).format(w=quote_word(word, rng))
     else:
         core = wording or rng.choice(list_templates(which))

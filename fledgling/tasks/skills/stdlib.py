@@ -19,7 +19,7 @@ from enum import Enum
 from functools import lru_cache, partial
 
 from fledgling.config import UserError
-from fledgling.tasks.skills.templates import decorate_template, expand_patterns, expand_weights, load_templates
+from fledgling.tasks.skills.templates import decorate_template, expand_each, expand_weights, load_templates
 from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, is_held_out, score_exact_match
 
 NUM_FACTS = 256
@@ -110,7 +110,7 @@ def collect_facts(num_facts: int = NUM_FACTS) -> tuple[Fact, ...]:
 def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
     """Returns the training cores of each kind, one family for each pattern, drawn with equal weight."""
     table = load_templates("stdlib")[TRAIN]
-    return {kind: tuple(expand_patterns(pattern) for pattern in patterns) for kind, patterns in table.items()}
+    return {kind: expand_each(patterns) for kind, patterns in table.items()}
 
 
 def list_templates(which: str) -> tuple[str, ...]:

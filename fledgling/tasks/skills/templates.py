@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,25 @@ def expand_patterns(*patterns: str) -> tuple[str, ...]:
     return tuple(expansions)
 
 
+def expand_each(patterns: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Returns the expansions of each pattern, so that a pattern can be drawn first, and then one of its expansions."""
+    return tuple(expand_patterns(pattern) for pattern in patterns)
+
+
 @lru_cache(maxsize=3)
 def expand_surroundings(kind: str) -> tuple[str, ...]:
     """Returns the `openings`, the `closings` or the `stories` (openings that are sentences, with a slot {noun})."""
     return expand_patterns(*load_templates("templates")[kind])
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=8)
 def list_words(kind: str) -> tuple[str, ...]:
-    """Returns the `nouns`, the `plural_nouns` (what stories count) or the `fillers` (words without meaning here)."""
-    return tuple(load_templates("templates")[kind].split())
+    """Returns the words of a kind: `nouns`, `plural_nouns` (what stories count), `fillers` (without meaning here).
+
+    Those of `persons`, `places`, `boxes` (with their plurals) and `weekdays` may be phrases; commas separate them.
+    """
+    words = load_templates("templates")[kind]
+    return tuple(" ".join(phrase.split()) for phrase in words.split(",")) if "," in words else tuple(words.split())
 
 
 def capitalize_first(template: str) -> str:
@@ -122,6 +131,15 @@ def decorate_template(core: str, rng: random.Random) -> str:
 def sample_plural_noun(rng: random.Random) -> str:
     """Returns what a story counts: a plural noun, or in one case of four any harvested word."""
     return rng.choice(list_words("plural_nouns")) if rng.random() < 0.75 else rng.choice(list_real_words(False, 10))
+
+
+def sample_story_words(rng: random.Random) -> dict[str, str]:
+    """Returns a word for each slot of a story besides its numbers; `other` is another person than `person`."""
+    person, other = rng.sample(list_words("persons"), 2)
+    box, boxes = rng.choice(list_words("boxes")).split()
+    place, day = rng.choice(list_words("places")), rng.choice(list_words("weekdays"))
+    words = {"person": person, "other": other, "place": place, "box": box, "boxes": boxes, "day": day}
+    return {**words, "thing": sample_plural_noun(rng)}
 
 
 def _sample_story(rng: random.Random) -> str:

@@ -13,10 +13,28 @@ def _word_set(kind: str) -> frozenset[str]:
     return frozenset(list_words(kind))
 
 
+@lru_cache(maxsize=1)
+def _story_phrases() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Returns the slots of stories and a pattern of the phrases that they draw from, the longest first."""
+    phrases = {slot: list(list_words(kind)) for slot, kind in (("{place}", "places"), ("{day}", "weekdays"))}
+    phrases["{box}"], phrases["{boxes}"] = map(list, zip(*(pair.split() for pair in list_words("boxes")), strict=True))
+    phrases["{person}"] = list(list_words("persons"))
+    return tuple(
+        (slot, re.compile(rf"\b(?:{'|'.join(sorted(map(str.lower, some), key=len, reverse=True))})\b"))
+        for slot, some in phrases.items()
+    )
+
+
 def normalize_template(template: str) -> str:
-    """Returns the words, slots and signs of `template` in lower case, without fillers; plural nouns become a slot."""
+    """Returns the words, slots and signs of `template` in lower case, without fillers.
+
+    What a story draws from a list becomes its slot: plural nouns, persons, places, boxes, weekdays.
+    """
     plural_nouns, fillers = _word_set("plural_nouns"), _word_set("fillers")
-    words = re.findall(r"\{\w+\}|[a-z0-9]+|[+*=]", template.lower().replace("'", ""))
+    text = template.lower().replace("'", "").replace("{other}", "{person}")
+    for slot, phrases in _story_phrases():
+        text = phrases.sub(slot, text)
+    words = re.findall(r"\{\w+\}|[a-z0-9]+|[+*=]", text)
     return " ".join("{thing}" if word in plural_nouns else word for word in words if word not in fillers)
 
 
@@ -24,7 +42,8 @@ def normalize_template(template: str) -> str:
 def _normalized_surroundings() -> tuple[frozenset[str], re.Pattern[str], frozenset[str]]:
     """Returns the normalized openings, a pattern that matches the stories, and the normalized closings."""
     stories = map(normalize_template, expand_surroundings("stories"))
-    story = re.compile("|".join(text.replace("{noun}", r"(?:\w+|\{thing\})") for text in stories))
+    noun = r"(?:\1 (?:\\w+|\\{\\w+\\})|\\{\\w+\\})"  # its article may be within a slot, as that of a place is
+    story = re.compile("|".join(re.sub(r"(\w+) \{noun\}", noun, text) for text in stories))
     openings = frozenset({"", *map(normalize_template, expand_surroundings("openings"))})
     return openings, story, frozenset({"", *map(normalize_template, expand_surroundings("closings"))})
 

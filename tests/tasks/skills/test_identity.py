@@ -1,5 +1,7 @@
 """Identity: each kind of question has one answer, and no template belongs to two kinds."""
 
+import itertools
+
 from fledgling.tasks import load_task
 from fledgling.tasks.skills import identity
 from fledgling.tasks.skills.templates import load_templates
@@ -14,8 +16,8 @@ def test_identity_has_one_answer_a_kind():
     for which in (TRAIN, PRACTICE, DEV, TEST):
         templates_by_kind = identity._templates_by_kind(which)
         assert set(templates_by_kind) == set(answers) and all(templates_by_kind.values())
-        for kind, templates in templates_by_kind.items():
-            for template in templates:
+        for kind, patterns in templates_by_kind.items():
+            for template in itertools.chain(*patterns):
                 kinds.setdefault(normalize_template(template), set()).add(kind)
     assert [text for text, template_kinds in kinds.items() if len(template_kinds) > 1] == []
     task = load_task("identity")
