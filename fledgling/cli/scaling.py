@@ -17,7 +17,6 @@ from fledgling.runtime.exit_codes import STOPPED
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fledgling.config import Recipe
     from fledgling.train.loop import TrainingStopped
 
 app = App(name="scaling", help="How loss falls with size, data and compute, and errors with samples.")
@@ -115,7 +114,7 @@ def compare(
     from fledgling.plan.scaling_laws import check_budget
     from fledgling.scaling import ablation
 
-    variants, flops = ablation.parse_variants(names), budgets or (1e13,)
+    flops = budgets or (1e13,)
     if depths:
         shown = ",".join(map(str, depths))
         raise UserError(f"--depths {shown} with --ablate, which has the recipe's size: use --set model.depth=N")
@@ -124,16 +123,11 @@ def compare(
         raise UserError(f"--budgets {shown}, --seeds {seeds}: expected one budget and at least 1 seed")
     from fledgling.train.loop import TrainingStopped
 
-    def load_with(more: Sequence[str]) -> Recipe:
-        return load_recipe(recipe, (*overrides, *more))
-
-    variants, has_already = ablation.leave_out_unchanged(names, variants, load_with)
-    if has_already:
-        print_to_stderr(f"left out, because the base has it already: {', '.join(has_already)}")
+    variants = ablation.choose_variants(names, lambda more: load_recipe(recipe, (*overrides, *more)), print_to_stderr)
     try:
         ablation.run_ablation(
             ablation.Ablation(
-                load_with,
+                lambda more: load_recipe(recipe, (*overrides, *more)),
                 variants,
                 seeds,
                 check_budget(flops[0], "budgets"),

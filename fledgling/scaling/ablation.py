@@ -153,20 +153,23 @@ def trains_the_same(recipe: Recipe, base: Recipe) -> bool:
     return same_model and replace(recipe, model=base.model, stated=base.stated) == base
 
 
-def leave_out_unchanged(
-    names: str, variants: Mapping[str, tuple[str, ...]], load_recipe: RecipeLoader
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Returns the variants without those that only "all" has brought and the base has already, and their names.
+def choose_variants(names: str, load_recipe: RecipeLoader, log: Callable[[str], None]) -> dict[str, tuple[str, ...]]:
+    """Returns `parse_variants(names)` without those that only "all" brings and the base has already, and logs those.
 
-    names: the list that was parsed into `variants`. What it names itself stays, for `require_change` to reject.
+    What the list names itself stays, for `require_change` to reject.
     """
-    base, named = load_recipe(()), {part.strip() for part in names.split(",")}
+    variants, named = parse_variants(names), {part.strip() for part in names.split(",")}
+    if "all" not in named:
+        return variants
+    base = load_recipe(())
     has_already = [
         name
         for name, overrides in variants.items()
-        if name not in named and "all" in named and trains_the_same(load_recipe(overrides), base)
+        if name not in named and trains_the_same(load_recipe(overrides), base)
     ]
-    return {name: overrides for name, overrides in variants.items() if name not in has_already}, has_already
+    if has_already:
+        log(f"left out, because the base has it already: {', '.join(has_already)}")
+    return {name: overrides for name, overrides in variants.items() if name not in has_already}
 
 
 def require_change(name: str, recipe: Recipe, base: Recipe) -> None:

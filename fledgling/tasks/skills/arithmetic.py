@@ -39,7 +39,7 @@ def _train_templates() -> dict[str, tuple[tuple[tuple[str, ...], ...], ...]]:
     def fill_frames(kind: str, phrases: Iterable[str]) -> tuple[str, ...]:
         return tuple(frame.replace("#", phrase) for frame in expand_patterns(*table[kind]) for phrase in phrases)
 
-    families = {}
+    families: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {}
     for sign in _OPERATORS:
         nouns = expand_patterns(*table["noun_phrases"][sign])
         verbs = expand_patterns(*table["verb_phrases"][sign])
