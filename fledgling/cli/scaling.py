@@ -68,7 +68,7 @@ def run(
         Directory of the runs. Default: runs/scaling, or runs/ablation.
     ablate
         Compare variants with the unchanged recipe at equal FLOPs, instead of sizes: comma-separated names
-        (gelu, swiglu, adamw, tied, ...; all that the recipe has not), or table.key=value, several joined by +.
+        (gelu, swiglu, adamw, tied, ...; all: those that the recipe lacks), or table.key=value, several joined by +.
     seeds
         For an ablation: runs of each variant, with different initial weights and order of the text. Default: 3.
     """

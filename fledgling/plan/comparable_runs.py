@@ -20,7 +20,7 @@ MIN_LAW_RUNS = 4  # for three coefficients
 
 @dataclass(frozen=True)
 class Planned:
-    """The sizes of a run that its forecast depends on; see `PastRun`."""
+    """The sizes of a run that its forecast depends on, and the wordings of its exams; see `PastRun`."""
 
     data: str
     parameters: int

@@ -55,7 +55,10 @@ def _fit_line(points: Sequence[tuple[float, float]]) -> Callable[[float], float]
 
 
 def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forecast | None:
-    """Returns the share of an exam that is answered right at the end; None where too few past runs measured it."""
+    """Returns the share of an exam that is answered right at the end; None where too few past runs measured it.
+
+    Only runs with the same wordings count.
+    """
     comparable = (run for run in runs if run.wordings == planned.wordings)
     measured = [run for run in comparable if exam in run.measured and run.later_flops > 0]
     own = thin_runs(prefer_own_features(measured, planned.data, MIN_EXAM_RUNS))

@@ -36,7 +36,7 @@ class PastRun:
         predicted, measured: quantity -> value: seconds, memory (bytes), bits per byte, shares of exams.
         run: digest of the first step as it was recorded, with its time: copies of a run share it; "" of older lines.
         start: digest of what that step read and gave: runs from the same weights and data share it.
-        wordings: of the generated tasks (`fledgling.tasks.skills.WORDINGS`): exams are compared within one.
+        wordings: `fledgling.tasks.skills.WORDINGS` of then; "" of older lines. Exams are compared within the same ones.
     """
 
     date: str

@@ -153,23 +153,24 @@ def trains_the_same(recipe: Recipe, base: Recipe) -> bool:
     return same_model and replace(recipe, model=base.model, stated=base.stated) == base
 
 
-def choose_variants(names: str, load_recipe: RecipeLoader, log: Callable[[str], None]) -> dict[str, tuple[str, ...]]:
-    """Returns `parse_variants(names)` without those that only "all" brings and the base has already, and logs those.
+def choose_variants(names: str, load: RecipeLoader, log: Callable[[str], None]) -> dict[str, tuple[str, ...]]:
+    """Returns the variants of a list as `parse_variants` does, but of "all" only those that change the base.
 
     What the list names itself stays, for `require_change` to reject.
+
+    Args:
+        names: the list.
+        load: overrides -> the base recipe with them.
+        log: receives one line with the variants that are left out.
     """
     variants, named = parse_variants(names), {part.strip() for part in names.split(",")}
     if "all" not in named:
         return variants
-    base = load_recipe(())
-    has_already = [
-        name
-        for name, overrides in variants.items()
-        if name not in named and trains_the_same(load_recipe(overrides), base)
-    ]
-    if has_already:
-        log(f"left out, because the base has it already: {', '.join(has_already)}")
-    return {name: overrides for name, overrides in variants.items() if name not in has_already}
+    base = load(())
+    unchanged = [name for name in variants if name not in named and trains_the_same(load(variants[name]), base)]
+    if unchanged:
+        log(f"left out, because the base has it already: {', '.join(unchanged)}")
+    return {name: overrides for name, overrides in variants.items() if name not in unchanged}
 
 
 def require_change(name: str, recipe: Recipe, base: Recipe) -> None:

@@ -122,7 +122,8 @@ def make_budgeted_run(
         device: name of the GPU.
         ranks: number of GPUs.
     """
-    exams, planned = list_measured_exams(runs, choice.planned.data), replace(choice.planned, wordings=WORDINGS)
+    planned = replace(choice.planned, wordings=WORDINGS)
+    exams = list_measured_exams(runs, planned.data)
     return BudgetedRun(
         budget,
         dump_without_place(recipe),

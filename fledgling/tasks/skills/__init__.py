@@ -6,4 +6,5 @@ and a TOML file of the same name with its prompt templates: `arithmetic` (throug
 the templates, `words.py` collects the words.
 """
 
-WORDINGS = "2026-11-29"  # of the training prompts; to be changed with them where scores are no longer comparable
+# The day on which the wordings were last changed so that scores of runs before and after cannot be compared.
+WORDINGS = "2026-11-29"

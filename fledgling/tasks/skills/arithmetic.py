@@ -22,7 +22,7 @@ from fledgling.tasks.skills.templates import (
     sample_plural_noun,
     sample_story_words,
 )
-from fledgling.tasks.task import PRACTICE, TEST, TRAIN, GeneratedTask, Question, is_held_out
+from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, GeneratedTask, Question, is_held_out
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -32,7 +32,7 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": oper
 def _train_templates() -> dict[str, tuple[tuple[tuple[str, ...], ...], ...]]:
     """Returns the training cores of each operation by family and pattern: composed wordings, and twice the varied ones.
 
-    About a third of the composed ones are stories.
+    Of the composed ones three in five are stories.
     """
     table = load_templates("arithmetic")["train"]
 
@@ -92,8 +92,8 @@ def _sample_question(rng: random.Random, which: str, held_out: bool, wording: st
         a, b = _sample_number(rng, sign), _sample_number(rng, sign)
         if is_held_out("pair", sign, min(a, b), max(a, b)) == held_out:
             break
-    # Mostly results above zero, as in users' questions; always in the test, whose stories make no sense below.
-    if sign == "-" and a < b and (rng.random() < 0.8 or which == TEST):
+    # Mostly results above zero, as in users' questions; always in dev and test, whose stories make no sense below.
+    if sign == "-" and a < b and (rng.random() < 0.8 or which in (DEV, TEST)):
         a, b = b, a
     if which == TRAIN:
         core = rng.choice(rng.choice(rng.choice(_train_templates()[sign])))

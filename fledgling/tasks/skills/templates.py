@@ -77,12 +77,12 @@ def expand_surroundings(kind: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def list_words(kind: str) -> tuple[str, ...]:
-    """Returns the words of a kind: `nouns`, `plural_nouns` (what stories count), `fillers` (without meaning here).
+    """Returns `nouns`, `plural_nouns` (what stories count), `fillers` (words without meaning here) or a story's list.
 
-    Those of `persons`, `places`, `boxes` (with their plurals) and `weekdays` may be phrases; commas separate them.
+    A story's lists are `persons`, `places`, `boxes` (each with its plural: "basket baskets") and `weekdays`.
     """
     words = load_templates("templates")[kind]
-    return tuple(" ".join(phrase.split()) for phrase in words.split(",")) if "," in words else tuple(words.split())
+    return tuple(words.split()) if isinstance(words, str) else tuple(words)
 
 
 def capitalize_first(template: str) -> str:

@@ -8,34 +8,31 @@ from functools import lru_cache
 from fledgling.tasks.skills.templates import expand_surroundings, list_words
 
 
-@lru_cache(maxsize=3)
-def _word_set(kind: str) -> frozenset[str]:
-    return frozenset(list_words(kind))
-
-
 @lru_cache(maxsize=1)
 def _story_phrases() -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """Returns the slots of stories and a pattern of the phrases that they draw from, the longest first."""
-    phrases = {slot: list(list_words(kind)) for slot, kind in (("{place}", "places"), ("{day}", "weekdays"))}
-    phrases["{box}"], phrases["{boxes}"] = map(list, zip(*(pair.split() for pair in list_words("boxes")), strict=True))
-    phrases["{person}"] = list(list_words("persons"))
+    """Returns the slots of stories and a pattern of the phrases that they draw from, the longest first.
+
+    Plural nouns and containers have one slot, as some words are in both lists.
+    """
+    things = [*list_words("plural_nouns"), *(word for pair in list_words("boxes") for word in pair.split())]
+    lists = {"{place}": list_words("places"), "{day}": list_words("weekdays"), "{person}": list_words("persons")}
     return tuple(
-        (slot, re.compile(rf"\b(?:{'|'.join(sorted(map(str.lower, some), key=len, reverse=True))})\b"))
-        for slot, some in phrases.items()
+        (slot, re.compile(rf"\b(?:{'|'.join(sorted(map(str.lower, phrases), key=len, reverse=True))})\b"))
+        for slot, phrases in {**lists, "{thing}": things}.items()
     )
 
 
 def normalize_template(template: str) -> str:
     """Returns the words, slots and signs of `template` in lower case, without fillers.
 
-    What a story draws from a list becomes its slot: plural nouns, persons, places, boxes, weekdays.
+    What a story draws from a list becomes a slot: a person, a place, a weekday; what it counts and containers are one.
     """
-    plural_nouns, fillers = _word_set("plural_nouns"), _word_set("fillers")
-    text = template.lower().replace("'", "").replace("{other}", "{person}")
+    fillers = frozenset(list_words("fillers"))
+    text = re.sub(r"\{box(?:es)?\}", "{thing}", template.lower().replace("'", "").replace("{other}", "{person}"))
+    text = " ".join(word for word in re.findall(r"\{\w+\}|[a-z0-9]+|[+*=]", text) if word not in fillers)
     for slot, phrases in _story_phrases():
         text = phrases.sub(slot, text)
-    words = re.findall(r"\{\w+\}|[a-z0-9]+|[+*=]", text)
-    return " ".join("{thing}" if word in plural_nouns else word for word in words if word not in fillers)
+    return text
 
 
 @lru_cache(maxsize=1)

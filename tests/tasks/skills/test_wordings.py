@@ -8,7 +8,7 @@ import pytest
 
 from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.skills import arithmetic, counting, identity, spelling, stdlib
-from fledgling.tasks.skills.templates import expand_surroundings, load_templates
+from fledgling.tasks.skills.templates import expand_patterns, expand_surroundings, load_templates
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question
 from tests.tasks.skills.composition import is_composition, normalize_template
 
@@ -85,6 +85,23 @@ def test_no_wording_of_the_test_is_nearly_another_one(name):
     assert find_near_duplicates(sets[TEST], (*sets[PRACTICE], *sets[DEV])) == []
     changed = re.sub(r"\w+$", "now", sets[DEV][0].rstrip("?.!:,"))
     assert find_near_duplicates([changed], sets[DEV]), "one changed word is found"
+
+
+def test_no_trained_wording_is_nearly_one_of_the_test_or_dev_set(name):
+    """But for what frames and phrases compose, whose few words are those of many a wording."""
+    table = load_templates(name)
+    if name == "identity":
+        patterns = [pattern for kind in table.values() for pattern in kind[TRAIN]]
+    elif name == "stdlib":
+        patterns = [pattern for kind in table[TRAIN].values() for pattern in kind]
+    else:
+        varied = table[TRAIN]["varied"]
+        patterns = [*itertools.chain(*varied.values())] if name == "arithmetic" else varied
+    trained = {core: adjacent_words(core) for core in expand_patterns(*patterns)}
+    for wording in (*MODULES[name].list_templates(DEV), *MODULES[name].list_templates(TEST)):
+        pairs = adjacent_words(wording)
+        near = [core for core, own in trained.items() if len(own & pairs) > MAX_SHARED * len(pairs)]
+        assert near == [], wording
 
 
 def test_a_wording_of_the_test_of_up_to_three_words_has_a_word_that_training_lacks():
