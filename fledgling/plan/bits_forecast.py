@@ -152,7 +152,8 @@ def forecast_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast:
 def forecast_last_bits(planned: Planned, runs: Sequence[PastRun], first: Forecast) -> Forecast | None:
     """Returns the bits per byte at the end: those after pretraining, times what later stages have made of them.
 
-    None without later stages, or where too few past runs had some.
+    None without later stages, or where too few past runs had some. Where enough of them had the same wordings, only
+    these count: later stages consist of them for the most part.
 
     Args:
         planned: the run.
@@ -160,7 +161,9 @@ def forecast_last_bits(planned: Planned, runs: Sequence[PastRun], first: Forecas
         first: `forecast_bits` of the same run and past runs.
     """
     whole = select_runs(select_runs(runs, planned.data, BITS), planned.data, FIRST_BITS)
-    groups = group_dependent([run for run in whole if run.later_flops > 0])
+    whole = [run for run in whole if run.later_flops > 0]
+    groups = group_dependent([run for run in whole if run.wordings == planned.wordings])
+    groups = groups if len(groups) >= MIN_LAW_RUNS else group_dependent(whole)
     if planned.later_flops <= 0 or len(groups) < MIN_LAW_RUNS:
         return None
     changes = [[math.log(run.measured[BITS] / run.measured[FIRST_BITS]) for run in group] for group in groups]

@@ -106,6 +106,7 @@ class CoreMonitor:
         notify: is called once, with one line, that the machine is shared.
         interval: seconds between measurements, at most; the first ones follow sooner (`FIRST_INTERVAL`).
         cores: that this process may use; 0: those of its affinity mask.
+        first: threads to start with, where fewer than `threads` were in use before; 0: all of them.
     """
 
     threads: int
@@ -115,13 +116,17 @@ class CoreMonitor:
     read: Callable[[], CoreTimes | None] = read_core_times
     clock: Callable[[], float] = time.monotonic
     cores: int = 0
+    first: int = 0
     current: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.current = self.threads
+        self.current = min(self.first or self.threads, self.threads)
         self.cores = self.cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else self.threads
         self._agreed, self._has_notified, self._wait = 0, False, min(FIRST_INTERVAL, self.interval)
         self._last, self._last_time = self.read(), self.clock()
+        if self.current < self.threads:
+            self.set_threads(self.current)
+            self._notify_once()
 
     def adapt(self) -> None:
         """Measures if the interval has passed, and changes the threads once two measurements agree."""
@@ -139,9 +144,13 @@ class CoreMonitor:
         if self._agreed >= AGREEING_CHECKS:
             self._agreed, self.current = 0, fitting
             self.set_threads(fitting)
-            if not self._has_notified and fitting < self.threads:
-                self._has_notified = True
-                self.notify(
-                    f"other processes use some of the {self.cores} cores: {fitting} of {self.threads} threads are used "
-                    "while they do"
-                )
+            if fitting < self.threads:
+                self._notify_once()
+
+    def _notify_once(self) -> None:
+        if not self._has_notified:
+            self._has_notified = True
+            self.notify(
+                f"other processes use some of the {self.cores} cores: {self.current} of {self.threads} threads are "
+                "used while they do"
+            )

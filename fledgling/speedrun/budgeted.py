@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fledgling.config import STAGES, Recipe, RunConfig, UserError
 from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed, fit_phases
@@ -229,7 +231,7 @@ class _BudgetedStageRunner:
         self.changed = changed
         self.planned, self.clock, self.world, self.quiet = run, clock, world, quiet
         self.run_dir = Path(run.recipe.run.out)
-        self.recipe, self.slowdown = run.recipe, 1.0
+        self.recipe, self.slowdown, self.threads = run.recipe, 1.0, 0
 
     def recipe_of_run(self) -> Recipe:
         """Returns the recipe of the run, with the steps that stages which have begun were given."""
@@ -254,9 +256,12 @@ class _BudgetedStageRunner:
         hooks = StageHooks(
             select_evals=lambda evals: self.select_evals(evals, name, is_last),
             choose_steps=pace,
+            first_threads=self.threads,
             is_followed=not is_last,
         )
         made = run_stage(self.recipe, name, quiet=self.quiet, hooks=hooks, lock=lock)
+        if made:
+            self.threads = torch.get_num_threads()
         if made and pace.seconds:
             self.slowdown = pace.slowdown
         return made

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from fledgling.config import Recipe
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import choose_setup
@@ -51,11 +53,17 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None,
                     require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         last = recipe.stages[-1]
-        run = run or (
-            lambda name, lock: run_stage(recipe, name, "auto", quiet, StageHooks(is_followed=name != last), lock)
-        )
         lost = [name for name in recipe.stages if name not in left and explain_unusable_end(run_dir / name)]
-        return [name for name in recipe.stages if name not in lost and run(name, lock)]
+        made: list[str] = []
+
+        def run_next(name: str, lock: RunLock | None) -> bool:
+            hooks = StageHooks(first_threads=torch.get_num_threads() if made else 0, is_followed=name != last)
+            return run_stage(recipe, name, "auto", quiet, hooks, lock)
+
+        for name in recipe.stages:
+            if name not in lost and (run or run_next)(name, lock):
+                made.append(name)
+        return made
 
 
 def list_stages_left(recipe: Recipe) -> list[str]:

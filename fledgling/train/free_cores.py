@@ -15,7 +15,11 @@ CHECK_SECONDS = 5.0  # at most: a step may be compiled again for a number of thr
 
 
 def follow_free_cores(
-    config: RunConfig, world: World, notify: Callable[[str], None], seconds: float = CHECK_SECONDS
+    config: RunConfig,
+    world: World,
+    notify: Callable[[str], None],
+    first_threads: int = 0,
+    seconds: float = CHECK_SECONDS,
 ) -> Callable[[], dict[str, int]]:
     """Returns what is called after every step; it returns {"threads": n} while fewer threads than usual are used.
 
@@ -24,12 +28,13 @@ def follow_free_cores(
 
     Args:
         notify: receives one line once, that the machine is shared.
+        first_threads: that were in use when the stage before it ended; 0: all are used at first.
         seconds: between measurements.
     """
     is_chosen = bool(config.threads) or "OMP_NUM_THREADS" in os.environ
     if is_chosen or world.device.type != "cpu" or world.size > 1:
         return dict
-    monitor = CoreMonitor(torch.get_num_threads(), torch.set_num_threads, notify, seconds)
+    monitor = CoreMonitor(torch.get_num_threads(), torch.set_num_threads, notify, seconds, first=first_threads)
 
     def adapt() -> dict[str, int]:
         monitor.adapt()

@@ -22,6 +22,7 @@ class StageHooks:
         on_saved: is called on the main rank once the first checkpoint with a finished step is complete.
         choose_steps: may change the number of steps while the stage runs (`fledgling.train.stage_horizon`).
         adapt_threads: is called after every step, in place of `follow_free_cores`; returns what to record.
+        first_threads: that were in use when the caller's stage before it ended, next to other processes; 0: all.
         is_followed: whether the caller runs another stage next: a stop requested in the last step is then raised too.
         prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
             its texts are now. A stage that resumes has that of its checkpoint.
@@ -34,6 +35,7 @@ class StageHooks:
     on_saved: Callable[[], None] = lambda: None
     choose_steps: ChooseSteps | None = None
     adapt_threads: Callable[[], dict[str, int]] | None = None
+    first_threads: int = 0
     is_followed: bool = False
     prepared: Mapping[str, Any] | None = None
 

@@ -352,7 +352,7 @@ def make_loop_context(
         totals=state.totals,
         horizon=state.horizon,
         choose_steps=hooks.choose_steps,
-        adapt_threads=hooks.adapt_threads or follow_free_cores(run, world, recorder.log_notice),
+        adapt_threads=hooks.adapt_threads or follow_free_cores(run, world, recorder.log_notice, hooks.first_threads),
     )
 
 

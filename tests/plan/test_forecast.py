@@ -53,6 +53,15 @@ def test_exams_of_other_wordings_predict_nothing():
     assert forecast_exam(plan, runs, "counting") is None
     assert forecast_bits(plan, runs) == forecast_bits(replace(plan, wordings=""), runs), "the text is the same"
     again = [replace(run, wordings="new", measured=run.measured | {"counting": 0.9}) for run in runs[:6]]
+    first, rest = (
+        again[:3],
+        [replace(run, measured=run.measured | {BITS: 1.1 * run.measured[FIRST_BITS]}) for run in again],
+    )
+    ends = [
+        forecast_run(plan, [*runs, *some])[-1].value / forecast_bits(plan, [*runs, *some]).value
+        for some in (first, rest)
+    ]
+    assert ends == [pytest.approx(1.01), pytest.approx(1.1)], "six of the same wordings suffice, three do not"
     forecast = forecast_exam(plan, [*runs, *again], "counting")
     assert forecast.runs == 6 and forecast.value == pytest.approx(0.9)
 

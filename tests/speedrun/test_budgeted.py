@@ -24,6 +24,7 @@ from fledgling.runtime import device
 from fledgling.speedrun import budgeted
 from fledgling.speedrun.continued import continue_run
 from fledgling.speedrun.stages import run_stages
+from fledgling.tasks.skills import WORDINGS
 from fledgling.train import loop, queued_step, training_speed
 from fledgling.train import run as train_run
 from fledgling.train.loop import TrainingStopped
@@ -108,6 +109,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     (past,) = load_past_runs((user_file(),))
     assert past.measured["seconds"] == spent["seconds"] and past.budget == BUDGET.seconds
     assert past.data == shown[0][0].planned["data"] and past.data.startswith("text ")
+    assert past.wordings == WORDINGS == shown[0][0].planned["wordings"]
     assert past.sources == ", ".join(sorted(recipe.pretrain.mixture))
     assert past.measured["pretrain bits_per_byte"] > 0 and "identity_test" in past.measured
     (source,) = json.loads((run_dir / "pretrain" / "done.json").read_text())["sources"]

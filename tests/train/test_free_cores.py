@@ -22,7 +22,9 @@ def shared_machine(monkeypatch):
         now = next(seconds)
         return CoreTimes(1.5 * now, 1.0 * now, 0.5 * now)
 
-    monitor = lambda *arguments: core_monitor.CoreMonitor(*arguments[:3], 0.0, read, lambda: next(seconds), cores=2)  # noqa: E731
+    def monitor(*arguments, first):
+        return core_monitor.CoreMonitor(*arguments[:3], 0.0, read, lambda: next(seconds), cores=2, first=first)
+
     monkeypatch.setattr(free_cores, "CoreMonitor", monitor)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -38,6 +40,13 @@ def test_steps_with_fewer_threads_say_so(shared_machine):
     assert shared_machine == [1] and len(lines) == 1
 
 
+def test_a_stage_begins_with_the_threads_of_the_one_before_it(shared_machine):
+    lines = []
+    adapt = free_cores.follow_free_cores(RunConfig(), WORLD, lines.append, first_threads=1)
+    assert shared_machine == [1] and "1 of 2 threads" in lines[0], "before its first evaluation"
+    assert [adapt() for _ in range(3)] == [{"threads": 1}] * 3 and shared_machine == [1] and len(lines) == 1
+
+
 @pytest.mark.parametrize("what", ["setting", "variable", "ranks", "device"])
 def test_chosen_threads_are_kept(what, shared_machine, monkeypatch):
     if what == "variable":
@@ -46,5 +55,5 @@ def test_chosen_threads_are_kept(what, shared_machine, monkeypatch):
     world = SimpleNamespace(
         device=torch.device("cuda" if what == "device" else "cpu"), size=2 if what == "ranks" else 1
     )
-    adapt = free_cores.follow_free_cores(config, world, pytest.fail)
+    adapt = free_cores.follow_free_cores(config, world, pytest.fail, first_threads=1)
     assert [adapt() for _ in range(4)] == [{}] * 4 and shared_machine == []

@@ -50,5 +50,5 @@ def make_task() -> GeneratedTask:
         lambda question: question.answer,
         score_exact_match,
         has_holdout=False,
-        has_practice_holdout=False,  # its 24 practice prompts have no word or number to hold out: RL practises them all
+        has_practice_holdout=False,  # its 77 practice prompts have no word or number to hold out: RL practises them all
     )

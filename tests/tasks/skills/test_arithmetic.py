@@ -1,6 +1,7 @@
 """Arithmetic: scores compare numbers, and the expression is the one in the sentence."""
 
 import random
+import re
 
 from fledgling.tasks.skills import arithmetic
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, Question
@@ -15,6 +16,7 @@ def test_arithmetic_scores_numbers_not_spellings():
 
 
 def test_the_expression_is_the_one_in_the_sentence():
+    compared = 0
     for which in (TRAIN, PRACTICE, DEV, TEST):
         for i in range(500):
             task = arithmetic.make_task()
@@ -23,3 +25,18 @@ def test_the_expression_is_the_one_in_the_sentence():
             call, output, _ = task.write_reply(question)
             assert call["text"] == f"{a}{sign}{b}" and output["text"] == question.answer
             assert int(question.answer) == {"+": a + b, "-": a - b, "*": a * b}[sign]
+            wording, numbers = question.facts["wording"], [int(n) for n in re.findall(r"\d+", question.prompt)]
+            if len(numbers) == 2:  # no other digits
+                in_order = sign != "-" or wording.index("{a}") < wording.index("{b}")
+                assert numbers == ([a, b] if in_order else [b, a]), question.prompt
+                compared += 1
+    assert compared > 1500
+
+
+def test_a_subtraction_keeps_its_order_and_a_story_begins_with_a_capital():
+    draw = random.Random(0)
+    questions = [arithmetic.make_task().sample_question(draw, TRAIN, False, None) for _ in range(4_000)]
+    turned = [q for q in questions if q.facts["wording"].index("{b}") < q.facts["wording"].index("{a}")]
+    assert {q.facts["sign"] for q in turned} == {"+", "-", "*"}
+    begins = [q.prompt for q in questions if q.facts["wording"].startswith("{person}") and q.prompt[0].isalpha()]
+    assert 0.7 < sum(prompt[0].isupper() for prompt in begins) / len(begins) < 1.0
