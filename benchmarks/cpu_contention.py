@@ -143,7 +143,7 @@ def make_training(adapts: bool) -> Work:
 
     for _ in range(3):
         step()
-    adapt = follow_free_cores(recipe.run, world, print_notice, CHECK_SECONDS) if adapts else dict
+    adapt = follow_free_cores(recipe.run, world, print_notice, seconds=CHECK_SECONDS) if adapts else dict
 
     def step_and_adapt() -> int:
         adapt()

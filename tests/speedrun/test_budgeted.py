@@ -123,7 +123,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert go(recipe, clock) == ["sft"], "a stage of a finished run is trained again"
     assert json.loads((run_dir / "spent.json").read_text()) == spent and load_past_runs((user_file(),)) == [past]
     other = (
-        r"has begun within --minutes 1 with other settings: seed is 1 there, 2 now; give those, or .* --set run.out=DIR"
+        r"has begun within --minutes 1 with other settings: seed is 3 there, 2 now; give those, or .* --set run.out=DIR"
     )
     with pytest.raises(UserError, match=other):
         go(load_recipe(tmp_path / "fast.toml", [*OPTIONS, "seed=2"]), clock)
