@@ -1,9 +1,11 @@
 """Properties of every skill: purity, held-out words and numbers, disjoint templates, replies that score."""
 
+import hashlib
+
 import pytest
 
 from fledgling.tasks import SKILLS, load_task
-from fledgling.tasks.skills import arithmetic, counting, spelling
+from fledgling.tasks.skills import WORDINGS, arithmetic, counting, spelling
 from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, find_constant_baseline, is_held_out
 from fledgling.text.conversation import check_conversation
 from tests.tasks.skills.composition import normalize_template
@@ -71,6 +73,15 @@ def test_every_evaluated_word_and_pair_is_held_out(wordings):
 def test_the_ordinary_words_of_a_skill_are_trained(name):
     trained = {word for core in MODULES[name].list_templates(TRAIN) for word in normalize_template(core).split()}
     assert set(CONCEPTS[name].split()) <= trained
+
+
+def test_wordings_are_changed_together_with_their_date():
+    """A failure asks whether scores of runs before and after can be compared; the date says no, only the digest yes."""
+    parts = [
+        core for module in MODULES.values() for which in (TRAIN, DEV, TEST) for core in module.list_templates(which)
+    ]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    assert (WORDINGS, digest) == ("2026-11-29", "3fbbca4a54c25f7b")
 
 
 def test_the_reference_reply_scores_one_and_is_a_conversation(name):
