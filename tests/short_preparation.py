@@ -48,7 +48,7 @@ def shorten_preparation() -> None:
 def remember_by_texts(measure: Callable) -> Callable:
     """Returns `measure` of two iterables of texts, computed once for the same texts."""
     measure_once = functools.lru_cache(64)(measure)
-    return lambda training, validation: dict(measure_once(tuple(training), tuple(validation)))
+    return lambda training, validation, **how: dict(measure_once(tuple(training), tuple(validation), **how))
 
 
 def share_words(harvest: Callable[[], tuple[str, ...]]) -> Callable[[], tuple[str, ...]]:

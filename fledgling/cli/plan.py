@@ -118,7 +118,7 @@ def plan(
         section = plan_recipe_inference(chosen, gpu, length, 1 if conversations is None else conversations)
         print(json.dumps(section, indent=2) if as_json else format_inference(section))
         return
-    from fledgling.train.source_sizes import count_source_sizes
+    from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
     gpu_name = gpu or (name_planned_device(chosen.run) if peak is None else None)
     device = make_own_device(find_device(gpu_name) if gpu_name else None, peak, bandwidth, memory)
@@ -129,8 +129,8 @@ def plan(
         run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None or pins_size(overrides))
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
-    sizes, teacher = count_source_sizes(chosen), _find_teacher(chosen, folder)
-    settings = PlanSettings(None, gpus, mfu, price, link, layout, sizes=sizes, device=device, teacher=teacher)
+    sizes, shares, teacher = count_source_sizes(chosen), count_generated_shares(chosen), _find_teacher(chosen, folder)
+    settings = PlanSettings(None, gpus, mfu, price, link, layout, True, None, sizes, device, teacher, shares)
     result = make_plan(chosen, settings)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
 

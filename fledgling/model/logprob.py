@@ -283,6 +283,7 @@ def cross_entropy_sum(
     logit_shift: float,
     weights: Tensor | None = None,
     kernels: LogprobKernels = EAGER,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Returns the sum over targets of -log p(target) in nats; targets equal to IGNORE_INDEX count as 0.
 
@@ -296,14 +297,20 @@ def cross_entropy_sum(
         logit_shift: added to the logits before the cap, 0 for none.
         weights: (..., K), at least 0, of each target; None: a target for each hidden state, of weight 1.
         kernels: of the model (`Transformer.logprob_kernels`).
+        positions: (n,) of the flattened targets, which include all that count (of several, whose weights are not 0): no
+            logits of others are computed; None: of all.
 
     Returns:
         A scalar, fp32.
     """
     K = 1 if weights is None else weights.shape[-1]
+    hidden, flat_targets = hidden_states.flatten(0, -2), targets.reshape(-1, K)
     flat_weights = None if weights is None else weights.reshape(-1, K)
-    flat = hidden_states.flatten(0, -2), head_weight, targets.reshape(-1, K)
-    return _CrossEntropySum.apply(*flat, logit_softcap, logit_shift, flat_weights, kernels)
+    if positions is not None:
+        hidden, flat_targets = hidden.index_select(0, positions), flat_targets.index_select(0, positions)
+        flat_weights = None if flat_weights is None else flat_weights.index_select(0, positions)
+    flat = hidden, head_weight, flat_targets, logit_softcap, logit_shift, flat_weights
+    return _CrossEntropySum.apply(*flat, kernels)
 
 
 def target_logprobs(

@@ -37,7 +37,7 @@ from fledgling.plan.stage_seconds import (
 
 TARGET = 0.97  # of the budget, that is planned: the rest is for what a run does not foresee
 MAX_EVALUATION = 0.2  # of the budget, for evaluations and samples
-MIN_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "dpo": 5, "rl": 5}  # a stage of fewer is left out
+MIN_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "dpo": 5, "rl": 3}  # a stage of fewer is left out
 MAX_DEPTH = 64
 SMALL_DEPTH = 8  # up to which each depth is compared, and beyond it every second one
 
@@ -151,6 +151,8 @@ def choose_run(
     if not found:
         assert reason is not None
         raise reason
+    if own := found.get(recipe.model.depth):  # another depth is no better if it leaves out a stage that this one makes
+        found = {depth: each for depth, each in found.items() if set(own.recipe.stages) <= set(each.recipe.stages)}
     return found[comparison.choose({depth: choice.planned for depth, choice in found.items()}, recipe.model.depth)]
 
 
@@ -175,7 +177,8 @@ def fit_run(
     seconds = TARGET * budget.seconds - spent
     core = estimate_core_time(device.kind, speed.flops, speed.flops_per_token, speed.core_share, speed.cores)
     here = replace(device, peak_flops=speed.flops / ranks, peaks=dict.fromkeys(device.peaks, speed.flops / ranks))
-    settings = PlanSettings(gpus=ranks, mfu=1.0, device=here, sizes=sizes)
+    generated = {name: content.generated for name, content in contents.items()}
+    settings = PlanSettings(gpus=ranks, mfu=1.0, device=here, sizes=sizes, generated=generated)
     for attempt in (
         recipe,
         *(_remove_stages(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),

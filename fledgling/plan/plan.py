@@ -9,7 +9,7 @@ are estimates. `horizon`, `time`, `flops.total`, `memory`, `data` and `cost` des
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError, load_recipe
@@ -63,6 +63,8 @@ class PlanSettings:
             the public sets are known for.
         device: replaces `gpu`: a GPU given by its figures.
         teacher: the configuration of `distill.teacher` (`fledgling.train.distill.teacher`); None: it is not counted.
+        generated: the share of a stage's rows that are generated conversations, by stage
+            (`fledgling.train.source_sizes`).
     """
 
     gpu: str | None = None
@@ -76,6 +78,7 @@ class PlanSettings:
     sizes: Mapping[str, SourceSize] | None = None
     device: hardware.DeviceSpec | None = None
     teacher: ModelConfig | None = None
+    generated: Mapping[str, float] = field(default_factory=dict)
 
     def require_valid(self) -> None:
         """Raises UserError for a value out of range."""
@@ -280,7 +283,10 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         return None
     rows, steps, is_assumed = length
     adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
-    per_token = flops.training_flops_per_token(config, adapter=adapter)
+    per_token: float = flops.training_flops_per_token(config, adapter=adapter)
+    if isinstance(stage, StageConfig) and stage.train_on == "assistant":
+        per_token -= flops.count_idle_head_flops(config, context.settings.generated.get(name, 0.0), adapter)
+    trained = per_token
     if isinstance(stage, RLConfig):
         tokens = steps * stage.prompts_per_round * stage.group_size * min(2 * stage.max_new_tokens, config.context)
         tokens //= stage.minibatches  # which share the answers of a round
@@ -308,6 +314,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         "tokens": tokens,
         "assumed_lengths": is_assumed,
         "empty_share": empty,
+        "flops_per_token": trained,  # without a teacher, a reference, rollouts
         "hours": hours,
         "tokens_per_second": tokens / (hours * 3600),
         "usd": cost.estimate_usd(hours, device, ranks, context.settings.price),

@@ -109,7 +109,8 @@ def _collect_measurements(run: RunData, stage: StageData) -> dict[str, float | N
     hours = None if seconds is None else seconds / 3600
     hardware = nested_table(plan, "hardware")
     peak, ranks = finite_number(hardware.get("peak_flops")), finite_number(hardware.get("ranks"))
-    per_token = finite_number(nested_table(plan, "flops").get("per_token"))
+    planned = nested_table(plan, "stages", stage.name)  # a plan of an earlier version has one figure for all stages
+    per_token = finite_number(planned.get("flops_per_token", nested_table(plan, "flops").get("per_token")))
     return {
         "steps": stage.last_step,
         "tokens": stage.last_metric("tokens"),

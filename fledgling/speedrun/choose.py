@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from fledgling.config import Recipe, StageConfig, UserError
+from fledgling.config import Recipe, UserError
 from fledgling.corpora.prepare import EMBEDDED, find_source
 from fledgling.corpora.readers import estimate_text_bytes, list_source_files
 from fledgling.plan import core_speed
@@ -27,7 +27,7 @@ from fledgling.speedrun.text_digests import digest_texts
 from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.skills import WORDINGS
-from fledgling.train.source_sizes import count_source_sizes
+from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
 EMBEDDED_TOKENS = 4_550_000  # of the embedded corpus with 1,024 entries; 17,797 rows of 256
 
@@ -94,11 +94,8 @@ def choose_budgeted_run(
 
 def describe_content(recipe: Recipe, name: str) -> StageContent:
     """Returns what the time of a stage depends on besides its steps."""
-    table = recipe.stage_config(name)
-    weights = table.mixture if isinstance(table, StageConfig) else {}
-    generated = sum(weight for source, weight in weights.items() if is_generated_source(source))
-    exams = len(exam_names(table, recipe.sft.mixture))
-    return StageContent(exams, generated / sum(weights.values()) if generated else 0.0)
+    exams = len(exam_names(recipe.stage_config(name), recipe.sft.mixture))
+    return StageContent(exams, count_generated_shares(recipe).get(name, 0.0))
 
 
 def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:

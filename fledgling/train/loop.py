@@ -64,6 +64,7 @@ class LoopContext:
     save: Callable[[int], None]  # called on every rank with the number of finished steps
     should_stop: Callable[[], bool]  # called after every step
     flops_per_token: float = 0.0
+    head_flops_per_token: float = 0.0  # of these, the head's, which are counted for positions with a target
     peak_flops: float = 0.0  # measured, of one rank; 0: not measured
     datasheet_flops: float = 0.0  # the vendor's dense peak of a rank, as published MFU is a share of; 0: unknown
     measure_peak: MeasurePeak = lambda peak, reached: (
@@ -85,6 +86,7 @@ class LoopContext:
             health=self.health,
             totals=self.totals,
             flops_per_token=self.flops_per_token,
+            head_flops_per_token=self.head_flops_per_token,
             peak_flops=self.peak_flops,
             datasheet_flops=self.datasheet_flops,
             measure_peak=self.measure_peak,

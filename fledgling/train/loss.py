@@ -188,33 +188,52 @@ def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     weights = batch.target_weights
     targets = batch.targets if weights is None else stack_targets(batch.targets, weights)
     cap = model.config.logit_softcap, model.config.logit_shift
-    return cross_entropy_sum(hidden, model.head.trained_weight(), targets, *cap, weights, model.logprob_kernels)
+    given = hidden, model.head.trained_weight(), targets, *cap, weights, model.logprob_kernels
+    return cross_entropy_sum(*given, batch.head_positions)
 
 
-def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+def logprobs_from_hidden(
+    model: Transformer,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    positions: Tensor | None = None,
+) -> Tensor:
     """Returns log p(target) (B, T) under softmax(logits / temperature), 0 at IGNORE_INDEX.
 
-    hidden: (B, T, C). logits / t = (cap / t) tanh(((hidden / t) W + shift / t) / (cap / t)): hidden, cap and shift are
-    divided instead.
+    logits / t = (cap / t) tanh(((hidden / t) W + shift / t) / (cap / t)): hidden, cap and shift are divided instead.
+
+    Args:
+        model: whose head computes the logits.
+        hidden: (B, T, C).
+        targets: (B, T).
+        temperature: t.
+        positions: those of a batch with `head_positions`.
     """
     cap, shift = model.config.logit_softcap / temperature, model.config.logit_shift / temperature
-    return target_logprobs(
-        hidden / temperature, model.head.trained_weight(), targets, cap, shift, model.logprob_kernels
-    )
+    head = model.head.trained_weight()
+    if positions is None:
+        return target_logprobs(hidden / temperature, head, targets, cap, shift, model.logprob_kernels)
+    rows, listed = (value.flatten(0, 1).index_select(0, positions) for value in (hidden, targets))
+    logprobs = target_logprobs(rows / temperature, head, listed, cap, shift, model.logprob_kernels)
+    return logprobs.new_zeros(targets.numel()).index_copy(0, positions, logprobs).view(targets.shape)
 
 
-def mask_rows(mask: Tensor, *values: Tensor) -> list[Tensor]:
+def mask_rows(mask: Tensor, *values: Tensor, positions: Tensor | None = None) -> list[Tensor]:
     """Returns the masked positions of each value as rows (n,) or (n, N).
 
-    Where to select them would wait for the device, which alone knows how many there are, all positions are returned:
-    weights among the values must be 0 outside the mask.
+    Where to select them would wait for the device, which alone knows how many there are, all positions are returned, or
+    those that are listed: weights among the values must be 0 outside the mask.
 
     Args:
         mask: (B, T) bool.
         values: (B, T) or (B, T, N) each.
+        positions: those of a batch with `head_positions`.
     """
-    on_host = mask.device.type == "cpu"
-    return [value[mask] if on_host else value.flatten(0, 1) for value in values]
+    if mask.device.type == "cpu":
+        return [value[mask] for value in values]
+    rows = [value.flatten(0, 1) for value in values]
+    return rows if positions is None else [value.index_select(0, positions) for value in rows]
 
 
 def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor, *values: Tensor) -> Tensor:
@@ -274,7 +293,7 @@ def policy_gradient_loss(
     hidden = model(batch.tokens, batch.document_ids)
     mask = batch.targets != IGNORE_INDEX
     weights = torch.ones_like(batch.advantages) if batch.loss_weights is None else batch.loss_weights
-    logprobs = logprobs_from_hidden(model, hidden, batch.targets, config.temperature)  # (B, T)
+    logprobs = logprobs_from_hidden(model, hidden, batch.targets, config.temperature, batch.head_positions)  # (B, T)
     log_ratio = torch.where(mask, logprobs - batch.old_logprobs, 0.0)
     if surrogate.per_answer:
         assert batch.document_ids is not None

@@ -20,7 +20,7 @@ from fledgling.config.load import parse_recipe
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import write_json
 from fledgling.train.distill.teacher import read_teacher_config
-from fledgling.train.source_sizes import count_source_sizes
+from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
 
 def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak_flops: float | None = None) -> None:
@@ -44,7 +44,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
         return
     predicted, teacher = _choose_predicted(recipe, stage)
     sizes = count_source_sizes(recipe)
-    assumed = PlanSettings(strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
+    generated = count_generated_shares(predicted)
+    assumed = PlanSettings(strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher, generated=generated)
     planned = make_plan(predicted, assumed)
     config = None if teacher is None else teacher.to_dict()
     plan = {**planned, "before_step": step + 1, "settings": settings, "teacher": config}

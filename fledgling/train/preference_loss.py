@@ -65,7 +65,7 @@ def preference_batch_loss(
 def collect_answers(model: Transformer, hidden: Tensor, batch: Batch) -> Answers:
     """Returns the answers of a batch, (B, N), from its hidden states (B, T, C); a missing reference counts as 0."""
     mask = batch.targets != IGNORE_INDEX
-    logprobs = logprobs_from_hidden(model, hidden, batch.targets)
+    logprobs = logprobs_from_hidden(model, hidden, batch.targets, positions=batch.head_positions)
     reference = torch.zeros_like(logprobs) if batch.reference_logprobs is None else batch.reference_logprobs
     return Answers(
         logprob=sum_per_answer(torch.where(mask, logprobs, 0.0), batch),

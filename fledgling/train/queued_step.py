@@ -108,6 +108,7 @@ class StepRecord:
     health: Health
     totals: Totals
     flops_per_token: float
+    head_flops_per_token: float
     peak_flops: float
     datasheet_flops: float
     measure_peak: MeasurePeak
@@ -138,7 +139,7 @@ class StepRecord:
             loss = math.nan
         else:
             self.smoothed_loss.add(loss)
-        speed = self._measure_speed(tokens, seconds)
+        speed = self._measure_speed(tokens, targets, seconds)
         self.recorder.log_metrics(
             step.number,
             loss=loss,
@@ -155,10 +156,11 @@ class StepRecord:
         self.recorder.show_progress(step.number, smoothed_loss=self.smoothed_loss.mean, **speed, **progress)
         self.seconds = seconds
 
-    def _measure_speed(self, tokens: int, seconds: float) -> dict[str, float]:
-        """Returns tokens per second of all ranks, and the shares of a rank's peak."""
+    def _measure_speed(self, tokens: int, targets: int, seconds: float) -> dict[str, float]:
+        """Returns tokens per second of all ranks, and the shares of a rank's peak: the head counts for targets."""
         speed = {"tokens_per_second": tokens / seconds}
-        flops = self.flops_per_token * tokens / seconds / self.world.size
+        flops = self.flops_per_token * tokens - self.head_flops_per_token * max(0, tokens - targets)
+        flops /= seconds * self.world.size
         if self.datasheet_flops:
             speed["mfu_datasheet"] = flops / self.datasheet_flops
         limit = self.peak_flops * (1.0 if self.is_peak_doubted else SUSPICIOUS_SHARE)

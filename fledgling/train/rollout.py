@@ -129,7 +129,7 @@ def add_reference_logprobs(batch: Batch, reference: Transformer | None, temperat
         return batch
     on_device = batch.to(reference.head.weight.device)
     hidden = reference(on_device.tokens, on_device.document_ids)
-    logprobs = logprobs_from_hidden(reference, hidden, on_device.targets, temperature)
+    logprobs = logprobs_from_hidden(reference, hidden, on_device.targets, temperature, on_device.head_positions)
     batch.reference_logprobs = logprobs.to(batch.tokens.device)
     return batch
 

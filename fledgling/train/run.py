@@ -22,7 +22,7 @@ from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.native import load_native_library
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.derive import derive_stage
-from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.flops import training_flops
 from fledgling.record import Recorder, checkpoint, write_text
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.run_lock import RunLock
@@ -338,12 +338,14 @@ def make_loop_context(
         hooks: what a caller changes of the stage.
     """
     world, recorder, setup, run = context.world, context.recorder, context.setup, context.recipe.run
+    flops = training_flops(context.model.config, adapter=context.adapter)  # of a token
     return LoopContext(
         world=world,
         recorder=recorder,
         save=saver,
         should_stop=should_stop,
-        flops_per_token=training_flops_per_token(context.model.config, adapter=context.adapter),
+        flops_per_token=flops["total"],
+        head_flops_per_token=flops["head"],
         peak_flops=setup.peak_flops,
         datasheet_flops=find_datasheet_peak(setup, world.device),
         measure_peak=partial(replace_exceeded_peak, setup, world.device),

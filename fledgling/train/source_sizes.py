@@ -36,6 +36,17 @@ def list_needed_sources(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(needed))
 
 
+def count_generated_shares(recipe: Recipe) -> dict[str, float]:
+    """Returns the share of the rows of each text stage that are generated conversations: skills, environments."""
+    shares = {}
+    for name in recipe.stages:
+        table = recipe.stage_config(name)
+        if isinstance(table, StageConfig) and (total := sum(table.mixture.values())):
+            generated = sum(weight for source, weight in table.mixture.items() if is_generated_source(source))
+            shares[name] = generated / total
+    return shares
+
+
 def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
     """Returns the sizes of the sources that a plan of the recipe needs and whose files are present."""
     context, found = recipe.resolve_model().context, {}

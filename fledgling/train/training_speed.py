@@ -29,13 +29,22 @@ WARMUP = 2  # steps before them: the first compiles
 MAX_RESTARTS = 2  # of the timing, where other processes leave another number of cores than before
 
 
-def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, seconds: float = SECONDS) -> TrainingSpeed:
+def measure_training_speed(
+    recipe: Recipe, world: World, setup: DeviceSetup, seconds: float = SECONDS, least: int = MIN_TIMED
+) -> TrainingSpeed:
     """Returns the FLOP/s of all ranks in steps of pretraining. Every rank calls it.
 
     Next to other processes it is that of the threads that a run would use (`free_cores.py`), if they are noticed, which
     takes about 1.5 s: with all threads a small model's step would take many times as long.
 
-    setup: of `runtime.device.set_up_device`. Raises UserError, in one line, where a step fails or takes no time.
+    Args:
+        recipe: whose model and batch are measured.
+        world: the ranks.
+        setup: of `runtime.device.set_up_device`.
+        seconds: of steps that are timed, at least.
+        least: steps that are timed, at least.
+
+    Raises UserError, in one line, where a step fails or takes no time.
     """
     config, threads = recipe.resolve_model(), torch.get_num_threads()
     device, per_token = world.device, training_flops_per_token(config)
@@ -61,7 +70,7 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
             if used != before and restarts < MAX_RESTARTS:
                 times, restarts = [], restarts + 1
             timed = times[WARMUP:]
-            is_enough = len(timed) >= MIN_TIMED and sum(timed) >= seconds
+            is_enough = len(timed) >= least and sum(timed) >= seconds
             if world.all_gather_object(is_enough)[0]:
                 break
     except (RuntimeError, UserError) as error:  # torch.OutOfMemoryError is one

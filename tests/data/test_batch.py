@@ -38,3 +38,31 @@ def test_every_field_is_moved():
 def test_fields_of_another_shape_are_rejected():
     with pytest.raises(AssertionError, match="targets"):
         Batch(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def make_answers(share: float) -> Batch:
+    """Returns a batch of 64 positions, whose targets are the last of each row."""
+    targets = torch.arange(64).view(2, 32).clone()
+    targets[:, : round(32 * (1 - share))] = IGNORE_INDEX
+    return Batch(torch.zeros(2, 32, dtype=torch.int64), targets)
+
+
+def test_positions_of_targets_are_listed_on_the_host_and_travel_with_the_batch():
+    batch = make_answers(0.34)  # 11 in a row
+    moved = batch.to("meta")
+    assert moved.head_positions.is_meta and batch.head_positions is None
+    positions = batch.to("cpu").head_positions
+    assert len(positions) == 24, "22 targets, and two others to a multiple of 8"
+    assert torch.equal(positions, positions.unique()), "ascending, each once"
+    flat = batch.targets.flatten()
+    assert set((flat != IGNORE_INDEX).nonzero().flatten().tolist()) <= set(positions.tolist())
+    again = Batch(batch.tokens, batch.targets, head_positions=positions).to("cpu")
+    assert again.head_positions is positions, "what came with a batch is kept"
+    with pytest.raises(AssertionError, match="head_positions lack targets"):
+        Batch(batch.tokens, torch.zeros_like(batch.targets), head_positions=positions)
+    assert all(part.head_positions is None for part in batch.to("cpu").split(1)), "they are of the whole batch"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.95, 1.0])
+def test_positions_are_not_listed_where_most_have_a_target_or_none_has(share):
+    assert make_answers(share).to("cpu").head_positions is None

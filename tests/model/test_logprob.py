@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.model import head_chunk
+from fledgling.data.batch import Batch
+from fledgling.model import head_chunk, logprob
 from fledgling.model.logprob import IGNORE_INDEX, cross_entropy_sum, iterate_logits, rational_tanh, target_logprobs
 
 
@@ -81,6 +82,27 @@ def test_logprobs_can_be_weighted_token_by_token(case, cap, shift, monkeypatch):
         strict=True,
     ):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_only_listed_positions_are_computed_and_nothing_else_changes(case, several, monkeypatch):
+    hidden, weight, targets = case
+    targets = targets.clone()
+    targets[:, 4:17] = IGNORE_INDEX
+    positions = Batch(torch.zeros_like(targets), targets).to("cpu").head_positions
+    weights = torch.rand(3, 20, 2) * (targets != IGNORE_INDEX)[..., None] if several else None
+    many = torch.stack([targets, targets.roll(1, 1)], -1) if several else targets  # some are of weight 0
+    computed, part = [], logprob._chunk_logprobs
+    monkeypatch.setattr(logprob, "_chunk_logprobs", lambda h, *rest: (computed.append(len(h)), part(h, *rest))[1])
+    whole, listed = (
+        cross_entropy_sum(hidden, weight, many, 15.0, 0.0, weights, positions=given) for given in (None, positions)
+    )
+    torch.testing.assert_close(listed, whole, rtol=1e-5, atol=1e-5)
+    for expected, gradient in zip(
+        *(torch.autograd.grad(loss, [hidden, weight]) for loss in (whole, listed)), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    assert set(computed) == {60, len(positions)} and len(positions) < 30
 
 
 def test_logits_beyond_the_range_of_exp_are_computed_without_a_cap(case):

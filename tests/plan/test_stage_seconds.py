@@ -1,5 +1,6 @@
 """The seconds of a run that are not of its steps: they follow the processor, not the FLOP/s of a small model."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from fledgling.config import load_recipe
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed, choose_run
-from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.flops import ANSWER_SHARE, training_flops, training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.stage_seconds import (
     ACCELERATOR_SHARE,
@@ -95,3 +96,19 @@ def test_an_answer_takes_a_processor_besides_its_products():
     answers = partial(evaluation_seconds, 1_000, 64, 256, 1e5)
     assert answers(core) - answers(fast) == pytest.approx(500 * QUESTION_SECONDS)
     assert evaluation_seconds(0, 64, 256, 1e5, core) == evaluation_seconds(0, 64, 256, 1e5, fast), "text is products"
+
+
+def test_a_step_on_answers_computes_the_head_for_fewer_tokens(recipe):
+    """The rest of the conversations has no targets; text has, and so have conversations that are learned whole."""
+    flops = training_flops(recipe.resolve_model())
+
+    def step_seconds(generated, train_on="assistant"):
+        sized = replace(recipe, sft=replace(recipe.sft, train_on=train_on))
+        choice = choose(sized, 120.0, 1.0, contents={"sft": StageContent(0, generated)})
+        step = next(stage.step_seconds for stage in choice.stages if stage.name == "sft")
+        return step / choice.recipe.sft.batch_tokens
+
+    saved = flops["head"] / flops["total"] * (1 - ANSWER_SHARE)
+    assert step_seconds(1.0) == pytest.approx((1 - saved) * step_seconds(0.0), rel=2e-3)
+    assert step_seconds(0.5) == pytest.approx((1 - saved / 2) * step_seconds(0.0), rel=2e-3)
+    assert step_seconds(1.0, "all") == pytest.approx(step_seconds(0.0), rel=2e-3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from fledgling.report import build_report
 from fledgling.report.forecasts import forecast_rows
 from fledgling.report.run_data import load_run_data
 from fledgling.runtime import device
+from fledgling.runtime.device import choose_setup
+from fledgling.runtime.world import World
 from fledgling.speedrun import budgeted
 from fledgling.speedrun.continued import continue_run
 from fledgling.speedrun.stages import run_stages
@@ -180,6 +183,42 @@ def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, cl
         go(sized, clock) if name == "within" else run_stages(sized, quiet=True)
         sizes.append([line["memory"] for line in read_steps(sized, "pretrain") if "memory" in line])
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01) and len(sizes[0]) == 1
+
+
+def test_the_depth_that_is_measured_is_the_one_that_a_few_steps_without_compiling_lead_to(recipe, monkeypatch):
+    """Compiling takes most of a measurement: the recipe's own depth is measured where it is likely to stay."""
+    setup = replace(choose_setup(recipe.run, World.start("cpu")), compiled=True, peak_flops=1e15)
+    monkeypatch.setattr(budgeted, "set_up_device", lambda *arguments: setup)
+    monkeypatch.setattr(budgeted, "measure_core_share", lambda: 1.0)
+    measured, speed = [], [5e9]
+
+    def measure(sized, world, setup, *least):
+        measured.append((sized.model.depth, setup.compiled))
+        return TrainingSpeed(speed[0], training_flops_per_token(sized.resolve_model()), "measured here")
+
+    def choose(recipe, budget, device, ranks, speeds, spent, is_pinned):
+        if speeds[0].flops < 4e9:
+            raise UserError("too slow")
+        depth = 1 if is_pinned or speeds[-1].flops > 6e9 else 2
+        return SimpleNamespace(recipe=replace(recipe, model=replace(recipe.model, depth=depth)), speeds=speeds)
+
+    monkeypatch.setattr(budgeted, "measure_training_speed", measure)
+    monkeypatch.setattr(budgeted, "choose_budgeted_run", choose)
+    monkeypatch.setattr(
+        budgeted, "replace", lambda value, **changes: value if "given" in changes else replace(value, **changes)
+    )
+    clock = SimpleNamespace(spent=0.0)
+    for rate, is_pinned, expected in (
+        (4e9, False, [(1, False), (2, True)]),  # an estimate of 5.2e9: depth 2, which is measured first
+        (5e9, False, [(1, False), (1, True), (2, True)]),  # an estimate of 6.5e9: depth 1, until that is measured
+        (5e9, True, [(1, True)]),
+        (3e9, False, [(1, False), (1, True)]),  # an estimate has not the last word
+    ):
+        measured.clear()
+        speed[0] = rate
+        with pytest.raises(UserError) if rate == 3e9 else nullcontext():
+            budgeted.measure_and_choose(recipe, BUDGET, clock, is_pinned)
+        assert measured == expected
 
 
 def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, clock):

@@ -124,3 +124,15 @@ def test_a_cap_on_the_training_text_is_reported(monkeypatch):
     result = measure_compressed_bpb(["Some text of a document."] * 60, ["Other text."])
     assert result["training bytes"] == 1_000 and result["zstd -19 --long"] is None
     assert "the last 1,000 of" in result["note"] and "no compression.zstd, zstandard or zstd" in result["note"]
+
+
+def test_a_run_compares_with_the_strongest_compressor_that_is_here(monkeypatch):
+    texts = ["Some text of a document."] * 9, ["Other text."]
+    if make_ppmd_compressor():
+        assert [name for name in measure_compressed_bpb(*texts, only_strongest=True) if " " in name][:1] == [
+            "PPMd order 16"
+        ]
+        assert "xz -9e" not in measure_compressed_bpb(*texts, only_strongest=True)
+    monkeypatch.setitem(sys.modules, "pyppmd", None)
+    result = measure_compressed_bpb(*texts, only_strongest=True)
+    assert result["xz -9e"] and "zstd -19 --long" not in result and "pip install" in result["note"]

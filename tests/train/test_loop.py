@@ -1,5 +1,6 @@
 """The metrics that the loop records of a step."""
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import torch
 
 from fledgling.config import load_recipe
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.plan.flops import training_flops
 from fledgling.plan.measured_speed import MeasuredSpeed, list_speeds, save_speed
 from fledgling.record import read_jsonl
 from fledgling.record.run_requests import request_action
@@ -46,6 +48,17 @@ def test_a_peak_that_a_step_exceeds_is_measured_again_and_reported(tmp_path, mon
     assert [len(list_speeds("cpu")), len(list_speeds("cpu-bf16"))].count(0) == 1, "that of the dtype in use"
 
 
+def test_the_share_of_the_peak_counts_the_head_for_targets(tmp_path, monkeypatch):
+    lines, _ = run_with_peaks(tmp_path, monkeypatch, 1e15, 1e15)
+    flops = training_flops(load_recipe(tmp_path / "run" / "recipe.toml").resolve_model())
+    start = {"tokens": 0, "targets": 0}
+    for before, line in itertools.pairwise([start, *lines]):
+        tokens, targets = (line[name] - before[name] for name in start)
+        assert 0 < targets < tokens
+        expected = (flops["total"] * tokens - flops["head"] * (tokens - targets)) / line["seconds"] / 1e15
+        assert line["mfu"] == pytest.approx(expected, rel=1e-9)
+
+
 def test_without_a_peak_above_the_steps_no_mfu_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
     for name in ("cpu", "cpu-bf16"):
@@ -66,10 +79,11 @@ def test_a_peak_that_a_step_comes_near_to_is_measured_again_once():
 
     record = StepRecord(
         *(World(0, 1, 0, torch.device("cpu")), SimpleNamespace(log_notice=notices.append), None, None),
-        *(1.0, 100.0, 0.0, measure_again),
+        *(1.0, 0.5, 100.0, 0.0, measure_again),
     )
-    shares = [record._measure_speed(tokens, 1.0)["mfu"] for tokens in (80, 95, 110, 125)]
+    shares = [record._measure_speed(tokens, tokens, 1.0)["mfu"] for tokens in (80, 95, 110, 125)]
     assert shares[:3] == [0.8, 95 / 120, 110 / 120], "doubted once: the second measurement is believed"
+    assert record._measure_speed(100, 40, 1.0)["mfu"] == 70 / 120, "the head has computed 40 tokens"
     assert calls == [(100.0, 95.0), (120.0, 125.0)] and len(notices) == 2, "but not where a step exceeds it"
 
 

@@ -116,7 +116,7 @@ def test_a_rollback_discards_what_was_queued_after_the_bad_step(folder, monkeypa
 def test_the_seconds_of_a_step_begin_where_those_of_the_step_before_end(monkeypatch):
     times = iter((5.0, 9.0, 20.0))
     monkeypatch.setattr("fledgling.train.queued_step.time.perf_counter", lambda: next(times))
-    record = StepRecord(*[None] * 8)
+    record = StepRecord(*[None] * 9)
     batch = [Batch(torch.zeros(1, 1), torch.zeros(1, 1))]
     queued = deque(
         QueuedStep(n, started, lambda: StepResult(1.0, 1.0, True), batch, 1.0, {})

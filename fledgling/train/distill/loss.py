@@ -13,6 +13,8 @@ B rows, T positions, C width, V vocabulary, n targets of a chunk, K stored token
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -99,6 +101,7 @@ def distillation_loss(
         model.config.logit_softcap,
         model.config.logit_shift,
         kernels=model.logprob_kernels,
+        positions=batch.head_positions,
     )
 
 
@@ -130,15 +133,18 @@ def _token_sums(
         teacher: its head is used where `teacher_hidden` (B, T, C) is given; None: the batch has stored predictions.
     """
     mask = batch.targets != IGNORE_INDEX
-    own = (hidden, mask.to(torch.float32), batch.targets)
+    own, select = (
+        (hidden, mask.to(torch.float32), batch.targets),
+        partial(mask_rows, mask, positions=batch.head_positions),
+    )
     if teacher is not None and teacher_hidden is not None:
-        rows, weights, targets, teacher_rows = mask_rows(mask, *own, teacher_hidden)
+        rows, weights, targets, teacher_rows = select(*own, teacher_hidden)
 
         def diverge(z: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
             return divergences.tokens(z, apply_linear(teacher_rows[part], teacher.head), how)
     else:
         assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
-        rows, weights, targets, ids, logprobs = mask_rows(mask, *own, batch.teacher_ids, batch.teacher_logprobs)
+        rows, weights, targets, ids, logprobs = select(*own, batch.teacher_ids, batch.teacher_logprobs)
 
         def diverge(z: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
             return divergences.top_k(z, ids[part], logprobs[part], how)
@@ -164,7 +170,8 @@ def _span_sum(model: Transformer, hidden: Tensor, batch: Batch, mask: Tensor, te
         mask: (B, T), true at targets.
     """
     assert batch.span_ids is not None and batch.teacher_logprobs is not None
-    logprobs = torch.where(mask, logprobs_from_hidden(model, hidden, batch.targets), 0.0)
+    logprobs = logprobs_from_hidden(model, hidden, batch.targets, positions=batch.head_positions)
+    logprobs = torch.where(mask, logprobs, 0.0)
     sums = logprobs.new_zeros(mask.shape[0], mask.shape[1] + 1).scatter_add(1, batch.span_ids, logprobs)
     teacher_logprobs = batch.teacher_logprobs[..., 0]
     ends = mask & (teacher_logprobs < 0)
