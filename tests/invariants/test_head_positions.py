@@ -7,10 +7,8 @@ import torch
 
 from fledgling.data.batch import IGNORE_INDEX
 from fledgling.model import logprob
-from tests.invariants.losses import LEARNED, TAUGHT, batch_of, loss_of
+from tests.invariants.losses import LEARNED, batch_of, loss_of
 from tests.invariants.many_ranks import fresh
-
-WITHOUT_LOGPROBS = ("reward", *(name for name in TAUGHT if name != "teacher of text"))  # they have passes of their own
 
 
 @pytest.mark.parametrize("stage", LEARNED)
@@ -33,10 +31,10 @@ def test_the_head_computes_positions_with_a_target_alone(stage, monkeypatch):
         return loss, torch.autograd.grad(loss, parameters, allow_unused=True)
 
     expected, gradients = measure(batch)
-    assert stage in WITHOUT_LOGPROBS or set(computed) == {targets.numel()}
+    assert stage == "reward" or set(computed) == {targets.numel()}
     computed.clear()
     loss, found = measure(listed)
-    assert stage in WITHOUT_LOGPROBS or set(computed) == {len(listed.head_positions)}
+    assert stage == "reward" or set(computed) == {len(listed.head_positions)}
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for one, other in zip(found, gradients, strict=True):
         assert (one is None) == (other is None)
