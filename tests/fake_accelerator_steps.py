@@ -122,7 +122,7 @@ def build_case(kind, device, **options):
     state = options.pop("state", "float32")
     rows, micro_batches = options.pop("rows", ROWS), options.pop("micro_batches", 2)
     recompute, multi_token = options.pop("recompute", False), MultiTokenTargets(options.pop("mtp_targets", 0))
-    tied = options.pop("tied_updates", 0)
+    tied, answers = options.pop("tied_updates", 0), options.pop("answers", False)
     sizes = {"vocab_size": ENTRIES, "depth": 2, "width": 64, "heads": 2, "kv_heads": 2, "context": TIME}
     config = ModelConfig(**{"family": "fledgling", **sizes, **options})
     world = World(0, ranks, 0, device, ranks)
@@ -144,6 +144,8 @@ def build_case(kind, device, **options):
         if stage_name in ("rl", "ppo", "dpo"):
             names = ("loss_weights", "advantages", "old_logprobs", "reference_logprobs", "returns", "old_values")
             fields = {name: torch.zeros(rows, TIME) for name in names}
+        if answers:  # every other position has a target
+            fields["head_positions"] = torch.arange(0, rows * TIME, 2)
         batch = multi_token.add(Batch(tokens, tokens.clone(), numbers, **fields), 0)
     metrics = losses.StepMetrics()
     settings = RLConfig(kl_weight=0.1, entropy_weight=0.01)
@@ -290,7 +292,9 @@ CASES = {
     "windows": WINDOWS,
     "features": {**WINDOWS, **FEATURES},
     "llama": {"family": "llama", "norm": "rms_weighted", "activation": "swiglu"},
+    "answers": {"answers": True},
     "rl": {"stage": "rl"},
+    "rl answers": {"stage": "rl", "answers": True},
     "ppo": {"stage": "ppo"},
     "dpo": {"stage": "dpo"},
     "float16": {"dtype": "float16"},

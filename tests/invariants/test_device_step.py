@@ -63,6 +63,11 @@ def test_the_head_moves_few_bytes_at_depth_20(steps):
     assert 33e9 < moved <= 80e9  # chunks of 64 tokens would move 1,422e9
 
 
+def test_the_head_moves_the_bytes_of_positions_with_a_target(steps):
+    whole, half = (steps["cuda", case]["bytes"]["head"] for case in ("pretrain", "answers"))
+    assert 0.5 * whole < half < 0.7 * whole, "the head's own weights and gradients are moved in both"
+
+
 def test_a_step_at_depth_20_launches_few_kernels(steps):
     operations = steps["cuda", "d20"]["operations"]
     launched = sum(count for name, count in operations.items() if name.endswith("other") and "attention" not in name)
