@@ -25,6 +25,7 @@ from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed, fit_phases
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
+from fledgling.plan.cost import FULL_EAGER_SHARE
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
 from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step, list_mixture_sources
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
@@ -57,7 +58,6 @@ from fledgling.train.training_speed import SECONDS, measure_training_speed
 
 MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; compiling is needed anyhow
 ESTIMATE_STEPS = 2  # that are timed without compiling
-COMPILED_GAIN = 1.3  # of the speed of a small model's steps on a CPU: 1.24 at depth 4, 1.40 at 3, 1.29 at 2
 MAX_GROWTH = 1.5  # of a later stage's steps, where time is left over
 MOST_SECONDS = MOST * UNITS["--hours"]  # that a run can have spent
 MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
@@ -117,7 +117,7 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     if setup.compiled and world.device.type == "cpu" and not is_pinned:
         try:
             eager = measure_training_speed(recipe, world, replace(setup, compiled=False), 0.0, ESTIMATE_STEPS)
-            estimated = [replace(eager, flops=COMPILED_GAIN * eager.flops)]
+            estimated = [replace(eager, flops=eager.flops / FULL_EAGER_SHARE)]
             likely = replace(recipe, model=choose(estimated).recipe.model)
         except UserError:  # the measured speed has the last word
             estimated = []

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
+from fledgling.plan.flops import count_idle_head_flops
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.train import predictions
 from fledgling.train.predictions import find_teacher_config, write_predictions
+from fledgling.train.source_sizes import count_generated_shares
 from tests.fast_run import write_recipe
 
 
@@ -139,3 +142,15 @@ def test_a_teacher_that_is_gone_is_planned_as_the_run_has_recorded_it(recipe, tm
     assert found is None and line.endswith("its weights, memory and time are not counted")
     with pytest.raises(UserError, match="gone does not exist"):
         find_teacher_config(taught, tmp_path / "no run")
+
+
+def test_a_run_predicts_the_answers_that_plan_counts(recipe, tmp_path, capsys):
+    """The head computes targets alone: of generated conversations `plan` and training count the same share."""
+    run_dir = tmp_path / "run"
+    write_predictions(recipe, "pretrain", run_dir, 0)
+    stages = json.loads((run_dir / "plan.json").read_text())["stages"]
+    assert main(["plan", str(tmp_path / "fast.toml"), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["stages"]
+    share = count_generated_shares(recipe)["sft"]
+    whole, idle = stages["pretrain"]["flops_per_token"], count_idle_head_flops(recipe.resolve_model(), share)
+    assert share > 0.5 and stages["sft"]["flops_per_token"] == planned["sft"]["flops_per_token"] == whole - idle
