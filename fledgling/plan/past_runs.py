@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ SHIPPED = Path(__file__).parent / "past_runs.jsonl"
 MAX_BYTES = 4 * 2**20  # of a file; the newest lines are read
 MAX_RUNS = 2_000
 BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "seconds", "memory"  # quantities
+_VOCABULARY = re.compile(r"; \d+ entries, ")  # of `describe_data`
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,15 @@ def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> s
 
 
 def select_text(data: str) -> str:
-    """Returns the part of `describe_data` that names text, tokens and rows, without the features of the model."""
-    return "; ".join(data.split("; ")[:2])
+    """Returns the part of `describe_data` that names text and rows, without the vocabulary and the model's features."""
+    return _VOCABULARY.sub("; ", "; ".join(data.split("; ")[:2]))
 
 
 def of_same_text(runs: Sequence[PastRun], data: str) -> list[PastRun]:
-    """Returns the runs of that text, tokens and rows, with any features of the model."""
+    """Returns the runs of that text in rows of that length, with any vocabulary and any features of the model.
+
+    Bits per byte can be compared across vocabularies, as losses per token cannot.
+    """
     return [run for run in runs if select_text(run.data) == select_text(data)]
 
 

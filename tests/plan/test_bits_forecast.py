@@ -100,6 +100,19 @@ def test_runs_with_other_features_count_until_enough_have_the_same():
     assert forecast_bits(replace(plan, data=data.replace("256", "512")), plain).runs == 0, "another text"
 
 
+def test_runs_with_another_vocabulary_count_and_are_scaled_to_the_own_ones():
+    draw, data = random.Random(7), DATA.replace("1024 entries", "2048 entries")
+    assert data != DATA
+    other = [make_run(draw) for _ in range(12)]
+    own = [replace(run, data=data) for run in (make_run(draw), make_run(draw))]
+    own = [replace(run, measured={**run.measured, FIRST_BITS: 0.9 * run.measured[FIRST_BITS]}) for run in own]
+    planned = make_run(draw, noise=0.0, parameters=1_900_000, tokens=1_000_000)
+    plan = replace(plan_of(planned), data=data)
+    alone, scaled = forecast_bits(plan, other), forecast_bits(plan, other + own)
+    assert alone.value == pytest.approx(planned.measured[FIRST_BITS], rel=0.02) and "vocabulary" in alone.note
+    assert scaled.value == pytest.approx(0.9 * planned.measured[FIRST_BITS], rel=0.02)
+
+
 def test_runs_of_other_lengths_forecast_the_bits_per_byte_of_the_quickstart():
     """None of 12 minutes is in the fit: 31 to 900 steps, depths 2 to 4. Without D0 they are 6 % off."""
     assert len(QUICKSTART) == 3 and len(OTHERS) >= 5
