@@ -34,12 +34,12 @@ from fledgling.plan.interval import (
     quantile_radius,
     widen,
 )
-from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, group_dependent
+from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, count_vocabulary_doublings, group_dependent
 from fledgling.plan.scaling_laws import find_law
 from fledgling.plan.shifted_loss import MISFIT, ShiftedLoss, fit_laws
 
-OTHER_FEATURES = 0.06  # of the logarithm: what the features of nanochat-2026 change (docs/features.md), or twice as
-# many entries: 3.4 % less (depth 3, seed 1, 914 and 935 steps of the quickstart)
+OTHER_FEATURES = 0.06  # of the logarithm: what the features of nanochat-2026 change (docs/features.md); also taken for
+# each doubling of the vocabulary
 MAX_PASSES = 40  # after which text that is repeated is worth nothing, and may do harm (arXiv 2305.16264)
 
 
@@ -133,7 +133,9 @@ class BitsForecaster:
         values += [math.log(self._predict(planned, rest)) for _, rest in leave_out_each(self.groups)]
         spread = max(abs(value - middle) for value in values)  # large where the laws extrapolate
         has_others = any(run.data != planned.data for run in self.runs)
-        error = math.hypot(self.usual_error, NORMAL_95 * MISFIT, NORMAL_95 * OTHER_FEATURES if has_others else 0.0)
+        doublings = max(count_vocabulary_doublings(run.data, planned.data) for run in self.runs)
+        of_others = OTHER_FEATURES * max(1.0, doublings) if has_others else 0.0
+        error = math.hypot(self.usual_error, NORMAL_95 * MISFIT, NORMAL_95 * of_others)
         outside = count_size_outside(planned, self.runs, self.quantity)
         note = "past runs with another vocabulary or other features of the model count too" if has_others else ""
         wide = widen(self.quantity, middle, math.hypot(error, spread), outside, len(self.groups), note)

@@ -64,14 +64,14 @@ def get_extent(run: PastRun | Planned, quantity: str) -> tuple[float, float, flo
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
     """Returns the past runs of the same text that measured a quantity, without those whose passes are not known.
 
-    Where too few had the same features of the model, those with others too. Of many, those of `thin_runs`.
+    Where too few had the same vocabulary and features, those with others too. Of many, those of `thin_runs`.
     """
     measured = [run for run in runs if run.passes is not None and run.measured.get(quantity, 0) > 0]
     return thin_runs(prefer_own_features(measured, data, MIN_LAW_RUNS))
 
 
 def prefer_own_features(runs: Sequence[PastRun], data: str, least: int) -> list[PastRun]:
-    """Returns the runs of a text with the features of `data`, or with any where fewer than `least` are independent."""
+    """Returns the runs of a text, its vocabulary and its features; of any, where fewer than `least` are independent."""
     own = [run for run in runs if run.data == data]
     return own if len(group_dependent(own)) >= least else of_same_text(runs, data)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,7 +22,7 @@ SHIPPED = Path(__file__).parent / "past_runs.jsonl"
 MAX_BYTES = 4 * 2**20  # of a file; the newest lines are read
 MAX_RUNS = 2_000
 BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "seconds", "memory"  # quantities
-_VOCABULARY = re.compile(r"; \d+ entries, ")  # of `describe_data`
+_VOCABULARY = re.compile(r"; (\d+) entries, ")  # of `describe_data`
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> s
 def select_text(data: str) -> str:
     """Returns the part of `describe_data` that names text and rows, without the vocabulary and the model's features."""
     return _VOCABULARY.sub("; ", "; ".join(data.split("; ")[:2]))
+
+
+def count_vocabulary_doublings(data: str, other: str) -> float:
+    """Returns by how many doublings two vocabularies differ in size; 0.0 where one is not named."""
+    sizes = [int(found[1]) for found in map(_VOCABULARY.search, (data, other)) if found and int(found[1])]
+    return abs(math.log2(sizes[0] / sizes[1])) if len(sizes) == 2 else 0.0
 
 
 def of_same_text(runs: Sequence[PastRun], data: str) -> list[PastRun]:

@@ -111,6 +111,8 @@ def test_runs_with_another_vocabulary_count_and_are_scaled_to_the_own_ones():
     alone, scaled = forecast_bits(plan, other), forecast_bits(plan, other + own)
     assert alone.value == pytest.approx(planned.measured[FIRST_BITS], rel=0.02) and "vocabulary" in alone.note
     assert scaled.value == pytest.approx(0.9 * planned.measured[FIRST_BITS], rel=0.02)
+    far = forecast_bits(replace(plan, data=DATA.replace("1024 entries", "32768 entries")), other)
+    assert math.log(far.high / far.low) > 3 * math.log(alone.high / alone.low), "five doublings away"
 
 
 def test_runs_of_other_lengths_forecast_the_bits_per_byte_of_the_quickstart():
