@@ -1,7 +1,7 @@
 """The bits per byte that a run will come to, by a law of parameters and tokens that is fitted to the past runs.
 
-Every past run is predicted by a fit to the others, without those that began in the same way; such a group has one
-error, its largest. Where a law extrapolates, the interval ends at the loss of past runs that were smaller and read less
+Past runs are predicted by a fit to the others, without those that began in the same way; such a group has one error,
+its largest. Where a law extrapolates, the interval ends at the loss of past runs that were smaller and read less
 text, and begins at that of larger ones that read more. The bits per byte at the end are those after pretraining, times
 the median of what later stages have made of them. Start with `forecast_bits`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import median
@@ -22,7 +22,9 @@ from fledgling.plan.comparable_runs import (
     get_extent,
     get_size,
     leave_out_each,
+    prefer_own_features,
     select_runs,
+    split_by_features,
 )
 from fledgling.plan.interval import (
     NORMAL_95,
@@ -57,51 +59,60 @@ def fit_runs(
     return fit_laws([get_size(run, quantity) for run in runs], [run.measured[quantity] for run in runs], tokens)
 
 
-def scale_others(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
-    """Returns the runs; of those with another vocabulary or other features, with a loss as the own ones have it.
-
-    The factor is the median of own losses to those that a law of the others gives their sizes. Nothing changes without
-    own runs, or with too few others for a law.
-
-    Args:
-        runs: of one text.
-        data: of the own ones (`describe_data`).
-        quantity: which loss.
-    """
-    own, others = [run for run in runs if run.data == data], [run for run in runs if run.data != data]
-    if not own or len(group_dependent(others)) < MIN_LAW_RUNS:
-        return list(runs)
-    law = fit_runs(others, None, quantity)[0]
-    factor = median(run.measured[quantity] / law.loss(*get_size(run, quantity)) for run in own)
-    scaled = {id(run): {**run.measured, quantity: factor * run.measured[quantity]} for run in others}
-    return [replace(run, measured=scaled.get(id(run), run.measured)) for run in runs]
-
-
 class BitsForecaster:
     """Forecasts of the bits per byte of runs on one text.
 
     Attributes:
+        data: of the planned runs (`describe_data`); own runs are those with the same.
         quantity: `FIRST_BITS`, after pretraining, or `BITS`, at the end of the run.
-        runs: those that a law is fitted to.
+        runs: those that a law is fitted to: own ones, and with few of them others, scaled (`_scale_others`).
         groups: of them, independent of each other.
     """
 
     def __init__(self, runs: Sequence[PastRun], data: str, quantity: str = FIRST_BITS) -> None:
-        """Selects the past runs.
-
-        Args:
-            runs: all past runs.
-            data: of the planned runs (`describe_data`).
-            quantity: as above.
-        """
-        self.quantity = quantity
-        self.runs = scale_others(select_runs(runs, data, quantity), data, quantity)
+        """Selects among all past runs; data and quantity as above."""
+        self.data, self.quantity = data, quantity
+        self._own, self._others = split_by_features(select_runs(runs, data, quantity), data)
+        is_enough = len(group_dependent(self._others)) >= MIN_LAW_RUNS
+        self._law_of_others = fit_runs(self._others, None, quantity)[0] if self._own and is_enough else None
+        self.runs = self._scale_others(self._own)
         self.groups = group_dependent(self.runs)
 
     @property
     def is_fitted(self) -> bool:
         """Whether there are enough past runs for a law of their own."""
         return len(self.groups) >= MIN_LAW_RUNS
+
+    def _scale_others(self, own: list[PastRun]) -> list[PastRun]:
+        """Returns own runs, and those with another vocabulary or other features, with a loss as own ones have it.
+
+        The factor is the median of the losses of `own` to those that a law of the others gives their sizes; 1 without
+        own runs, or with too few others for a law.
+        """
+        law, quantity = self._law_of_others, self.quantity
+        if law is None:
+            return [*own, *self._others]
+        factor = median(run.measured[quantity] / law.loss(*get_size(run, quantity)) for run in own)
+        scaled = [{**run.measured, quantity: factor * run.measured[quantity]} for run in self._others]
+        return [*own, *(replace(run, measured=each) for run, each in zip(self._others, scaled, strict=True))]
+
+    def _leave_out_each(self) -> Iterator[tuple[list[PastRun], list[PastRun]]]:
+        """Yields each group of runs, and all other runs, scaled without the group where other own ones are left."""
+        for group, rest in leave_out_each(self.groups):
+            own, _ = split_by_features(rest, self.data)
+            yield group, self._scale_others(own) if own and group[0].data == self.data else rest
+
+    @cached_property
+    def _has_own_errors(self) -> bool:
+        return len(group_dependent(self._own)) >= MIN_LAW_RUNS
+
+    def _counts_error(self, run: PastRun) -> bool:
+        """Returns whether the error of a past run says how far off a forecast is.
+
+        With enough own runs it is theirs; with fewer, the factor that scales the others depends too much on each.
+        """
+        is_own = run.data == self.data
+        return is_own if self._has_own_errors else not is_own or self._law_of_others is None
 
     @cached_property
     def usual_error(self) -> float:
@@ -110,14 +121,24 @@ class BitsForecaster:
         Errors count as they would inside of the range of the past runs. It takes a fit for each group, once.
         """
         errors = []
-        for group, others in leave_out_each(self.groups):
-            found = [math.log(run.measured[self.quantity] / self._predict(run, others)) for run in group]
-            beyond = [count_size_outside(run, others, self.quantity) for run in group]
-            errors.append(max(map(error_inside, found, beyond)))
+        for group, others in self._leave_out_each():
+            if self._counts_error(group[0]):
+                found = [math.log(run.measured[self.quantity] / self._predict(run, others)) for run in group]
+                errors.append(max(map(error_inside, found, [self._count_outside(run, others) for run in group])))
         return quantile_radius(errors)
 
     def _predict(self, run: PastRun | Planned, others: Sequence[PastRun]) -> float:
         return fit_runs(others, run, self.quantity)[0].loss(*get_size(run, self.quantity))
+
+    def _count_outside(self, run: PastRun | Planned, known: Sequence[PastRun]) -> float:
+        """Returns by how many doublings a run lies outside of the known ones, or if others are scaled, of these.
+
+        The same depth has another number of parameters with another vocabulary.
+        """
+        outside = count_size_outside(run, known, self.quantity)
+        _, others = split_by_features(known, self.data)
+        is_scaled = self._law_of_others is not None and others
+        return min(outside, count_size_outside(run, others, self.quantity)) if is_scaled else outside
 
     def forecast(self, planned: Planned) -> Forecast:
         """Returns the quantity by the law of the past runs, or with few of them by a published one.
@@ -130,16 +151,24 @@ class BitsForecaster:
         law, *others = fit_runs(self.runs, planned, self.quantity)
         size = get_size(planned, self.quantity)
         middle, values = math.log(law.loss(*size)), [math.log(other.loss(*size)) for other in others]
-        values += [math.log(self._predict(planned, rest)) for _, rest in leave_out_each(self.groups)]
+        values += [math.log(self._predict(planned, rest)) for _, rest in self._leave_out_each()]
         spread = max(abs(value - middle) for value in values)  # large where the laws extrapolate
-        has_others = any(run.data != planned.data for run in self.runs)
-        doublings = max(count_vocabulary_doublings(run.data, planned.data) for run in self.runs)
-        of_others = OTHER_FEATURES * max(1.0, doublings) if has_others else 0.0
-        error = math.hypot(self.usual_error, NORMAL_95 * MISFIT, NORMAL_95 * of_others)
-        outside = count_size_outside(planned, self.runs, self.quantity)
-        note = "past runs with another vocabulary or other features of the model count too" if has_others else ""
+        error = math.hypot(self.usual_error, NORMAL_95 * MISFIT, NORMAL_95 * self._error_of_others(planned))
+        outside = self._count_outside(planned, self.runs)
+        note = "past runs with another vocabulary or other features of the model count too" if self._others else ""
         wide = widen(self.quantity, middle, math.hypot(error, spread), outside, len(self.groups), note)
         return limit_ends(wide, *self._find_ends(planned, law, error)) if outside else wide
+
+    def _error_of_others(self, planned: Planned) -> float:
+        """Returns the error that runs with another vocabulary or other features add; of the natural logarithm.
+
+        With enough own runs it counts outside of their sizes alone: inside, the usual error has it.
+        """
+        if not self._others:
+            return 0.0
+        doublings = max(count_vocabulary_doublings(run.data, planned.data) for run in self._others)
+        beyond = count_size_outside(planned, self._own, self.quantity) if self._has_own_errors else 1.0
+        return OTHER_FEATURES * max(1.0, doublings) * min(1.0, beyond)
 
     def _find_ends(self, planned: Planned, law: ShiftedLoss, error: float) -> tuple[float, float]:
         """Returns between which losses a run outside of the past ones lies, as more parameters or text do no harm.
@@ -176,16 +205,18 @@ def forecast_bits(planned: Planned, runs: Sequence[PastRun]) -> Forecast:
 def forecast_last_bits(planned: Planned, runs: Sequence[PastRun], first: Forecast) -> Forecast | None:
     """Returns the bits per byte at the end: those after pretraining, times what later stages have made of them.
 
-    None without later stages, or where too few past runs had some. Where enough of them had the same wordings, only
-    these count: later stages consist of them for the most part.
+    None without later stages, or where too few past runs had some. Where enough of them had the same vocabulary and
+    features, only these count, and of these where enough had the same wordings, only those: later stages consist of
+    them for the most part.
 
     Args:
         planned: the run.
         runs: all past runs.
         first: `forecast_bits` of the same run and past runs.
     """
-    whole = select_runs(select_runs(runs, planned.data, BITS), planned.data, FIRST_BITS)
-    whole = [run for run in whole if run.later_flops > 0]
+    whole = [run for run in runs if run.later_flops > 0]
+    whole = select_runs(select_runs(whole, planned.data, BITS), planned.data, FIRST_BITS)
+    whole = prefer_own_features(whole, planned.data, MIN_LAW_RUNS)
     groups = group_dependent([run for run in whole if run.wordings == planned.wordings])
     groups = groups if len(groups) >= MIN_LAW_RUNS else group_dependent(whole)
     if planned.later_flops <= 0 or len(groups) < MIN_LAW_RUNS:

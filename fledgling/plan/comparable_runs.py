@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, group_dependent, of_same_text
+from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, group_dependent, measure_difference, of_same_text
 
 REPEAT_DECAY = 15.39  # R* of arXiv 2305.16264: passes after which a further one adds little
-MAX_FITTED = 64  # past runs of one text that a law is fitted to: its time grows with their square
+MAX_FITTED = 64  # past runs of one text and one kind of model that a law is fitted to: its time grows with their square
 MIN_LAW_RUNS = 4  # for three coefficients
+ENOUGH_OWN_RUNS = 12  # from which on those with another vocabulary or other features are left out
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,32 @@ def get_extent(run: PastRun | Planned, quantity: str) -> tuple[float, float, flo
 def select_runs(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
     """Returns the past runs of the same text that measured a quantity, without those whose passes are not known.
 
-    Where too few had the same vocabulary and features, those with others too. Of many, those of `thin_runs`.
+    Where fewer than `ENOUGH_OWN_RUNS` had the same vocabulary and features, those of the nearest kind of model too, of
+    which there are enough for a law; without such a kind those of all kinds, as long as there are too few own ones.
+    Of many of either kind, those of `thin_runs`.
     """
     measured = [run for run in runs if run.passes is not None and run.measured.get(quantity, 0) > 0]
-    return thin_runs(prefer_own_features(measured, data, MIN_LAW_RUNS))
+    own, others = split_by_features(prefer_own_features(measured, data, ENOUGH_OWN_RUNS), data)
+    kinds: dict[str, list[PastRun]] = {}
+    for run in others:
+        kinds.setdefault(run.data, []).append(run)
+    enough = [kind for kind, some in kinds.items() if len(group_dependent(some)) >= MIN_LAW_RUNS]
+    if enough:
+        others = kinds[min(enough, key=lambda kind: (measure_difference(kind, data), -len(kinds[kind])))]
+    elif len(group_dependent(own)) >= MIN_LAW_RUNS:
+        others = []
+    return thin_runs(own) + thin_runs(others)
 
 
 def prefer_own_features(runs: Sequence[PastRun], data: str, least: int) -> list[PastRun]:
     """Returns the runs of a text, its vocabulary and its features; of any, where fewer than `least` are independent."""
     own = [run for run in runs if run.data == data]
     return own if len(group_dependent(own)) >= least else of_same_text(runs, data)
+
+
+def split_by_features(runs: Sequence[PastRun], data: str) -> tuple[list[PastRun], list[PastRun]]:
+    """Returns the runs of that text, vocabulary and features, and all others."""
+    return [run for run in runs if run.data == data], [run for run in runs if run.data != data]
 
 
 def thin_runs(runs: Sequence[PastRun]) -> list[PastRun]:

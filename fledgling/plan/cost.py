@@ -11,11 +11,12 @@ from fledgling.plan.hardware import DeviceSpec
 # eight H100, this package 50.9 % at depth 20 and 42.8 % at depth 12 on one (docs/gpu.md); two CPU cores reached 29 to
 # 45 % of their measured matrix-product throughput.
 ASSUMED_MFU = {"gpu": 0.45, "cpu": 0.35}
-# Of the utilization of a compiled step, what one that is not compiled reaches on a CPU: LoRA on the quickstart, of
-# 54/66 of the FLOPs of full fine-tuning, took 246 s where that took 125 (docs/adapters.md, "Measured").
-EAGER_SHARE = 0.42
-# The same of a small model that is trained in full, on two cores of an EPYC: .81, .71 and .77 at depths 4, 3 and 2.
-FULL_EAGER_SHARE = 0.77
+# Of the utilization of a compiled step, what one that is not compiled reaches on a CPU: a small model that is trained
+# in full, on two cores of an EPYC: .81, .71 and .77 at depths 4, 3 and 2.
+EAGER_SHARE = 0.77
+# The same of an adapter's step: LoRA on the quickstart, of 54/66 of the FLOPs of full fine-tuning, took 246 s where
+# that took 125 (docs/adapters.md, "Measured").
+ADAPTER_EAGER_SHARE = 0.42
 
 
 def require_utilization(mfu: float | None) -> None:
@@ -36,12 +37,17 @@ def assumed_mfu(device: DeviceSpec) -> float:
     return ASSUMED_MFU["cpu" if device.kind == "cpu" else "gpu"]
 
 
-def find_eager_share(device: str, compiled: bool) -> float:
+def find_eager_share(device: str, compiled: bool, has_adapter: bool = False) -> float:
     """Returns the utilization of a step as a share of a compiled one's: 1 where it is, and on GPUs, which have none.
 
-    device: torch's type of it.
+    Args:
+        device: torch's type of it.
+        compiled: whether the step is.
+        has_adapter: whether it trains an adapter instead of the weights.
     """
-    return EAGER_SHARE if device == "cpu" and not compiled else 1.0
+    if device != "cpu" or compiled:
+        return 1.0
+    return ADAPTER_EAGER_SHARE if has_adapter else EAGER_SHARE
 
 
 def estimate_hours(flops: float, device: DeviceSpec, ranks: int = 1, mfu: float | None = None) -> float:

@@ -114,6 +114,12 @@ def count_vocabulary_doublings(data: str, other: str) -> float:
     return abs(math.log2(sizes[0] / sizes[1])) if len(sizes) == 2 else 0.0
 
 
+def measure_difference(data: str, other: str) -> float:
+    """Returns how far apart two kinds of model are: features that one of them has, and doublings of the vocabulary."""
+    features = [set(", ".join(each.split("; ")[2:]).split(", ")) - {""} for each in (data, other)]
+    return len(features[0] ^ features[1]) + count_vocabulary_doublings(data, other)
+
+
 def of_same_text(runs: Sequence[PastRun], data: str) -> list[PastRun]:
     """Returns the runs of that text in rows of that length, with any vocabulary and any features of the model.
 

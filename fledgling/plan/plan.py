@@ -302,9 +302,8 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
     step = _split(name, stage.micro_batch_size, rows, context)
     per_token += step.teacher.added_flops(config) if step.teacher else 0
     empty = 0.0 if isinstance(stage, RLConfig | DPOConfig) else empty_share(rows, step)
-    slower = cost.find_eager_share(step.device, step.compiled) / cost.find_eager_share(
-        device.kind, context.step.compiled
-    )
+    slower = cost.find_eager_share(step.device, step.compiled, step.adapter is not None)
+    slower /= cost.find_eager_share(device.kind, context.step.compiled)
     measured = find_adapter_share(device, per_token, step) if context.settings.mfu is None else None
     share = measured or context.mfu * slower
     hours = cost.estimate_hours(per_token * tokens, device, ranks, share) / (1 - empty)

@@ -25,7 +25,7 @@ from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed, fit_phases
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
-from fledgling.plan.cost import FULL_EAGER_SHARE
+from fledgling.plan.cost import EAGER_SHARE
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
 from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step, list_mixture_sources
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
@@ -56,6 +56,7 @@ from fledgling.train.stage import Eval
 from fledgling.train.stage_settings import require_valid_settings
 from fledgling.train.training_speed import SECONDS, measure_training_speed
 
+LEAST_SHARE = 0.7  # of the FLOP/s that steps without compiling let expect, below which a depth is measured again
 MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; compiling is needed anyhow
 ESTIMATE_STEPS = 2  # that are timed without compiling
 MAX_GROWTH = 1.5  # of a later stage's steps, where time is left over
@@ -95,9 +96,11 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
     seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)
 
-    def measure(sized: Recipe) -> TrainingSpeed:
+    def measure(sized: Recipe, expected: float) -> TrainingSpeed:
         before = measure_core_share()
         speed = measure_training_speed(sized, world, setup, seconds)
+        if speed.flops < LEAST_SHARE * expected:  # other processes computed, or it is so
+            speed = max(speed, measure_training_speed(sized, world, setup, seconds), key=lambda each: each.flops)
         share = min(before, measure_core_share())  # another process that ran for a moment does not count
         return replace(speed, core_share=share, cores=count_cores())
 
@@ -117,17 +120,18 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     if setup.compiled and world.device.type == "cpu" and not is_pinned:
         try:
             eager = measure_training_speed(recipe, world, replace(setup, compiled=False), 0.0, ESTIMATE_STEPS)
-            estimated = [replace(eager, flops=eager.flops / FULL_EAGER_SHARE)]
+            estimated = [replace(eager, flops=eager.flops / EAGER_SHARE)]
             likely = replace(recipe, model=choose(estimated).recipe.model)
         except UserError:  # the measured speed has the last word
             estimated = []
-    speeds = [measure(likely)]
+    expected = estimated[0].flops if estimated else 0.0
+    speeds = [measure(likely, expected)]
     if likely.model.depth == recipe.model.depth:
         estimated = []
     others = [replace(speed, core_share=speeds[0].core_share, cores=speeds[0].cores) for speed in estimated]
     run = choose([*speeds, *others])  # which say how the speed changes with the depth
     if run.recipe.model.depth != likely.model.depth:
-        speeds.append(measure(replace(recipe, model=run.recipe.model)))
+        speeds.append(measure(replace(recipe, model=run.recipe.model), expected))
         run = choose(speeds)
     place = {key: getattr(recipe.run, key) for key in ("compile", "ranks", "out")}
     return replace(
@@ -277,7 +281,7 @@ class _BudgetedStageRunner:
         if made:
             self.threads = torch.get_num_threads()
         if made and pace.seconds:
-            self.slowdown = pace.slowdown
+            self.slowdown = pace.usual_slowdown
         return made
 
     def set_steps(self, name: str, ahead: tuple[StageSeconds, ...]) -> Recipe:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +43,7 @@ class RenderedConversation:
     dropped_thoughts: int = 0  # answers whose thought the model's template leaves out
 
 
-@dataclass(frozen=True)
-class _Segment:
+class _Segment(NamedTuple):  # which is made three times as fast as a frozen dataclass, by millions
     """A special token by name, or text; and whether its tokens are targets."""
 
     text: str

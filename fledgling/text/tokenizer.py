@@ -299,7 +299,8 @@ class Tokenizer:
     @property
     def can_chat(self) -> bool:
         """Whether conversations can be rendered: by a layout of its own, or with the tokens of ours."""
-        return bool(self.chat_layout) or {"<|user_start|>", "<|assistant_end|>"} <= self.special_tokens.keys()
+        names = self.special_tokens
+        return bool(self.chat_layout) or ("<|user_start|>" in names and "<|assistant_end|>" in names)
 
     def encode_layout(self, text: str) -> list[int]:
         """Returns the ids of a rendered conversation; names of control tokens become these tokens."""

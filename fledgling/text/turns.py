@@ -26,6 +26,7 @@ from typing import Any
 from fledgling.config import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+LAYOUT_ROLES = ("user", "assistant")  # in turn
 PART_TYPES = ("text", "python", "output")  # of an assistant's message; the others have text alone
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of an assistant's message
 SEPARATOR = "\n\n"  # between what is joined
@@ -52,6 +53,8 @@ def normalize_turns(
     Raises:
         UserError: a message that cannot be read, or no message that could be the user's.
     """
+    if not tools and _needs_no_change(messages):
+        return [dict(message) for message in messages], []
     changes: list[str] = []
     turns = _drop_empty(_merge_tool_results(messages, changes), changes)
     system = [text for role, parts in _leading_system(turns) if (text := join_text(parts))]
@@ -81,6 +84,17 @@ def normalize_turns(
         system.append(describe_tools(tools))
     result = [{"role": "system", "content": SEPARATOR.join(system)}] if system else []
     return [*result, *({"role": role, "content": _simplify_content(parts)} for role, parts in joined)], changes
+
+
+def _needs_no_change(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether messages are turns already, as almost all of a data set are: user and assistant, text alone."""
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or len(message) != 2 or message.get("role") != LAYOUT_ROLES[number % 2]:
+            return False
+        content = message.get("content")
+        if not isinstance(content, str) or not content.strip():
+            return False
+    return bool(messages)
 
 
 def is_learned(part: Mapping[str, Any]) -> bool:

@@ -33,7 +33,9 @@ from fledgling.train.source_positions import Positions, SetPart
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
 ROWS_PER_BAD_ROW = 100  # one row in this many of a public set may be no conversation
 SAMPLED_CONVERSATIONS = 256  # from which the mean length of a source is measured
-TOKENIZER_CONVERSATIONS = 4000  # conversations of the skills that the tokenizer is trained on too
+# Conversations of the skills that the tokenizer is trained on too, besides the text. With 1,536 entries those of the
+# quickstart are 4 % (arithmetic) to 15 % (identity) shorter than with 4,000, and its text is 1 % longer.
+TOKENIZER_CONVERSATIONS = 30_000
 
 
 @dataclass(frozen=True)

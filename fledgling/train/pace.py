@@ -124,8 +124,19 @@ class StagePace:
 
     def measure_slowdown(self, planned: float) -> float:
         """Returns and keeps the measured time of a step as a share of the planned; planned: steps that are left."""
-        window = int(min(MAX_WINDOW, max(MIN_WINDOW, planned / WINDOW_DIVISOR)))
+        self.slowdown = self._measure(int(min(MAX_WINDOW, max(MIN_WINDOW, planned / WINDOW_DIVISOR))))
+        return self.slowdown
+
+    @property
+    def usual_slowdown(self) -> float:
+        """The time of a step as a share of the planned, for the stages that follow.
+
+        It is of the last quarter of this session's steps, and of `MIN_WINDOW` at least. At the end of a stage
+        `slowdown` is that of `MIN_WINDOW` steps, which one interruption can double.
+        """
+        return self._measure(max(MIN_WINDOW, len(self.seconds) // WINDOW_DIVISOR))
+
+    def _measure(self, window: int) -> float:
         recent = list(self.seconds)[-window:]
         missing = (window - len(recent)) * self.stage.step_seconds * self.start_slowdown
-        self.slowdown = (sum(recent) + missing) / (window * self.stage.step_seconds)
-        return self.slowdown
+        return (sum(recent) + missing) / (window * self.stage.step_seconds)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 from fledgling.config import load_recipe
 from fledgling.plan.comparable_runs import Planned
@@ -10,6 +11,11 @@ from fledgling.plan.shifted_loss import ShiftedLoss
 
 DATA = describe_data(load_recipe("quickstart", ["model.preset=nanochat-2025"]))
 TRUTH = ShiftedLoss(0.4, 7e8, 1.3e10)
+
+
+def with_vocabulary(entries: int) -> str:
+    """Returns what the text of runs with another vocabulary is called."""
+    return re.sub(r"\d+ entries", f"{entries} entries", DATA)
 
 
 def make_run(draw: random.Random, noise=0.01, parameters=None, tokens=None) -> PastRun:

@@ -7,11 +7,18 @@ from dataclasses import replace
 import pytest
 
 from fledgling.config import load_recipe
-from fledgling.plan.bits_forecast import MAX_PASSES, count_size_outside, fit_runs, forecast_bits, forecast_last_bits
-from fledgling.plan.comparable_runs import Planned, get_size, select_runs
+from fledgling.plan.bits_forecast import (
+    MAX_PASSES,
+    BitsForecaster,
+    count_size_outside,
+    fit_runs,
+    forecast_bits,
+    forecast_last_bits,
+)
+from fledgling.plan.comparable_runs import ENOUGH_OWN_RUNS, Planned, get_size, select_runs
 from fledgling.plan.interval import BEYOND
 from fledgling.plan.past_runs import BITS, FIRST_BITS, SHIPPED, describe_data, load_past_runs
-from tests.plan.past_run_samples import DATA, TRUTH, make_run, plan_of
+from tests.plan.past_run_samples import DATA, TRUTH, make_run, plan_of, with_vocabulary
 
 SHIPPED_RUNS = load_past_runs((SHIPPED,))
 QUICKSTART = [run for run in SHIPPED_RUNS if run.budget == 720 and run.parameters == 3_670_016]  # seeds 1, 2 and 3
@@ -89,20 +96,79 @@ def test_runs_with_other_features_count_until_enough_have_the_same():
     draw = random.Random(5)
     config = load_recipe("quickstart", ["model.preset=nanochat-2025", "model.smear=true"])
     data = describe_data(config)
-    plain, other = [make_run(draw) for _ in range(8)], [replace(make_run(draw), data=data) for _ in range(5)]
-    plan = replace(plan_of(make_run(draw)), data=data)
-    few, enough = (
-        forecast_bits(plan, plain + other[:3]),
-        forecast_bits(plan, plain + other),
+    plain, other = (
+        [make_run(draw) for _ in range(8)],
+        [replace(make_run(draw), data=data) for _ in range(ENOUGH_OWN_RUNS)],
     )
+    plan = replace(plan_of(make_run(draw)), data=data)
+    few, enough = forecast_bits(plan, plain + other[:3]), forecast_bits(plan, plain + other)
     assert few.runs == 11 and "other features" in few.note and few.high > 1.09 * few.value
-    assert enough.runs == 5 and "other features" not in enough.note
+    assert enough.runs == ENOUGH_OWN_RUNS and "other features" not in enough.note
     assert forecast_bits(replace(plan, data=data.replace("256", "512")), plain).runs == 0, "another text"
 
 
+def test_with_four_own_runs_of_one_length_the_others_still_say_what_other_lengths_come_to():
+    """A law of four runs of one length says nothing of others; scaled, those of another vocabulary do.
+
+    The interval has the own runs' error within their sizes, and that of the others a doubling away.
+    """
+    draw, data = random.Random(11), with_vocabulary(3072)
+    others = [make_run(draw) for _ in range(20)]
+    own = [make_run(draw, parameters=2_100_000, tokens=1_000_000 + 1_000 * n) for n in range(4)]
+    own = [replace(run, data=data, measured={FIRST_BITS: 0.93 * run.measured[FIRST_BITS]}) for run in own]
+    here, far = (
+        replace(plan_of(make_run(draw, 0.0, 2_100_000, tokens)), data=data, passes=1.0) for tokens in (10**6, 4 * 10**6)
+    )
+    for plan in (here, far):
+        forecast, truth = forecast_bits(plan, others + own), 0.93 * TRUTH.loss(plan.parameters, plan.tokens)
+        assert forecast.value == pytest.approx(truth, rel=0.02) and forecast.holds(truth)
+        assert "vocabulary" in forecast.note
+    widths = [math.log(each.high / each.low) for each in (forecast_bits(plan, others + own) for plan in (here, far))]
+    before = forecast_bits(here, others + own[:3])
+    assert 2 * widths[0] < widths[1] and 1.5 * widths[0] < math.log(before.high / before.low)
+
+
+def test_how_far_off_the_others_are_does_not_count_as_an_error_of_the_law():
+    draw, data = random.Random(12), with_vocabulary(3072)
+    others = [make_run(draw, noise=0.0) for _ in range(12)]
+    own = [replace(make_run(draw, noise=0.0), data=data) for _ in range(5)]
+    own = [replace(run, measured={FIRST_BITS: 0.7 * run.measured[FIRST_BITS]}) for run in own]
+    for count in (1, 3, 5):
+        forecaster = BitsForecaster(others + own[:count], data)
+        assert forecaster.usual_error < 0.01
+        assert forecaster.forecast(replace(plan_of(own[0]), data=data)).value == pytest.approx(
+            own[0].measured[FIRST_BITS], rel=0.01
+        )
+    few = BitsForecaster(others[:3] + own, data)
+    assert few.runs == own, "too few others to be scaled"
+
+
+def test_of_several_other_kinds_of_model_the_nearest_counts_alone():
+    """Runs without features were worse: with those with another vocabulary they misled a plan by 8 %."""
+    draw, data = random.Random(14), f"{with_vocabulary(2048)}; smear, scalars"
+    near, far = f"{DATA}; smear, scalars", f"{with_vocabulary(2048)}; smear"
+    runs = [replace(make_run(draw), data=each) for each in (near, far) for _ in range(6)]
+    worse = [replace(make_run(draw), data=DATA, measured={FIRST_BITS: 3.0}) for _ in range(9)]
+    assert {run.data for run in select_runs([*worse, *runs], data, FIRST_BITS)} == {near}
+    few = [*worse[:3], *runs[:3]]
+    assert len(select_runs(few, data, FIRST_BITS)) == 6, "no kind has enough for a law"
+
+
+def test_the_change_of_later_stages_is_that_of_own_runs_where_four_had_some():
+    draw, data = random.Random(13), with_vocabulary(3072)
+    others = [make_run(draw) for _ in range(8)]
+    own = [replace(make_run(draw), data=data) for _ in range(4)]
+    own = [replace(run, measured={**run.measured, BITS: 1.05 * run.measured[FIRST_BITS]}) for run in own]
+    plan = replace(plan_of(own[0]), data=data)
+    first = forecast_bits(plan, others + own)
+    last = forecast_last_bits(plan, others + own, first)
+    assert last is not None and last.value == pytest.approx(1.05 * first.value)
+    alone = [replace(run, data=with_vocabulary(2048), later_flops=0.0) for run in others]  # of a nearer kind
+    assert forecast_last_bits(plan, alone + others, first) is not None, "runs of pretraining alone say nothing of it"
+
+
 def test_runs_with_another_vocabulary_count_and_are_scaled_to_the_own_ones():
-    draw, data = random.Random(7), DATA.replace("1024 entries", "2048 entries")
-    assert data != DATA
+    draw, data = random.Random(7), with_vocabulary(3072)
     other = [make_run(draw) for _ in range(12)]
     own = [replace(run, data=data) for run in (make_run(draw), make_run(draw))]
     own = [replace(run, measured={**run.measured, FIRST_BITS: 0.9 * run.measured[FIRST_BITS]}) for run in own]
@@ -111,7 +177,7 @@ def test_runs_with_another_vocabulary_count_and_are_scaled_to_the_own_ones():
     alone, scaled = forecast_bits(plan, other), forecast_bits(plan, other + own)
     assert alone.value == pytest.approx(planned.measured[FIRST_BITS], rel=0.02) and "vocabulary" in alone.note
     assert scaled.value == pytest.approx(0.9 * planned.measured[FIRST_BITS], rel=0.02)
-    far = forecast_bits(replace(plan, data=DATA.replace("1024 entries", "32768 entries")), other)
+    far = forecast_bits(replace(plan, data=with_vocabulary(49_152)), other)
     assert math.log(far.high / far.low) > 3 * math.log(alone.high / alone.low), "five doublings away"
 
 

@@ -116,7 +116,7 @@ def test_with_few_and_noisy_past_runs_the_choice_is_seldom_worse_than_the_recipe
     draw, pinned = random.Random(minutes), choose(minutes, is_pinned=True)
     losses = []
     for count in [4, 6, 8] * 3:
-        sizes = [(draw.choice([655_360, 3_670_016]), 10 ** draw.uniform(5.3, 6.0)) for _ in range(count)]
+        sizes = [(draw.choice([786_534, 3_932_458]), 10 ** draw.uniform(5.3, 6.0)) for _ in range(count)]
         past = [make_run(draw, 0.03, *size) for size in sizes]
         losses.append(true_loss(choose(minutes, runs=past)) / true_loss(pinned))
     assert max(losses) < 1.06 and sum(loss > 1.005 for loss in losses) <= 2 and sum(losses) < len(losses), losses
@@ -128,18 +128,18 @@ def test_where_the_recipes_depth_would_read_far_less_than_every_past_run_it_has_
     draw = random.Random(1)
     past = [
         make_run(draw, 0.02, parameters, tokens)
-        for parameters in (655_360, 1_720_320, 3_670_016)
+        for parameters in (786_534, 1_917_160, 3_932_458)
         for tokens in (4e6, 8e6)
     ]
     short = choose(3, 1500.0, runs=past)
     assert short.recipe.model.depth <= 2 and true_loss(short) < 0.8 * true_loss(choose(3, 1500.0, is_pinned=True))
-    assert choose(12, 5000.0, runs=past).recipe.model.depth == 3, "between the past runs"
+    assert choose(15, 5000.0, runs=past).recipe.model.depth == 3, "between the past runs"
 
 
 def test_with_later_stages_the_depth_is_that_of_the_best_model_at_the_end():
     """A small model reads the most text, and learns the least of what comes after it."""
     draw = random.Random(0)
-    sizes = {1: 163_840, 2: 655_360, 3: 1_720_320, 4: 3_670_016}
+    sizes = {1: 245_828, 2: 786_534, 3: 1_917_160, 4: 3_932_458}
     past = [make_run(draw, 0.0, parameters, tokens) for parameters in sizes.values() for tokens in (4e5, 2e6, 8e6)]
     kept = choose(12, runs=past)
     small_forget = ShiftedLoss(0.4, 3e10, 1.3e10)

@@ -7,7 +7,7 @@ from fledgling.plan import bits_forecast
 from fledgling.plan.comparable_runs import MAX_FITTED
 from fledgling.plan.depth_choice import MAX_COMPARED, SizeComparison, choose_laws
 from fledgling.plan.shifted_loss import ShiftedLoss, fit_laws
-from tests.plan.past_run_samples import DATA, make_run, plan_of
+from tests.plan.past_run_samples import DATA, make_run, plan_of, with_vocabulary
 
 
 def test_sizes_are_compared_by_the_runs_of_those_features_that_most_have():
@@ -20,7 +20,7 @@ def test_sizes_are_compared_by_the_runs_of_those_features_that_most_have():
 
 def test_sizes_are_compared_by_runs_with_another_vocabulary_where_there_are_none_of_the_own():
     """With 2,048 entries, twelve minutes had taken depth 4 by no law at all: 515 steps of pretraining."""
-    draw, data = random.Random(6), DATA.replace("1024 entries", "2048 entries")
+    draw, data = random.Random(6), with_vocabulary(3072)
     runs = [make_run(draw) for _ in range(6)]
     assert data != DATA and {run.data for run in choose_laws(runs, data, 4_000_000, True).runs} == {DATA}
     assert not choose_laws(runs, DATA.replace("rows of 256", "rows of 512"), 4_000_000, True).laws

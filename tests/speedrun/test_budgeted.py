@@ -185,6 +185,30 @@ def test_a_compiled_run_within_a_budget_has_the_memory_of_one_without(recipe, cl
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01) and len(sizes[0]) == 1
 
 
+@pytest.mark.parametrize(("busy", "again"), [(2e9, 5e9), (2e9, 2e9), (2e9, 1e9)])
+def test_a_speed_far_below_the_estimate_is_measured_again(recipe, monkeypatch, busy, again):
+    """Another process computed while a depth was measured, and twelve minutes became 427 steps of a deeper model."""
+    setup = replace(choose_setup(recipe.run, World.start("cpu")), compiled=True, peak_flops=1e15)
+    monkeypatch.setattr(budgeted, "set_up_device", lambda *arguments: setup)
+    monkeypatch.setattr(budgeted, "measure_core_share", lambda: 1.0)
+    rates, chosen = iter([5e9, busy, again]), []
+
+    def measure(sized, world, setup, *least):
+        return TrainingSpeed(next(rates), training_flops_per_token(sized.resolve_model()), "measured here")
+
+    def choose(recipe, budget, device, ranks, speeds, spent, is_pinned):
+        chosen.append([speed.flops for speed in speeds])
+        return SimpleNamespace(recipe=recipe)
+
+    monkeypatch.setattr(budgeted, "measure_training_speed", measure)
+    monkeypatch.setattr(budgeted, "choose_budgeted_run", choose)
+    monkeypatch.setattr(
+        budgeted, "replace", lambda value, **changes: value if "given" in changes else replace(value, **changes)
+    )
+    budgeted.measure_and_choose(recipe, BUDGET, SimpleNamespace(spent=0.0), False)
+    assert chosen[-1] == [max(busy, again)] and next(rates, None) is None
+
+
 def test_the_depth_that_is_measured_is_the_one_that_a_few_steps_without_compiling_lead_to(recipe, monkeypatch):
     """Compiling takes most of a measurement: the recipe's own depth is measured where it is likely to stay."""
     setup = replace(choose_setup(recipe.run, World.start("cpu")), compiled=True, peak_flops=1e15)

@@ -143,6 +143,43 @@ def test_the_layout_takes_every_result_and_the_rule_changes_it_no_further(messag
     assert normalize_turns(result) == (result, [])
 
 
+TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant"]), "content": st.sampled_from(["a", "b ", " "])}
+)
+
+
+@given(st.lists(st.one_of(TURN, MESSAGE), max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_messages_that_need_no_change_are_read_as_their_parts_are(messages):
+    def normalize_or_explain(given_messages):
+        try:
+            return normalize_turns(given_messages)
+        except UserError as error:
+            return str(error)
+
+    in_parts = [
+        {**message, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}
+        for message in messages
+        for content in [message["content"]]
+    ]
+    assert normalize_or_explain(messages) == normalize_or_explain(in_parts)
+
+
+def test_turns_that_need_no_change_are_copied_and_lose_neither_tools_nor_weights():
+    given_turns = turns(("user", "a"), ("assistant", "b"))
+    result, changes = normalize_turns(given_turns)
+    assert result == given_turns and not changes
+    result[0]["content"] = "c"
+    assert given_turns[0]["content"] == "a"
+    described = normalize_turns(given_turns, [{"name": "add"}])[0]
+    assert described[0]["role"] == "system" and "add" in described[0]["content"]
+    given_turns[1]["weight"] = 0
+    assert normalize_turns(given_turns)[0][1]["content"] == [{"type": "text", "text": "b", "weight": 0}]
+    given_turns[1]["weight"] = 2
+    with pytest.raises(UserError, match="weight 2"):
+        normalize_turns(given_turns)
+
+
 def test_a_message_of_weight_zero_joined_to_a_learned_one_stays_not_learned():
     messages = [
         {"role": "user", "content": "a"},

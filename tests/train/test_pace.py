@@ -57,6 +57,20 @@ def test_what_follows_is_shortened_by_the_same_share():
     assert pace.slowdown == pytest.approx(2.0, rel=0.02)
 
 
+def test_the_next_stage_counts_with_the_speed_of_more_than_the_last_few_steps():
+    """Three slow steps at the end of pretraining took a quarter of midtraining's."""
+    clock, pace, horizon = make(420.0)
+    made = run_stage(pace, horizon, clock, lambda step: 3.0 if step >= 395 else 1.0)
+    assert made >= 395 and pace.slowdown > 1.5 and pace.usual_slowdown < 1.15
+    clock, pace, horizon = make(1000.0)
+    run_stage(pace, horizon, clock, lambda step: 2.0 if step >= 300 else 1.0)
+    assert pace.usual_slowdown == pytest.approx(2.0), "a machine that became slower stays so"
+    _, pace, _ = make(100.0)
+    assert pace.usual_slowdown == 1.0, "of no step it is that of the stages before"
+    pace.seconds.append(18.0)
+    assert pace.usual_slowdown == pytest.approx((18 + 7) / 8), "one slow step counts as an eighth"
+
+
 def test_a_resumed_stage_has_what_its_earlier_sessions_left():
     clock, pace, horizon = make(400.0)
     pace.clock.before = 200.0

@@ -22,17 +22,18 @@ from fledgling.tasks.skills.templates import (
     sample_plural_noun,
     sample_story_words,
 )
-from fledgling.tasks.task import DEV, PRACTICE, TEST, TRAIN, GeneratedTask, Question, is_held_out
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, is_held_out
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_COMPOSED = 2  # the first families of an operation, composed of phrases and frames: "subtract 3 from 5"
 _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 @lru_cache(maxsize=1)
 def _train_templates() -> dict[str, tuple[tuple[tuple[str, ...], ...], ...]]:
-    """Returns the training cores of each operation by family and pattern: composed wordings, and twice the varied ones.
+    """Returns the training cores of each operation by family and pattern: 2 composed, 3 of stories, 10 varied ones.
 
-    Of the composed ones three in five are stories.
+    The composed families come first (`_COMPOSED`).
     """
     table = load_templates("arithmetic")["train"]
 
@@ -51,9 +52,8 @@ def _train_templates() -> dict[str, tuple[tuple[tuple[str, ...], ...], ...]]:
             *(frame.replace("#", name) for frame, name in zip(table["operation_first_frames"], names, strict=True)),
         )
         plain = (about_nouns, about_nouns, about_verbs, gerunds, two_parts, two_parts, (*nouns, *verbs))
-        composed = (*plain, *plain, *expand_each(table["stories"][sign]))
-        varied = expand_each(table["varied"][sign])
-        families[sign] = (composed, varied, varied)
+        stories, varied = expand_each(table["stories"][sign]), expand_each(table["varied"][sign])
+        families[sign] = (*[plain] * 2, *[stories] * 3, *[varied] * 10)
     return families
 
 
@@ -92,11 +92,12 @@ def _sample_question(rng: random.Random, which: str, held_out: bool, wording: st
         a, b = _sample_number(rng, sign), _sample_number(rng, sign)
         if is_held_out("pair", sign, min(a, b), max(a, b)) == held_out:
             break
-    # Mostly results above zero, as in users' questions; always in dev and test, whose stories make no sense below.
-    if sign == "-" and a < b and (rng.random() < 0.8 or which in (DEV, TEST)):
+    family = rng.randrange(len(_train_templates()[sign])) if which == TRAIN else 0
+    # Mostly results above zero, as in users' questions: below it in composed wordings alone, as stories make no sense.
+    if sign == "-" and a < b and (which != TRAIN or family >= _COMPOSED or rng.random() < 0.5):
         a, b = b, a
     if which == TRAIN:
-        core = rng.choice(rng.choice(rng.choice(_train_templates()[sign])))
+        core = rng.choice(rng.choice(_train_templates()[sign][family]))
         template = decorate_template(core, rng)
     elif which == PRACTICE:
         core = template = rng.choice(rng.choice(_practice_templates()[sign]))

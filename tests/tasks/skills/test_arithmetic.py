@@ -40,3 +40,16 @@ def test_a_subtraction_keeps_its_order_and_a_story_begins_with_a_capital():
     assert {q.facts["sign"] for q in turned} == {"+", "-", "*"}
     begins = [q.prompt for q in questions if q.facts["wording"].startswith("{person}") and q.prompt[0].isalpha()]
     assert 0.7 < sum(prompt[0].isupper() for prompt in begins) / len(begins) < 1.0
+
+
+def test_a_subtraction_goes_below_zero_in_composed_wordings_of_training_alone():
+    """Nobody has 335 beans, which is fewer than 10."""
+    families = arithmetic._train_templates()["-"]
+    composed = {core for family in families[: arithmetic._COMPOSED] for cores in family for core in cores}
+    below = {}
+    for which, count in ((TRAIN, 6_000), (PRACTICE, 500), (DEV, 500), (TEST, 500)):
+        draw = random.Random(1)
+        questions = [arithmetic.make_task().sample_question(draw, which, False, None) for _ in range(count)]
+        below[which] = [q.facts["wording"] for q in questions if int(q.answer) < 0]
+    assert len(below[TRAIN]) > 20 and composed.issuperset(below[TRAIN])
+    assert not below[PRACTICE] and not below[DEV] and not below[TEST]
