@@ -20,6 +20,7 @@ from fledgling.plan.comparable_runs import (
     thin_runs,
 )
 from fledgling.plan.interval import (
+    NORMAL_95,
     WIDENING,
     Forecast,
     count_doublings_outside,
@@ -29,7 +30,8 @@ from fledgling.plan.interval import (
 from fledgling.plan.past_runs import MEMORY, SECONDS, PastRun, group_dependent
 
 MIN_EXAM_RUNS = 4
-LEAST_SHARE = 0.005  # right or wrong, of an exam of 200 questions: none and one count alike
+EXAM_QUESTIONS = 200
+LEAST_SHARE = 1 / EXAM_QUESTIONS  # right or wrong: none and one count alike
 
 
 def _logit(share: float) -> float:
@@ -44,6 +46,11 @@ def _round_to_ends(share: float) -> float:
 
 def _share(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
+
+
+def _sampling_radius(share: float) -> float:
+    """Returns the 90 % radius of the logit of a share of `EXAM_QUESTIONS`, below which no radius of a forecast goes."""
+    return NORMAL_95 / math.sqrt(EXAM_QUESTIONS * max(share * (1 - share), LEAST_SHARE * (1 - LEAST_SHARE)))
 
 
 def _fit_line(points: Sequence[tuple[float, float]]) -> Callable[[float], float]:
@@ -76,7 +83,8 @@ def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forec
         line = _fit_line([place(run) for run in others])
         errors.append(max((y - line(x) for x, y in map(place, group)), key=abs))
     outside = count_doublings_outside(planned.later_flops, [run.later_flops for run in own])
-    middle, radius = _fit_line(points)(at), quantile_radius(errors) * (1 + WIDENING * outside)
+    middle = _logit(_share(_fit_line(points)(at)))  # which has ends
+    radius = max(quantile_radius(errors) * (1 + WIDENING * outside), _sampling_radius(_share(middle)))
     note = f"beyond the past runs by a factor of {2**outside:.1f}" if outside > 0.1 else ""
     low, high = (_round_to_ends(_share(end)) for end in (middle - radius, middle + radius))
     return Forecast(exam, _share(middle), low, high, len(groups), note)

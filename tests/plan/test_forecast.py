@@ -74,3 +74,16 @@ def test_an_interval_that_reaches_the_end_of_an_exam_includes_it():
     plan = plan_of(runs[0])
     forecast = forecast_exam(plan, runs, "spelling")
     assert forecast.low == 0.0 < forecast.value and forecast.holds(0.0)
+
+
+def test_no_interval_of_an_exam_is_narrower_than_two_hundred_questions_make_it():
+    """Five past runs gave 100 % to 100 % for an exam that runs of 12 minutes answered at 96 %."""
+    draw = random.Random(4)
+    runs = [replace(make_run(draw, tokens=200_000 + 1000 * n), start=f"seed {n}", later_flops=1e12) for n in range(6)]
+    for share, radius in ((0.5, 0.057), (0.96, 0.02)):
+        same = [replace(run, measured=run.measured | {"spelling": share}) for run in runs]
+        forecast = forecast_exam(plan_of(same[0]), same, "spelling")
+        assert forecast.low <= share - radius and forecast.high >= share + 0.6 * radius
+    points = [replace(run, later_flops=4.0**n, measured={"spelling": 0.1 + 0.17 * n}) for n, run in enumerate(runs)]
+    far = forecast_exam(replace(plan_of(runs[0]), later_flops=4.0**12), points, "spelling")
+    assert far.value > 0.99 and far.low < 0.98
