@@ -311,9 +311,9 @@ def change_horizon(context: LoopContext, horizon: StageHorizon, step: int, secon
         return
     world, recorder = context.world, context.recorder
     chosen = context.choose_steps(horizon, step, seconds) if world.is_main else 0
-    steps = min(max(int(world.all_gather_object(chosen)[0]), step + 1), horizon.planned)
+    steps = min(max(int(world.all_gather_object(chosen)[0]), step + 1), horizon.limit)
     if steps != horizon.steps:
-        text = f"step {step}: {steps:,} steps instead of {horizon.steps:,}, to end in time"
+        text = f"step {step}: {steps:,} steps instead of {horizon.steps:,}, for the time that is left"
         before, now = (round(count / (PRINTED_CHANGE * horizon.planned)) for count in (horizon.steps, steps))
         recorder.log_notice(text, is_printed=now != before, total_steps=steps)
         horizon.change(step, steps)

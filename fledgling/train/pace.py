@@ -5,10 +5,10 @@ seconds of planned steps ahead, all at the speed of the plan, and a machine that
 
     q = (L - w F) / (w S)
 
-is the share of the planned steps that fits. The stage makes q of those that its schedule has left, and later stages q
-of theirs. w is measured over as many steps as a quarter of those that are left, the planned speed standing in for steps
-not made yet: a short interruption changes little, a lasting one as much as it lasts. A stage keeps the steps that the
-end of its schedule takes (`count_tail_steps`), whatever the time.
+is the share of the planned steps that fits. The stage makes q of those that its schedule has left, up to the limit of
+its `StageHorizon`, and later stages q of theirs. w is measured over as many steps as a quarter of those that are left,
+the planned speed standing in for steps not made yet: a short interruption changes little, a lasting one as much as it
+lasts. A stage keeps the steps that the end of its schedule takes (`count_tail_steps`), whatever the time.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class StagePace:
         q = compute_affordable_fraction(self.clock.left, (ahead, *self.later), slowdown)
         left = horizon.steps - step
         possible = max(int(planned * q), count_tail_steps(rest, self.decay_fraction, planned))
-        possible = min(possible, horizon.planned - step)
+        possible = min(possible, horizon.limit - step)
         allowed = max(1.0, TOLERANCE * left) * (1 if possible < left else 2)
         return horizon.steps if abs(possible - left) <= allowed else step + max(1, possible)
 

@@ -302,7 +302,9 @@ def start_state(stage: Stage, context: StageContext, saved: Checkpoint | None) -
     lr_multiplier = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
     table = recipe.optimizer if name == "pretrain" else replace(recipe.optimizer, tied_updates=0)
     optimizer = Optimizer(context.model, table, context.world, lr_multiplier, setup.compiled, setup.dtype)
-    horizon = StageHorizon(stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes))
+    horizon = StageHorizon(
+        stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes), most=stage.most_steps
+    )
     state = TrainState(stage, optimizer, Health(), Totals(), horizon)
     start_step = 0
     torch.manual_seed(recipe.seed)

@@ -66,5 +66,6 @@ class Stage:
     row_weights: dict[str, float] = field(default_factory=dict)  # of the sources of its mixture, kept on resume
     positions: Callable[[], dict[str, Any]] | None = None  # of its sources, for the checkpoint; None: it reads none
     count_reading: Callable[[], list[dict[str, Any]]] = list  # what its sources have given, for done.json
+    most_steps: int = 0  # to which a deadline may raise the steps; 0: it may only lower them
     recorded_changes: list[tuple[int, int]] = field(default_factory=list)  # of its steps, where it is replayed
     extra_metrics: Callable[[], dict[str, Any]] = field(default=dict)  # recorded with the loss, such as RL's reward

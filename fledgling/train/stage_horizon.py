@@ -1,8 +1,9 @@
 """The number of steps of a stage, which a run may change while it trains, and the progress of its schedule then.
 
-A run with a deadline (`fledgling.train.pace`) makes fewer steps where its machine slows down. Its schedule is then run
-through faster instead of being cut off: after a change at step s from S to S' steps, the progress rises linearly from
-what it was at s to 1 at S'. So the learning rate has no jump, and decays to its end whatever the schedule's form.
+A run with a deadline (`fledgling.train.pace`) makes fewer steps where its machine slows down, and more where it is
+faster than planned. Its schedule is then run through faster or slower instead of being cut off: after a change at step
+s from S to S' steps, the progress rises linearly from what it was at s to 1 at S'. So the learning rate has no jump,
+and decays to its end whatever the schedule's form.
 
 Every change is in the checkpoints and is a function of the step alone, so that a resumed run continues with it and
 `fledgling verify` makes the same steps again. When the stage has ended, the run's recipe.toml has the steps that it
@@ -17,6 +18,8 @@ from typing import Any
 
 from fledgling.config import STAGES, Recipe
 
+MAX_GROWTH = 1.15  # of the planned steps of a stage, which is begun with conversations for about as many
+
 
 @dataclass
 class StageHorizon:
@@ -27,21 +30,28 @@ class StageHorizon:
         changes: (finished steps when it was made, steps from then on) in order.
         is_recorded: the changes are those of a finished record, which no checkpoint replaces.
         earlier: the changes of other plans, by the steps that were planned: a user has set another number since.
+        most: steps to which a change may raise them; fewer than `planned`: not at all.
     """
 
     planned: int
     changes: list[tuple[int, int]] = field(default_factory=list)
     is_recorded: bool = False
     earlier: dict[str, list[list[int]]] = field(default_factory=dict)
+    most: int = 0
 
     @property
     def steps(self) -> int:
         """The steps that the stage makes, as far as is known now."""
         return self.changes[-1][1] if self.changes else self.planned
 
+    @property
+    def limit(self) -> int:
+        """The largest number of steps that the stage may make."""
+        return max(self.planned, self.most)
+
     def change(self, step: int, steps: int) -> None:
-        """Sets the steps of the stage, after `step` of them; at least one follows, and none beyond the planned."""
-        assert step < steps <= self.planned, f"{steps} steps after {step} of {self.planned}"
+        """Sets the steps of the stage, after `step` of them; at least one follows, and none beyond the limit."""
+        assert step < steps <= self.limit, f"{steps} steps after {step} of {self.limit}"
         self.changes = [change for change in self.changes if change[0] < step] + [(step, steps)]
 
     def progress(self, step: int) -> float:
@@ -68,6 +78,11 @@ class StageHorizon:
         self.earlier = known
         if not self.is_recorded:
             self.changes = read_changes(own)
+
+
+def grow_steps(steps: int) -> int:
+    """Returns the steps to which a deadline may raise those of a stage."""
+    return round(MAX_GROWTH * steps)
 
 
 def read_changes(values: Iterable[Iterable[int]]) -> list[tuple[int, int]]:

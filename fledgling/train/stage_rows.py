@@ -25,7 +25,9 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.data_preparer import DataPreparer, MixtureParts, find_held_out_source, split_mixture
 from fledgling.train.source_positions import Positions, SetPart, SourcePositions
 
-SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
+# Conversations prepared beyond what the planned steps read, so that packing never wraps around; where a deadline raises
+# the steps (`stage_horizon.MAX_GROWTH`) the last ones may read the first rows again.
+SPARE_FACTOR = 1.1
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fledgling.train.distill.build import distill_stage
 from fledgling.train.evals import build_compression_eval, build_core_evals, build_evals
 from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.stage_horizon import grow_steps
 from fledgling.train.stage_rows import RowsRequest, StageRows, prepare_stage_rows
 from fledgling.train.stage_settings import require_weights_to_round
 
@@ -37,6 +38,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
     stage = Stage(
         name=name,
         steps=stage_rows.steps,
+        most_steps=grow_steps(stage_rows.steps),
         batches=stream,
         loss=next_token_loss,
         schedule=make_schedule(context.recipe, name, stage_rows.steps),
@@ -106,7 +108,7 @@ def open_stream(
         stage_rows.sources,
         rows_per_step=stage_rows.rows_per_step,
         micro_batch_size=micro_batch_size,
-        steps=stage_rows.steps,
+        steps=grow_steps(stage_rows.steps),
         seed=context.recipe.seed,
         rank=context.world.rank,
         world_size=context.world.size,

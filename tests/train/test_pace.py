@@ -5,7 +5,7 @@ import pytest
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan.stage_seconds import StageSeconds
 from fledgling.train.pace import LAST_RATE, RunClock, StagePace, count_tail_steps
-from fledgling.train.stage_horizon import StageHorizon
+from fledgling.train.stage_horizon import StageHorizon, grow_steps
 
 
 def run_stage(pace, horizon, clock, speed, step=0, end=0.0):
@@ -17,20 +17,29 @@ def run_stage(pace, horizon, clock, speed, step=0, end=0.0):
         if step < horizon.steps:
             chosen = pace(horizon, step, seconds)
             if chosen != horizon.steps:
-                horizon.change(step, min(max(chosen, step + 1), horizon.planned))
+                horizon.change(step, min(max(chosen, step + 1), horizon.limit))
     clock[0] += end
     return step
 
 
-def make(budget, steps=400, later=(), **stage):
+def make(budget, steps=400, later=(), most=0, **stage):
     clock = [0.0]
     pace = StagePace(RunClock(budget, 0.0, lambda: clock[0]), StageSeconds("sft", steps, 1.0, **stage), tuple(later))
-    return clock, pace, StageHorizon(steps)
+    return clock, pace, StageHorizon(steps, most=most)
 
 
 def test_a_machine_as_fast_as_planned_makes_all_planned_steps():
     clock, pace, horizon = make(405.0)
     assert run_stage(pace, horizon, clock, lambda step: 1.0) == 400 and not horizon.changes
+
+
+@pytest.mark.parametrize(("step_seconds", "made"), [(0.95, 421), (0.9, 444), (0.7, 460)])
+def test_a_machine_faster_than_planned_uses_the_time_up_to_the_most_steps(step_seconds, made):
+    clock, pace, horizon = make(400.0, most=grow_steps(400))
+    assert run_stage(pace, horizon, clock, lambda step: step_seconds) == pytest.approx(made, rel=0.01)
+    assert clock[0] <= 400.0 and horizon.limit == 460
+    clock, pace, horizon = make(400.0)  # of a stage that cannot grow, such as one of stored predictions
+    assert run_stage(pace, horizon, clock, lambda step: step_seconds) == 400
 
 
 @pytest.mark.parametrize("begins", [0, 150, 320])

@@ -25,10 +25,10 @@ from tests.fast_run import write_recipe
 
 @given(st.lists(st.integers(1, 99), max_size=4, unique=True).map(sorted), st.randoms(use_true_random=False))
 def test_progress_rises_to_one_without_a_jump_whatever_was_changed(afters, random):
-    horizon = StageHorizon(100)
+    horizon = StageHorizon(100, most=115)
     for after in afters:
         if after < horizon.steps:
-            horizon.change(after, random.randint(after + 1, 100))
+            horizon.change(after, random.randint(after + 1, horizon.limit))
     progress = [horizon.progress(step) for step in range(horizon.steps + 1)]
     assert progress[0] == 0 and progress[-1] == pytest.approx(1)
     assert all(a < b for a, b in pairwise(progress))
@@ -64,27 +64,25 @@ def test_changes_of_another_plan_are_kept_and_not_used():
     assert other.state_dict() == state
 
 
-def shorten(horizon, step, seconds):
-    """Fewer steps after the third and the fifth, as a machine that slows down twice."""
-    return {3: 8, 5: 7}.get(step, horizon.steps)
-
-
 def read_record(folder):
     stage = Path(folder) / "pretrain"
     newest = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(stage / "checkpoints"))
     return newest, [(line["loss"], line["lr_multiplier"]) for line in read_jsonl(stage / "metrics.jsonl")]
 
 
-def test_a_shortened_stage_resumes_and_verifies_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "made"), [({3: 8, 5: 7}, 7), ({3: 9, 6: 11}, 11)], ids=["a machine that slows down", "a faster one"]
+)
+def test_a_changed_stage_resumes_and_verifies_as_if_it_had_not_stopped(tmp_path, monkeypatch, changes, made):
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e15)
     options = ['stages=["pretrain"]', "pretrain.steps=10", "pretrain.save_every=2", "pretrain.decay_fraction=0.5"]
     recipe = load_recipe(write_recipe(tmp_path), options)
-    hooks = replace(NO_EVALS, choose_steps=shorten)
+    hooks = replace(NO_EVALS, choose_steps=lambda horizon, step, seconds: changes.get(step, horizon.steps))
     assert run.run_stage(recipe, "pretrain", quiet=True, hooks=hooks)
     whole, lines = read_record(recipe.run.out)
     done = json.loads((Path(recipe.run.out) / "pretrain" / "done.json").read_text())
-    assert (done["step"], done["planned_steps"], len(lines)) == (7, 10, 7)
-    assert whole.state["horizon"] == {"10": [[3, 8], [5, 7]]}
+    assert (done["step"], done["planned_steps"], len(lines)) == (made, 10, made)
+    assert whole.state["horizon"] == {"10": [list(change) for change in changes.items()]}
     assert 0 < lines[-1][1] < lines[-2][1] < lines[-3][1], "the decay is made to its end"
     found = verify_run(Path(recipe.run.out), count=2, seconds=20, seed=0)
     assert found["verdict"] == "holds", json.dumps(found, indent=1)

@@ -73,7 +73,10 @@ def load_fitting_teacher(context: StageContext, stage: str) -> Teacher:
 
 
 def distill_stage(stage: Stage, context: StageContext) -> Stage:
-    """Returns the stage with loss and batches of [distill]. Raises UserError for a teacher that does not fit."""
+    """Returns the stage with loss and batches of [distill]; its steps may not grow, as predictions are stored for them.
+
+    Raises UserError for a teacher that does not fit.
+    """
     config, metrics, setup = context.recipe.distill, StepMetrics(), context.setup
     teacher = load_fitting_teacher(context, stage.name)
     compile_teacher(teacher.model, setup.compiled and config.match == "tokens", context.world.device)
@@ -94,7 +97,7 @@ def distill_stage(stage: Stage, context: StageContext) -> Stage:
         names = {"divergence": "kl", "aligned": "aligned_fraction"}
         return stage.extra_metrics() | {names[name]: value / targets for name, value in sums.items()}
 
-    return replace(stage, batches=batches, loss=loss, extra_metrics=extra_metrics)
+    return replace(stage, batches=batches, loss=loss, extra_metrics=extra_metrics, most_steps=0)
 
 
 class TaughtSteps(WrappedStream):

@@ -18,6 +18,7 @@ from fledgling.train.read_files import list_read_files
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
+from fledgling.train.stage_horizon import grow_steps
 
 MAX_CHECKED_PROMPTS = 256
 
@@ -45,12 +46,13 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         is_deterministic(recipe.optimizer, context.world),
         load_reference(context),
         context.recorder.log_notice,
-        math.ceil(steps / (config.epochs * config.minibatches)),
+        math.ceil(grow_steps(steps) / (config.epochs * config.minibatches)),
     )
     report_cropped_prompts(stream, steps, context.recorder.log_notice)
     return Stage(
         name=name,
         steps=steps,
+        most_steps=grow_steps(steps),
         batches=stream,
         loss=stream.loss,
         schedule=make_schedule(recipe, "rl", steps),
