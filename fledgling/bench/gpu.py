@@ -67,12 +67,14 @@ def run_gpu_check(
         For each part its state ("ok", "failed (CODE)", "out of time" or "skipped"), seconds, and results as "rows".
 
     Raises:
-        UserError: a part does not exist, or minutes is not above 0.
+        UserError: a part does not exist, minutes is not above 0, or a CPU would run more than tiny shapes.
     """
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise UserError(f"--parts {','.join(unknown) or 'nothing'}: expected some of {', '.join(PARTS)}")
     require_number("--minutes", minutes, 1e7)
+    if not tiny:
+        _require_accelerator()
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     end = time.monotonic() + 60 * minutes
@@ -87,6 +89,14 @@ def run_gpu_check(
             write_json(out / "results.json", results)
             log(f"{name}: {results[name]['state']} {results[name].get('seconds', '')}")
     return results
+
+
+def _require_accelerator() -> None:
+    """Raises UserError where only a CPU would run the parts, which takes longer than their limits."""
+    from fledgling.runtime.accelerator import ACCELERATORS, is_available
+
+    if not any(map(is_available, ACCELERATORS)):
+        raise UserError("bench gpu: found no GPU; expected one, or --tiny, with which a CPU runs all parts in small")
 
 
 def run_part(

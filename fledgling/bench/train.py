@@ -137,12 +137,12 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
             clock.seconds = 0.0
         with time_collectives(communication):
             step_clock.wrap(train_step)(stage, model, optimizer, stream.next(), world)
-        if world.is_main:
+        if world.is_main and sys.stderr.isatty():
             print(f"\rstep {index + 1}/{warmup + steps}", end="", file=sys.stderr)
         if index >= warmup:
             for name, clock in zip(samples, clocks, strict=True):
                 samples[name].append(clock.seconds)
-    if world.is_main:
+    if world.is_main and sys.stderr.isatty():
         print(file=sys.stderr)
     seconds = {name: statistics.median(values) for name, values in samples.items()}
     seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]

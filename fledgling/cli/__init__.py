@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE_ERROR
+from fledgling.runtime.interrupts import interrupt_between_imports
 
 if TYPE_CHECKING:
     from cyclopts import App, Token
@@ -110,6 +111,7 @@ def build_app(called: str | None = None) -> App:
         help="Train a chat model of your own, from raw text to conversation.",
         help_epilogue=None if called else "Start with: fledgling speedrun quickstart",
         default_parameter=Parameter(negative_iterable=(), converter=convert_value),
+        suppress_keyboard_interrupt=False,  # `main` says that it was one
     )
     for position, (verb, (attribute, line)) in enumerate(COMMANDS.items()):
         help_line = None if verb == called else line
@@ -133,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit code."""
     from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
+    interrupt_between_imports()
     argv = list(sys.argv[1:] if argv is None else argv)
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
     for words in (" ".join(argv[:1]), " ".join(argv[:2])):

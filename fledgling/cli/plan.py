@@ -23,6 +23,7 @@ from fledgling.plan.text import format_inference, format_plan
 from fledgling.record.stage_aside import describe_stages_aside
 from fledgling.train.derived_values import open_unbegun
 
+DEFAULT_LAYOUT = "fledgling"
 _FIGURE = {"negative": (), "show_default": False}
 Peak = Annotated[
     float | None, Parameter(help="TFLOP/s of your own GPU: dense, in the dtype that it trains in.", **_FIGURE)
@@ -71,7 +72,7 @@ def plan(
     mfu: Mfu = None,
     price: Price = None,
     link: LinkName = None,
-    layout: Layout = "fledgling",
+    layout: Layout = DEFAULT_LAYOUT,
     inference: Annotated[bool, Parameter(negative=())] = False,
     length: int | None = None,
     conversations: int | None = None,
@@ -108,10 +109,8 @@ def plan(
         print(line, file=sys.stderr)
     if recipe and not inference:
         chosen = open_unbegun(chosen, folder)
-    training_options = {"gpus": gpus, "mfu": mfu, "price": price, "link": link}
-    training_options |= {"minutes": minutes, "hours": hours, "usd": usd}
-    inference_options = {"length": length, "conversations": conversations}
-    for name, value in (training_options if inference else inference_options).items():
+    training = {"gpus": gpus, "mfu": mfu, "price": price, "link": link, "minutes": minutes, "hours": hours, "usd": usd}
+    for name, value in (training if inference else {"length": length, "conversations": conversations}).items():
         if value is not None:
             raise UserError(f"--{name} {value} has no effect {'with' if inference else 'without'} --inference")
     if inference:
@@ -126,6 +125,8 @@ def plan(
     if budget := read_budget(minutes, hours, usd, device, ranks, price):
         from fledgling.speedrun.choose import plan_budgeted_run
 
+        _require_effect(link, layout, None if usd else price)
+
         run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None or pins_size(overrides))
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
@@ -133,6 +134,15 @@ def plan(
     settings = PlanSettings(None, gpus, mfu, price, link, layout, True, None, sizes, device, teacher, shares)
     result = make_plan(chosen, settings)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
+
+
+def _require_effect(link: str | None, layout: str, unpaid: float | None) -> None:
+    """Raises UserError for an option that a plan with a budget does not use; unpaid: a price without --usd."""
+    if unpaid is not None:
+        raise UserError(f"--price {unpaid} has no effect without --usd")
+    for name, value in {"link": link, "layout": None if layout == DEFAULT_LAYOUT else layout}.items():
+        if value is not None:
+            raise UserError(f"--{name} {value} has no effect with a budget")
 
 
 def _find_teacher(recipe: Recipe, folder: Path) -> ModelConfig | None:

@@ -32,8 +32,7 @@ def report(run: Path, /, *, out: Path | None = None, as_json: Json = False) -> N
     page = build_report(run, out)
     for line in summarize_run(run)["unreadable"]:
         print(f"not read: {line}", file=sys.stderr)
-    print_table(make_evals_table(run))
-    predictions = make_predictions_table(run)
-    if predictions.row_count:
-        print_table(predictions)
+    for shown in (make_evals_table(run), make_predictions_table(run)):
+        if shown.row_count:
+            print_table(shown)
     print(f"report: {page}")

@@ -33,6 +33,8 @@ from fledgling.runtime.world import count_launched_ranks, is_launched_rank, is_m
 from fledgling.train.start_recipe import load_start_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fledgling.speedrun.budgeted import BudgetedRun
 
 PaidGpu = Annotated[
@@ -122,10 +124,15 @@ def speedrun(
     if status.code or not is_main_process():
         return status.code
     if not stages_run:
-        done = f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to start from scratch"
-        print(done, file=sys.stderr)
+        print(describe_done(out, chosen.stages), file=sys.stderr)
     print_results(out)
     return 0
+
+
+def describe_done(out: str, stages: Sequence[str]) -> str:
+    """Returns what is done in a run directory: those of the recipe's stages that its budget had time for."""
+    made = [name for name in stages if (Path(out) / name / "done.json").is_file()]
+    return f"all is done in {out}: {', '.join(made)}; set run.out, or remove it, to start from scratch"
 
 
 def print_results(out: str) -> None:
@@ -134,9 +141,9 @@ def print_results(out: str) -> None:
     from fledgling.report.terminal_table import print_table
 
     page = build_report(out)
-    print_table(make_evals_table(out))
-    if (forecasts := make_forecasts_table(out)).row_count:
-        print_table(forecasts)
+    for table in (make_evals_table(out), make_forecasts_table(out)):
+        if table.row_count:
+            print_table(table)
     print(f"report: {page}\nchat with it: fledgling chat {out}")
 
 

@@ -252,8 +252,11 @@ def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
 
 
 def _read_text(file: Path, name: str) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of a small text file, or of the pieces of a large one."""
-    with open_file(file) as handle:
+    """Yields (bytes, origin) of a small text file, or of the pieces of a large one.
+
+    Raises NotTextError for a file that begins as one of another kind.
+    """
+    with open_text(file) as handle:
         start = handle.read(MAX_UNSPLIT_FILE + 1)
     if len(start) <= MAX_UNSPLIT_FILE and DOCUMENT_SEPARATOR not in start:
         yield start, name

@@ -101,7 +101,10 @@ def _find_text_column(names: Iterable[str], requested: str | None, file: Path) -
         if column is not None:
             return column
         if "messages" in names:
-            raise NoTextColumnError(f'{file}: has conversations ("messages"), not documents; use it as chat:{file}')
+            raise NoTextColumnError(
+                f'{file}: has conversations ("messages"), not documents; use it as chat:{file} in the mixture of '
+                f"midtrain or sft (`fledgling data inspect chat:{file}` shows them)"
+            )
         present = list_names(names)
         raise NoTextColumnError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {present}; {NAME_COLUMN}")
     if requested not in names and fold_name(requested) not in by_folded_name:

@@ -201,7 +201,7 @@ def fit_run(
             for name, count in steps.items()
             if name != "pretrain"
         )
-        memory = max(stage["memory"] for stage in plan["stages"].values())
+        memory = max(stage["memory"] for stage in _plan_made(attempt, sized, plan, settings)["stages"].values())
         planned = Planned(
             data,
             count_law_parameters(config),
@@ -218,6 +218,13 @@ def fit_run(
         for count in (0, MIN_STEPS["pretrain"])
     )
     raise _explain_least(budget, config.depth, fixed, whole)
+
+
+def _plan_made(recipe: Recipe, sized: Recipe, plan: Mapping[str, Any], settings: PlanSettings) -> Mapping[str, Any]:
+    """Returns the plan of the recipe that is made, which is `plan` unless a batch has grown."""
+    pairs = ((recipe.stage_config(name), sized.stage_config(name)) for name in sized.stages)
+    batches = ([getattr(table, "batch_tokens", None) for table in pair] for pair in pairs)
+    return plan if all(before == after for before, after in batches) else make_plan(sized, settings)
 
 
 def _explain_least(budget: Budget, depth: int, fixed: float, whole: float) -> UserError:
@@ -314,7 +321,7 @@ def _with_steps(
         every["save_every"] = every["save_every"] or max(1, made // 3)
         if not evaluations.between:
             every |= {"eval_every": 0, "sample_every": 0}
-            every |= {"core_every": made} if every.get("core_every") else {}
+            every |= {"core_every": 2 * made} if every.get("core_every") else {}  # a stage may grow
         tables[name] = replace(
             table,
             steps=made,

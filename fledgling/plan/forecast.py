@@ -2,7 +2,7 @@
 
 bits per byte   a law of parameters and tokens, fitted to the past runs of the same text (`plan.bits_forecast`)
 exams           logit of the share, linear in the logarithm of the FLOPs after pretraining
-time, memory    what was planned, times the median of measured / planned
+time, memory    what was planned, times the median of measured / planned of past runs of about the same size
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from fledgling.plan.past_runs import MEMORY, SECONDS, PastRun, group_dependent
 
 MIN_EXAM_RUNS = 4
 EXAM_QUESTIONS = 200
+EXAM_FACTOR = 8.0  # of the FLOPs after pretraining: a stage of few of its steps says little of a whole one
+RATIO_FACTOR = 4.0  # of time or memory: a run of half a minute says nothing of one of hours
+NEAR_RUNS = 9  # from which on those within this factor count alone
 LEAST_SHARE = 1 / EXAM_QUESTIONS  # right or wrong: none and one count alike
 
 
@@ -46,6 +49,10 @@ def _round_to_ends(share: float) -> float:
 
 def _share(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
+
+
+def _is_near(size: float, planned: float, factor: float) -> bool:
+    return planned / factor <= size <= planned * factor
 
 
 def _sampling_radius(share: float) -> float:
@@ -68,7 +75,9 @@ def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forec
     """
     comparable = (run for run in runs if run.wordings == planned.wordings)
     measured = [run for run in comparable if exam in run.measured and run.later_flops > 0]
-    own = thin_runs(prefer_own_features(measured, planned.data, MIN_EXAM_RUNS))
+    own = prefer_own_features(measured, planned.data, MIN_EXAM_RUNS)
+    near = [run for run in own if _is_near(run.later_flops, planned.later_flops, EXAM_FACTOR)]
+    own = thin_runs(near if len(group_dependent(near)) >= MIN_EXAM_RUNS else own)
     groups = group_dependent(own)
     if len(groups) < MIN_EXAM_RUNS or planned.later_flops <= 0:
         return None
@@ -91,9 +100,15 @@ def forecast_exam(planned: Planned, runs: Sequence[PastRun], exam: str) -> Forec
 
 
 def forecast_ratio(name: str, planned: float, runs: Sequence[PastRun]) -> Forecast:
-    """Returns time or memory: the planned value, corrected by the median of measured / planned of past runs."""
+    """Returns time or memory: the planned value, corrected by the median of measured / planned of past runs.
+
+    Those of about the planned size count alone where there are enough.
+    """
     own = [run for run in runs if run.predicted.get(name, 0) > 0 and run.measured.get(name, 0) > 0]
-    groups = [[run] for run in own] if name == SECONDS else group_dependent(own)  # each run measures its own time
+    near = [run for run in own if _is_near(run.predicted[name], planned, RATIO_FACTOR)]
+    parts = [[[run] for run in some] if name == SECONDS else group_dependent(some) for some in (near, own)]
+    groups = parts[0] if len(parts[0]) >= NEAR_RUNS else parts[1]  # each run measures its own time
+    own = [run for group in groups for run in group]
     found = [[math.log(run.measured[name] / run.predicted[name]) for run in group] for group in groups]
     errors = [max(group, key=abs) for group in found]
     bias = median(errors) if len(errors) >= MIN_LAW_RUNS else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fledgling.config.load import parse_recipe
 from fledgling.plan.budgeted_run import BudgetedRun
+from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.interval import Forecast
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.past_runs import MEMORY, SECONDS
@@ -16,7 +17,7 @@ from fledgling.record.progress_bar import format_count, format_duration
 def format_budgeted_run(run: BudgetedRun) -> str:
     """Returns the choice and its forecast in lines."""
     config = run.recipe.resolve_model()
-    made, speed = [stage for stage in run.stages if stage.steps], run.speed.flops / run.speed.flops_per_token
+    made, speed = [stage for stage in run.stages if stage.steps], run.speed.flops / training_flops_per_token(config)
     size = f"depth {config.depth} x {config.width}, {format_count(count_parameters(config)['total'])} parameters"
     times = [f"{stage.name} {stage.steps:,.0f} steps, {format_duration(stage.seconds)}" for stage in made]
     rest = sum(stage.seconds for stage in run.stages if not stage.steps)

@@ -161,7 +161,7 @@ def find_device(name: str) -> DeviceSpec:
     known = SHORT_NAMES.get(name.lower(), name.lower())
     if known not in DEVICES:
         hint = did_you_mean(known, DEVICES) or f": there are {', '.join(DEVICES)}"
-        raise UserError(f'unknown GPU "{name}"{hint}; or give --peak and --memory of your own')
+        raise UserError(f'unknown GPU "{name}"{hint}; for one of your own leave out --gpu and give --peak and --memory')
     return DEVICES[known]
 
 

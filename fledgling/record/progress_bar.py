@@ -47,6 +47,10 @@ def format_metric(name: str, value: Any) -> str:
     return f"{name.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
 
 
+def _format_place(step: int, total: int | None) -> str:
+    return f"{step}" if total is None else f"{step}/{total}"
+
+
 class ProgressBar:
     """Shows the step of a stage, and the time left: the steps that are left, each as long as the median of the last 50.
 
@@ -65,37 +69,37 @@ class ProgressBar:
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # of a step, between two calls
         self._printed = -math.inf
 
-    def update(self, step: int, total: int, metrics: dict, elapsed: float) -> None:
-        """Shows `step` of `total` with the metrics and the `elapsed` seconds."""
+    def update(self, step: int, total: int | None, metrics: dict, elapsed: float) -> None:
+        """Shows `step` of `total` (None: not known) with the metrics and the `elapsed` seconds."""
         now = time.monotonic()
         if self._last is not None and step > self._last[0]:
             self._seconds.append((now - self._last[1]) / (step - self._last[0]))
         self._last = (step, now)
-        is_known = len(self._seconds) > 0 and step < total
-        left = f", {format_duration(median(self._seconds) * (total - step))} left" if is_known else ""
+        rest = 0 if total is None else total - step
+        left = f", {format_duration(median(self._seconds) * rest)} left" if self._seconds and rest > 0 else ""
         values = "  ".join(format_metric(name, value) for name, value in to_json_value(metrics).items())
         text = f"{values}  {format_duration(elapsed)}{left}"
         if self.console.is_terminal:
             self._update_bar(step, total, text)
-        elif now - self._printed >= PLAIN_LINE_INTERVAL or step >= total:
+        elif now - self._printed >= PLAIN_LINE_INTERVAL or (total is not None and step >= total):
             self._printed = now
-            self.print_line(f"{self.stage} {step}/{total}  {text}")
+            self.print_line(f"{self.stage} {_format_place(step, total)}  {text}")
 
-    def _update_bar(self, step: int, total: int, text: str) -> None:
+    def _update_bar(self, step: int, total: int | None, text: str) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
         if self._bar is None or self._task is None:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(18),
-                TextColumn("{task.completed}/{task.total}", markup=False),
+                TextColumn("{task.fields[place]}", markup=False),
                 TextColumn("{task.fields[text]}", markup=False),
                 console=self.console,
                 refresh_per_second=4,
             )
-            self._task = self._bar.add_task(f"{self.stage:<8}", total=total, text="")
+            self._task = self._bar.add_task(f"{self.stage:<8}", total=total, place="", text="")
             self._bar.start()
-        self._bar.update(self._task, completed=step, total=total, text=text)
+        self._bar.update(self._task, completed=step, total=total, place=_format_place(step, total), text=text)
 
     def print_line(self, text: str) -> None:
         """Prints a line above the bar."""

@@ -6,6 +6,7 @@
                            does with a rank that failed or is stopped
     watchdog.py            detects ranks that died, stopped, hung or raised
     signals.py             SIGINT, SIGTERM and SIGUSR1 as a request to stop
+    interrupts.py          Ctrl-C as KeyboardInterrupt between imports, not within one
     exit_codes.py          what a process reports to the program that started it
     cores.py               how many processor cores it may use; `core_monitor.py`: how many it has while others compute
     system_environment.py  versions, platform, processor and memory, for the record of a run

@@ -7,7 +7,7 @@ On a CPU compiling takes most of a measurement, 15 to 25 s, so four steps withou
 RUN/forecast.json has the budget, the recipe, the time of every stage and the forecast; it is written once and sealed.
 RUN/spent.json has the seconds spent up to the stage that runs. A resumed run uses both: the seconds of
 work count, a pause between two sessions does not. Before a stage its steps follow from the time that is left;
-`fledgling.train.pace` shortens it while it runs. Start with `run_budgeted`.
+`fledgling.train.pace` changes its length while it runs. Start with `run_budgeted`.
 """
 
 from __future__ import annotations
@@ -269,6 +269,8 @@ class _BudgetedStageRunner:
                 write_json(self.run_dir / SPENT, {"seconds": round(self.clock.spent, 3), "stage": name})
         steps = self.recipe.stage_config(name).steps or stage.steps
         decay = self.recipe.stage_config(name).decay_fraction
+        share = steps / stage.steps  # the later ones make the same of theirs, as far as is known now
+        later = tuple(replace(each, steps=share * each.steps) for each in later)
         pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown, decay)
         is_last = name == self.recipe.stages[-1]
         hooks = StageHooks(

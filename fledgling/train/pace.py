@@ -3,12 +3,13 @@
 With L seconds left, F seconds ahead that do not depend on the steps (evaluations, saves, starts of later stages), and S
 seconds of planned steps ahead, all at the speed of the plan, and a machine that takes w times as long as planned:
 
-    q = (L - w F) / (w S)
+    q = (L - max(1, w) F) / (w S)
 
-is the share of the planned steps that fits. The stage makes q of those that its schedule has left, up to the limit of
-its `StageHorizon`, and later stages q of theirs. w is measured over as many steps as a quarter of those that are left,
-the planned speed standing in for steps not made yet: a short interruption changes little, a lasting one as much as it
-lasts. A stage keeps the steps that the end of its schedule takes (`count_tail_steps`), whatever the time.
+is the share of the planned steps that fits: other work is not faster where steps are. The stage makes q of those that
+its schedule has left, up to the limit of its `StageHorizon`, and later stages q of theirs. w is measured over as many
+steps as a quarter of those that are left, the planned speed standing in for steps not made yet: a short interruption
+changes little, a lasting one as much as it lasts. A stage keeps the steps that the end of its schedule takes
+(`count_tail_steps`), whatever the time.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class RunClock:
 def compute_affordable_fraction(left: float, stages: Sequence[StageSeconds], slowdown: float) -> float:
     """Returns q above: the share of the planned steps of `stages` that fits into `left` seconds, at least 0."""
     steps = slowdown * sum(stage.steps * stage.step_seconds for stage in stages)
-    fixed = slowdown * sum(stage.fixed_seconds for stage in stages)
+    fixed = max(1.0, slowdown) * sum(stage.fixed_seconds for stage in stages)
     return max(0.0, left - fixed) / steps if steps > 0 else 1.0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from fledgling.config import STAGES, ModelConfig, Recipe, UserError, dump_toml
 from fledgling.config.changes import keep_derived
 from fledgling.config.load import parse_recipe
+from fledgling.plan.budgeted_run import read_budgeted_run
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import write_json
 from fledgling.train.distill.teacher import read_teacher_config
@@ -46,6 +47,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     sizes = count_source_sizes(recipe)
     generated = count_generated_shares(predicted)
     assumed = PlanSettings(strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher, generated=generated)
+    if step == 0 and peak_flops:
+        assumed = replace(assumed, mfu=_read_measured_mfu(run_dir, recipe, peak_flops))
     planned = make_plan(predicted, assumed)
     config = None if teacher is None else teacher.to_dict()
     plan = {**planned, "before_step": step + 1, "settings": settings, "teacher": config}
@@ -54,6 +57,20 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     if is_new:
         is_later = written and has_begun[stage]
         write_json(stage_dir / (f"plan-{len(written) + 1}.json" if is_later else "plan.json"), plan)
+
+
+def _read_measured_mfu(run_dir: Path, recipe: Recipe, peak_flops: float) -> float | None:
+    """Returns the speed that a run with a budget measured before it began, as a share of the peak of its ranks.
+
+    None for a run without a budget, and where the recipe now has other devices. peak_flops: of one rank.
+    """
+    try:
+        run = read_budgeted_run(run_dir)
+    except UserError:  # corrupt
+        return None
+    if run is None or run.ranks != recipe.run.ranks:
+        return None
+    return min(1.0, run.speed.flops / (run.ranks * peak_flops))
 
 
 def _has_settings(text: str | None, recipe: Recipe) -> bool:

@@ -55,7 +55,7 @@ class Stage:
     """One stage of training."""
 
     name: str
-    steps: int  # known before the stage starts; a run with a deadline may make fewer (`fledgling.train.stage_horizon`)
+    steps: int  # known before the stage starts; a run with a deadline may change them (`fledgling.train.stage_horizon`)
     batches: Stream
     loss: Callable[[Transformer, Batch], Tensor]  # the SUM over the batch's targets
     schedule: Callable[[float], float]  # progress in [0, 1) -> multiplier of every learning rate

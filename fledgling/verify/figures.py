@@ -83,7 +83,7 @@ def check_recorded_settings(run_dir: Path) -> Check:
                 continue
             names = ["model", "tokenizer", stage, *(LAST_TABLES if stage == newest else ())]
             tables = [(name, _flatten_table(saved, name), _flatten_table(recipe, name)) for name in names]
-            for _, *pair in (entry for entry in tables if entry[0] == stage):  # a budget may have ended it earlier
+            for _, *pair in (entry for entry in tables if entry[0] == stage):  # a budget may have changed them
                 for table in pair:
                     table["steps"] = count_made_steps(state, table.get("steps"))
             pairs = [("seed", saved.get("seed"), recipe.get("seed"))]

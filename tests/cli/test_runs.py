@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.cli import main
+from fledgling.cli.speedrun import describe_done
 from fledgling.config import UserError, load_recipe
 from fledgling.record import checkpoint
 from fledgling.record.run_lock import hold_lock
@@ -248,3 +249,10 @@ def test_a_copy_is_restarted_and_the_original_keeps_every_byte(original, tmp_pat
     error = capsys.readouterr().err
     assert "runs/a/pretrain (finished at step 1) is replaced, as run.out of my.toml names it" in error
     assert digests(Path("runs/a")) == before
+
+
+def test_only_stages_that_were_made_are_named_as_done(tmp_path):
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "done.json").write_text("{}")
+    line = describe_done(str(tmp_path), ["pretrain", "sft"])  # the budget had no time for the second
+    assert line.startswith(f"all is done in {tmp_path}: pretrain; ")

@@ -276,3 +276,9 @@ def test_missing_paths_and_parquet_columns_are_rejected(tmp_path):
         texts(path, "boddy")
     with pytest.raises(UserError, match='column "text" is int64; expected text'):
         texts(path)
+
+
+def test_a_text_file_in_another_encoding_says_which_one(tmp_path):
+    (tmp_path / "a.txt").write_text("plain words", encoding="utf-16")
+    with pytest.raises(UserError, match=r"not UTF-8 text but UTF-16; .*iconv -f UTF-16 -t UTF-8"):
+        list(read_documents(tmp_path / "a.txt"))

@@ -12,6 +12,7 @@ from fledgling.plan.comparable_runs import get_size
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.past_runs import BITS
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.shifted_loss import ShiftedLoss
 from fledgling.plan.stage_seconds import EVALUATIONS, StageContent, total_seconds
 from tests.plan.past_run_samples import TRUTH, make_run
@@ -148,3 +149,15 @@ def test_with_later_stages_the_depth_is_that_of_the_best_model_at_the_end():
     assert kept.recipe.model.depth < deeper.recipe.model.depth and "at the end" in deeper.law
     alone = choose(12, runs=ends, recipe=replace(QUICKSTART, stages=("pretrain",)))
     assert alone.recipe.model.depth == kept.recipe.model.depth and "after pretraining" in alone.law
+
+
+def test_the_memory_of_a_budget_is_that_of_the_batch_that_has_grown():
+    choice = choose(480, is_pinned=True)
+    grown = choice.recipe.pretrain.batch_tokens
+    recipe = replace(choice.recipe, pretrain=replace(choice.recipe.pretrain, micro_batch_size=None))
+    assert grown > QUICKSTART.pretrain.batch_tokens
+    open_rows = replace(QUICKSTART, pretrain=replace(QUICKSTART.pretrain, micro_batch_size=None))
+    choice = choose(480, recipe=open_rows, is_pinned=True)
+    planned = make_plan(recipe, PlanSettings(device=CPU))["stages"]["pretrain"]["memory"]
+    before = make_plan(open_rows, PlanSettings(device=CPU))["stages"]["pretrain"]["memory"]
+    assert choice.planned.memory >= planned > before

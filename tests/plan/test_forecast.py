@@ -35,9 +35,9 @@ def test_with_few_past_runs_the_forecast_names_what_it_is_from(count):
 
 def test_runs_that_began_in_the_same_way_count_as_one_error_and_do_not_predict_each_other():
     draw = random.Random(5)
-    past = [replace(make_run(draw, noise=0.2), start=f"seed {n}") for n in range(12)]
+    past = [replace(make_run(draw, 0.2, 1_900_000, 10**6 + n), start=f"seed {n}") for n in range(12)]
     repeats = [replace(run, measured={**run.measured, SECONDS: 1.0}) for run in past[:8]]
-    plan = plan_of(make_run(draw))
+    plan = plan_of(make_run(draw, parameters=1_900_000, tokens=10**6))
     for forecast in (lambda runs: forecast_run(plan, runs)[-1], lambda runs: forecast_exam(plan, runs, "counting")):
         alone, doubled = forecast(past), forecast([*past, *repeats])
         assert alone.runs == doubled.runs == 12 and doubled.high / doubled.low > 0.8 * alone.high / alone.low
@@ -49,7 +49,8 @@ def test_runs_that_began_in_the_same_way_count_as_one_error_and_do_not_predict_e
 
 def test_exams_of_other_wordings_predict_nothing():
     draw = random.Random(6)
-    runs, plan = [make_run(draw) for _ in range(12)], replace(plan_of(make_run(draw)), wordings="new")
+    runs = [make_run(draw, parameters=1_900_000, tokens=10**6 + n) for n in range(12)]
+    plan = replace(plan_of(make_run(draw, parameters=1_900_000, tokens=10**6)), wordings="new")
     assert forecast_exam(plan, runs, "counting") is None
     assert forecast_bits(plan, runs) == forecast_bits(replace(plan, wordings=""), runs), "the text is the same"
     again = [replace(run, wordings="new", measured=run.measured | {"counting": 0.9}) for run in runs[:6]]
@@ -87,3 +88,18 @@ def test_no_interval_of_an_exam_is_narrower_than_two_hundred_questions_make_it()
     points = [replace(run, later_flops=4.0**n, measured={"spelling": 0.1 + 0.17 * n}) for n, run in enumerate(runs)]
     far = forecast_exam(replace(plan_of(runs[0]), later_flops=4.0**12), points, "spelling")
     assert far.value > 0.99 and far.low < 0.98
+
+
+def test_a_disturbed_run_of_another_size_changes_no_interval():
+    draw = random.Random(8)
+    past = [make_run(draw, parameters=1_900_000, tokens=round(1e6 * draw.uniform(0.8, 1.2))) for _ in range(12)]
+    plan = plan_of(make_run(draw, parameters=1_900_000, tokens=1_000_000))
+    tiny = make_run(draw, parameters=150_000, tokens=60_000)
+    measured = {**tiny.measured, SECONDS: 2 * tiny.predicted[SECONDS], MEMORY: 1.8 * tiny.predicted[MEMORY]}
+    tiny = replace(tiny, predicted={**tiny.predicted, MEMORY: 1.5e7}, measured={**measured, "counting": 0.0})
+    alone, with_it = forecast_run(plan, past, ["counting"]), forecast_run(plan, [*past, tiny], ["counting"])
+    for before, after in zip(alone, with_it, strict=True):
+        if before.name in (SECONDS, MEMORY, "counting"):
+            assert after == before
+    few = forecast_ratio(SECONDS, plan.seconds, [*past[:3], tiny])
+    assert few.runs == 4, "with few past runs all count"

@@ -61,3 +61,13 @@ def test_numbers_are_formatted_short():
     assert [format_duration(7), format_duration(750), format_duration(11109)] == ["0:07", "12:30", "3:05:09"]
     assert [format_count(n) for n in (0, 912, 18_234, 3_712_000, 1.2e11)] == ["0", "912", "18.2k", "3.71M", "120B"]
     assert [format_metric("loss", 2.34567), format_metric("bits_per_byte", 1)] == ["loss 2.346", "bits per byte 1"]
+
+
+def test_work_of_unknown_length_shows_no_time_left(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
+    bar = progress_bar.ProgressBar("verify")
+    for step in range(1, 5):
+        now[0] = 8.0 * step
+        bar.update(step, None, {}, now[0])
+    assert capsys.readouterr().err.splitlines() == ["verify 1    0:08", "verify 3    0:24"]

@@ -105,6 +105,12 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert shown[0] == (read_budgeted_run(run_dir), False) and shown[1] == (shown[0][0], True)
     text = format_budgeted_run(shown[0][0])
     assert "--minutes 1: depth 1 x 64" in text and "90 % interval" in text and "time in all" in text
+    of_other_depth = replace(shown[0][0].speed, flops_per_token=0.5 * shown[0][0].speed.flops_per_token)
+    for run in (shown[0][0], replace(shown[0][0], speed=of_other_depth)):
+        assert "at 128 tokens/s" in format_budgeted_run(run), "of the model that is made, not of the one measured"
+    for plan in (run_dir / "plan.json", run_dir / "sft" / "plan.json"):
+        planned = json.loads(plan.read_text())["stages"]["pretrain"]
+        assert planned["tokens_per_second"] == pytest.approx(128, rel=0.01)
     spent = json.loads((run_dir / "spent.json").read_text())
     assert "spent.json" in json.loads((run_dir / "seal.json").read_text())["files"]
     assert spent["finished"] and 0.9 * BUDGET.seconds <= spent["seconds"] <= 1.02 * BUDGET.seconds
@@ -272,6 +278,17 @@ def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, cl
     changed = replace(recorded, pretrain=replace(recorded.pretrain, steps=made["pretrain"] - 1))
     require_done(changed, "pretrain", Path(recipe.run.out), lines.append)
     assert len(lines) == 1 and "pretrain.steps" in lines[0] and "ignored: pretrain is done" in lines[0]
+
+
+def test_a_slow_machine_shortens_all_stages_by_the_same_share(recipe, clock):
+    planned = []
+    names = ("pretrain", "midtrain", "sft")
+    recipe = replace(recipe, stages=names, midtrain=replace(recipe.midtrain, steps=20))
+    budget = Budget(150.0, "--minutes 2.5")
+    go(recipe, clock, budget, show=lambda run, is_resumed: (planned.append(run), setattr(clock, "step", 2.0)))
+    steps = {stage.name: stage.steps for stage in planned[0].stages}
+    shares = [read_steps(recipe, name)[-1]["step"] / steps[name] for name in names]
+    assert min(shares) < 0.5 and max(shares) < 1.35 * min(shares), shares
 
 
 def test_settings_that_cannot_be_run_are_an_error_before_anything_is_measured(tmp_path, monkeypatch):

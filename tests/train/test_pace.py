@@ -38,6 +38,9 @@ def test_a_machine_faster_than_planned_uses_the_time_up_to_the_most_steps(step_s
     clock, pace, horizon = make(400.0, most=grow_steps(400))
     assert run_stage(pace, horizon, clock, lambda step: step_seconds) == pytest.approx(made, rel=0.01)
     assert clock[0] <= 400.0 and horizon.limit == 460
+    clock, pace, horizon = make(430.0, most=grow_steps(400), end=30.0)  # its end takes no less than planned
+    assert run_stage(pace, horizon, clock, lambda step: step_seconds, end=30.0) == pytest.approx(made, rel=0.01)
+    assert clock[0] <= 430.0
     clock, pace, horizon = make(400.0)  # of a stage that cannot grow, such as one of stored predictions
     assert run_stage(pace, horizon, clock, lambda step: step_seconds) == 400
 

@@ -73,7 +73,7 @@ def load_fitting_teacher(context: StageContext, stage: str) -> Teacher:
 
 
 def distill_stage(stage: Stage, context: StageContext) -> Stage:
-    """Returns the stage with loss and batches of [distill]; its steps may not grow, as predictions are stored for them.
+    """Returns the stage with loss and batches of [distill]; no more steps, for which no predictions may be stored.
 
     Raises UserError for a teacher that does not fit.
     """

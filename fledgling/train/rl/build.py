@@ -36,6 +36,7 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         context.recorder.log_notice(
             f"rl: {steps:,} steps, {config.num_epochs or 1:g} epochs of the prompts of its tasks"
         )
+    most_steps = steps if config.stale_rounds else grow_steps(steps)  # what is sampled ahead ends with the stage
     stream = RolloutStream(
         context.engine,
         config,
@@ -46,13 +47,13 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         is_deterministic(recipe.optimizer, context.world),
         load_reference(context),
         context.recorder.log_notice,
-        math.ceil(grow_steps(steps) / (config.epochs * config.minibatches)),
+        math.ceil(most_steps / (config.epochs * config.minibatches)),
     )
     report_cropped_prompts(stream, steps, context.recorder.log_notice)
     return Stage(
         name=name,
         steps=steps,
-        most_steps=grow_steps(steps),
+        most_steps=most_steps,
         batches=stream,
         loss=stream.loss,
         schedule=make_schedule(recipe, "rl", steps),
