@@ -68,13 +68,14 @@ def run_rollouts(out: Path, tiny: bool) -> None:
 
     shape = (2, 420, 128) if tiny else (12, 32768, 2048)
     changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_new_tokens=256"]
-    with TemporaryDirectory() as folder, disable_compiler():
+    with TemporaryDirectory() as folder:
         changes += list_tiny_changes(Path(folder)) if tiny else []
         recipe = load_small_recipe(
             Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"]
         )
         recipe = with_model_size(recipe, *shape)
-        run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
+        with disable_compiler():  # of the step; what decodes is compiled, as in a round
+            run.run_stage(recipe, "pretrain", quiet=True, hooks=NO_EVALS)
         report_result(**measure_rollouts(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
 
 

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from fledgling.runtime.device import raise_recompile_limit
 
@@ -76,7 +77,7 @@ class StepGraphs:
 
     def _capture(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Returns a graph of the step and its outputs; capturing computes nothing."""
-        if self.pool is None:
+        if self.pool is None or not self.graphs:  # a pool ends with its last graph, and its handle with it
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
@@ -100,7 +101,7 @@ def compile_or_fall_back(
             return chosen(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, FailOnRecompileLimitHit) as error:
             if chosen is function:
                 raise
             chosen = function

@@ -72,7 +72,8 @@ def can_pack(values: Tensor, scales: Tensor, bits: int) -> bool:
     """
     rows, columns = values.shape[0], values.shape[1] * (2 if bits == 4 else 1)
     fits = columns // scales.shape[1] in KERNEL_GROUP_SIZES and not rows % ROW_TILE and not columns % 32
-    return fits and values.device.type == "cuda" and torch.cuda.get_device_capability(values.device) >= MIN_CAPABILITY
+    is_cuda = values.device.type == "cuda" and torch.version.hip is None  # AMD's kernel has other tiles and fewer cards
+    return fits and is_cuda and torch.cuda.get_device_capability(values.device) >= MIN_CAPABILITY
 
 
 def pack_device_matrix(values: Tensor, scales: Tensor, bits: int) -> DeviceMatrix:

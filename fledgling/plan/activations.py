@@ -158,7 +158,7 @@ def compiled_activation_bytes(config: ModelConfig, step: TrainingStep, window: i
     if uses_blockwise_attention(step.context, step.device):
         pairs = step.rows * config.heads * count_scored_pairs(step.context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
-    elif step.device == "cpu" and window is not None:  # CUDA has block masks
+    elif step.device != "cuda" and window is not None:  # CUDA has block masks
         kept["attention"] += _piece_mask_bytes(step, window)
     return kept
 

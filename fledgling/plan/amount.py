@@ -40,7 +40,8 @@ class Budget:
 
 def pins_size(overrides: Sequence[str]) -> bool:
     """Returns whether settings fix the size of the model, which a budget then leaves as it is."""
-    return any(override.startswith(("model.depth", "model.width", "model.heads")) for override in overrides)
+    names = ("model.depth", "model.width", "model.heads", "model.kv_heads", "model=")
+    return any(override.startswith(names) for override in overrides)
 
 
 def read_budget(

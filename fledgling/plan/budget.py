@@ -283,12 +283,18 @@ def _fit_steps(
         steps = {name: float(int((1.0 if name in capped else share) * stage["steps"])) for name, stage in base.items()}
         stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, contents, evaluations)
         spent_on_evals = sum(s.between + s.end for s in stages)
-        if any(steps[name] < MIN_STEPS[name] for name in steps):
+        if any(steps[name] < _least_steps(name, recipe, base[name]) for name in steps):
             continue
         if spent_on_evals > MAX_EVALUATION * budget.seconds and evaluations is not EVALUATIONS[-1]:
             continue
         return steps, stages, evaluations
     return None
+
+
+def _least_steps(name: str, recipe: Recipe, stage: Mapping[str, Any]) -> float:
+    """Returns the steps below which a stage is left out: of one whose data are few at most half of what they give."""
+    few = stage["steps"] / 2 if _has_end(name, recipe.stage_config(name)) else MIN_STEPS[name]
+    return min(MIN_STEPS[name], few)
 
 
 def _rescale_to_made_steps(stage: StageSeconds, made: int | None) -> StageSeconds:

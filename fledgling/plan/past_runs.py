@@ -93,7 +93,8 @@ def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> s
     known = digests or {}
     texts = [f"text {known[name]}" if name in known else name for name in list_mixture_sources(recipe.pretrain)]
     config = recipe.resolve_model()
-    features = ", ".join(name for name in config.enabled_features if name != "flash_norm")  # the same function
+    found = [name for name in config.enabled_features if name != "flash_norm"]  # which is the same function
+    features = ", ".join([*found, *(["given weights"] if recipe.run.init_from else [])])
     return "; ".join(
         [
             ", ".join(sorted(texts)),

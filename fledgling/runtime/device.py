@@ -46,6 +46,7 @@ class DeviceSetup:
     dtype: of the matrix products in training. compiled: whether torch.compile is used. peak_flops: measured FLOP/s.
     memory_limit: bytes that this rank may fill. fp8: whether the blocks' products in training are. peak_note: why the
     peak is not what was measured first, or "". answer_dtype: of the products of the engine; None: `dtype`.
+    compile_is_off: by the recipe.
     """
 
     dtype: torch.dtype
@@ -55,6 +56,7 @@ class DeviceSetup:
     fp8: bool = False
     peak_note: str = ""
     answer_dtype: torch.dtype | None = None
+    compile_is_off: bool = False
 
     @property
     def engine_dtype(self) -> torch.dtype:
@@ -69,7 +71,8 @@ class DeviceSetup:
     @property
     def summary(self) -> str:
         """The choices in one line."""
-        compile_state = "compiled" if self.compiled else "not compiled (no compiler found, or switched off)"
+        reason = "run.compile is off" if self.compile_is_off else "no compiler found"
+        compile_state = "compiled" if self.compiled else f"not compiled ({reason})"
         products = ", products of the blocks in fp8" if self.fp8 else ""
         note = f" ({self.peak_note})" if self.peak_note else ""
         if self.engine_dtype != self.dtype:
@@ -117,7 +120,8 @@ def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
     answer_dtype = choose_dtype(device) if is_open else None
     compiled = should_compile(config.compile, device)
     memory_limit = get_usable_memory(device) // count_ranks_sharing_memory(world)
-    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8, answer_dtype=answer_dtype)
+    is_off = config.compile == "off"
+    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8, answer_dtype=answer_dtype, compile_is_off=is_off)
 
 
 def require_fp8(device: torch.device) -> None:
@@ -158,7 +162,7 @@ def choose_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has_bf16 = {
         "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
-        "xpu": lambda: torch.xpu.is_bf16_supported(),
+        "xpu": lambda: torch.xpu.is_bf16_supported(including_emulation=False),
         "mps": lambda: torch.backends.mps.is_macos_or_newer(14, 0),  # the first Metal that multiplies it
     }
     return torch.bfloat16 if has_bf16[device.type]() else torch.float32

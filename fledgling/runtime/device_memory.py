@@ -37,6 +37,17 @@ def count_ranks_sharing_memory(world: World) -> int:
     return 1 if world.device.type in ACCELERATORS else world.local_size
 
 
+def release_memory(device: torch.device) -> None:
+    """Frees what a model that is gone still holds of an accelerator.
+
+    A compiled block refers to itself, and Python collects such a cycle late: a next stage or trial would not fit.
+    """
+    if device.type in ACCELERATORS:
+        torch.compiler.reset()  # what it has compiled stays on the disk
+        gc.collect()
+        torch.get_device_module(device).empty_cache()
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep large freed blocks, since each step allocates the same activations. No-op elsewhere."""
     try:

@@ -173,6 +173,7 @@ class TimedStage:
 
     def schedule(self, progress: float) -> float:
         """Returns the recipe's multiplier of the learning rates at the share of the time that is used."""
+        self.restore_clock()
         share, steps = min(self.clock.elapsed / self.job.seconds, 1.0), self.clock.steps
         whole = round(steps / share) if share and steps else MAX_STEPS  # steps of the run at the speed so far
         table = self.recipe.pretrain
@@ -181,7 +182,12 @@ class TimedStage:
         )
 
     def start_step(self) -> None:
-        """Marks the beginning of a step. Before the first of a process, restores the clock from the record."""
+        """Marks the beginning of a step."""
+        self.restore_clock()
+        self.clock.start_step()
+
+    def restore_clock(self) -> None:
+        """Before the first step of a process, restores the clock and the points from the record."""
         if not self.clock.steps:
             for line in read_jsonl(self.job.run_dir / "pretrain" / "metrics.jsonl"):
                 self.clock.restore_step(line)
@@ -189,7 +195,6 @@ class TimedStage:
             self.points.path.unlink(missing_ok=True)
             for point in kept:
                 self.points.append(point)
-        self.clock.start_step()
 
     def measure(self, step: int, last: bool) -> list:
         """Writes the points that are due after `step` steps; an evaluation of the loop without values of its own."""

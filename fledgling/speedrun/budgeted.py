@@ -27,7 +27,14 @@ from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_bu
 from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.cost import EAGER_SHARE
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
-from fledgling.plan.past_runs import PastRun, append_past_run, describe_data, identify_first_step, list_mixture_sources
+from fledgling.plan.past_runs import (
+    PastRun,
+    append_past_run,
+    describe_data,
+    identify_first_step,
+    list_mixture_sources,
+    user_file,
+)
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
 from fledgling.record import read_jsonl, write_json
 from fledgling.record.parent import read_newest_state
@@ -47,6 +54,7 @@ from fledgling.train.check_outside import require_run_settings
 from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.hooks import StageHooks
+from fledgling.train.init_from import take_given_model
 from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction, count_tail_steps
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
@@ -61,6 +69,7 @@ MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; co
 ESTIMATE_STEPS = 2  # that are timed without compiling
 MAX_GROWTH = 1.5  # of a later stage's steps, where time is left over
 MOST_SECONDS = MOST * UNITS["--hours"]  # that a run can have spent
+ROUNDING = 0.1  # seconds, of recorded times that are compared with each other
 MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
 
 
@@ -87,6 +96,8 @@ def require_gpu(run: RunConfig, device: DeviceSpec) -> None:
 
 def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinned: bool) -> BudgetedRun:
     """Measures this machine and returns the run that the budget becomes on it. Every rank calls it."""
+    given, recipe = recipe, take_given_model(recipe)
+    is_pinned = is_pinned or recipe is not given
     world = World.start(recipe.run.device)
     require_same_recipe(recipe, world, budget.text)
     setup = set_up_device(recipe.run, world)
@@ -135,7 +146,7 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
         run = choose(speeds)
     place = {key: getattr(recipe.run, key) for key in ("compile", "ranks", "out")}
     return replace(
-        run, given=dump_without_place(recipe), recipe=replace(run.recipe, run=replace(run.recipe.run, **place))
+        run, given=dump_without_place(given), recipe=replace(run.recipe, run=replace(run.recipe.run, **place))
     )
 
 
@@ -167,7 +178,7 @@ def run_budgeted(
     if known is None and not list_stages_left(recipe):
         return []
     log = print_line if is_main_process() else print_nothing
-    known, changed = continue_run(known, recipe, budget, run_dir, log)
+    known, changed = continue_run(known, recipe, budget, run_dir, log, is_pinned)
     seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
     clock = RunClock(seconds, read_spent(run_dir, log), now, started)
     if not known:
@@ -185,8 +196,8 @@ def run_budgeted(
     keeper = _BudgetedStageRunner(run, clock, world, quiet, changed)
     current = keeper.recipe_of_run()
     made = run_stages(current, quiet=quiet, run=keeper.run, is_checked=known is None)
-    if world.is_main and made and not has_run_ended(run_dir):
-        record_finished_run(run, clock, run_dir)
+    if world.is_main and not has_run_ended(run_dir) and not list_stages_left(current):
+        record_finished_run(run, clock, run_dir, log)
     return made
 
 
@@ -213,12 +224,12 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
     """
     spent, path = read_object(run_dir / SPENT), run_dir / SPENT
     done = {stage: read_object(run_dir / stage / "done.json") for stage in STAGES}
-    times = {stage: max(0.0, finite_number(values.get("training_seconds")) or 0.0) for stage, values in done.items()}
+    times = {stage: _read_stage_seconds(values) for stage, values in done.items()}
     recorded, stage = sum(times.values()), spent.get("stage")
     given = finite_number(spent.get("seconds"))
     least = recorded - (times.get(stage, 0.0) if isinstance(stage, str) else 0.0)  # it is written before that stage
     begun = [name for name in STAGES if not done[name] and (run_dir / name / "metrics.jsonl").exists()]
-    if given is None or not least <= given <= MOST_SECONDS:
+    if given is None or not least - ROUNDING <= given <= MOST_SECONDS:
         if not (recorded or begun or path.exists()):
             return 0.0
         seconds = recorded + sum(_read_elapsed(run_dir, name) for name in begun)
@@ -230,6 +241,12 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
     if done[stage]:  # the run was killed before the next one began
         return max(recorded, given + times[stage])
     return max(recorded, given) + _read_elapsed(run_dir, stage)
+
+
+def _read_stage_seconds(done: Mapping[str, Any]) -> float:
+    """Returns the seconds of a stage that is done: of its work, or in older records of its steps alone."""
+    found = (finite_number(done.get(key)) for key in ("seconds", "training_seconds"))
+    return max([0.0, *(seconds for seconds in found if seconds is not None)])
 
 
 def _read_elapsed(run_dir: Path, stage: str) -> float:
@@ -313,8 +330,13 @@ def measure_only_at_end(entry: Eval) -> Callable[[int, bool], list]:
     return lambda step, last: entry.measure(step, last) if last or step else []
 
 
-def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
-    """Records the time of a finished run, and appends it to the user's past runs; returns it."""
+def record_finished_run(
+    run: BudgetedRun, clock: RunClock, run_dir: Path, log: Callable[[str], None] = print_line
+) -> PastRun:
+    """Records the time of a finished run, and appends it to the user's past runs; returns it.
+
+    log: receives a line where it could not be appended, which stops no run.
+    """
     write_json(run_dir / SPENT, {"seconds": round(clock.spent, 3), "finished": True, "time": time.time()})
     seal_run(run_dir)
     record = load_run_data(run_dir)
@@ -339,7 +361,10 @@ def record_finished_run(run: BudgetedRun, clock: RunClock, run_dir: Path) -> Pas
         sources=", ".join(list_mixture_sources(run.recipe.pretrain)),
         wordings=str(planned.get("wordings", "")),
     )
-    append_past_run(past)
+    try:
+        append_past_run(past)
+    except OSError as error:
+        log(f"not kept for later forecasts: {user_file()} cannot be written ({error.strerror or error})")
     return past
 
 

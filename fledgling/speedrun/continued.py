@@ -17,11 +17,17 @@ from fledgling.config.load import RECIPE_FILE, parse_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
 
+SIZES = ("depth", "width", "heads", "kv_heads")  # of a model, which a budget chooses where they are not given
 DECIDED_BY_BUDGET = ("steps", "num_epochs", "batch_tokens", "examples_per_step", "batch_size", "warmup_steps")
 
 
 def continue_run(
-    known: BudgetedRun | None, recipe: Recipe, budget: Budget | None, run_dir: Path, log: Callable[[str], None]
+    known: BudgetedRun | None,
+    recipe: Recipe,
+    budget: Budget | None,
+    run_dir: Path,
+    log: Callable[[str], None],
+    is_pinned: bool = False,
 ) -> tuple[BudgetedRun | None, dict[str, Any]]:
     """Returns the run of a directory, and the settings of it that are mended now; None where it is planned again.
 
@@ -34,6 +40,7 @@ def continue_run(
         budget: that is asked for; None: that of the run.
         run_dir: of the run.
         log: receives a line where something is planned again or mended.
+        is_pinned: whether the recipe's size is the user's, which another recipe of the same text leaves open.
 
     Raises UserError where the directory's run is not the one that is asked for.
     """
@@ -47,13 +54,14 @@ def continue_run(
     names = (known.given, dump_without_place(known.recipe), dump_without_place(read_adjusted_recipe(known, run_dir)))
     is_same_budget = budget is None or math.isclose(budget.seconds, known.budget.seconds, rel_tol=1e-6)
     given = dump_without_place(recipe)
-    if given in names and is_same_budget:
+    sizes = _find_other_sizes(known.recipe, recipe) if is_pinned else {}
+    if given in names and is_same_budget and not sizes:
         return known, {}
     if not begun and budget is not None:
         log(f"{run_dir} has made no step of what was planned within {known.budget.text}: it is planned again")
         return None, {}
-    if given not in names:
-        differing = find_setting_changes(parse_recipe(known.given), recipe, ("run.out",))
+    if given not in names or sizes:
+        differing = find_setting_changes(parse_recipe(known.given), recipe, ("run.out",)) | sizes
         fixed = [name for name in differing if not _may_be_mended(name, begun)]
         if fixed or not is_same_budget:
             what = describe_setting_changes({name: differing[name] for name in fixed or differing}, "there", "now")
@@ -67,6 +75,12 @@ def continue_run(
         f"{run_dir} has begun within {known.budget.text}, and {budget.text} is given: leave it out to resume, or "
         f"{elsewhere}"
     )
+
+
+def _find_other_sizes(made: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Returns the sizes of a model that a user gives now and that the run has not, by name: (there, now)."""
+    pairs = {key: (getattr(made.resolve_model(), key), getattr(wanted.resolve_model(), key)) for key in SIZES}
+    return {f"model.{key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _may_be_mended(name: str, begun: Sequence[str]) -> bool:

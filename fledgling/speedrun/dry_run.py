@@ -12,6 +12,7 @@ from fledgling.config import Recipe, RunConfig, UserError
 from fledgling.plan.hardware import find_device
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DTYPES, DeviceSetup, choose_setup
+from fledgling.runtime.device_memory import release_memory
 from fledgling.runtime.world import World, choose_device
 from fledgling.speedrun.stages import list_stages_left
 from fledgling.text.tokenizer import Tokenizer
@@ -99,9 +100,10 @@ def try_stages(recipe: Recipe, checks: Sequence[StageCheck], setup: DeviceSetup,
             try:
                 arguments = (check.stage, config, setup, world, check.split, parent, tokenizer)
                 trials[check.stage] = make_trial_step(recipe, *arguments)
-            except (RuntimeError, UserError) as error:  # torch.OutOfMemoryError is one
+            except Exception as error:  # a trial may fail in any way: out of memory, or a kernel that this card lacks
                 problem = f"a step at full size fails: {' '.join(str(error).split())[:200]}"
                 check = replace(check, problems=(*check.problems, problem))
+            release_memory(world.device)
         done.append(check)
     return DryRun(done, trials)
 

@@ -14,6 +14,7 @@ import torch
 from fledgling.config import Recipe
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import choose_setup
+from fledgling.runtime.device_memory import release_memory
 from fledgling.runtime.world import World
 from fledgling.train.check_recipe import check_recipe, require_sound
 from fledgling.train.hooks import StageHooks
@@ -63,6 +64,7 @@ def run_stages(recipe: Recipe, quiet: bool = False, run: RunStage | None = None,
         for name in recipe.stages:
             if name not in lost and (run or run_next)(name, lock):
                 made.append(name)
+                release_memory(World.start(recipe.run.device).device)
         return made
 
 

@@ -154,6 +154,19 @@ def recipe_from_checkpoint(
     ignored = [name for name, value in vars(config).items() if wanted[name] is not None and wanted[name] != value]
     if ignored:
         log(f"run.init_from decides [model]: {', '.join(ignored)} of the recipe ignored")
+    return _with_model(recipe, config)
+
+
+def take_given_model(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the model of `run.init_from`, which is not copied yet; the recipe itself without it.
+
+    Raises UserError as `read_init_config`.
+    """
+    config = read_init_config(recipe.run, Path(recipe.run.out))
+    return recipe if config is None else _with_model(recipe, config)
+
+
+def _with_model(recipe: Recipe, config: ModelConfig) -> Recipe:
     model = config.unpin("vocab_size") if config.window_size else config.unpin("vocab_size", "window_size")
     return replace(recipe, model=model, tokenizer=replace(recipe.tokenizer, vocab_size=config.vocab_size))
 

@@ -146,12 +146,14 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling export hf runs/quickstart exported": "fledgling export hf runs/quickstart exported --dtype float32",
         "fledgling import exported runs/again": AS_SHOWN,
         "import": "fledgling import exported runs/again-json --json",
-        "fledgling train sft quickstart --set adapter.method=lora --set adapter.rank=8": (
-            "fledgling train sft fast.toml --set adapter.method=lora --set adapter.rank=8 --resume never"
+        "fledgling train sft quickstart --set 'stages=[\"sft\"]' --set run.init_from=runs/quickstart/midtrain "
+        "--set run.out=runs/lora --set adapter.method=lora --set adapter.rank=8": (
+            "fledgling train sft fast.toml --set 'stages=[\"sft\"]' --set run.init_from=runs/quickstart/midtrain "
+            "--set run.out=runs/lora --set adapter.method=lora --set adapter.rank=8"
         ),
-        "fledgling export adapter runs/quickstart adapter": AS_SHOWN,
-        "export adapter": "fledgling export adapter runs/quickstart named --base somewhere/model --json",
-        "fledgling export hf runs/quickstart merged": AS_SHOWN,
+        "fledgling export adapter runs/lora adapter": AS_SHOWN,
+        "export adapter": "fledgling export adapter runs/lora named --base somewhere/model --json",
+        "fledgling export hf runs/lora merged": AS_SHOWN,
         "fledgling export html runs/quickstart page.html": (
             "fledgling export html runs/quickstart page.html --bits 8 --group-size 32 --embedding --json"
         ),
@@ -188,7 +190,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
     },
     {
         "fledgling eval bpb runs/quickstart notes.txt": AS_SHOWN,
-        "fledgling eval chat runs/quickstart --tasks chatcore": (
+        "eval chat": (
             "fledgling eval chat runs/quickstart --tasks chatcore --questions 1 --out chat --fresh --log log.jsonl"
         ),
         "fledgling eval chat runs/quickstart --wordings dev": (

@@ -38,6 +38,7 @@ def test_what_is_no_budget_is_rejected(options, message):
 
 def test_a_setting_of_the_models_size_leaves_no_choice():
     assert pins_size(["seed=1", "model.heads=4"]) and pins_size(["model.depth=2"]) and not pins_size(["seed=1"])
+    assert pins_size(["model.kv_heads=1"]) and pins_size(["model={depth=2}"])
 
 
 def test_money_buys_time_at_the_price_of_all_gpus():

@@ -14,6 +14,7 @@ from fledgling.plan.hardware import find_device
 from fledgling.plan.past_runs import BITS
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.shifted_loss import ShiftedLoss
+from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.stage_seconds import EVALUATIONS, StageContent, total_seconds
 from tests.plan.past_run_samples import TRUTH, make_run
 
@@ -161,3 +162,11 @@ def test_the_memory_of_a_budget_is_that_of_the_batch_that_has_grown():
     planned = make_plan(recipe, PlanSettings(device=CPU))["stages"]["pretrain"]["memory"]
     before = make_plan(open_rows, PlanSettings(device=CPU))["stages"]["pretrain"]["memory"]
     assert choice.planned.memory >= planned > before
+
+
+def test_a_stage_whose_data_are_few_is_made_and_not_left_out():
+    recipe = replace(QUICKSTART, stages=("pretrain", "sft"), sft=replace(QUICKSTART.sft, steps=None, num_epochs=1.0))
+    conversations = {"chat:few.jsonl": SourceSize(240, 1.0)}  # 15 steps of 16 rows
+    recipe = replace(recipe, sft=replace(recipe.sft, mixture={"chat:few.jsonl": 1.0}))
+    choice = choose(60, recipe=recipe, is_pinned=True, sizes=conversations)
+    assert choice.recipe.stages == ("pretrain", "sft") and 1 <= choice.recipe.sft.steps <= 15

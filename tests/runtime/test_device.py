@@ -1,6 +1,7 @@
 """The device setup: dtype, compiler and peak."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,9 @@ def test_the_peak_is_measured_and_shown():
     assert measure_peak_flops(CPU, torch.float32, size=64, seconds=0.0) > 0
     setup = DeviceSetup(torch.bfloat16, True, 1.5e12)
     assert setup.summary == "bfloat16, compiled, peak 1,500 GFLOP/s measured"
+    without = replace(setup, compiled=False)
+    assert "not compiled (no compiler found)" in without.summary
+    assert "not compiled (run.compile is off)" in replace(without, compile_is_off=True).summary
 
 
 def test_a_peak_is_measured_until_two_products_were_as_fast():
@@ -126,7 +130,7 @@ def test_each_kind_of_accelerator_has_its_dtype(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert choose_dtype(torch.device("cuda")) == torch.float16  # a T4
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda including_emulation: not including_emulation)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: major <= 13)
     kinds = {kind: choose_dtype(torch.device(kind)) for kind in ("cuda", "xpu", "mps")}
     assert kinds == {"cuda": torch.bfloat16, "xpu": torch.bfloat16, "mps": torch.float32}

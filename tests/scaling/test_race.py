@@ -10,7 +10,7 @@ import fledgling
 from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.record import read_jsonl
-from fledgling.runtime.exit_codes import STOPPED
+from fledgling.runtime.exit_codes import INTERRUPTED, STOPPED
 from fledgling.scaling import race, race_run
 from fledgling.scaling.race_results import Point, RaceRun, drop_copies, rank_runs, read_points, result_rows
 
@@ -86,13 +86,21 @@ def test_a_stopped_run_resumes_with_the_time_that_was_left(command, tmp_path, ca
                 raise KeyboardInterrupt
             return super().end_step()
 
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+    with monkeypatch.context() as patch:
         patch.setattr(race_run, "StepClock", Stopped)
         patch.setitem(race_run.CLOCKS, "wall", itertools.count(0, 0.01).__next__)  # the time ends after 60 steps
-        main(command("base=", "tied", "--seeds", "1"))
+        assert main(command("base=", "tied", "--seeds", "1")) == INTERRUPTED
     metrics = tmp_path / "out" / "base-s0" / "pretrain" / "metrics.jsonl"
-    first = read_jsonl(metrics)
+    first, schedule, seen = read_jsonl(metrics), race_run.TimedStage.schedule, []
+
+    def note_steps(stage, progress):
+        multiplier = schedule(stage, progress)
+        seen.append(stage.clock.steps)
+        return multiplier
+
+    monkeypatch.setattr(race_run.TimedStage, "schedule", note_steps)
     assert main(command("base=", "tied", "--seeds", "1")) == 0
+    assert seen[0] == 4, "the rate of the first step, too, is that of the time that was used"
     lines = read_jsonl(metrics)
     assert lines[:4] == first[:4], "the steps up to the last checkpoint are kept"
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))

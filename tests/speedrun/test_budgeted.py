@@ -167,6 +167,10 @@ def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, mo
     assert again.recipe.sft.steps == known.recipe.sft.steps, "the budget's"
     assert "taken for stages that have not begun: sft.eval_questions is 1 before, 3 now" in capsys.readouterr().out
     assert continue_run(again, mended, None, run_dir, print) == (again, {})
+    deeper = replace(known, recipe=replace(known.recipe, model=replace(known.recipe.model, depth=2)))
+    assert continue_run(deeper, recipe, None, run_dir, print) == (deeper, {}), "the budget has chosen the depth"
+    with pytest.raises(UserError, match=r"model.depth is 2 there, 1 now"):
+        continue_run(deeper, recipe, None, run_dir, print, is_pinned=True)
     for fixed in ("sft.steps=9", "pretrain.eval_questions=3", "model.width=32"):
         with pytest.raises(UserError, match=rf"with other settings: {fixed.partition('=')[0]} is .* there, .* now"):
             continue_run(known, load_recipe(file, [*OPTIONS, fixed]), None, run_dir, print)
@@ -324,7 +328,8 @@ def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):
 def test_the_time_spent_is_at_least_what_finished_stages_recorded(text, tmp_path):
     for stage, seconds in (("pretrain", 40.0), ("sft", 2.5)):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "done.json").write_text(json.dumps({"training_seconds": seconds}))
+        done = {"training_seconds": seconds} if stage == "sft" else {"training_seconds": 1.0, "seconds": seconds}
+        (tmp_path / stage / "done.json").write_text(json.dumps(done))  # of an older version, and with its evaluations
     (tmp_path / "spent.json").write_text(text)
     notices: list[str] = []
     assert budgeted.read_spent(tmp_path, notices.append) == 42.5
@@ -355,3 +360,17 @@ def test_the_passes_of_a_run_are_those_over_its_largest_source_and_not_known_wit
     assert budgeted.count_source_passes([tasks, text], "arithmetic") == 1500 / 1860
     for reading in (None, [], [7], [{"source": "text", "rows": 0, "read": 0}], "text"):
         assert budgeted.count_source_passes(reading, "text") is None
+
+
+def test_a_finished_run_whose_end_was_not_recorded_is_recorded_by_the_next_start(recipe, clock, monkeypatch, capsys):
+    def fail(past):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budgeted, "append_past_run", fail)
+        assert go(recipe, clock) == ["pretrain", "sft"]
+    assert "not kept for later forecasts: " in capsys.readouterr().err and not user_file().exists()
+    spent = Path(recipe.run.out) / "spent.json"
+    spent.write_text(json.dumps({"seconds": json.loads(spent.read_text())["seconds"], "stage": "sft"}))  # killed
+    assert go(recipe, clock) == [] and json.loads(spent.read_text())["finished"]
+    assert len(load_past_runs((user_file(),))) == 1

@@ -11,12 +11,13 @@ from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import write_hf
 from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
+from fledgling.plan.past_runs import describe_data
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import run
 from fledgling.train.copied_source import describe_changed_source
-from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
+from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint, take_given_model
 from tests.all_stages import make_all_stages_recipe
 
 
@@ -155,3 +156,13 @@ def test_given_weights_can_have_a_shorter_or_a_longer_context(tmp_path):
     learned = load_recipe("quickstart", [f"run.init_from={tmp_path / 'learned' / 'source'}", "run.init_context=32"])
     with pytest.raises(UserError, match="has 64 learned positions"):
         find_init_checkpoint(learned.run, tmp_path / "gpt2")
+
+
+def test_a_budget_is_measured_and_forecast_with_the_given_model(tmp_path):
+    model, _ = export_random_model(tmp_path, "fledgling")
+    recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}", f"run.out={tmp_path / 'run'}"])
+    taken = take_given_model(recipe)
+    assert taken.resolve_model() == model.config and taken.tokenizer.vocab_size == model.config.vocab_size
+    plain = load_recipe("quickstart")
+    assert take_given_model(plain) is plain
+    assert describe_data(taken).endswith("given weights") and "given weights" not in describe_data(plain)
