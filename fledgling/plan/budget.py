@@ -201,7 +201,7 @@ def fit_run(
             for name, count in steps.items()
             if name != "pretrain"
         )
-        memory = max(stage["memory"] for stage in _plan_made(attempt, sized, plan, settings)["stages"].values())
+        memory = _plan_memory(sized, list(map(attempt.stage_config, sized.stages)), plan, settings)
         planned = Planned(
             data,
             count_law_parameters(config),
@@ -220,11 +220,12 @@ def fit_run(
     raise _explain_least(budget, config.depth, fixed, whole)
 
 
-def _plan_made(recipe: Recipe, sized: Recipe, plan: Mapping[str, Any], settings: PlanSettings) -> Mapping[str, Any]:
-    """Returns the plan of the recipe that is made, which is `plan` unless a batch has grown."""
-    pairs = ((recipe.stage_config(name), sized.stage_config(name)) for name in sized.stages)
+def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, Any], settings: PlanSettings) -> float:
+    """Returns the peak memory of the recipe that is made: that of `plan`, of its `tables`, unless a batch has grown."""
+    pairs = zip(tables, map(made.stage_config, made.stages), strict=True)
     batches = ([getattr(table, "batch_tokens", None) for table in pair] for pair in pairs)
-    return plan if all(before == after for before, after in batches) else make_plan(sized, settings)
+    final = plan if all(before == after for before, after in batches) else make_plan(made, settings)
+    return max(stage["memory"] for stage in final["stages"].values())
 
 
 def _explain_least(budget: Budget, depth: int, fixed: float, whole: float) -> UserError:
@@ -283,7 +284,7 @@ def _fit_steps(
         steps = {name: float(int((1.0 if name in capped else share) * stage["steps"])) for name, stage in base.items()}
         stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, contents, evaluations)
         spent_on_evals = sum(s.between + s.end for s in stages)
-        if any(steps[name] < _least_steps(name, recipe, base[name]) for name in steps):
+        if any(steps[name] < _least_steps(name, recipe.stage_config(name), base[name]) for name in steps):
             continue
         if spent_on_evals > MAX_EVALUATION * budget.seconds and evaluations is not EVALUATIONS[-1]:
             continue
@@ -291,9 +292,9 @@ def _fit_steps(
     return None
 
 
-def _least_steps(name: str, recipe: Recipe, stage: Mapping[str, Any]) -> float:
+def _least_steps(name: str, table: LoopConfig, stage: Mapping[str, Any]) -> float:
     """Returns the steps below which a stage is left out: of one whose data are few at most half of what they give."""
-    few = stage["steps"] / 2 if _has_end(name, recipe.stage_config(name)) else MIN_STEPS[name]
+    few = stage["steps"] / 2 if _has_end(name, table) else MIN_STEPS[name]
     return min(MIN_STEPS[name], few)
 
 

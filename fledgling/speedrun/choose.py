@@ -27,7 +27,6 @@ from fledgling.speedrun.text_digests import digest_texts
 from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.skills import WORDINGS
-from fledgling.train.init_from import take_given_model
 from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
 EMBEDDED_TOKENS = 4_550_000  # of the embedded corpus with 1,024 entries; 17,797 rows of 256
@@ -48,8 +47,10 @@ def plan_budgeted_run(
     if ranks < 1:
         raise UserError(f"--gpus {ranks}: expected at least 1")
     require_utilization(mfu)
-    given, recipe = recipe, take_given_model(recipe)
-    is_pinned = is_pinned or recipe is not given
+    if recipe.run.init_from:
+        from fledgling.train.init_from import take_given_model  # imports torch, which other plans do without
+
+        recipe, is_pinned = take_given_model(recipe), True
     per_token = training_flops_per_token(recipe.resolve_model())
     rows = recipe.pretrain.micro_batch_size or 1
     tokens, compiled = rows * recipe.resolve_model().context, device.compiles(recipe.run.compile)

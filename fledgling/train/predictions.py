@@ -48,7 +48,7 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     generated = count_generated_shares(predicted)
     assumed = PlanSettings(strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher, generated=generated)
     if step == 0 and peak_flops:
-        assumed = replace(assumed, mfu=_read_measured_mfu(run_dir, recipe, peak_flops))
+        assumed = replace(assumed, mfu=_read_measured_mfu(run_dir, recipe.run.ranks, peak_flops))
     planned = make_plan(predicted, assumed)
     config = None if teacher is None else teacher.to_dict()
     plan = {**planned, "before_step": step + 1, "settings": settings, "teacher": config}
@@ -59,18 +59,18 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
         write_json(stage_dir / (f"plan-{len(written) + 1}.json" if is_later else "plan.json"), plan)
 
 
-def _read_measured_mfu(run_dir: Path, recipe: Recipe, peak_flops: float) -> float | None:
+def _read_measured_mfu(run_dir: Path, ranks: int, peak_flops: float) -> float | None:
     """Returns the speed that a run with a budget measured before it began, as a share of the peak of its ranks.
 
-    None for a run without a budget, and where the recipe now has other devices. peak_flops: of one rank.
+    None for a run without a budget, and where it has another number of ranks now. peak_flops: of one rank.
     """
     try:
         run = read_budgeted_run(run_dir)
     except UserError:  # corrupt
         return None
-    if run is None or run.ranks != recipe.run.ranks:
+    if run is None or run.ranks != ranks:
         return None
-    return min(1.0, run.speed.flops / (run.ranks * peak_flops))
+    return min(1.0, run.speed.flops / (ranks * peak_flops))
 
 
 def _has_settings(text: str | None, recipe: Recipe) -> bool:

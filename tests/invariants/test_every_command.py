@@ -148,7 +148,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "import": "fledgling import exported runs/again-json --json",
         "fledgling train sft quickstart --set 'stages=[\"sft\"]' --set run.init_from=runs/quickstart/midtrain "
         "--set run.out=runs/lora --set adapter.method=lora --set adapter.rank=8": (
-            "fledgling train sft fast.toml --set 'stages=[\"sft\"]' --set run.init_from=runs/quickstart/midtrain "
+            "fledgling train sft fast.toml --set 'stages=[\"sft\"]' --set run.init_from=runs/quickstart/pretrain "
             "--set run.out=runs/lora --set adapter.method=lora --set adapter.rank=8"
         ),
         "fledgling export adapter runs/lora adapter": AS_SHOWN,
