@@ -160,23 +160,25 @@ def print_forecast(run: BudgetedRun, is_resumed: bool) -> None:
 def print_dry_run(recipe: Recipe, budget: Budget | None, is_pinned: bool, started: float) -> int:
     """Prints the dry run of a recipe, and what its budget makes of it; returns 1 if something is wrong with a stage."""
     from fledgling.plan.budgeted_run import read_budgeted_run
-    from fledgling.speedrun.budgeted import measure_and_choose
+    from fledgling.speedrun.budgeted import measure_and_choose, read_spent
     from fledgling.speedrun.continued import change_settings, continue_run, read_adjusted_recipe
     from fledgling.speedrun.dry_run import dry_run, format_dry_run
+    from fledgling.speedrun.stages import list_stages_left
     from fledgling.train.pace import RunClock
     from fledgling.train.run_directory import print_line, print_nothing
 
     with training_exit_code() as status:
-        known = read_budgeted_run(Path(recipe.run.out))
-        if known is not None or budget is not None:
-            log = print_line if is_main_process() else print_nothing
+        known, log = read_budgeted_run(Path(recipe.run.out)), print_line if is_main_process() else print_nothing
+        is_new = known is None and budget is not None and bool(list_stages_left(recipe))
+        if known is not None or is_new:
             known, changed = continue_run(known, recipe, budget, Path(recipe.run.out), log, is_pinned)
         if known is not None:
             if is_main_process():
                 print_forecast(known, True)
             recipe = change_settings(read_adjusted_recipe(known, Path(recipe.run.out)), changed)
-        elif budget is not None:
-            chosen = measure_and_choose(recipe, budget, RunClock(budget.seconds, started=started), is_pinned)
+        elif budget is not None and list_stages_left(recipe):
+            clock = RunClock(budget.seconds, read_spent(Path(recipe.run.out), log), started=started)
+            chosen = measure_and_choose(recipe, budget, clock, is_pinned)
             recipe = chosen.recipe
             if is_main_process():
                 print_forecast(chosen, False)

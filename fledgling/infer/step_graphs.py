@@ -18,7 +18,6 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from fledgling.runtime.device import raise_recompile_limit
 
@@ -92,6 +91,8 @@ def compile_or_fall_back(
 
     The function may be run twice with the same arguments. Sizes that change are compiled as variables.
     """
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # imports the compiler, which nothing else here needs
+
     raise_recompile_limit()
     chosen = torch.compile(function, fullgraph=True)
 

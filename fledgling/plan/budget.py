@@ -281,10 +281,11 @@ def _fit_steps(
             capped |= too_long
         if share <= 0:
             continue
-        steps = {name: float(int((1.0 if name in capped else share) * stage["steps"])) for name, stage in base.items()}
+        parts = {name: 1.0 if name in capped else share for name in base}
+        steps = {name: _count_steps(name, recipe.stage_config(name), base[name], part) for name, part in parts.items()}
         stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, contents, evaluations)
         spent_on_evals = sum(s.between + s.end for s in stages)
-        if any(steps[name] < _least_steps(name, recipe.stage_config(name), base[name]) for name in steps):
+        if any(steps[name] < min(MIN_STEPS[name], base[name]["steps"]) for name in steps):
             continue
         if spent_on_evals > MAX_EVALUATION * budget.seconds and evaluations is not EVALUATIONS[-1]:
             continue
@@ -292,10 +293,10 @@ def _fit_steps(
     return None
 
 
-def _least_steps(name: str, table: LoopConfig, stage: Mapping[str, Any]) -> float:
-    """Returns the steps below which a stage is left out: of one whose data are few at most half of what they give."""
-    few = stage["steps"] / 2 if _has_end(name, table) else MIN_STEPS[name]
-    return min(MIN_STEPS[name], few)
+def _count_steps(name: str, table: LoopConfig, stage: Mapping[str, Any], part: float) -> float:
+    """Returns the steps of a part of a stage; of one whose data are few no fewer than would leave it out."""
+    steps = float(int(part * stage["steps"]))
+    return max(steps, float(min(MIN_STEPS[name], stage["steps"]))) if _has_end(name, table) and part > 0.5 else steps
 
 
 def _rescale_to_made_steps(stage: StageSeconds, made: int | None) -> StageSeconds:

@@ -93,12 +93,12 @@ def describe_data(recipe: Recipe, digests: Mapping[str, str] | None = None) -> s
     known = digests or {}
     texts = [f"text {known[name]}" if name in known else name for name in list_mixture_sources(recipe.pretrain)]
     config = recipe.resolve_model()
-    found = [name for name in config.enabled_features if name != "flash_norm"]  # which is the same function
-    features = ", ".join([*found, *(["given weights"] if recipe.run.init_from else [])])
+    features = ", ".join(name for name in config.enabled_features if name != "flash_norm")  # the same function
+    begun = ", from given weights" if recipe.run.init_from else ""
     return "; ".join(
         [
             ", ".join(sorted(texts)),
-            f"{config.vocab_size} entries, rows of {config.context}",
+            f"{config.vocab_size} entries, rows of {config.context}{begun}",
             *([features] if features else []),
         ]
     )

@@ -46,7 +46,7 @@ class DeviceSetup:
     dtype: of the matrix products in training. compiled: whether torch.compile is used. peak_flops: measured FLOP/s.
     memory_limit: bytes that this rank may fill. fp8: whether the blocks' products in training are. peak_note: why the
     peak is not what was measured first, or "". answer_dtype: of the products of the engine; None: `dtype`.
-    compile_is_off: by the recipe.
+    not_compiled: why, where it is not.
     """
 
     dtype: torch.dtype
@@ -56,7 +56,7 @@ class DeviceSetup:
     fp8: bool = False
     peak_note: str = ""
     answer_dtype: torch.dtype | None = None
-    compile_is_off: bool = False
+    not_compiled: str = "no compiler found"
 
     @property
     def engine_dtype(self) -> torch.dtype:
@@ -71,8 +71,7 @@ class DeviceSetup:
     @property
     def summary(self) -> str:
         """The choices in one line."""
-        reason = "run.compile is off" if self.compile_is_off else "no compiler found"
-        compile_state = "compiled" if self.compiled else f"not compiled ({reason})"
+        compile_state = "compiled" if self.compiled else f"not compiled ({self.not_compiled})"
         products = ", products of the blocks in fp8" if self.fp8 else ""
         note = f" ({self.peak_note})" if self.peak_note else ""
         if self.engine_dtype != self.dtype:
@@ -120,8 +119,9 @@ def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
     answer_dtype = choose_dtype(device) if is_open else None
     compiled = should_compile(config.compile, device)
     memory_limit = get_usable_memory(device) // count_ranks_sharing_memory(world)
-    is_off = config.compile == "off"
-    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8, answer_dtype=answer_dtype, compile_is_off=is_off)
+    reason = "run.compile is off" if config.compile == "off" else "no compiler found"
+    reason = "not on an Apple GPU" if device.type == "mps" else reason
+    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8, answer_dtype=answer_dtype, not_compiled=reason)
 
 
 def require_fp8(device: torch.device) -> None:

@@ -227,7 +227,11 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
     times = {stage: _read_stage_seconds(values) for stage, values in done.items()}
     recorded, stage = sum(times.values()), spent.get("stage")
     given = finite_number(spent.get("seconds"))
+    is_finished = spent.get("finished") is True  # a stage may have been trained again since
     least = recorded - (times.get(stage, 0.0) if isinstance(stage, str) else 0.0)  # it is written before that stage
+    least = (
+        sum(finite_number(values.get("training_seconds")) or 0.0 for values in done.values()) if is_finished else least
+    )
     begun = [name for name in STAGES if not done[name] and (run_dir / name / "metrics.jsonl").exists()]
     if given is None or not least - ROUNDING <= given <= MOST_SECONDS:
         if not (recorded or begun or path.exists()):
@@ -236,8 +240,8 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
         found = f"has {given:g}" if given is not None else "does not say them" if path.exists() else "is gone"
         log(f"seconds spent: {path} {found}; counted as {seconds:,.1f}, which its stages recorded")
         return seconds
-    if stage not in STAGES or spent.get("finished") is True:
-        return max(recorded, given)
+    if stage not in STAGES or is_finished:
+        return given if is_finished else max(recorded, given)
     if done[stage]:  # the run was killed before the next one began
         return max(recorded, given + times[stage])
     return max(recorded, given) + _read_elapsed(run_dir, stage)

@@ -18,6 +18,7 @@ from fledgling.plan.amount import Budget
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
 
 SIZES = ("depth", "width", "heads", "kv_heads")  # of a model, which a budget chooses where they are not given
+SIZE_NAMES = tuple(f"model.{key}" for key in SIZES)
 DECIDED_BY_BUDGET = ("steps", "num_epochs", "batch_tokens", "examples_per_step", "batch_size", "warmup_steps")
 
 
@@ -54,6 +55,7 @@ def continue_run(
     names = (known.given, dump_without_place(known.recipe), dump_without_place(read_adjusted_recipe(known, run_dir)))
     is_same_budget = budget is None or math.isclose(budget.seconds, known.budget.seconds, rel_tol=1e-6)
     given = dump_without_place(recipe)
+    is_pinned = is_pinned and recipe.run.init_from is None  # given weights decide the size
     sizes = _find_other_sizes(known.recipe, recipe) if is_pinned else {}
     if given in names and is_same_budget and not sizes:
         return known, {}
@@ -61,7 +63,11 @@ def continue_run(
         log(f"{run_dir} has made no step of what was planned within {known.budget.text}: it is planned again")
         return None, {}
     if given not in names or sizes:
-        differing = find_setting_changes(parse_recipe(known.given), recipe, ("run.out",)) | sizes
+        differing = find_setting_changes(parse_recipe(known.given), recipe, ("run.out",))
+        if is_pinned:  # what the user gives now may be what the budget has chosen
+            differing = {name: change for name, change in differing.items() if name not in SIZE_NAMES} | sizes
+        if not differing and is_same_budget:
+            return known, {}
         fixed = [name for name in differing if not _may_be_mended(name, begun)]
         if fixed or not is_same_budget:
             what = describe_setting_changes({name: differing[name] for name in fixed or differing}, "there", "now")

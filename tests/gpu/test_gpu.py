@@ -244,6 +244,23 @@ def test_decoding_one_step_late_gives_the_log_probabilities_of_decoding_that_wai
         )
 
 
+def test_graphs_are_captured_again_after_the_cache_has_grown(device):
+    """Each growth drops all graphs, and with the last of them the pool that they shared."""
+    is_cuda = device.type == "cuda"
+    model = model_on(device, torch.bfloat16)
+    engine = Engine(model, Silent(), device, torch.bfloat16, device_decode="auto" if is_cuda else "on")
+    scheduler, versions = engine.make_scheduler(16), set()
+    for rows in (3, 4, 8):
+        for number in range(rows):
+            scheduler.add_request(engine.make_request([number + 1] * 20, SamplingParams(max_new_tokens=60), number))
+        for _ in range(12):
+            scheduler.step()
+            versions.add(scheduler.cache.storage_version)
+        graphs = scheduler.pipeline.decoder.graphs
+        assert bool(graphs.graphs) == is_cuda and not graphs.failed, versions
+    assert len(versions) >= 3
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_packed_products_are_those_of_the_dequantized_matrix(device, bits):
     torch.manual_seed(0)

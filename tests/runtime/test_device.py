@@ -99,7 +99,7 @@ def test_the_peak_is_measured_and_shown():
     assert setup.summary == "bfloat16, compiled, peak 1,500 GFLOP/s measured"
     without = replace(setup, compiled=False)
     assert "not compiled (no compiler found)" in without.summary
-    assert "not compiled (run.compile is off)" in replace(without, compile_is_off=True).summary
+    assert "not compiled (run.compile is off)" in replace(without, not_compiled="run.compile is off").summary
 
 
 def test_a_peak_is_measured_until_two_products_were_as_fast():

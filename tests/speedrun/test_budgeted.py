@@ -13,7 +13,7 @@ import torch
 from fledgling.config import AdapterConfig, UserError, load_recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed
-from fledgling.plan.budgeted_run import read_budgeted_run
+from fledgling.plan.budgeted_run import dump_without_place, read_budgeted_run
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast_text import format_budgeted_run
 from fledgling.plan.past_runs import load_past_runs, user_file
@@ -171,6 +171,11 @@ def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, mo
     assert continue_run(deeper, recipe, None, run_dir, print) == (deeper, {}), "the budget has chosen the depth"
     with pytest.raises(UserError, match=r"model.depth is 2 there, 1 now"):
         continue_run(deeper, recipe, None, run_dir, print, is_pinned=True)
+    as_made = replace(recipe, model=replace(recipe.model, depth=2))
+    assert continue_run(deeper, as_made, None, run_dir, print, is_pinned=True) == (deeper, {}), "as the line says"
+    given = replace(recipe, run=replace(recipe.run, init_from="weights"))
+    known_given = replace(deeper, given=dump_without_place(given))
+    assert continue_run(known_given, given, None, run_dir, print, is_pinned=True) == (known_given, {})
     for fixed in ("sft.steps=9", "pretrain.eval_questions=3", "model.width=32"):
         with pytest.raises(UserError, match=rf"with other settings: {fixed.partition('=')[0]} is .* there, .* now"):
             continue_run(known, load_recipe(file, [*OPTIONS, fixed]), None, run_dir, print)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import write_hf
 from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
-from fledgling.plan.past_runs import describe_data
+from fledgling.plan.past_runs import describe_data, select_text
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.text.tokenizer import Tokenizer
@@ -165,4 +166,5 @@ def test_a_budget_is_measured_and_forecast_with_the_given_model(tmp_path):
     assert taken.resolve_model() == model.config and taken.tokenizer.vocab_size == model.config.vocab_size
     plain = load_recipe("quickstart")
     assert take_given_model(plain) is plain
-    assert describe_data(taken).endswith("given weights") and "given weights" not in describe_data(plain)
+    texts = {select_text(describe_data(each)) for each in (plain, replace(plain, run=taken.run))}
+    assert len(texts) == 2, "what was learned before is in no law of runs from the seed"
