@@ -66,8 +66,11 @@ def continue_run(
         differing = find_setting_changes(parse_recipe(known.given), recipe, ("run.out",))
         if is_pinned:  # what the user gives now may be what the budget has chosen
             differing = {name: change for name, change in differing.items() if name not in SIZE_NAMES} | sizes
-        if not differing and is_same_budget:
+        if is_same_budget and not differing:
             return known, {}
+    else:
+        differing = {}
+    if differing:
         fixed = [name for name in differing if not _may_be_mended(name, begun)]
         if fixed or not is_same_budget:
             what = describe_setting_changes({name: differing[name] for name in fixed or differing}, "there", "now")

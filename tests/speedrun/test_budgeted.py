@@ -173,6 +173,8 @@ def test_a_recipe_is_mended_in_its_directory(recipe, clock, tmp_path, capsys, mo
         continue_run(deeper, recipe, None, run_dir, print, is_pinned=True)
     as_made = replace(recipe, model=replace(recipe.model, depth=2))
     assert continue_run(deeper, as_made, None, run_dir, print, is_pinned=True) == (deeper, {}), "as the line says"
+    with pytest.raises(UserError, match=r"within --minutes 1, and --minutes 5 is given"):
+        continue_run(deeper, as_made, Budget(300.0, "--minutes 5"), run_dir, print, is_pinned=True)
     given = replace(recipe, run=replace(recipe.run, init_from="weights"))
     known_given = replace(deeper, given=dump_without_place(given))
     assert continue_run(known_given, given, None, run_dir, print, is_pinned=True) == (known_given, {})
