@@ -227,11 +227,11 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
     times = {stage: _read_stage_seconds(values) for stage, values in done.items()}
     recorded, stage = sum(times.values()), spent.get("stage")
     given = finite_number(spent.get("seconds"))
-    is_finished = spent.get("finished") is True  # a stage may have been trained again since
-    least = recorded - (times.get(stage, 0.0) if isinstance(stage, str) else 0.0)  # it is written before that stage
-    least = (
-        sum(finite_number(values.get("training_seconds")) or 0.0 for values in done.values()) if is_finished else least
-    )
+    is_finished = spent.get("finished") is True
+    if is_finished:  # a stage may have been trained again since, with other evaluations
+        least = sum(finite_number(values.get("training_seconds")) or 0.0 for values in done.values())
+    else:  # it is written before that stage
+        least = recorded - (times.get(stage, 0.0) if isinstance(stage, str) else 0.0)
     begun = [name for name in STAGES if not done[name] and (run_dir / name / "metrics.jsonl").exists()]
     if given is None or not least - ROUNDING <= given <= MOST_SECONDS:
         if not (recorded or begun or path.exists()):
