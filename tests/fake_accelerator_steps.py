@@ -190,7 +190,7 @@ def run_case(watch, kind, device, saved=None, **options):
         load_parameters(model, saved["model"], world)
         optimizer.load_full_state_dict(saved["optimizer"])
 
-    def attend(q, k, v, mask=None):
+    def attend(q, k, v, mask=None, causal=False):
         """Represents a fused kernel: one operation that reads q, k and v and writes a result of q's shape."""
         with watch.inside("attention"):
             return q + (k.sum() + v.sum())
@@ -222,7 +222,7 @@ def run_case(watch, kind, device, saved=None, **options):
     forward = logprob._CrossEntropySum.forward
     with (
         replaced(attention, "flex_sdpa", attend),
-        replaced(attention, "sdpa", attend),
+        replaced(attention, "fused_attention", attend),
         replaced(attention, "windowed_sdpa", lambda q, k, v, mask, size: attend(q, k, v)),
         replaced(logprob._CrossEntropySum, "forward", staticmethod(watched_plainly(watch, forward, "head"))),
         replaced(model, "logprob_kernels", logprob.LogprobKernels(softcap_exp=softcap_exp)),

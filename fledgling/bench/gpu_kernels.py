@@ -27,6 +27,7 @@ from fledgling.bench.gpu import get_device, report_attempt, report_result
 from fledgling.model import logprob
 from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.optim.rules import orthogonalize
+from fledgling.runtime.device import choose_dtype, name_dtype
 
 Result = TypeVar("Result")
 PROFILED_KERNELS = 25  # longest kernels of a step that are listed
@@ -127,17 +128,18 @@ def measure_peaks(tiny: bool) -> None:
             name=about.name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count
         )
     size = 64 if tiny else 8192
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    dtype = choose_dtype(device)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
     def rate(product: Callable[[], object]) -> dict:
         return {"tflops": 2 * size**3 / measure_ms(product, 20, 5) / 1e9}
 
-    report_candidate("bf16 product", lambda: rate(lambda: a @ b))
+    report_candidate(f"{name_dtype(dtype)} product", lambda: rate(lambda: a @ b))
 
     def fp8() -> dict:
         one = torch.ones((), device=device)
         x, y = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # the second by columns
-        return rate(lambda: torch._scaled_mm(x, y, scale_a=one, scale_b=one, out_dtype=torch.bfloat16))
+        return rate(lambda: torch._scaled_mm(x, y, scale_a=one, scale_b=one, out_dtype=dtype))
 
     report_candidate("fp8 product", fp8)
 
@@ -186,7 +188,8 @@ class AttentionInput:
 def make_attention_input(rows: int, time_: int, heads: int, width: int) -> AttentionInput:
     """Returns random rows (B, T) of three documents each, with heads (H) of `width` (D)."""
     device = get_device()
-    q, k, v = (torch.randn(rows, heads, time_, width, device=device).bfloat16().requires_grad_() for _ in range(3))
+    dtype = choose_dtype(device)
+    q, k, v = (torch.randn(rows, heads, time_, width, device=device, dtype=dtype).requires_grad_() for _ in range(3))
     grad = torch.randn_like(q)
     numbers = (torch.arange(time_, device=device) * 3 // time_).int()
     causal = 3.5 * 4 * rows * heads * width * time_ * time_ / 2
@@ -258,7 +261,7 @@ def measure_head(tiny: bool) -> None:
     """Times forward and backward of the head with the loss, for several numbers of tokens in a chunk."""
     device = get_device()
     tokens, width, vocabulary = (256, 32, 512) if tiny else (65536, 1280, 65536)
-    hidden = torch.randn(tokens, width, device=device).bfloat16().requires_grad_()
+    hidden = torch.randn(tokens, width, device=device, dtype=choose_dtype(device)).requires_grad_()
     weight = (torch.randn(vocabulary, width, device=device) * width**-0.5).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), device=device)
     flops = 6 * tokens * width * vocabulary
@@ -295,10 +298,13 @@ def measure_muon(tiny: bool) -> None:
         ms = measure_ms(function, repeats=3)
         return {"ms": ms, "tflops": work / ms / 1e9}
 
-    one = [matrix[None] for stack in stacks for matrix in stack]
-    report_candidate("one by one", lambda: measured(lambda: [orthogonalize(matrix) for matrix in one]))
-    report_candidate("stacked by shape", lambda: measured(lambda: [orthogonalize(stack) for stack in stacks]))
+    one, run = (
+        [matrix[None] for stack in stacks for matrix in stack],
+        partial(orthogonalize, dtype=choose_dtype(device)),
+    )
+    report_candidate("one by one", lambda: measured(lambda: [run(matrix) for matrix in one]))
+    report_candidate("stacked by shape", lambda: measured(lambda: [run(stack) for stack in stacks]))
     if not tiny:
-        fused = torch.compile(orthogonalize, dynamic=False)
+        fused = torch.compile(run, dynamic=False)
         report_candidate("one by one, compiled", lambda: measured(lambda: [fused(matrix) for matrix in one]))
         report_candidate("stacked by shape, compiled", lambda: measured(lambda: [fused(stack) for stack in stacks]))

@@ -38,7 +38,7 @@ from fledgling.plan import inference
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.memory import memory_by_phase
 from fledgling.plan.training_step import TrainingStep
-from fledgling.runtime.device import set_up_device, should_compile
+from fledgling.runtime.device import choose_dtype, set_up_device, should_compile
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
@@ -295,7 +295,7 @@ def measure_model_decoding(
         bandwidth: of the device's memory, in bytes per second.
     """
     device = get_device()
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.float32 if device.type == "cpu" else choose_dtype(device)
     model = make_random_model(config, dtype, device)
     variants: tuple[tuple[str, DeviceDecode, Sequence[int]], ...] = (
         ("", "on" if device.type == "cpu" else "auto", rows),

@@ -2,8 +2,9 @@
 
 Start with `fledgling.config.ModelConfig` (what a family and a depth mean), then `transformer.py` and its parts.
 
-    attention.py        attention of training and prefill: `window.py` has sliding windows, `cuda_attention.py` packed
-                        rows on CUDA, `decode_attention.py` one new token of each row
+    attention.py        attention of training and prefill: `fused_attention.py` calls PyTorch's kernel, `window.py` has
+                        sliding windows, `cuda_attention.py` packed rows on CUDA, `decode_attention.py` one new token of
+                        each row
     query_key.py        rotation and normalization of queries and keys: `rope.py`, `positions.py`
     feed_forward.py     the feed-forward network
     norm.py             norms; `flash_norm.py` folds and defers them

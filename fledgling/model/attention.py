@@ -1,7 +1,7 @@
 """Causal self-attention with grouped key/value heads. Start with `Attention.forward`, which chooses one of six ways:
 
     blockwise_attention   short rows on a CPU, in training and prefill
-    sdpa                  long rows and GPUs: PyTorch's kernel
+    fused_attention       long rows and GPUs: PyTorch's kernel (fused_attention.py)
     windowed_sdpa         the same with a window (window.py)
     flex_sdpa             training with a block mask on CUDA (cuda_attention.py)
     paged_attention       new tokens after those of a cache, block by block
@@ -27,6 +27,7 @@ from fledgling.config import ModelConfig
 from fledgling.model.cache import CacheBatch
 from fledgling.model.cuda_attention import BlockMask, flex_sdpa
 from fledgling.model.decode_attention import DecodeLayer
+from fledgling.model.fused_attention import fused_attention, repeat_heads
 from fledgling.model.linear import Linear, apply_linear, apply_linears
 from fledgling.model.positions import Rotary
 from fledgling.model.query_key import choose_rotary, make_query_key
@@ -126,16 +127,16 @@ def blockwise_attention(
 
 
 def uses_blockwise_attention(x: Tensor) -> bool:
-    """Whether rows x (B, T, ...) take `blockwise_attention`; others take `sdpa` with a `make_attention_mask`."""
+    """Whether rows x (B, T, ...) take `blockwise_attention`; others `fused_attention` with a `make_attention_mask`."""
     longest = MAX_BLOCKWISE_TRAINING if torch.is_grad_enabled() else MAX_BLOCKWISE_INFERENCE
     return x.device.type == "cpu" and x.shape[1] <= longest
 
 
 def make_attention_mask(x: Tensor, document_ids: Tensor | None, tree: TreeMask | None) -> Tensor:
-    """Returns the mask of rows x (B, T, ...) for `sdpa`, in x's dtype: (B or 1, 1, T, T), 0 where seen, -inf elsewhere.
+    """Returns the mask of rows x (B, T, ...) for `fused_attention`: (B or 1, 1, T, T), 0 where seen, -inf elsewhere.
 
-    It is made once for all layers. From a boolean mask each layer would make and keep such a tensor of its own, T^2
-    values for each row.
+    It has x's dtype, and is made once for all layers. From a boolean mask each layer would make and keep such a tensor
+    of its own, T^2 values for each row.
     """
     time = x.shape[1]
     visible = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()[None]  # (1, T, T)
@@ -144,15 +145,6 @@ def make_attention_mask(x: Tensor, document_ids: Tensor | None, tree: TreeMask |
     if tree is not None:
         visible = visible & tree.visible_mask(slice(0, time))
     return torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible, float("-inf"))[:, None]
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Computes attention by PyTorch's scaled_dot_product_attention.
-
-    q (B, H, T, D); k, v (B, G, T, D); mask of `make_attention_mask`, None is causal. Returns (B, H, T, D).
-    """
-    causal, grouped = mask is None, q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def paged_attention(
@@ -319,9 +311,8 @@ class Attention(nn.Module):
         elif isinstance(mask, BlockMask):
             y = flex_sdpa(q, k, v, mask)
         elif mask is None and uses_blockwise_attention(x):
-            repeats = self.heads // self.kv_heads
-            if repeats > 1:
-                k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+            if self.heads != self.kv_heads:
+                k, v = repeat_heads(k, self.heads), repeat_heads(v, self.heads)
             y = blockwise_attention(q, k, v, document_ids, bounded, tree, self.window_size)
         elif self.window_size is not None and tree is None and self.cuts_rows:
             y = windowed_sdpa(q, k, v, mask, self.window_size)
@@ -332,9 +323,9 @@ class Attention(nn.Module):
                 seen = window_mask(positions, positions, self.window_size)  # (1, T, T)
             else:
                 seen = tree.visible_mask(slice(0, time), self.window_size)
-            y = sdpa(q, k, v, mask.masked_fill(~seen[:, None], float("-inf")))
+            y = fused_attention(q, k, v, mask.masked_fill(~seen[:, None], float("-inf")))
         else:
-            y = sdpa(q, k, v, mask)
+            y = fused_attention(q, k, v, mask, causal=mask is None)
         y = exclude_own_value(y, own_value) if self.is_exclusive else y
         if self.gate is not None:
             y = y * (2 * self.gate(x, deferred_scale)).transpose(1, 2)[..., None]

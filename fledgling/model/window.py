@@ -11,8 +11,9 @@ B batch, T queries, S keys, H heads, G key/value heads, D head width.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fledgling.model.fused_attention import fused_attention
 
 WINDOW_PIECE = 128  # fewest queries of a piece
 
@@ -46,15 +47,11 @@ def windowed_sdpa(
     """
     time, outputs = q.shape[2], []
     positions = torch.arange(time, device=q.device)
-    size, grouped = max(window_size, min_piece), q.shape[1] != k.shape[1]
+    size = max(window_size, min_piece)
     for start in range(0, time, size):
         end, first = min(start + size, time), first_visible_key(start, window_size)
         visible = window_mask(positions[start:end], positions[first:end], window_size)
         if mask is not None:
             visible = mask[:, :, start:end, first:end].masked_fill(~visible, float("-inf"))
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], attn_mask=visible, enable_gqa=grouped
-            )
-        )
+        outputs.append(fused_attention(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], visible))
     return torch.cat(outputs, dim=2)

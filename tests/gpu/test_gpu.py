@@ -11,10 +11,11 @@ from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels.device_matrix import pack_device_matrix
 from fledgling.kernels.format import dequantize_matrix, quantize_matrix
 from fledgling.model import fp8, head_chunk
-from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
+from fledgling.model.attention import blockwise_attention, make_attention_mask
 from fledgling.model.build import build_model
 from fledgling.model.cache import CacheRow
 from fledgling.model.cuda_attention import flex_sdpa, make_block_mask
+from fledgling.model.fused_attention import fused_attention
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
@@ -73,6 +74,22 @@ def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bo
 
 
 @pytest.mark.parametrize("documents", [False, True])
+def test_grouped_heads_take_no_scores_of_the_whole_row(device, documents):
+    if device.type != "cuda":
+        pytest.skip("kernels of other devices read grouped heads in place")
+    numbers = (torch.arange(2048, device=device) // 700).int().expand(2, -1)
+    q = torch.randn(2, 8, 2048, 64, device=device).bfloat16()
+    k, v = (torch.randn(2, 2, 2048, 64, device=device).bfloat16() for _ in range(2))
+    mask = make_attention_mask(q[:, 0], numbers, None) if documents else None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fused_attention(q, k, v, mask, causal=not documents)
+    scores = q.shape[0] * q.shape[1] * q.shape[2] ** 2 * q.element_size()
+    assert torch.cuda.max_memory_allocated() - before < scores
+
+
+@pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("time", [192, 256])
 def test_library_attention_is_blockwise_attention(device, documents, time):
     torch.manual_seed(0)
@@ -80,7 +97,10 @@ def test_library_attention_is_blockwise_attention(device, documents, time):
     q, k, v = (F.rms_norm(torch.randn(2, 2, time, 64, device=device), (64,)).bfloat16() for _ in range(3))
     q, k, v = (t.requires_grad_() for t in (q, k, v))
     mask = make_attention_mask(q[:, 0], numbers, None) if documents else None
-    outputs = sdpa(q, k, v, mask), blockwise_attention(*(t.float() for t in (q, k, v)), numbers)
+    outputs = (
+        fused_attention(q, k, v, mask, causal=not documents),
+        blockwise_attention(*(t.float() for t in (q, k, v)), numbers),
+    )
     grad = torch.randn_like(q)
     found, expected = (torch.autograd.grad(y, (q, k, v), grad.to(y.dtype)) for y in outputs)
     assert distance(*outputs) < 1e-2
