@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fledgling.config import PHASES, LoopConfig, Recipe, StageConfig, UserError, scaling_rules
+from fledgling.config import PHASES, LoopConfig, ModelConfig, Recipe, StageConfig, UserError, scaling_rules
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
 from fledgling.plan.comparable_runs import Planned
@@ -117,6 +117,7 @@ def choose_run(
     contents: Mapping[str, StageContent] | None = None,
     unique_tokens: float | None = None,
     digests: Mapping[str, str] | None = None,
+    teacher: ModelConfig | None = None,
 ) -> RunChoice:
     """Returns the run that learns most in a budget.
 
@@ -128,6 +129,7 @@ def choose_run(
         contents: of the stages.
         unique_tokens: of the largest source of pretraining, in one pass; None: not known.
         digests: of the user's texts, which identify them in past runs.
+        teacher: the configuration of `distill.teacher`, if the recipe has one.
 
     Raises UserError, in one line, where nothing can be learned in the time.
     """
@@ -140,7 +142,7 @@ def choose_run(
     for depth in list_depths(recipe.model.depth, is_pinned or not comparison.laws):
         sized = with_depth(recipe, depth)
         try:
-            options = (spent, sizes or {}, contents or {}, unique_tokens, data)
+            options = (spent, sizes or {}, contents or {}, unique_tokens, data, teacher)
             choice = fit_run(sized, budget, speeds, device, ranks, *options)
         except UserError as error:
             reason = reason or error
@@ -167,6 +169,7 @@ def fit_run(
     contents: Mapping[str, StageContent],
     unique_tokens: float | None,
     data: str,
+    teacher: ModelConfig | None,
 ) -> RunChoice:
     """Returns the recipe with as many steps as its budget allows; the arguments are those of `choose_run`.
 
@@ -178,7 +181,7 @@ def fit_run(
     core = estimate_core_time(device.kind, speed.flops, speed.flops_per_token, speed.core_share, speed.cores)
     here = replace(device, peak_flops=speed.flops / ranks, peaks=dict.fromkeys(device.peaks, speed.flops / ranks))
     generated = {name: content.generated for name, content in contents.items()}
-    settings = PlanSettings(gpus=ranks, mfu=1.0, device=here, sizes=sizes, generated=generated)
+    settings = PlanSettings(gpus=ranks, mfu=1.0, device=here, sizes=sizes, teacher=teacher, generated=generated)
     for attempt in (
         recipe,
         *(_remove_stages(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.corpora.prepare import EMBEDDED, find_source
 from fledgling.corpora.readers import estimate_text_bytes, list_source_files
 from fledgling.plan import core_speed
@@ -92,8 +92,17 @@ def choose_budgeted_run(
         contents={name: describe_content(recipe, name) for name in recipe.stages},
         unique_tokens=count_unique_tokens(recipe),
         digests=digest_texts(recipe),
+        teacher=_read_teacher(recipe),
     )
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
+
+
+def _read_teacher(recipe: Recipe) -> ModelConfig | None:
+    if recipe.distill.teacher is None:
+        return None
+    from fledgling.train.distill.teacher import read_teacher_config  # imports torch, which other plans do without
+
+    return read_teacher_config(recipe)
 
 
 def describe_content(recipe: Recipe, name: str) -> StageContent:

@@ -57,6 +57,17 @@ def test_stages_keep_their_proportions():
     assert max(shares.values()) / min(shares.values()) < 1.1, shares
 
 
+def test_a_teacher_takes_steps_from_the_stage_that_learns_from_it():
+    distilled = load_recipe(
+        "quickstart", ["model.preset=nanochat-2025", "distill.teacher=teacher", "distill.stages=[\"sft\"]"]
+    )
+    teacher = replace(QUICKSTART.resolve_model(), depth=12, width=768, heads=6, kv_heads=6)
+    alone, taught = (choose(12, recipe=distilled, is_pinned=True, teacher=each) for each in (None, teacher))
+    assert taught.recipe.sft.steps < 0.7 * alone.recipe.sft.steps
+    assert taught.planned.seconds == pytest.approx(alone.planned.seconds, rel=0.05)
+    assert taught.planned.memory > 1.2 * alone.planned.memory
+
+
 def test_phases_that_are_counted_in_steps_keep_their_share_of_a_stage_that_is_shortened():
     phases = {"batch_warmup_steps": 100, "context_warmup_steps": 200, "mtp_targets": 1, "mtp_decay_steps": 600}
     given = replace(QUICKSTART, pretrain=replace(QUICKSTART.pretrain, **phases))
