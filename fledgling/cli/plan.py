@@ -15,7 +15,7 @@ from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.plan.amount import pins_size, read_budget
 from fledgling.plan.communication import LINKS
 from fledgling.plan.forecast_text import format_budgeted_run
-from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device
+from fledgling.plan.hardware import DEVICES, OWN, find_device, make_own_device, share_device
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.measured_speed import name_planned_device
 from fledgling.plan.plan import PlanSettings, load_planned_recipe, make_plan
@@ -94,7 +94,7 @@ def plan(
     context
         Tokens per row.
     gpus
-        Number of devices.
+        Number of devices; on a CPU, of processes that share its cores and memory.
     inference
         Print the memory for inference instead: weights in each format, caches, conversations that fit.
     length
@@ -120,8 +120,9 @@ def plan(
     from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
     gpu_name = gpu or (name_planned_device(chosen.run) if peak is None else None)
-    device = make_own_device(find_device(gpu_name) if gpu_name else None, peak, bandwidth, memory)
     ranks = chosen.run.ranks if gpus is None else gpus
+    base = find_device(gpu_name) if gpu_name else None
+    device = share_device(make_own_device(base, peak, bandwidth, memory), ranks)
     if budget := read_budget(minutes, hours, usd, device, ranks, price):
         from fledgling.speedrun.choose import plan_budgeted_run
 

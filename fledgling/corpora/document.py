@@ -2,19 +2,21 @@
 
 Every reader of this package yields `Document`s, and everything that follows (tokenizer training, token shards,
 evaluation) sees nothing else. A document is held out when the hash of its own text says so (`split_held_out`), so the
-held-out part does not change when other documents are added. Lines that it shares with training text are removed from
-training.
+held-out part does not change when other documents are added, unless they are few. Lines that it shares with training
+text are removed from training.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 HELD_OUT_FRACTION = 0.02  # of all documents of a source that fits in memory
+MIN_DOCUMENTS = 10  # of which one is held out even where the fraction holds out none
 MIN_CHARACTERS = 200  # a document that has lost paragraphs is dropped below this
 MIN_SHARED_LINE = 8  # a line of this many characters may not occur in both parts
 MIN_SHARED_FILE_LINE = 40  # the same for a user's files, where short lines are names, refrains, fields of a form
@@ -71,17 +73,19 @@ def split_held_out(
 ) -> tuple[list[Document], list[Document]]:
     """Returns (training, validation) documents; about `fraction` (HELD_OUT_FRACTION) of all documents is held out.
 
-    A document is held out when its `hash_fraction` is below it. Every training paragraph that shares a
+    A document is held out when its `hash_fraction` is below it, or if that holds out none of at least `MIN_DOCUMENTS`,
+    when it has the least of all. Every training paragraph that shares a
     sentence or line of at least `MIN_SHARED_LINE` characters (`MIN_SHARED_FILE_LINE` for documents of kind "file")
     with the validation text is removed, and so is a training document of which less than `MIN_CHARACTERS` characters
     then remain. Short lines such as `Returns:` or `else:` may still occur in both; `measure_line_overlap` measures
-    them. With few documents, none may be held out.
+    them.
     """
     fraction = HELD_OUT_FRACTION if fraction is None else fraction
-    training: list[Document] = []
-    validation: list[Document] = []
-    for document in documents:
-        (validation if document.hash_fraction() < fraction else training).append(document)
+    placed = [(document.hash_fraction(), document) for document in documents]
+    least = min((place for place, _ in placed), default=1.0)
+    bound = math.nextafter(least, 1.0) if least >= fraction and len(placed) >= MIN_DOCUMENTS else fraction
+    training = [document for place, document in placed if place >= bound]
+    validation = [document for place, document in placed if place < bound]
     held_out_lines = {
         line
         for document in validation

@@ -58,10 +58,11 @@ SPLITS = ("train", "validation")
 
 def list_settings(large: bool) -> list[object]:
     """Returns every setting of this program that shapes the documents of a source; names do not matter, values do."""
-    reading = [readers.VERSION, readers.MAX_UNSPLIT_FILE, readers.MIN_PIECE, readers.MAX_LINE, readers.TEXT_SUFFIXES]
+    sizes = [readers.MAX_UNSPLIT_FILE, readers.MAX_UNSPLIT_SOURCE, readers.MIN_PIECE, readers.MAX_LINE]
+    reading = [readers.VERSION, *sizes, readers.TEXT_SUFFIXES]
     if large:
         return [*reading, tokenization.HELD_OUT_FRACTION]
-    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE]
+    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_DOCUMENTS, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE]
     harvest = [embedded.VERSION, embedded.KINDS, embedded.MAX_CHARACTERS, embedded.DOCSTRING_DOCUMENT_SIZE]
     sizes = [splits.MIN_SHARED_FILE_LINE, embedded.CODE_DOCUMENT_SIZE, embedded.MIN_REPEAT_LENGTH]
     return [*reading, *splitting, *harvest, *sizes, sorted(embedded.SKIPPED_FOLDERS)]
@@ -201,7 +202,10 @@ class DocumentPreparer:
             self._documents[source] = documents
             self._log_contents(source, self.describe_contents(source), skipped)
             if not self._documents[source][1]:
-                self.log(f"{source} is too small to hold anything out: no bits per byte will be measured on it")
+                self.log(
+                    f"{source}: {len(documents[0])} documents are too few to hold one out, expected "
+                    f"{splits.MIN_DOCUMENTS}: no bits per byte will be measured on it"
+                )
         return self._documents[source]
 
     def load_or_train_tokenizer(

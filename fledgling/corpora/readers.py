@@ -48,9 +48,10 @@ from fledgling.files import (
     split_suffixes,
 )
 
-VERSION = 4  # raised when the same files give other documents
+VERSION = 5  # raised when the same files give other documents
 OTHER_SUFFIXES = (".json", *TABLE_SUFFIXES, ".parquet")
 MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
+MAX_UNSPLIT_SOURCE = 50_000  # the same of a text file that is a source by itself, so that some of it can be held out
 MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line
 MAX_LINE = 1 << 20  # bytes; a longer line of text is cut
 DOCUMENT_SEPARATOR = b"<|endoftext|>"
@@ -130,8 +131,11 @@ def _read_files(
         name = file.name if file == root else file.relative_to(root).as_posix()
         if progress:
             progress(name, count)
-        read = read_file_part if file == root else read_part_in_folder
-        for document in read(file, name, column, skipped):
+        if file == root:
+            documents = read_file_part(file, name, column, skipped, is_source=True)
+        else:
+            documents = read_part_in_folder(file, name, column, skipped)
+        for document in documents:
             yield document
             count += 1
             if progress and count % PROGRESS_INTERVAL == 0:
@@ -142,7 +146,12 @@ def _read_files(
 
 
 def read_file_part(
-    file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None = None
+    file: Path,
+    name: str,
+    column: str | None,
+    skipped: SkippedDocuments,
+    part: tuple[int, int] | None = None,
+    is_source: bool = False,
 ) -> Iterator[Document]:
     """Yields the documents of one file, or of a part of it.
 
@@ -150,9 +159,11 @@ def read_file_part(
         name: the file's name in the origin of its documents.
         part: [first, last) row groups of a parquet file, or bytes of a JSON lines file; a line belongs to the part in
             which it begins. None for the whole file.
+        is_source: whether it is a source by itself, of which a text is one document up to `MAX_UNSPLIT_SOURCE`.
     """
+    unsplit = MAX_UNSPLIT_SOURCE if is_source else MAX_UNSPLIT_FILE
     before, count = skipped.total, 0
-    for raw, origin in _read_raw(file, name, column, skipped, part):
+    for raw, origin in _read_raw(file, name, column, skipped, part, unsplit):
         text, count = decode_text(raw), count + 1
         if text is None:
             skipped.add("undecodable", origin)
@@ -203,15 +214,23 @@ def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
 
 
 def _read_raw(
-    file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None
+    file: Path,
+    name: str,
+    column: str | None,
+    skipped: SkippedDocuments,
+    part: tuple[int, int] | None,
+    unsplit: int,
 ) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of each document of a file. Raises UserError for a corrupt file."""
+    """Yields (bytes, origin) of each document of a file; the arguments are those of `read_file_part`.
+
+    Raises UserError for a corrupt file.
+    """
     kind, packed = split_suffixes(file)
     try:
         if kind == ".parquet":
             yield from read_parquet_rows(file, name, column, part)
         elif kind in TEXT_SUFFIXES:
-            yield from _read_text(file, name)
+            yield from _read_text(file, name, unsplit)
         else:
             with open_text(file) as handle:
                 if kind in LINE_SUFFIXES:
@@ -251,22 +270,22 @@ def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def _read_text(file: Path, name: str) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of a small text file, or of the pieces of a large one.
+def _read_text(file: Path, name: str, unsplit: int) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of a text file of at most `unsplit` bytes, or of the pieces of a larger one.
 
     Raises NotTextError for a file that begins as one of another kind.
     """
     with open_text(file) as handle:
-        start = handle.read(MAX_UNSPLIT_FILE + 1)
-    if len(start) <= MAX_UNSPLIT_FILE and DOCUMENT_SEPARATOR not in start:
+        start = handle.read(unsplit + 1)
+    if len(start) <= unsplit and DOCUMENT_SEPARATOR not in start:
         yield start, name
         return
     with open_file(file) as handle:  # again: not every compressed file can be searched
-        yield from _read_text_pieces(handle, name)
+        yield from _read_text_pieces(handle, name, unsplit)
 
 
-def _read_text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of the pieces of a text file."""
+def _read_text_pieces(handle: BinaryIO, name: str, longest: int) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of the pieces of a text file; one without blank lines is cut after `longest` bytes."""
     piece: list[bytes] = []
     size, first = 0, 1
     for number, line in enumerate(_read_lines(handle), 1):
@@ -275,7 +294,7 @@ def _read_text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]
         if not separates:
             piece.append(line)
             size += len(line)
-        if size and (separates or (blank and size >= MIN_PIECE) or size >= MAX_UNSPLIT_FILE):
+        if size and (separates or (blank and size >= MIN_PIECE) or size >= longest):
             yield b"".join(piece).strip(b"\n"), f"{name}:{first}"
             piece, size, first = [], 0, number + 1
     if size:

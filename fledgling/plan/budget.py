@@ -90,10 +90,17 @@ def speed_at(speeds: Sequence[TrainingSpeed], flops_per_token: float) -> Trainin
 
 
 def with_depth(recipe: Recipe, depth: int) -> Recipe:
-    """Returns the recipe with another depth, from which width and heads follow."""
+    """Returns the recipe with another depth, from which width and heads follow.
+
+    The heads are at least those that the recipe states, where the width divides into them.
+    """
     if depth == recipe.model.depth:
         return recipe
-    return replace(recipe, model=replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth))
+    model = replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth)
+    stated, resolved = recipe.model.heads or 0, replace(recipe, model=model).resolve_model()
+    if resolved.heads < stated and resolved.width % (2 * stated) == 0:
+        model = replace(model, heads=stated)
+    return replace(recipe, model=model)
 
 
 def list_depths(depth: int, is_pinned: bool) -> list[int]:
@@ -217,10 +224,10 @@ def fit_run(
         return RunChoice(sized, stages, planned, evaluations, "", speed)
     first = make_plan(_remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), settings)
     fixed, whole = (
-        stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents, count) + spent
+        stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents, count)
         for count in (0, MIN_STEPS["pretrain"])
     )
-    raise _explain_least(budget, config.depth, fixed, whole)
+    raise _explain_least(budget, config.depth, spent, fixed, whole)
 
 
 def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, Any], settings: PlanSettings) -> float:
@@ -231,18 +238,29 @@ def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, 
     return max(stage["memory"] for stage in final["stages"].values())
 
 
-def _explain_least(budget: Budget, depth: int, fixed: float, whole: float) -> UserError:
-    """Returns the error of a budget that is too small: seconds of no step, and of `MIN_STEPS` of pretraining."""
+def _explain_least(budget: Budget, depth: int, spent: float, fixed: float, whole: float) -> UserError:
+    """Returns the error of a budget that is too small.
+
+    Args:
+        spent: seconds of measuring.
+        fixed: of what is no step.
+        whole: of that and of `MIN_STEPS` of pretraining.
+    """
+    measuring = f"measuring this machine has taken {spent:,.0f} s, " if spent >= 0.5 else ""
+    smaller = "a smaller model (--set model.depth=1) or " if depth > 1 else ""
     return UserError(
-        f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: start, tokenizer and one evaluation take "
-        f"{fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {depth} {whole - fixed:,.0f} s; expected at "
-        f"least {budget.describe(whole / TARGET)}"
+        f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: {measuring}start, tokenizer and one "
+        f"evaluation take {fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {depth} "
+        f"{whole - fixed:,.0f} s; expected {smaller}at least {budget.describe((spent + whole) / TARGET)}"
     )
 
 
 def _remove_stages(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """Returns the recipe without some of its later stages, and as if it had stated nothing of these."""
+    stages = tuple(name for name in recipe.stages if name not in names or name == recipe.stages[0])
+    removed = set(recipe.stages) - set(stages)
     return replace(
-        recipe, stages=tuple(name for name in recipe.stages if name not in names or name == recipe.stages[0])
+        recipe, stages=stages, stated=frozenset(name for name in recipe.stated if name.split(".")[0] not in removed)
     )
 
 

@@ -21,9 +21,12 @@ def format_budgeted_run(run: BudgetedRun) -> str:
     size = f"depth {config.depth} x {config.width}, {format_count(count_parameters(config)['total'])} parameters"
     times = [f"{stage.name} {stage.steps:,.0f} steps, {format_duration(stage.seconds)}" for stage in made]
     rest = sum(stage.seconds for stage in run.stages if not stage.steps)
+    before = run.planned["seconds"] - sum(stage.seconds for stage in run.stages)
+    if before >= 0.5:
+        times.insert(0, f"measuring {format_duration(before)}")
     lines = [
         f"{run.budget.text}: {size}, on {run.ranks} x {run.device} at {format_count(speed)} tokens/s "
-        f"({run.speed.source}); law: {run.law}",
+        f"({run.speed.source}); law for the size: {run.law}",
         "; ".join([*times, f"the rest {format_duration(rest)}"]),
     ]
     wanted = parse_recipe(run.given).stages

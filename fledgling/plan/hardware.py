@@ -161,7 +161,7 @@ def find_device(name: str) -> DeviceSpec:
     known = SHORT_NAMES.get(name.lower(), name.lower())
     if known not in DEVICES:
         hint = did_you_mean(known, DEVICES) or f": there are {', '.join(DEVICES)}"
-        raise UserError(f'unknown GPU "{name}"{hint}; for one of your own leave out --gpu and give --peak and --memory')
+        raise UserError(f'unknown GPU "{name}"{hint}; for one of your own `fledgling plan` takes --peak and --memory')
     return DEVICES[known]
 
 
@@ -214,3 +214,17 @@ def make_own_device(
     if bandwidth_giga is not None:
         base = replace(base, bandwidth=bandwidth_giga * _GIGA)
     return base if watts is None else replace(base, watts=watts)
+
+
+def share_device(device: DeviceSpec, ranks: int) -> DeviceSpec:
+    """Returns what one rank has of a device: all of a GPU, as each has its own, and an equal part of a processor."""
+    if device.kind != "cpu" or ranks <= 1:
+        return device
+    return replace(
+        device,
+        peak_flops=device.peak_flops / ranks,
+        peaks={dtype: peak / ranks for dtype, peak in device.peaks.items()},
+        memory=device.memory // ranks,
+        bandwidth=device.bandwidth / ranks,
+        watts=device.watts / ranks,
+    )

@@ -114,7 +114,8 @@ def plan_recipe_inference(recipe: Recipe, gpu: str | None, length: int | None, c
     Raises UserError for an unknown device, and for a length that is not in [1, context] or fewer than 1 conversation.
     """
     if conversations < 1 or (length is not None and length < 1):
-        raise UserError(f"--conversations {conversations} --length {length}: expected at least 1 of each")
+        given = f"--conversations {conversations}" + (f" --length {length}" if length is not None else "")
+        raise UserError(f"{given}: expected at least 1")
     config = recipe.resolve_model()
     if length is not None and length > config.context:
         raise UserError(f"--length {length}: expected at most the model's context, {config.context}")

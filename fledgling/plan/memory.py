@@ -256,8 +256,10 @@ def _count_logit_bytes(config: ModelConfig, step: TrainingStep) -> int:
     if step.teacher is not None and step.teacher.role != SCORER:
         return step.teacher.divergence_bytes(config, A, w, step.device, step.compiled)
     n = min(A, head_chunk_tokens(V, step.device))  # tokens per chunk
-    # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
-    loss_bytes = n * V * (2 * w if step.compiled else 12 if config.logit_softcap else 8)
+    # compiled: logits in, gradients out, on a CPU with a cap e in fp32; else in fp32 z, t, e (without a cap z, e), in
+    # bf16 as many bytes
+    kept = 4 if config.logit_softcap and step.device == "cpu" else 0
+    loss_bytes = n * V * (2 * w + kept if step.compiled else 12 if config.logit_softcap else 8)
     gradient_bytes = (
         n * V * w + n * E * 8 + (0 if w == 4 or step.adapter else V * E * (w + 4))
     )  # the product, and the promotion of its sum

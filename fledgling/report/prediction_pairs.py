@@ -70,9 +70,9 @@ def pair_predictions(run: RunData) -> list[Pair]:
 
     A stage is compared with its own plan, which was written before its first step and never again; without one, with
     the plan of the run. Where it was resumed with other settings, its pairs say so and have no error. Hours and dollars
-    are those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and preparation. MFU
-    is the measured speed as a share of the peak that the plan refers to. Memory is the highest level of live tensors in
-    a step. Steps, tokens, hours and dollars are compared only for finished stages.
+    are those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints, preparation and
+    compiling in the first step. MFU is the measured speed as a share of the peak that the plan refers to. Memory is the
+    highest level of live tensors in a step. Steps, tokens, hours and dollars are compared only for finished stages.
     """
     parameters = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
     pairs = [_make_pair("parameters", nested_table(run.plan, "parameters").get("total"), parameters)]
@@ -105,7 +105,7 @@ def _collect_measurements(run: RunData, stage: StageData) -> dict[str, float | N
     """Returns what a stage's files say about each predicted quantity."""
     plan = stage.plan or run.plan
     price, speed = hourly_price(plan), steady_median(stage, "tokens_per_second")
-    seconds = stage.last_metric("training_seconds")
+    seconds = _measure_steps(stage, speed)
     hours = None if seconds is None else seconds / 3600
     hardware = nested_table(plan, "hardware")
     peak, ranks = finite_number(hardware.get("peak_flops")), finite_number(hardware.get("ranks"))
@@ -120,6 +120,18 @@ def _collect_measurements(run: RunData, stage: StageData) -> dict[str, float | N
         "usd": None if price is None or hours is None else price * hours,
         "memory": max(stage.metric_series("memory")[1], default=None),
     }
+
+
+def _measure_steps(stage: StageData, speed: float | None) -> float | None:
+    """Returns the seconds of a stage's steps, the first counted like the others: it compiles, which no plan predicts.
+
+    speed: the usual tokens per second.
+    """
+    seconds = stage.last_metric("training_seconds")
+    (steps, times), (_, tokens) = stage.metric_series("training_seconds"), stage.metric_series("tokens")
+    if seconds is None or not speed or not steps or steps[0] != 1 or not tokens:
+        return seconds
+    return seconds - max(0.0, times[0] - tokens[0] / speed)
 
 
 def make_predictions_table(run_dir: Path | str) -> Table:

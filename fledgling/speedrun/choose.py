@@ -19,7 +19,13 @@ from fledgling.plan.forecast import forecast_run
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.past_runs import BITS, FIRST_BITS, MEMORY, SECONDS, PastRun, load_past_runs, of_same_text
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
-from fledgling.plan.stage_seconds import EVALUATIONS, StageContent
+from fledgling.plan.stage_seconds import (
+    EVALUATIONS,
+    MEASURING_EAGERLY_SECONDS,
+    MEASURING_SECONDS,
+    StageContent,
+    estimate_core_time,
+)
 from fledgling.plan.utilization import choose_utilization
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
@@ -38,6 +44,7 @@ def plan_budgeted_run(
     """Returns the run that a budget becomes on a GPU that is not there, for `fledgling plan --minutes`.
 
     Its speed is `mfu`, what `fledgling bench train` measured of this device, or what is assumed of it, in this order.
+    Measuring it, with which `fledgling speedrun` begins, is counted.
 
     mfu: fraction of the peak FLOP/s; None: measured or assumed. The other arguments are those of `choose_budgeted_run`.
 
@@ -60,7 +67,9 @@ def plan_budgeted_run(
     speed = TrainingSpeed(flops, per_token, sources[utilization["mfu_source"]])
     if utilization["mfu_source"] == "measured" and device.kind == "cpu":  # of this machine, so its cores are measured
         speed = replace(speed, core_share=core_speed.measure_core_share(), cores=count_cores())
-    return choose_budgeted_run(recipe, budget, device, ranks, [speed], is_pinned=is_pinned)
+    core = estimate_core_time(device.kind, flops, per_token, speed.core_share, speed.cores)
+    measuring = (MEASURING_SECONDS if compiled else MEASURING_EAGERLY_SECONDS) * core.share
+    return choose_budgeted_run(recipe, budget, device, ranks, [speed], measuring, is_pinned)
 
 
 def choose_budgeted_run(

@@ -95,7 +95,7 @@ class _Findings:
         try:
             yield
         except UserError as error:
-            if str(error) not in self.problems:
+            if not any(problem.endswith(str(error)) for problem in self.problems):  # told already, with its setting
                 self.problems.append(str(error))
 
     def attempt(self, check: Callable[[], object]) -> None:
@@ -121,7 +121,8 @@ def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     if checks and checks[0].stage == recipe.stages[0]:
         found.notices += describe_unused(recipe)
     if checks:
-        problems, notices = (*found.problems, *checks[0].problems), (*found.notices, *checks[0].notices)
+        own = [each for each in checks[0].problems if not any(problem.endswith(each) for problem in found.problems)]
+        problems, notices = (*found.problems, *own), (*found.notices, *checks[0].notices)
         checks[0] = replace(checks[0], problems=problems, notices=notices)
     return _check_disk(checks, run_dir)
 

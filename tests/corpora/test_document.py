@@ -28,6 +28,14 @@ def test_holding_out_depends_on_the_document_alone():
     assert held <= {document.text for document in split_held_out(documents, 0.2)[1]}  # a larger fraction holds out more
 
 
+def test_of_few_documents_one_is_held_out():
+    for documents in (make_documents(12)[start:] for start in range(3)):
+        training, validation = split_held_out(documents, 1e-9)
+        assert len(validation) == 1 and len(training) == len(documents) - 1
+        assert split_held_out(documents[::-1], 1e-9)[1] == validation
+    assert split_held_out(make_documents(9), 1e-9)[1] == []
+
+
 def test_lines_of_held_out_documents_are_removed_from_training():
     documents = make_documents(100)
     held = split_held_out(documents, 0.1)[1]

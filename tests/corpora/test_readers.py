@@ -38,13 +38,17 @@ def test_a_small_text_file_is_one_document(tmp_path):
     assert (document.kind, document.origin) == ("file", "note.txt")
 
 
-def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
+@pytest.mark.parametrize("limit", ["MAX_UNSPLIT_FILE", "MAX_UNSPLIT_SOURCE"])
+def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch, limit):
+    """A file in a folder above one size, and a file that is a source by itself above another."""
+    monkeypatch.setattr(readers, limit, 1_000)
     monkeypatch.setattr(readers, "MIN_PIECE", 100)
     parts = [f"Paragraph {number}: " + "words and words " * 3 for number in range(60)]
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(parts))
-    pieces = list(read_documents(path))
+    cut, whole = (tmp_path, path) if limit == "MAX_UNSPLIT_FILE" else (path, tmp_path)
+    assert len(list(read_documents(whole))) == 1, "below the other size"
+    pieces = list(read_documents(cut))
     assert "\n\n".join(piece.text for piece in pieces) == "\n\n".join(parts)
     assert len(pieces) == 30 and pieces[1].origin == "book.txt:5"
 
@@ -57,7 +61,7 @@ def test_end_of_text_markers_separate_documents(tmp_path):
 
 @pytest.mark.parametrize("letter", ["x", "é", "語", "🐦"])
 def test_a_very_long_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
-    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_SOURCE", 1_000)
     monkeypatch.setattr(readers, "MAX_LINE", 101)
     path = tmp_path / "line.txt"
     path.write_text(letter * 5_000, encoding="utf-8")
@@ -151,7 +155,7 @@ def test_every_kind_is_read_in_every_compression(tmp_path, suffix, content, pack
 
 
 def test_a_large_compressed_text_is_cut_as_the_plain_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_SOURCE", 1_000)
     monkeypatch.setattr(readers, "MIN_PIECE", 100)
     content = "\n\n".join(f"Paragraph {number} " * 5 for number in range(60)).encode()
     for suffix, pack in (("", bytes), *PACKERS.items()):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from fledgling.config import PHASES, UserError, load_recipe
+from fledgling.config.unused_settings import describe_unused
 from fledgling.plan.amount import Budget
-from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, fit_phases, scale_batch, speed_at
+from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, fit_phases, scale_batch, speed_at, with_depth
 from fledgling.plan.comparable_runs import get_size
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
@@ -59,13 +60,22 @@ def test_stages_keep_their_proportions():
 
 def test_a_teacher_takes_steps_from_the_stage_that_learns_from_it():
     distilled = load_recipe(
-        "quickstart", ["model.preset=nanochat-2025", "distill.teacher=teacher", "distill.stages=[\"sft\"]"]
+        "quickstart", ["model.preset=nanochat-2025", "distill.teacher=teacher", 'distill.stages=["sft"]']
     )
     teacher = replace(QUICKSTART.resolve_model(), depth=12, width=768, heads=6, kv_heads=6)
     alone, taught = (choose(12, recipe=distilled, is_pinned=True, teacher=each) for each in (None, teacher))
     assert taught.recipe.sft.steps < 0.7 * alone.recipe.sft.steps
     assert taught.planned.seconds == pytest.approx(alone.planned.seconds, rel=0.05)
     assert taught.planned.memory > 1.2 * alone.planned.memory
+
+
+def test_another_depth_has_at_least_the_heads_that_the_recipe_states():
+    stated = replace(QUICKSTART, model=replace(QUICKSTART.model, heads=4))
+    found = {depth: with_depth(stated, depth).resolve_model() for depth in (1, 3, 12)}
+    assert [config.heads for config in found.values()] == [4, 4, 6] and found[3].head_width == 48
+    assert found[12].kv_heads == 6, "what the width gives is more"
+    odd = replace(stated, model=replace(stated.model, heads=5, width=320))
+    assert with_depth(odd, 3).resolve_model().heads == 2, "192 does not divide into 5"
 
 
 def test_phases_that_are_counted_in_steps_keep_their_share_of_a_stage_that_is_shortened():
@@ -96,12 +106,27 @@ def test_time_that_earlier_sessions_spent_is_not_planned_again():
 @pytest.mark.parametrize("minutes", [0.01, 0.1, 0.3])
 def test_a_budget_in_which_nothing_can_be_learned_is_rejected_in_one_line(minutes):
     with pytest.raises(
-        UserError, match=r"nothing can be learned in \d+ s: .* expected at least --minutes [\d.]+"
+        UserError,
+        match=r"nothing can be learned in \d+ s: .* expected (a smaller model .*or )?at least --minutes [\d.]+",
     ) as error:
         choose(minutes, 2500.0)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "measuring" not in str(error.value)
     least = float(str(error.value).rpartition(" ")[2])
     assert choose(1.02 * least, 2500.0).recipe.pretrain.steps >= 20, "what it asks for is enough"
+
+
+def test_the_time_of_measuring_is_told_apart_from_that_of_the_run():
+    with pytest.raises(UserError, match="measuring this machine has taken 50 s, start, tokenizer and one") as error:
+        choose(1, 2500.0, spent=50.0)
+    least, given = (float(str(each).rpartition(" ")[2]) for each in (error.value, "--minutes 1"))
+    assert choose(1.02 * least, 2500.0, spent=50.0).recipe.pretrain.steps >= 20 and least > given
+
+
+def test_what_a_left_out_stage_has_stated_is_not_said_to_be_unread():
+    small = choose(1.5, is_pinned=True).recipe
+    left_out = set(QUICKSTART.stages) - set(small.stages)
+    assert left_out and any(name.partition(".")[0] in left_out for name in QUICKSTART.stated)
+    assert not [line for line in describe_unused(small) if line.startswith(tuple(f"[{name}]" for name in left_out))]
 
 
 def test_a_speed_between_two_measured_sizes_lies_between_theirs():

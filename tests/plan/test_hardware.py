@@ -3,7 +3,7 @@
 import pytest
 
 from fledgling.config import UserError
-from fledgling.plan.hardware import DEVICES, find_device, find_product, make_own_device
+from fledgling.plan.hardware import DEVICES, find_device, find_product, make_own_device, share_device
 
 
 def test_a_device_is_found_by_name():
@@ -19,6 +19,13 @@ def test_every_device_has_its_name_and_plausible_figures():
     for name, device in DEVICES.items():
         assert device.name == name == name.lower()
         assert 1e11 < device.peak_flops < 1e16 and 2**33 <= device.memory < 2**40 and 10 < device.watts <= 1500
+
+
+def test_ranks_share_a_processor_and_have_a_gpu_each():
+    whole, half = find_device("cpu-bf16"), share_device(find_device("cpu-bf16"), 2)
+    assert half.peak_flops == whole.peak_flops / 2 and half.memory == whole.memory // 2
+    assert half.with_dtype("float32").peak_flops == whole.with_dtype("float32").peak_flops / 2
+    assert share_device(find_device("h100"), 8) == find_device("h100") and share_device(whole, 1) == whole
 
 
 def test_an_unknown_device_names_the_known_ones():

@@ -37,6 +37,14 @@ def test_hours_and_dollars_are_those_of_the_steps_alone(run_dir, pairs):
     assert pairs["pretrain.hours"].label == "pretrain time of the steps"
 
 
+def test_the_first_step_counts_like_the_others_as_it_compiles(run_dir, pairs):
+    data = load_run_data(run_dir)
+    for line in data.stages[0].metrics:
+        line["training_seconds"] += 30.0
+    slower = {pair.key: pair for pair in pair_predictions(data)}
+    assert slower["pretrain.hours"].measured == pytest.approx(pairs["pretrain.hours"].measured, rel=0.02)
+
+
 def test_both_shares_are_of_one_peak(run_dir, pairs):
     """Measured utilization is recorded as a share of another peak when the plan's is the table's."""
     plan = json.loads((run_dir / "plan.json").read_text())

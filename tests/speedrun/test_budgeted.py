@@ -104,6 +104,8 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert shown[0][0].speed.core_share == 1.5, "the less of before and after the steps"
     assert shown[0] == (read_budgeted_run(run_dir), False) and shown[1] == (shown[0][0], True)
     text = format_budgeted_run(shown[0][0])
+    later = replace(shown[0][0], planned=shown[0][0].planned | {"seconds": shown[0][0].planned["seconds"] + 42})
+    assert "measuring" not in text and "\nmeasuring 0:42; pretrain" in format_budgeted_run(later)
     assert "--minutes 1: depth 1 x 64" in text and "90 % interval" in text and "time in all" in text
     of_other_depth = replace(shown[0][0].speed, flops_per_token=0.5 * shown[0][0].speed.flops_per_token)
     for run in (shown[0][0], replace(shown[0][0], speed=of_other_depth)):

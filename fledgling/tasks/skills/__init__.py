@@ -7,4 +7,4 @@ the templates, `words.py` collects the words.
 """
 
 # The day on which the wordings were last changed so that scores of runs before and after cannot be compared.
-WORDINGS = "2026-11-30 3"
+WORDINGS = "2026-11-30 4"

@@ -81,7 +81,7 @@ def test_wordings_are_changed_together_with_their_date():
         core for module in MODULES.values() for which in (TRAIN, DEV, TEST) for core in module.list_templates(which)
     ]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    assert (WORDINGS, digest) == ("2026-11-30 3", "96ad803e94cdf6b2")
+    assert (WORDINGS, digest) == ("2026-11-30 4", "c3e43ccdf30ed5e6")
 
 
 def test_the_reference_reply_scores_one_and_is_a_conversation(name):
