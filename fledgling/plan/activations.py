@@ -82,6 +82,8 @@ def eager_activation_bytes(config: ModelConfig, step: TrainingStep, window: int 
         output_copied = config.positions == "rope"  # rotation changes the memory layout, so the output is copied
         kept["attention"] = A * ((1 + output_copied) * w * config.attention_width + 4 * H)
         kept["attention"] += 0 if window is None else _piece_mask_bytes(step, window)
+        pairs = context * context if window is None else count_masked_pairs(context, window)
+        kept["attention"] += 4 * rows * H * pairs if step.keeps_scores else 0
     return kept
 
 

@@ -45,6 +45,7 @@ def one_row_step(
         copies_weights_for_eval=True,
         matrix_optimizer=optimizer.matrix_optimizer,
         optimizer_state=resolve_state(optimizer.state, device_kind),
+        keeps_scores=device_kind == "mps",
     )
 
 

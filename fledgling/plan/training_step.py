@@ -26,6 +26,8 @@ class TrainingStep:
         packed_documents: a row holds several documents.
         copies_weights_for_eval: evaluations keep a copy of the weights in `answer_dtype`, where that is not float32.
         answer_dtype: of the engine's products; "": `dtype`.
+        keeps_scores: attention keeps its weights of all (query, key) pairs for backward, in fp32: on an Apple GPU, for
+            which PyTorch has no fused kernel with gradients.
         saves_checkpoints: checkpoints are written during training, from a copy in host memory.
         has_reference_model: RL keeps the initial weights in addition to the trained ones.
         layout: one of `memory.LAYOUTS`.
@@ -58,6 +60,7 @@ class TrainingStep:
     is_quantization_aware: bool = False
     optimizer_state: str = "float32"
     answer_dtype: str = ""
+    keeps_scores: bool = False
 
     @property
     def answer_value_bytes(self) -> int:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from fledgling.config import ModelConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.plan import activations
+from fledgling.plan.stage_step import one_row_step
 from fledgling.plan.training_step import TrainingStep
 
 CONFIG = ModelConfig(vocab_size=99, depth=1, width=32, heads=4, kv_heads=4, context=256)  # D = 8, F = 128
@@ -31,6 +32,18 @@ def test_fp32_activations_are_the_tensors_of_a_block():
     assert kept["feed_forward"] == 4 * tokens * 2 * 128  # before and after the activation
     pairs = 128 * 128 + 128 * 256
     assert kept["attention"] == 4 * rows * 4 * pairs + pairs + 4 * tokens * (32 + 4) + 4 * tokens * 32
+
+
+@pytest.mark.parametrize("window", [None, 90])
+def test_an_apple_gpu_keeps_the_weights_of_all_pairs(window):
+    fused, kept = (
+        activations.eager_activation_bytes(CONFIG, TrainingStep(3, 256, keeps_scores=scores, compiled=False), window)
+        for scores in (False, True)
+    )
+    pairs = 256 * 256 if window is None else activations.count_masked_pairs(256, window)
+    assert kept["attention"] - fused["attention"] == 4 * 3 * 4 * pairs
+    steps = [one_row_step(OptimizerConfig(), CONFIG, 1, kind, "bfloat16", False) for kind in ("mps", "cuda", "cpu")]
+    assert [step.keeps_scores for step in steps] == [True, False, False]
 
 
 def test_masks_of_documents_are_one_byte_for_each_row():
