@@ -246,7 +246,7 @@ def _explain_least(budget: Budget, depth: int, spent: float, fixed: float, whole
         fixed: of what is no step.
         whole: of that and of `MIN_STEPS` of pretraining.
     """
-    measuring = f"measuring this machine has taken {spent:,.0f} s, " if spent >= 0.5 else ""
+    measuring = f"measuring this machine takes {spent:,.0f} s, " if spent >= 0.5 else ""
     smaller = "a smaller model (--set model.depth=1) or " if depth > 1 else ""
     return UserError(
         f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: {measuring}start, tokenizer and one "

@@ -58,10 +58,10 @@ def estimate_hours(flops: float, device: DeviceSpec, ranks: int = 1, mfu: float 
 def estimate_usd(hours: float, device: DeviceSpec, ranks: int = 1, price: float | None = None) -> float | None:
     """Returns US dollars for `ranks` devices over `hours` hours; `price` is dollars per hour for one device.
 
-    None if neither `price` nor the device table has a price.
+    Ranks that share a device pay for it once. None if neither `price` nor the device table has a price.
     """
     hourly = device.usd_per_hour if price is None else price
-    return None if hourly is None else hours * ranks * hourly
+    return None if hourly is None else hours * ranks / device.sharers * hourly
 
 
 def estimate_kwh(hours: float, device: DeviceSpec, ranks: int = 1) -> float:

@@ -53,6 +53,7 @@ class DeviceSpec:
         product: a pattern that the driver's name matches in full, in lower case and without vendors' names.
         is_measured: the peak is a measured product, not a datasheet's.
         training_dtype: that training chooses; "": the first of `DTYPE_ORDER` that it multiplies, which answers have.
+        sharers: ranks that share it; FLOP/s, memory, bandwidth and watts are of one of them.
     """
 
     name: str
@@ -66,6 +67,7 @@ class DeviceSpec:
     product: str = ""
     is_measured: bool = False
     training_dtype: str = ""
+    sharers: int = 1
 
     @property
     def dtype(self) -> str:
@@ -227,4 +229,5 @@ def share_device(device: DeviceSpec, ranks: int) -> DeviceSpec:
         memory=device.memory // ranks,
         bandwidth=device.bandwidth / ranks,
         watts=device.watts / ranks,
+        sharers=ranks,
     )

@@ -40,9 +40,10 @@ def choose_utilization(
     if mfu is not None:
         utilization = {"mfu": mfu, "mfu_source": "given"}
     elif measured is not None:
-        reached = measured.mfu * measured.peak_flops
+        measured_peak = measured.peak_flops / device.sharers
+        reached = measured.mfu * measured_peak
         if not peak_flops or reached > peak_flops:  # a run's peak below what the benchmark reached was measured too low
-            device, source = replace(device, peak_flops=measured.peak_flops), "benchmark"
+            device, source = replace(device, peak_flops=measured_peak), "benchmark"
         of = f"{measured.model}, {measured.date}"
         utilization = {"mfu": reached / device.peak_flops, "mfu_source": "measured", "mfu_of": of}
     share = utilization["mfu"]
@@ -66,4 +67,6 @@ def find_adapter_share(device: hardware.DeviceSpec, flops_per_token: float, step
     if step.adapter is None:
         return None
     measured = measured_speed.load_speed(device.name, flops_per_token, step.tokens, step.compiled)
-    return None if measured is None else min(1.0, measured.mfu * measured.peak_flops / device.peak_flops)
+    if measured is None:
+        return None
+    return min(1.0, measured.mfu * measured.peak_flops / device.sharers / device.peak_flops)

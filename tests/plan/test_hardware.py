@@ -3,6 +3,7 @@
 import pytest
 
 from fledgling.config import UserError
+from fledgling.plan.cost import estimate_usd
 from fledgling.plan.hardware import DEVICES, find_device, find_product, make_own_device, share_device
 
 
@@ -25,6 +26,7 @@ def test_ranks_share_a_processor_and_have_a_gpu_each():
     whole, half = find_device("cpu-bf16"), share_device(find_device("cpu-bf16"), 2)
     assert half.peak_flops == whole.peak_flops / 2 and half.memory == whole.memory // 2
     assert half.with_dtype("float32").peak_flops == whole.with_dtype("float32").peak_flops / 2
+    assert estimate_usd(3.0, half, 2, 0.5) == estimate_usd(3.0, whole, 1, 0.5) == 1.5, "one machine is paid for"
     assert share_device(find_device("h100"), 8) == find_device("h100") and share_device(whole, 1) == whole
 
 
