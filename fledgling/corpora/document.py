@@ -9,7 +9,6 @@ text are removed from training.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 HELD_OUT_FRACTION = 0.02  # of all documents of a source that fits in memory
 MIN_DOCUMENTS = 10  # of which one is held out even where the fraction holds out none
+MAX_SHARE = 0.2  # of the text, that such a document has
 MIN_CHARACTERS = 200  # a document that has lost paragraphs is dropped below this
 MIN_SHARED_LINE = 8  # a line of this many characters may not occur in both parts
 MIN_SHARED_FILE_LINE = 40  # the same for a user's files, where short lines are names, refrains, fields of a form
@@ -73,19 +73,29 @@ def split_held_out(
 ) -> tuple[list[Document], list[Document]]:
     """Returns (training, validation) documents; about `fraction` (HELD_OUT_FRACTION) of all documents is held out.
 
-    A document is held out when its `hash_fraction` is below it, or if that holds out none of at least `MIN_DOCUMENTS`,
-    when it has the least of all. Every training paragraph that shares a
-    sentence or line of at least `MIN_SHARED_LINE` characters (`MIN_SHARED_FILE_LINE` for documents of kind "file")
-    with the validation text is removed, and so is a training document of which less than `MIN_CHARACTERS` characters
-    then remain. Short lines such as `Returns:` or `else:` may still occur in both; `measure_line_overlap` measures
-    them.
+    A document is held out when its `hash_fraction` is below it. Where that holds out none of at least `MIN_DOCUMENTS`,
+    the one of the least hash is, of those that have at most `MAX_SHARE` of the text, if it leaves any for training.
+    Every training paragraph that shares a sentence or line of at least `MIN_SHARED_LINE` characters
+    (`MIN_SHARED_FILE_LINE` for documents of kind "file") with the validation text is removed, and so is a training
+    document of which less than `MIN_CHARACTERS` characters then remain. Short lines such as `Returns:` or `else:` may
+    still occur in both; `measure_line_overlap` measures them.
     """
     fraction = HELD_OUT_FRACTION if fraction is None else fraction
-    placed = [(document.hash_fraction(), document) for document in documents]
-    least = min((place for place, _ in placed), default=1.0)
-    bound = math.nextafter(least, 1.0) if least >= fraction and len(placed) >= MIN_DOCUMENTS else fraction
-    training = [document for place, document in placed if place >= bound]
-    validation = [document for place, document in placed if place < bound]
+    training: list[Document] = []
+    validation: list[Document] = []
+    for document in documents:
+        (validation if document.hash_fraction() < fraction else training).append(document)
+    if not validation and len(training) >= MIN_DOCUMENTS:
+        most = MAX_SHARE * sum(len(document.text) for document in training)
+        small = [index for index, document in enumerate(training) if len(document.text) <= most]
+        chosen = min(small, key=lambda index: training[index].hash_fraction())
+        others = _remove_shared_lines(training[:chosen] + training[chosen + 1 :], [training[chosen]])
+        return (others, [training[chosen]]) if others else (training, [])
+    return _remove_shared_lines(training, validation), validation
+
+
+def _remove_shared_lines(training: Iterable[Document], validation: Iterable[Document]) -> list[Document]:
+    """Returns the training documents without the paragraphs that share a line with the validation documents."""
     held_out_lines = {
         line
         for document in validation
@@ -101,7 +111,7 @@ def split_held_out(
             kept.append(document)
         elif sum(map(len, disjoint)) >= MIN_CHARACTERS:
             kept.append(Document("\n\n".join(disjoint), document.kind, document.origin))
-    return kept, validation
+    return kept
 
 
 def measure_line_overlap(training: Iterable[Document], validation: Iterable[Document], min_length: int = 1) -> float:

@@ -58,11 +58,11 @@ SPLITS = ("train", "validation")
 
 def list_settings(large: bool) -> list[object]:
     """Returns every setting of this program that shapes the documents of a source; names do not matter, values do."""
-    sizes = [readers.MAX_UNSPLIT_FILE, readers.MAX_UNSPLIT_SOURCE, readers.MIN_PIECE, readers.MAX_LINE]
-    reading = [readers.VERSION, *sizes, readers.TEXT_SUFFIXES]
+    reading = [readers.VERSION, readers.MAX_UNSPLIT_FILE, readers.MIN_PIECE, readers.MAX_LINE, readers.TEXT_SUFFIXES]
     if large:
         return [*reading, tokenization.HELD_OUT_FRACTION]
-    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_DOCUMENTS, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE]
+    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE]
+    splitting += [splits.MIN_DOCUMENTS, splits.MAX_SHARE, readers.MAX_UNSPLIT_SOURCE, readers.MAX_SOURCE_PIECE]
     harvest = [embedded.VERSION, embedded.KINDS, embedded.MAX_CHARACTERS, embedded.DOCSTRING_DOCUMENT_SIZE]
     sizes = [splits.MIN_SHARED_FILE_LINE, embedded.CODE_DOCUMENT_SIZE, embedded.MIN_REPEAT_LENGTH]
     return [*reading, *splitting, *harvest, *sizes, sorted(embedded.SKIPPED_FOLDERS)]
@@ -96,7 +96,7 @@ def read_source(
     if source == EMBEDDED:
         return harvest_embedded()
     text_column = text_column or split_columns(source)[1].get("text")
-    return read_documents(find_source(source, data_dir), text_column, skipped=skipped)
+    return read_documents(find_source(source, data_dir), text_column, skipped=skipped, is_source=True)
 
 
 def read_training_texts(sources: Iterable[str], data_dir: str | Path | None, log: Log) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Readers of the user's own text: text files, JSON lines, parquet, and folders of them, as a stream of documents.
 
     .txt .md    a file of up to 1 MB is one document; a larger one is cut at blank lines into pieces of at least 8 KB,
-                and at lines that read <|endoftext|>, which some data sets put between documents
+                and at lines that read <|endoftext|>, which some data sets put between documents; a file that is a
+                source of training by itself is cut above 100 KB, also where it has no blank lines
     .jsonl      one object a line; the text is in "text" or "content", or in the column that the caller names
     .json       an array of such objects or of texts, or one object
     .csv .tsv   the same columns, named by the first line
@@ -48,10 +49,11 @@ from fledgling.files import (
     split_suffixes,
 )
 
-VERSION = 5  # raised when the same files give other documents
+VERSION = 4  # raised when the same files give other documents
 OTHER_SUFFIXES = (".json", *TABLE_SUFFIXES, ".parquet")
 MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
-MAX_UNSPLIT_SOURCE = 50_000  # the same of a text file that is a source by itself, so that some of it can be held out
+# The same of a text that is a source by itself, so that some of it can be held out, and bytes of its longest piece.
+MAX_UNSPLIT_SOURCE, MAX_SOURCE_PIECE = 100_000, 9_000
 MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line
 MAX_LINE = 1 << 20  # bytes; a longer line of text is cut
 DOCUMENT_SEPARATOR = b"<|endoftext|>"
@@ -66,6 +68,7 @@ def read_documents(
     text_column: str | None = None,
     progress: ReadProgress | None = None,
     skipped: SkippedDocuments | None = None,
+    is_source: bool = False,
 ) -> Iterator[Document]:
     """Returns an iterator over the documents of a file or folder, in order.
 
@@ -74,6 +77,7 @@ def read_documents(
         text_column: the column of JSON lines or parquet that holds the text; None for the first of `TEXT_COLUMNS`.
         progress: is called with each file and the number of documents so far.
         skipped: counts the documents that are skipped.
+        is_source: whether they are split for training, so that a file is cut into more pieces.
 
     Raises:
         UserError: at once for a path that is missing or of an unknown kind; while reading for a missing column, a
@@ -81,7 +85,8 @@ def read_documents(
     """
     root = Path(path)
     files = list_source_files(root)
-    return _read_files(root, files, text_column, progress, SkippedDocuments() if skipped is None else skipped)
+    counted = SkippedDocuments() if skipped is None else skipped
+    return _read_files(root, files, text_column, progress, counted, is_source)
 
 
 def list_source(path: Path) -> FolderContents:
@@ -124,7 +129,12 @@ def is_text_file(path: Path) -> bool:
 
 
 def _read_files(
-    root: Path, files: list[Path], column: str | None, progress: ReadProgress | None, skipped: SkippedDocuments
+    root: Path,
+    files: list[Path],
+    column: str | None,
+    progress: ReadProgress | None,
+    skipped: SkippedDocuments,
+    is_source: bool,
 ) -> Iterator[Document]:
     count = 0
     for file in files:
@@ -132,7 +142,7 @@ def _read_files(
         if progress:
             progress(name, count)
         if file == root:
-            documents = read_file_part(file, name, column, skipped, is_source=True)
+            documents = read_file_part(file, name, column, skipped, is_source=is_source)
         else:
             documents = read_part_in_folder(file, name, column, skipped)
         for document in documents:
@@ -159,11 +169,10 @@ def read_file_part(
         name: the file's name in the origin of its documents.
         part: [first, last) row groups of a parquet file, or bytes of a JSON lines file; a line belongs to the part in
             which it begins. None for the whole file.
-        is_source: whether it is a source by itself, of which a text is one document up to `MAX_UNSPLIT_SOURCE`.
+        is_source: whether it is a source by itself, which is cut as `MAX_UNSPLIT_SOURCE` says.
     """
-    unsplit = MAX_UNSPLIT_SOURCE if is_source else MAX_UNSPLIT_FILE
     before, count = skipped.total, 0
-    for raw, origin in _read_raw(file, name, column, skipped, part, unsplit):
+    for raw, origin in _read_raw(file, name, column, skipped, part, is_source):
         text, count = decode_text(raw), count + 1
         if text is None:
             skipped.add("undecodable", origin)
@@ -219,7 +228,7 @@ def _read_raw(
     column: str | None,
     skipped: SkippedDocuments,
     part: tuple[int, int] | None,
-    unsplit: int,
+    is_source: bool,
 ) -> Iterator[tuple[bytes, str]]:
     """Yields (bytes, origin) of each document of a file; the arguments are those of `read_file_part`.
 
@@ -230,7 +239,7 @@ def _read_raw(
         if kind == ".parquet":
             yield from read_parquet_rows(file, name, column, part)
         elif kind in TEXT_SUFFIXES:
-            yield from _read_text(file, name, unsplit)
+            yield from _read_text(file, name, is_source)
         else:
             with open_text(file) as handle:
                 if kind in LINE_SUFFIXES:
@@ -270,18 +279,19 @@ def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def _read_text(file: Path, name: str, unsplit: int) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of a text file of at most `unsplit` bytes, or of the pieces of a larger one.
+def _read_text(file: Path, name: str, is_source: bool) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of a small text file, or of the pieces of a large one.
 
     Raises NotTextError for a file that begins as one of another kind.
     """
+    unsplit, longest = (MAX_UNSPLIT_SOURCE, MAX_SOURCE_PIECE) if is_source else (MAX_UNSPLIT_FILE, MAX_UNSPLIT_FILE)
     with open_text(file) as handle:
         start = handle.read(unsplit + 1)
     if len(start) <= unsplit and DOCUMENT_SEPARATOR not in start:
         yield start, name
         return
     with open_file(file) as handle:  # again: not every compressed file can be searched
-        yield from _read_text_pieces(handle, name, unsplit)
+        yield from _read_text_pieces(handle, name, longest)
 
 
 def _read_text_pieces(handle: BinaryIO, name: str, longest: int) -> Iterator[tuple[bytes, str]]:

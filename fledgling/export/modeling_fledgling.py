@@ -157,7 +157,9 @@ class Attention(nn.Module):
             keys, queries = visible.shape[-1], visible.shape[-2]
             places = torch.arange(keys, device=x.device)
             visible = visible & (places[keys - queries :, None] - places < self.window)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=k.shape[1] != q.shape[1])
+        repeats = q.shape[1] // k.shape[1]  # with a mask no fused kernel of CUDA reads grouped heads
+        k, v = (part.repeat_interleave(repeats, dim=1) if repeats > 1 else part for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         if self.config.exclusive_attention:
             y, own = y.unflatten(1, (own.shape[1], -1)), own[:, :, None].float()
             share = (y.float() * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True).clamp(min=1e-12)

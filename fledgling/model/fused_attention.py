@@ -1,8 +1,9 @@
 """PyTorch's scaled_dot_product_attention, called so that a CUDA card takes one of its fused kernels.
 
-Grouped key/value heads are read in place by flash attention alone, which takes no mask, no fp32, and no card older than
-capability 8.0 (a T4 has 7.5). In every other case PyTorch would fall back, without a word, to products with scores of
-T x S for every head, kept for backward. So heads are repeated there, which costs H / G times the keys and values.
+Grouped key/value heads are read in place by flash attention, which takes no mask, no fp32, and no card older than
+capability 8.0 (a T4 has 7.5), and with a mask on some cards by cuDNN, which is not counted on. Else PyTorch falls back,
+without a word, to products with scores of T x S for every head, kept for backward. So heads are repeated there: H / G
+times the keys and values.
 
 B batch, T queries, S keys, H heads, G key/value heads, D head width.
 """
@@ -23,7 +24,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
     Args:
         q: (B, H, T, D).
         k, v: (B, G, S, D).
-        mask: (B or 1, 1, T, S), bool (true where a key is seen) or added to the scores; None without one.
+        mask: (B or 1, 1, T, S) or (T, S), bool (true where a key is seen) or added to the scores; None without one.
         causal: of T = S without a mask: a query sees the keys up to its own.
     """
     grouped = q.shape[1] != k.shape[1]

@@ -62,7 +62,7 @@ def eager_activation_bytes(config: ModelConfig, step: TrainingStep, window: int 
     kept = {
         "streams": A * 2 * (4 * E + statistics),
         "norms": A * 2 * w * E * (2 if config.norm == "rms_weighted" else 1),
-        "queries_keys_values": A * _projection_bytes(config, w, is_blockwise),
+        "queries_keys_values": A * _projection_bytes(config, w, is_blockwise or _repeats_heads(step)),
         "feed_forward": A * w * F * (4 if config.is_gated else 2),
     }
     if config.flash_norm:
@@ -125,8 +125,13 @@ def _deferred_norm_bytes(config: ModelConfig, A: int, w: int) -> dict[str, int]:
     return {"norms": A * 2 * w * norm_reads, "deferred": A * w * (products + recomputed + 4)}
 
 
+def _repeats_heads(step: TrainingStep) -> bool:
+    """Returns whether a GPU repeats grouped keys and values (`fledgling.model.fused_attention`), whatever its age."""
+    return step.device == "cuda" and (step.packed_documents or step.dtype == "float32")
+
+
 def _projection_bytes(config: ModelConfig, w: int, plain: bool) -> int:
-    """Returns the bytes kept per token for queries, keys and values."""
+    """Returns the bytes kept per token for queries, keys and values; plain: grouped ones are repeated."""
     E, K, H, G = config.attention_width, config.kv_heads * config.head_width, config.heads, config.kv_heads
     repeated = H != G and plain
     total = 0

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from fledgling.config import PHASES, LoopConfig, ModelConfig, Recipe, StageConfig, UserError, scaling_rules
+from fledgling.config.model import choose_heads
 from fledgling.plan import stage_seconds
 from fledgling.plan.amount import Budget
 from fledgling.plan.comparable_runs import Planned
@@ -92,14 +93,15 @@ def speed_at(speeds: Sequence[TrainingSpeed], flops_per_token: float) -> Trainin
 def with_depth(recipe: Recipe, depth: int) -> Recipe:
     """Returns the recipe with another depth, from which width and heads follow.
 
-    The heads are at least those that the recipe states, where the width divides into them.
+    Heads are no wider than those of a recipe that states their number.
     """
     if depth == recipe.model.depth:
         return recipe
     model = replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth)
-    stated, resolved = recipe.model.heads or 0, replace(recipe, model=model).resolve_model()
-    if resolved.heads < stated and resolved.width % (2 * stated) == 0:
-        model = replace(model, heads=stated)
+    if recipe.model.heads is not None:
+        resolved = replace(recipe, model=model).resolve_model()
+        heads = choose_heads(resolved.width, recipe.resolve_model().head_width)
+        model = replace(model, heads=heads) if heads > resolved.heads else model
     return replace(recipe, model=model)
 
 
@@ -147,8 +149,8 @@ def choose_run(
     found: dict[int, RunChoice] = {}
     reason: UserError | None = None
     for depth in list_depths(recipe.model.depth, is_pinned or not comparison.laws):
-        sized = with_depth(recipe, depth)
         try:
+            sized = with_depth(recipe, depth)
             options = (spent, sizes or {}, contents or {}, unique_tokens, data, teacher)
             choice = fit_run(sized, budget, speeds, device, ranks, *options)
         except UserError as error:
@@ -227,7 +229,8 @@ def fit_run(
         stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents, count)
         for count in (0, MIN_STEPS["pretrain"])
     )
-    raise _explain_least(budget, config.depth, spent, fixed, whole)
+    can_shrink = config.depth > 1 and recipe.run.init_from is None and spent + fixed < TARGET * budget.seconds
+    raise _explain_least(budget, config.depth, spent, fixed, whole, can_shrink)
 
 
 def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, Any], settings: PlanSettings) -> float:
@@ -238,16 +241,17 @@ def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, 
     return max(stage["memory"] for stage in final["stages"].values())
 
 
-def _explain_least(budget: Budget, depth: int, spent: float, fixed: float, whole: float) -> UserError:
+def _explain_least(budget: Budget, depth: int, spent: float, fixed: float, whole: float, can_shrink: bool) -> UserError:
     """Returns the error of a budget that is too small.
 
     Args:
-        spent: seconds of measuring.
+        spent: seconds of measuring, or assumed for it.
         fixed: of what is no step.
         whole: of that and of `MIN_STEPS` of pretraining.
+        can_shrink: whether a smaller model would help.
     """
     measuring = f"measuring this machine takes {spent:,.0f} s, " if spent >= 0.5 else ""
-    smaller = "a smaller model (--set model.depth=1) or " if depth > 1 else ""
+    smaller = "a smaller model (--set model.depth=1) or " if can_shrink else ""
     return UserError(
         f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: {measuring}start, tokenizer and one "
         f"evaluation take {fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {depth} "
@@ -259,6 +263,7 @@ def _remove_stages(recipe: Recipe, names: Sequence[str]) -> Recipe:
     """Returns the recipe without some of its later stages, and as if it had stated nothing of these."""
     stages = tuple(name for name in recipe.stages if name not in names or name == recipe.stages[0])
     removed = set(recipe.stages) - set(stages)
+    removed |= {name for name in ("adapter", "distill") if not set(getattr(recipe, name).stages) & set(stages)}
     return replace(
         recipe, stages=stages, stated=frozenset(name for name in recipe.stated if name.split(".")[0] not in removed)
     )

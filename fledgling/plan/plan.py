@@ -143,7 +143,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
         },
         "data": _plan_data(config, horizon.tokens, step),
         "memory": of | _plan_memory(config, step, device),
-        "inference": plan_inference(config, device.memory),
+        "inference": plan_inference(config, device.memory * device.sharers),
         "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops, "watts": device.watts},
         "time": {**of, "estimate": True, "hours": pretrain["hours"], **context.utilization},
         "cost": {
@@ -161,8 +161,10 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
 def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     """Returns the values that all stages share. Raises UserError as `make_plan`."""
     settings.require_valid()
-    device = settings.device or hardware.find_device(settings.gpu or recipe.run.hardware)
     ranks = recipe.run.ranks if settings.gpus is None else settings.gpus
+    device = settings.device
+    if device is None:
+        device = hardware.share_device(hardware.find_device(settings.gpu or recipe.run.hardware), ranks)
     if device.kind == "mps" and ranks > 1:
         raise UserError(f"gpus: got {ranks} of {device.name}, expected 1: a Mac trains with one rank")
     config = recipe.resolve_model()
@@ -199,6 +201,8 @@ def _plan_communication(
         count_matrix_parameters(context.config),
     )
     section["link"] |= communication.describe_assumption(given, link, ranks)
+    if device.sharers > 1:  # more ranks do not compute faster
+        section["ring_bound_from_ranks"] = None
     return section
 
 

@@ -23,7 +23,7 @@ from fledgling.report.run_data import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-LABELS = {"hours": "time of the steps", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
+LABELS = {"hours": "time of the steps without compiling", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
 LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
 ASSUMED_LENGTHS = "predicted for assumed lengths of prompts and answers"
 CHANGED = "predicted before the stage was resumed with other settings"
@@ -128,8 +128,8 @@ def _measure_steps(stage: StageData, speed: float | None) -> float | None:
     speed: the usual tokens per second.
     """
     seconds = stage.last_metric("training_seconds")
-    (steps, times), (_, tokens) = stage.metric_series("training_seconds"), stage.metric_series("tokens")
-    if seconds is None or not speed or not steps or steps[0] != 1 or not tokens:
+    (steps, times), (counted, tokens) = stage.metric_series("training_seconds"), stage.metric_series("tokens")
+    if seconds is None or not speed or steps[:1] != [1] or counted[:1] != [1]:
         return seconds
     return seconds - max(0.0, times[0] - tokens[0] / speed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.corpora.prepare import EMBEDDED, find_source
@@ -101,17 +102,18 @@ def choose_budgeted_run(
         contents={name: describe_content(recipe, name) for name in recipe.stages},
         unique_tokens=count_unique_tokens(recipe),
         digests=digest_texts(recipe),
-        teacher=_read_teacher(recipe),
+        teacher=_find_teacher(recipe),
     )
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
 
 
-def _read_teacher(recipe: Recipe) -> ModelConfig | None:
-    if recipe.distill.teacher is None:
+def _find_teacher(recipe: Recipe) -> ModelConfig | None:
+    """Returns the configuration of the teacher of any stage; of a run whose teacher is gone the recorded one."""
+    if not any(map(recipe.has_teacher, recipe.stages)):
         return None
-    from fledgling.train.distill.teacher import read_teacher_config  # imports torch, which other plans do without
+    from fledgling.train.predictions import find_teacher_config  # imports torch, which other plans do without
 
-    return read_teacher_config(recipe)
+    return find_teacher_config(recipe, Path(recipe.run.out))[0]
 
 
 def describe_content(recipe: Recipe, name: str) -> StageContent:

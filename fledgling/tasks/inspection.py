@@ -211,7 +211,7 @@ def _read_documents(
 ) -> Iterator[Entry]:
     for file in files:
         name = file.name if file == root else file.relative_to(root).as_posix()
-        for document in read_file_part(file, show_name(name, sys.maxsize), column, skipped):
+        for document in read_file_part(file, show_name(name, sys.maxsize), column, skipped, is_source=file == root):
             yield Entry(document.origin, "text", text=document.text)
 
 

@@ -82,6 +82,11 @@ class StageCheck:
     notices: tuple[str, ...] = ()
 
 
+def _is_told(problem: str, problems: Sequence[str]) -> bool:
+    """Returns whether a problem is among others already, as it is or after the setting that it is of."""
+    return any(each == problem or each.endswith(f": {problem}") for each in problems)
+
+
 @dataclass
 class _Findings:
     """Collects the problems and notices of one stage."""
@@ -95,7 +100,7 @@ class _Findings:
         try:
             yield
         except UserError as error:
-            if not any(problem.endswith(str(error)) for problem in self.problems):  # told already, with its setting
+            if not _is_told(str(error), self.problems):
                 self.problems.append(str(error))
 
     def attempt(self, check: Callable[[], object]) -> None:
@@ -121,7 +126,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     if checks and checks[0].stage == recipe.stages[0]:
         found.notices += describe_unused(recipe)
     if checks:
-        own = [each for each in checks[0].problems if not any(problem.endswith(each) for problem in found.problems)]
+        own = [each for each in checks[0].problems if not _is_told(each, found.problems)]
         problems, notices = (*found.problems, *own), (*found.notices, *checks[0].notices)
         checks[0] = replace(checks[0], problems=problems, notices=notices)
     return _check_disk(checks, run_dir)

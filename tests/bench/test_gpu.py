@@ -7,6 +7,7 @@ import pytest
 from fledgling.bench import gpu, gpu_runs
 from fledgling.cli import main
 from fledgling.runtime.accelerator import is_available
+from fledgling.runtime.device import choose_dtype, name_dtype
 
 
 def test_parts_run_in_small_and_one_that_fails_stops_none(tmp_path, monkeypatch, capsys):
@@ -20,7 +21,7 @@ def test_parts_run_in_small_and_one_that_fails_stops_none(tmp_path, monkeypatch,
     assert results["peaks"]["state"] == results["head"]["state"] == "ok"
     assert all(row["tflops"] > 0 for row in results["head"]["rows"])
     reported = capsys.readouterr().out
-    assert "broken: failed (1)" in reported and " product" in reported
+    assert "broken: failed (1)" in reported and f"{name_dtype(choose_dtype(gpu.get_device()))} product" in reported
 
 
 def test_no_part_runs_when_the_time_is_over(tmp_path):

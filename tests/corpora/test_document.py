@@ -34,6 +34,11 @@ def test_of_few_documents_one_is_held_out():
         assert len(validation) == 1 and len(training) == len(documents) - 1
         assert split_held_out(documents[::-1], 1e-9)[1] == validation
     assert split_held_out(make_documents(9), 1e-9)[1] == []
+    copies = [Document("One row of text, repeated to see whether it can be learned at all.")] * 20
+    assert split_held_out(copies, 1e-9) == (copies, []), "nothing would be left to train on"
+    for novel in (Document(f"{number} " + "A long story. " * 5_000) for number in range(5)):
+        training, validation = split_held_out([novel, *make_documents(9)], 1e-9)
+        assert len(validation) == 1 and novel not in validation and novel in training
 
 
 def test_lines_of_held_out_documents_are_removed_from_training():

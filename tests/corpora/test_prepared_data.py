@@ -127,13 +127,13 @@ def test_every_setting_that_shapes_documents_is_part_of_the_key(tmp_path, tokeni
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 10 if large else 10**6)
     source = tmp_path / "rows.jsonl"
     WRITERS["rows.jsonl"](source, TEXTS)
-    names = ("VERSION", "MAX_UNSPLIT_FILE", "MAX_UNSPLIT_SOURCE", "MIN_PIECE", "MAX_LINE")
-    constants = [(readers, name) for name in names]
+    constants = [(readers, name) for name in ("VERSION", "MAX_UNSPLIT_FILE", "MIN_PIECE", "MAX_LINE")]
     if large:
         constants += [(tokenization, "HELD_OUT_FRACTION")]
     else:
-        names = ("HELD_OUT_FRACTION", "MIN_DOCUMENTS", "MIN_CHARACTERS", "MIN_SHARED_LINE", "MIN_SHARED_FILE_LINE")
-        constants += [(document, name) for name in names]
+        constants += [(readers, name) for name in ("MAX_UNSPLIT_SOURCE", "MAX_SOURCE_PIECE")]
+        names = ("HELD_OUT_FRACTION", "MIN_CHARACTERS", "MIN_SHARED_LINE", "MIN_SHARED_FILE_LINE")
+        constants += [(document, name) for name in (*names, "MIN_DOCUMENTS", "MAX_SHARE")]
         names = ("VERSION", "MAX_CHARACTERS", "DOCSTRING_DOCUMENT_SIZE", "CODE_DOCUMENT_SIZE", "MIN_REPEAT_LENGTH")
         constants += [(embedded, name) for name in names]
     digests = set()

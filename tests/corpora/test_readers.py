@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 
 import pyarrow
 import pyarrow.parquet
@@ -13,6 +14,7 @@ import zstandard
 
 from fledgling.config import UserError
 from fledgling.corpora import readers
+from fledgling.corpora.document import split_held_out
 from fledgling.corpora.readers import SkippedDocuments, list_source, read_documents
 
 
@@ -38,19 +40,29 @@ def test_a_small_text_file_is_one_document(tmp_path):
     assert (document.kind, document.origin) == ("file", "note.txt")
 
 
-@pytest.mark.parametrize("limit", ["MAX_UNSPLIT_FILE", "MAX_UNSPLIT_SOURCE"])
-def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch, limit):
-    """A file in a folder above one size, and a file that is a source by itself above another."""
-    monkeypatch.setattr(readers, limit, 1_000)
+@pytest.mark.parametrize("is_source", [False, True])
+def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch, is_source):
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_SOURCE" if is_source else "MAX_UNSPLIT_FILE", 1_000)
     monkeypatch.setattr(readers, "MIN_PIECE", 100)
     parts = [f"Paragraph {number}: " + "words and words " * 3 for number in range(60)]
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(parts))
-    cut, whole = (tmp_path, path) if limit == "MAX_UNSPLIT_FILE" else (path, tmp_path)
-    assert len(list(read_documents(whole))) == 1, "below the other size"
-    pieces = list(read_documents(cut))
+    pieces = list(read_documents(path, is_source=is_source))
     assert "\n\n".join(piece.text for piece in pieces) == "\n\n".join(parts)
     assert len(pieces) == 30 and pieces[1].origin == "book.txt:5"
+    assert len(list(read_documents(path, is_source=not is_source))) == 1, "which has another limit"
+    assert len(list(read_documents(tmp_path, is_source=is_source))) == (1 if is_source else 30)
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n\n"])
+@pytest.mark.parametrize("kilobytes", [101, 300])
+def test_of_ones_own_book_something_can_be_held_out(tmp_path, gap, kilobytes):
+    draw = random.Random(0)
+    lines = ["".join(draw.choices("abcdefghij    ", k=60)) for _ in range(20 * kilobytes)]
+    path = tmp_path / "book.txt"
+    path.write_text(gap.join(lines)[: 1_000 * kilobytes])
+    training, validation = split_held_out(read_documents(path, is_source=True))
+    assert validation and sum(document.num_bytes for document in training) > 0.8 * 1_000 * kilobytes
 
 
 def test_end_of_text_markers_separate_documents(tmp_path):
@@ -61,7 +73,7 @@ def test_end_of_text_markers_separate_documents(tmp_path):
 
 @pytest.mark.parametrize("letter", ["x", "é", "語", "🐦"])
 def test_a_very_long_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
-    monkeypatch.setattr(readers, "MAX_UNSPLIT_SOURCE", 1_000)
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
     monkeypatch.setattr(readers, "MAX_LINE", 101)
     path = tmp_path / "line.txt"
     path.write_text(letter * 5_000, encoding="utf-8")
@@ -155,7 +167,7 @@ def test_every_kind_is_read_in_every_compression(tmp_path, suffix, content, pack
 
 
 def test_a_large_compressed_text_is_cut_as_the_plain_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_UNSPLIT_SOURCE", 1_000)
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
     monkeypatch.setattr(readers, "MIN_PIECE", 100)
     content = "\n\n".join(f"Paragraph {number} " * 5 for number in range(60)).encode()
     for suffix, pack in (("", bytes), *PACKERS.items()):

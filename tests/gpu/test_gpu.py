@@ -19,7 +19,7 @@ from fledgling.model.fused_attention import fused_attention
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
-from fledgling.runtime.device import FP8_CAPABILITY, DeviceSetup, should_compile
+from fledgling.runtime.device import FP8_CAPABILITY, DeviceSetup, choose_dtype, should_compile
 from fledgling.runtime.world import World, choose_backend
 from fledgling.train import run
 from fledgling.train.hooks import NO_EVALS
@@ -78,8 +78,8 @@ def test_grouped_heads_take_no_scores_of_the_whole_row(device, documents):
     if device.type != "cuda":
         pytest.skip("kernels of other devices read grouped heads in place")
     numbers = (torch.arange(2048, device=device) // 700).int().expand(2, -1)
-    q = torch.randn(2, 8, 2048, 64, device=device).bfloat16()
-    k, v = (torch.randn(2, 2, 2048, 64, device=device).bfloat16() for _ in range(2))
+    q = torch.randn(2, 8, 2048, 64, device=device, dtype=choose_dtype(device))
+    k, v = (torch.randn(2, 2, 2048, 64, device=device, dtype=q.dtype) for _ in range(2))
     mask = make_attention_mask(q[:, 0], numbers, None) if documents else None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

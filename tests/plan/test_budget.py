@@ -69,13 +69,13 @@ def test_a_teacher_takes_steps_from_the_stage_that_learns_from_it():
     assert taught.planned.memory > 1.2 * alone.planned.memory
 
 
-def test_another_depth_has_at_least_the_heads_that_the_recipe_states():
-    stated = replace(QUICKSTART, model=replace(QUICKSTART.model, heads=4))
+def test_heads_of_another_depth_are_no_wider_than_the_recipe_states():
+    stated = replace(QUICKSTART, model=replace(QUICKSTART.model, heads=4))  # of 64
     found = {depth: with_depth(stated, depth).resolve_model() for depth in (1, 3, 12)}
-    assert [config.heads for config in found.values()] == [4, 4, 6] and found[3].head_width == 48
-    assert found[12].kv_heads == 6, "what the width gives is more"
-    odd = replace(stated, model=replace(stated.model, heads=5, width=320))
-    assert with_depth(odd, 3).resolve_model().heads == 2, "192 does not divide into 5"
+    assert {depth: config.heads for depth, config in found.items()} == {1: 1, 3: 3, 12: 12}
+    assert found[12].kv_heads == 12 and {config.head_width for config in found.values()} == {64}
+    wide = replace(stated, model=replace(stated.model, heads=1))
+    assert with_depth(wide, 12).resolve_model().heads == 6, "those of 256 are wider than usual"
 
 
 def test_phases_that_are_counted_in_steps_keep_their_share_of_a_stage_that_is_shortened():
@@ -118,6 +118,9 @@ def test_a_budget_in_which_nothing_can_be_learned_is_rejected_in_one_line(minute
 def test_the_time_of_measuring_is_told_apart_from_that_of_the_run():
     with pytest.raises(UserError, match="measuring this machine takes 50 s, start, tokenizer and one") as error:
         choose(1, 2500.0, spent=50.0)
+    assert "a smaller model" not in str(error.value), "no model is small enough"
+    with pytest.raises(UserError, match="expected a smaller model"):
+        choose(6.5, 300.0, is_pinned=True)
     least, given = (float(str(each).rpartition(" ")[2]) for each in (error.value, "--minutes 1"))
     assert choose(1.02 * least, 2500.0, spent=50.0).recipe.pretrain.steps >= 20 and least > given
 

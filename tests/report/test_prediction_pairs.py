@@ -34,7 +34,7 @@ def test_hours_and_dollars_are_those_of_the_steps_alone(run_dir, pairs):
     hours = steps * 4096 / 20_000 / 3600
     assert pairs["pretrain.hours"].measured == pytest.approx(hours)
     assert pairs["pretrain.usd"].measured == pytest.approx(hours * plan["cost"]["usd"] / plan["time"]["hours"])
-    assert pairs["pretrain.hours"].label == "pretrain time of the steps"
+    assert pairs["pretrain.hours"].label == "pretrain time of the steps without compiling"
 
 
 def test_the_first_step_counts_like_the_others_as_it_compiles(run_dir, pairs):
@@ -71,7 +71,11 @@ def test_a_prediction_for_assumed_lengths_has_no_error(run_dir, pairs):
 
 def test_every_quantity_of_the_terminal_table_has_its_unit(run_dir):
     cells = [list(column.cells) for column in make_predictions_table(run_dir).columns]
-    units = {"time of the steps": ("s", "h"), "MFU of the plan's peak": ("%",), "peak memory": ("kB", "MB", "GB")}
+    units = {
+        "time of the steps without compiling": ("s", "h"),
+        "MFU of the plan's peak": ("%",),
+        "peak memory": ("kB", "MB", "GB"),
+    }
     for label, *values in zip(*cells[:3], strict=True):
         quantity = str(label).partition(" ")[2]
         assert all(str(value).split()[-1] in units.get(quantity, str(value)) for value in values), (label, values)
