@@ -127,7 +127,6 @@ def plan(
         from fledgling.speedrun.choose import plan_budgeted_run
 
         _require_effect(link, layout, None if usd else price)
-
         run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None or pins_size(overrides))
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return

@@ -6,8 +6,7 @@ what it was made from (`prepared_data.py`), so a second run prepares nothing twi
     RUN/tokenizer/                   tokenizer.json and training.json
     RUN/data/NAME-train-DIGEST/      one shard of training documents, and one of held-out documents: a source that
     RUN/data/NAME-validation-DIGEST/ fits in memory
-    RUN/data/NAME-DIGEST/            many shards and corpus.json (`tokenization.py`): a larger source; DIGEST leaves out
-                                     the content: the shards of unchanged files are used again
+    RUN/data/NAME-DIGEST/            shards of a larger source (`tokenization.py`); DIGEST leaves out the content
 
 Conversations of tasks are prepared by `fledgling.train.data_preparer`.
 """
@@ -61,11 +60,11 @@ def list_settings(large: bool) -> list[object]:
     reading = [readers.VERSION, readers.MAX_UNSPLIT_FILE, readers.MIN_PIECE, readers.MAX_LINE, readers.TEXT_SUFFIXES]
     if large:
         return [*reading, tokenization.HELD_OUT_FRACTION]
-    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE]
-    splitting += [splits.MIN_DOCUMENTS, splits.MAX_SHARE, readers.MAX_UNSPLIT_SOURCE, readers.MAX_SOURCE_PIECE]
+    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE, splits.MIN_DOCUMENTS]
+    splitting += [splits.MAX_SHARE, readers.MAX_UNSPLIT_SOURCE, readers.MAX_SOURCE_PIECE]
     harvest = [embedded.VERSION, embedded.KINDS, embedded.MAX_CHARACTERS, embedded.DOCSTRING_DOCUMENT_SIZE]
-    sizes = [splits.MIN_SHARED_FILE_LINE, embedded.CODE_DOCUMENT_SIZE, embedded.MIN_REPEAT_LENGTH]
-    return [*reading, *splitting, *harvest, *sizes, sorted(embedded.SKIPPED_FOLDERS)]
+    harvest += [splits.MIN_SHARED_FILE_LINE, embedded.CODE_DOCUMENT_SIZE, embedded.MIN_REPEAT_LENGTH]
+    return [*reading, *splitting, *harvest, sorted(embedded.SKIPPED_FOLDERS)]
 
 
 def find_source(source: str, data_dir: str | Path | None = None) -> Path:
@@ -201,11 +200,8 @@ class DocumentPreparer:
                 )
             self._documents[source] = documents
             self._log_contents(source, self.describe_contents(source), skipped)
-            if not self._documents[source][1]:
-                self.log(
-                    f"{source}: {len(documents[0])} documents are too few to hold one out, expected "
-                    f"{splits.MIN_DOCUMENTS}: no bits per byte will be measured on it"
-                )
+            if not documents[1]:
+                self.log(f"{source} has too few documents to hold one out: no bits per byte will be measured on it")
         return self._documents[source]
 
     def load_or_train_tokenizer(

@@ -82,7 +82,7 @@ class StageCheck:
     notices: tuple[str, ...] = ()
 
 
-def _is_told(problem: str, problems: Sequence[str]) -> bool:
+def _is_known(problem: str, problems: Sequence[str]) -> bool:
     """Returns whether a problem is among others already, as it is or after the setting that it is of."""
     return any(each == problem or each.endswith(f": {problem}") for each in problems)
 
@@ -100,7 +100,7 @@ class _Findings:
         try:
             yield
         except UserError as error:
-            if not _is_told(str(error), self.problems):
+            if not _is_known(str(error), self.problems):
                 self.problems.append(str(error))
 
     def attempt(self, check: Callable[[], object]) -> None:
@@ -126,7 +126,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     if checks and checks[0].stage == recipe.stages[0]:
         found.notices += describe_unused(recipe)
     if checks:
-        own = [each for each in checks[0].problems if not _is_told(each, found.problems)]
+        own = [each for each in checks[0].problems if not _is_known(each, found.problems)]
         problems, notices = (*found.problems, *own), (*found.notices, *checks[0].notices)
         checks[0] = replace(checks[0], problems=problems, notices=notices)
     return _check_disk(checks, run_dir)

@@ -32,9 +32,9 @@ ELSEWHERE = {  # shown command: the test that runs it
         "tests/cli/test_watch.py::test_the_page_is_served_until_a_signal_and_no_torch_is_imported"
     ),
     "fledgling serve runs/quickstart": "tests/cli/test_runs.py::test_the_cell_of_the_table_is_what_happens",
-    "fledgling speedrun --minutes 15": BUDGET,
-    "fledgling speedrun --hours 8 --set model.depth=6": BUDGET,
-    "fledgling speedrun quickstart --gpus 2": RANKS,
+    "fledgling speedrun --minutes 15 --set run.out=runs/quarter": BUDGET,
+    "fledgling speedrun --hours 8 --set model.depth=6 --set run.out=runs/long": BUDGET,
+    "fledgling speedrun quickstart --gpus 2 --set run.out=runs/two": RANKS,
     "fledgling speedrun quickstart --gpus 2 --set sft.micro_batch_size=8": (RANKS),
     "fledgling speedrun quickstart --gpus 2 --restarts 3": (RANKS),
     "fledgling train pretrain d12-1gpu --gpus 8": RANKS,

@@ -115,7 +115,7 @@ def test_a_budget_in_which_nothing_can_be_learned_is_rejected_in_one_line(minute
     assert choose(1.02 * least, 2500.0).recipe.pretrain.steps >= 20, "what it asks for is enough"
 
 
-def test_the_time_of_measuring_is_told_apart_from_that_of_the_run():
+def test_the_time_of_measuring_is_named_apart_from_that_of_the_run():
     with pytest.raises(UserError, match="measuring this machine takes 50 s, start, tokenizer and one") as error:
         choose(1, 2500.0, spent=50.0)
     assert "a smaller model" not in str(error.value), "no model is small enough"
@@ -125,7 +125,7 @@ def test_the_time_of_measuring_is_told_apart_from_that_of_the_run():
     assert choose(1.02 * least, 2500.0, spent=50.0).recipe.pretrain.steps >= 20 and least > given
 
 
-def test_what_a_left_out_stage_has_stated_is_not_said_to_be_unread():
+def test_what_a_left_out_stage_has_stated_is_not_listed_as_unread():
     small = choose(1.5, is_pinned=True).recipe
     left_out = set(QUICKSTART.stages) - set(small.stages)
     assert left_out and any(name.partition(".")[0] in left_out for name in QUICKSTART.stated)
