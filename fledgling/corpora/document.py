@@ -74,7 +74,7 @@ def split_held_out(
     """Returns (training, validation) documents; about `fraction` (HELD_OUT_FRACTION) of all documents is held out.
 
     A document is held out when its `hash_fraction` is below it. Where that holds out none of at least `MIN_DOCUMENTS`,
-    the one of the least hash is, of those that have at most `MAX_SHARE` of the text, if it leaves any for training.
+    the one of the least hash is, of those that have at most `MAX_SHARE` of the text, if half of the text is left then.
     Every training paragraph that shares a sentence or line of at least `MIN_SHARED_LINE` characters
     (`MIN_SHARED_FILE_LINE` for documents of kind "file") with the validation text is removed, and so is a training
     document of which less than `MIN_CHARACTERS` characters then remain. Short lines such as `Returns:` or `else:` may
@@ -90,7 +90,8 @@ def split_held_out(
         small = [index for index, document in enumerate(training) if len(document.text) <= most]
         chosen = min(small, key=lambda index: training[index].hash_fraction())
         others = _remove_shared_lines(training[:chosen] + training[chosen + 1 :], [training[chosen]])
-        return (others, [training[chosen]]) if others else (training, [])
+        left = sum(len(document.text) for document in others)
+        return (others, [training[chosen]]) if left >= most / MAX_SHARE / 2 else (training, [])
     return _remove_shared_lines(training, validation), validation
 
 
@@ -105,12 +106,14 @@ def _remove_shared_lines(training: Iterable[Document], validation: Iterable[Docu
     kept = []
     for document in training:
         min_length = MIN_SHARED_FILE_LINE if document.kind == "file" else MIN_SHARED_LINE
-        parts = split_paragraphs(document.text)
+        parts, gap = split_paragraphs(document.text), "\n\n"
+        if len(parts) == 1 and document.kind == "file":  # a text without blank lines
+            parts, gap = document.text.split("\n"), "\n"
         disjoint = [part for part in parts if held_out_lines.isdisjoint(normalized_sentences(part, min_length))]
         if len(disjoint) == len(parts):
             kept.append(document)
         elif sum(map(len, disjoint)) >= MIN_CHARACTERS:
-            kept.append(Document("\n\n".join(disjoint), document.kind, document.origin))
+            kept.append(Document(gap.join(disjoint), document.kind, document.origin))
     return kept
 
 

@@ -201,7 +201,9 @@ class DocumentPreparer:
             self._documents[source] = documents
             self._log_contents(source, self.describe_contents(source), skipped)
             if not documents[1]:
-                self.log(f"{source} has too few documents to hold one out: no bits per byte will be measured on it")
+                self.log(
+                    f"{source}: too few documents, or too alike, to hold one out: no bits per byte will be measured"
+                )
         return self._documents[source]
 
     def load_or_train_tokenizer(

@@ -261,10 +261,10 @@ def _read_raw(
 # ---- text ----------------------------------------------------------------------------------------
 
 
-def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
-    """Yields lines of at most about `MAX_LINE` bytes, cut only between UTF-8 characters."""
+def _read_lines(handle: BinaryIO, longest: int) -> Iterator[bytes]:
+    """Yields lines of at most about `longest` bytes, cut only between UTF-8 characters."""
     rest = b""
-    while line := handle.readline(MAX_LINE):
+    while line := handle.readline(longest):
         line = rest + line
         cut = len(line)
         if not line.endswith(b"\n"):
@@ -295,10 +295,10 @@ def _read_text(file: Path, name: str, is_source: bool) -> Iterator[tuple[bytes, 
 
 
 def _read_text_pieces(handle: BinaryIO, name: str, longest: int) -> Iterator[tuple[bytes, str]]:
-    """Yields (bytes, origin) of the pieces of a text file; one without blank lines is cut after `longest` bytes."""
+    """Yields (bytes, origin) of the pieces of a text file, which end at a blank line or after `longest` bytes."""
     piece: list[bytes] = []
     size, first = 0, 1
-    for number, line in enumerate(_read_lines(handle), 1):
+    for number, line in enumerate(_read_lines(handle, MAX_LINE if longest >= MAX_UNSPLIT_FILE else longest), 1):
         blank = not line.strip()
         separates = line.strip() == DOCUMENT_SEPARATOR
         if not separates:

@@ -93,7 +93,7 @@ def speed_at(speeds: Sequence[TrainingSpeed], flops_per_token: float) -> Trainin
 def with_depth(recipe: Recipe, depth: int) -> Recipe:
     """Returns the recipe with another depth, from which width and heads follow.
 
-    Heads are no wider than those of a recipe that states their number.
+    Heads are about as wide as those of a recipe that states their number, or as usual where that is less.
     """
     if depth == recipe.model.depth:
         return recipe
@@ -229,7 +229,8 @@ def fit_run(
         stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents, count)
         for count in (0, MIN_STEPS["pretrain"])
     )
-    can_shrink = config.depth > 1 and recipe.run.init_from is None and spent + fixed < TARGET * budget.seconds
+    unsized = spent + stage_seconds.least_seconds(recipe, first["stages"], math.inf, core, contents, 0)
+    can_shrink = config.depth > 1 and recipe.run.init_from is None and unsized < TARGET * budget.seconds
     raise _explain_least(budget, config.depth, spent, fixed, whole, can_shrink)
 
 
@@ -262,11 +263,15 @@ def _explain_least(budget: Budget, depth: int, spent: float, fixed: float, whole
 def _remove_stages(recipe: Recipe, names: Sequence[str]) -> Recipe:
     """Returns the recipe without some of its later stages, and as if it had stated nothing of these."""
     stages = tuple(name for name in recipe.stages if name not in names or name == recipe.stages[0])
-    removed = set(recipe.stages) - set(stages)
-    removed |= {name for name in ("adapter", "distill") if not set(getattr(recipe, name).stages) & set(stages)}
-    return replace(
-        recipe, stages=stages, stated=frozenset(name for name in recipe.stated if name.split(".")[0] not in removed)
-    )
+    tables: dict[str, Any] = {
+        name: type(getattr(recipe, name))()
+        for name in ("adapter", "distill")
+        if not set(getattr(recipe, name).stages) & set(stages)
+    }
+    removed = {*recipe.stages, *tables} - set(stages)
+    stated = {name for name in recipe.stated if name.split(".")[0] not in removed}
+    stated -= {"optimizer.adapter_lr"} if "adapter" in tables else set()
+    return replace(recipe, **tables, stages=stages, stated=frozenset(stated))
 
 
 def _fit_steps(

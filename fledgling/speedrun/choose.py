@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -113,7 +114,10 @@ def _find_teacher(recipe: Recipe) -> ModelConfig | None:
         return None
     from fledgling.train.predictions import find_teacher_config  # imports torch, which other plans do without
 
-    return find_teacher_config(recipe, Path(recipe.run.out))[0]
+    teacher, note = find_teacher_config(recipe, Path(recipe.run.out))
+    if note:
+        print(note, file=sys.stderr)
+    return teacher
 
 
 def describe_content(recipe: Recipe, name: str) -> StageContent:

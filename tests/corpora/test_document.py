@@ -36,7 +36,18 @@ def test_of_few_documents_one_is_held_out():
     assert split_held_out(make_documents(9), 1e-9)[1] == []
     copies = [Document("One row of text, repeated to see whether it can be learned at all.")] * 20
     assert split_held_out(copies, 1e-9) == (copies, []), "nothing would be left to train on"
-    for novel in (Document(f"{number} " + "A long story. " * 5_000) for number in range(5)):
+    shared = make_sentence(400)
+    rows = [Document(f"{shared} {make_sentence(number)}") for number in range(1, 18)] + make_documents(30)[27:]
+    for start in range(0, 17, 4):
+        kept = split_held_out(rows[start:], 1e-9)[0]
+        assert sum(document.num_bytes for document in kept) > 0.5 * sum(row.num_bytes for row in rows[start:])
+    log = [Document("\n".join([shared, *map(make_sentence, range(50 * n, 50 * n + 50))])) for n in range(9, 21)]
+    training, validation = split_held_out(log, 1e-9)
+    assert len(validation) == 1 and len(training) == 11, "a line that recurs takes itself away alone"
+    assert not any(shared in document.text for document in training)
+    novels = [Document(f"{number} " + "A long story. " * 5_000) for number in range(9)]
+    assert min([*novels, *make_documents(9)], key=Document.hash_fraction) in novels
+    for novel in novels:
         training, validation = split_held_out([novel, *make_documents(9)], 1e-9)
         assert len(validation) == 1 and novel not in validation and novel in training
 

@@ -129,6 +129,8 @@ def test_what_a_left_out_stage_has_stated_is_not_listed_as_unread():
     small = choose(1.5, is_pinned=True).recipe
     left_out = set(QUICKSTART.stages) - set(small.stages)
     assert left_out and any(name.partition(".")[0] in left_out for name in QUICKSTART.stated)
+    adapted = replace(QUICKSTART.adapter, method="lora", stages=("sft", "dpo"))
+    assert choose(0.95, recipe=replace(QUICKSTART, adapter=adapted), is_pinned=True).recipe.adapter.method == "none"
     assert not [line for line in describe_unused(small) if line.startswith(tuple(f"[{name}]" for name in left_out))]
 
 
