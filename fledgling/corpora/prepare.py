@@ -201,9 +201,7 @@ class DocumentPreparer:
             self._documents[source] = documents
             self._log_contents(source, self.describe_contents(source), skipped)
             if not documents[1]:
-                self.log(
-                    f"{source}: too few documents, or too alike, to hold one out: no bits per byte will be measured"
-                )
+                self.log(f"{source}: too few documents, or too alike, to hold one out: it has no bits per byte")
         return self._documents[source]
 
     def load_or_train_tokenizer(

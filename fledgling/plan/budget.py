@@ -9,7 +9,7 @@ for: `fledgling.plan.stage_seconds`. Where evaluations would take more than `MAX
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -225,13 +225,11 @@ def fit_run(
         )
         return RunChoice(sized, stages, planned, evaluations, "", speed)
     first = make_plan(_remove_stages(recipe, ("midtrain", "sft", "dpo", "rl")), settings)
-    fixed, whole = (
-        stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, contents, count)
-        for count in (0, MIN_STEPS["pretrain"])
-    )
-    unsized = spent + stage_seconds.least_seconds(recipe, first["stages"], math.inf, core, contents, 0)
-    can_shrink = config.depth > 1 and recipe.run.init_from is None and unsized < TARGET * budget.seconds
-    raise _explain_least(budget, config.depth, spent, fixed, whole, can_shrink)
+
+    def least(flops: float, steps: int) -> float:
+        return stage_seconds.least_seconds(recipe, first["stages"], flops, core, contents, steps)
+
+    raise _explain_least(recipe, budget, spent, speed.flops, least)
 
 
 def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, Any], settings: PlanSettings) -> float:
@@ -242,15 +240,19 @@ def _plan_memory(made: Recipe, tables: Sequence[LoopConfig], plan: Mapping[str, 
     return max(stage["memory"] for stage in final["stages"].values())
 
 
-def _explain_least(budget: Budget, depth: int, spent: float, fixed: float, whole: float, can_shrink: bool) -> UserError:
+def _explain_least(
+    recipe: Recipe, budget: Budget, spent: float, flops: float, least: Callable[[float, int], float]
+) -> UserError:
     """Returns the error of a budget that is too small.
 
     Args:
         spent: seconds of measuring, or assumed for it.
-        fixed: of what is no step.
-        whole: of that and of `MIN_STEPS` of pretraining.
-        can_shrink: whether a smaller model would help.
+        flops: the speed of training.
+        least: the seconds of a run of pretraining alone, at some FLOP/s and with some steps.
     """
+    fixed, whole, depth = least(flops, 0), least(flops, MIN_STEPS["pretrain"]), recipe.model.depth
+    fits_without_products = spent + least(math.inf, 0) < TARGET * budget.seconds
+    can_shrink = depth != 1 and recipe.run.init_from is None and fits_without_products
     measuring = f"measuring this machine takes {spent:,.0f} s, " if spent >= 0.5 else ""
     smaller = "a smaller model (--set model.depth=1) or " if can_shrink else ""
     return UserError(
