@@ -298,10 +298,8 @@ def measure_muon(tiny: bool) -> None:
         ms = measure_ms(function, repeats=3)
         return {"ms": ms, "tflops": work / ms / 1e9}
 
-    one, run = (
-        [matrix[None] for stack in stacks for matrix in stack],
-        partial(orthogonalize, dtype=choose_dtype(device)),
-    )
+    one = [matrix[None] for stack in stacks for matrix in stack]
+    run = partial(orthogonalize, dtype=choose_dtype(device))
     report_candidate("one by one", lambda: measured(lambda: [run(matrix) for matrix in one]))
     report_candidate("stacked by shape", lambda: measured(lambda: [run(stack) for stack in stacks]))
     if not tiny:

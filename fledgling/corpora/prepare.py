@@ -61,7 +61,7 @@ def list_settings(large: bool) -> list[object]:
     if large:
         return [*reading, tokenization.HELD_OUT_FRACTION]
     splitting = [splits.HELD_OUT_FRACTION, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE, splits.MIN_DOCUMENTS]
-    splitting += [splits.MAX_SHARE, readers.MAX_UNSPLIT_SOURCE, readers.MAX_SOURCE_PIECE]
+    splitting += [splits.MAX_SHARE, readers.FEW_FILES, readers.MAX_UNSPLIT_SOURCE, readers.MAX_SOURCE_PIECE]
     harvest = [embedded.VERSION, embedded.KINDS, embedded.MAX_CHARACTERS, embedded.DOCSTRING_DOCUMENT_SIZE]
     harvest += [splits.MIN_SHARED_FILE_LINE, embedded.CODE_DOCUMENT_SIZE, embedded.MIN_REPEAT_LENGTH]
     return [*reading, *splitting, *harvest, sorted(embedded.SKIPPED_FOLDERS)]

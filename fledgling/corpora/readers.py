@@ -1,8 +1,8 @@
 """Readers of the user's own text: text files, JSON lines, parquet, and folders of them, as a stream of documents.
 
     .txt .md    a file of up to 1 MB is one document; a larger one is cut at blank lines into pieces of at least 8 KB,
-                and at lines that read <|endoftext|>, which some data sets put between documents; a file that is a
-                source of training by itself is cut above 100 KB, also where it has no blank lines
+                and at lines that read <|endoftext|>, which some data sets put between documents; of a source of
+                training with few files each is cut above 100 KB, also where it has no blank lines
     .jsonl      one object a line; the text is in "text" or "content", or in the column that the caller names
     .json       an array of such objects or of texts, or one object
     .csv .tsv   the same columns, named by the first line
@@ -52,7 +52,8 @@ from fledgling.files import (
 VERSION = 4  # raised when the same files give other documents
 OTHER_SUFFIXES = (".json", *TABLE_SUFFIXES, ".parquet")
 MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
-# The same of a text that is a source by itself, so that some of it can be held out, and bytes of its longest piece.
+FEW_FILES = 10  # fewer files than this are few: too few to hold one out
+# The same in a source of few files, so that some of it can be held out, and bytes of the longest piece there.
 MAX_UNSPLIT_SOURCE, MAX_SOURCE_PIECE = 100_000, 9_000
 MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line
 MAX_LINE = 1 << 20  # bytes; a longer line of text is cut
@@ -77,7 +78,7 @@ def read_documents(
         text_column: the column of JSON lines or parquet that holds the text; None for the first of `TEXT_COLUMNS`.
         progress: is called with each file and the number of documents so far.
         skipped: counts the documents that are skipped.
-        is_source: whether they are split for training, so that a file is cut into more pieces.
+        is_source: whether they are split for training, so that few files are cut into more pieces.
 
     Raises:
         UserError: at once for a path that is missing or of an unknown kind; while reading for a missing column, a
@@ -86,7 +87,7 @@ def read_documents(
     root = Path(path)
     files = list_source_files(root)
     counted = SkippedDocuments() if skipped is None else skipped
-    return _read_files(root, files, text_column, progress, counted, is_source)
+    return _read_files(root, files, text_column, progress, counted, is_source and len(files) < FEW_FILES)
 
 
 def list_source(path: Path) -> FolderContents:
@@ -134,18 +135,15 @@ def _read_files(
     column: str | None,
     progress: ReadProgress | None,
     skipped: SkippedDocuments,
-    is_source: bool,
+    are_few: bool,
 ) -> Iterator[Document]:
     count = 0
     for file in files:
         name = file.name if file == root else file.relative_to(root).as_posix()
         if progress:
             progress(name, count)
-        if file == root:
-            documents = read_file_part(file, name, column, skipped, is_source=is_source)
-        else:
-            documents = read_part_in_folder(file, name, column, skipped)
-        for document in documents:
+        read = read_file_part if file == root else read_part_in_folder
+        for document in read(file, name, column, skipped, are_few=are_few):
             yield document
             count += 1
             if progress and count % PROGRESS_INTERVAL == 0:
@@ -161,7 +159,7 @@ def read_file_part(
     column: str | None,
     skipped: SkippedDocuments,
     part: tuple[int, int] | None = None,
-    is_source: bool = False,
+    are_few: bool = False,
 ) -> Iterator[Document]:
     """Yields the documents of one file, or of a part of it.
 
@@ -169,10 +167,10 @@ def read_file_part(
         name: the file's name in the origin of its documents.
         part: [first, last) row groups of a parquet file, or bytes of a JSON lines file; a line belongs to the part in
             which it begins. None for the whole file.
-        is_source: whether it is a source by itself, which is cut as `MAX_UNSPLIT_SOURCE` says.
+        are_few: whether it is of a source of few files, which are cut as `MAX_UNSPLIT_SOURCE` says.
     """
     before, count = skipped.total, 0
-    for raw, origin in _read_raw(file, name, column, skipped, part, is_source):
+    for raw, origin in _read_raw(file, name, column, skipped, part, are_few):
         text, count = decode_text(raw), count + 1
         if text is None:
             skipped.add("undecodable", origin)
@@ -185,7 +183,12 @@ def read_file_part(
 
 
 def read_part_in_folder(
-    file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None = None
+    file: Path,
+    name: str,
+    column: str | None,
+    skipped: SkippedDocuments,
+    part: tuple[int, int] | None = None,
+    are_few: bool = False,
 ) -> Iterator[Document]:
     """Yields as `read_file_part` does; counts a file of rows that is not UTF-8, or has no column of text (.json, .csv).
 
@@ -194,10 +197,10 @@ def read_part_in_folder(
         name: of the file within the folder, for the origin of a document.
         column: of the text in rows; None: the one that has it.
         skipped: counts what is left out.
-        part: as in `read_file_part`; None: the whole file.
+        part, are_few: as in `read_file_part`.
     """
     try:
-        yield from read_file_part(file, name, column, skipped, part)
+        yield from read_file_part(file, name, column, skipped, part, are_few)
     except NotTextError:
         skipped.add("undecodable", name)
     except NoTextColumnError:
@@ -228,7 +231,7 @@ def _read_raw(
     column: str | None,
     skipped: SkippedDocuments,
     part: tuple[int, int] | None,
-    is_source: bool,
+    are_few: bool,
 ) -> Iterator[tuple[bytes, str]]:
     """Yields (bytes, origin) of each document of a file; the arguments are those of `read_file_part`.
 
@@ -239,7 +242,7 @@ def _read_raw(
         if kind == ".parquet":
             yield from read_parquet_rows(file, name, column, part)
         elif kind in TEXT_SUFFIXES:
-            yield from _read_text(file, name, is_source)
+            yield from _read_text(file, name, are_few)
         else:
             with open_text(file) as handle:
                 if kind in LINE_SUFFIXES:
@@ -279,12 +282,12 @@ def _read_lines(handle: BinaryIO, longest: int) -> Iterator[bytes]:
         yield rest
 
 
-def _read_text(file: Path, name: str, is_source: bool) -> Iterator[tuple[bytes, str]]:
+def _read_text(file: Path, name: str, are_few: bool) -> Iterator[tuple[bytes, str]]:
     """Yields (bytes, origin) of a small text file, or of the pieces of a large one.
 
     Raises NotTextError for a file that begins as one of another kind.
     """
-    unsplit, longest = (MAX_UNSPLIT_SOURCE, MAX_SOURCE_PIECE) if is_source else (MAX_UNSPLIT_FILE, MAX_UNSPLIT_FILE)
+    unsplit, longest = (MAX_UNSPLIT_SOURCE, MAX_SOURCE_PIECE) if are_few else (MAX_UNSPLIT_FILE, MAX_UNSPLIT_FILE)
     with open_text(file) as handle:
         start = handle.read(unsplit + 1)
     if len(start) <= unsplit and DOCUMENT_SEPARATOR not in start:

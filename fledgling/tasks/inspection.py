@@ -21,7 +21,7 @@ import numpy as np
 from fledgling.config import UserError, show_name
 from fledgling.corpora.document import Document
 from fledgling.corpora.ngram_overlap import NGRAM_WORDS, find_overlap
-from fledgling.corpora.readers import SkippedDocuments, is_text_file, list_source, read_file_part
+from fledgling.corpora.readers import FEW_FILES, SkippedDocuments, is_text_file, list_source, read_file_part
 from fledgling.files import (
     BadRows,
     ColumnMap,
@@ -209,9 +209,10 @@ def _kind_of(row: Row, columns: Mapping[str, str]) -> str:
 def _read_documents(
     files: Sequence[Path], root: Path, column: str | None, skipped: SkippedDocuments
 ) -> Iterator[Entry]:
+    are_few = len(files) < FEW_FILES
     for file in files:
         name = file.name if file == root else file.relative_to(root).as_posix()
-        for document in read_file_part(file, show_name(name, sys.maxsize), column, skipped, is_source=file == root):
+        for document in read_file_part(file, show_name(name, sys.maxsize), column, skipped, are_few=are_few):
             yield Entry(document.origin, "text", text=document.text)
 
 

@@ -131,7 +131,7 @@ def test_every_setting_that_shapes_documents_is_part_of_the_key(tmp_path, tokeni
     if large:
         constants += [(tokenization, "HELD_OUT_FRACTION")]
     else:
-        constants += [(readers, name) for name in ("MAX_UNSPLIT_SOURCE", "MAX_SOURCE_PIECE")]
+        constants += [(readers, name) for name in ("FEW_FILES", "MAX_UNSPLIT_SOURCE", "MAX_SOURCE_PIECE")]
         names = ("HELD_OUT_FRACTION", "MIN_CHARACTERS", "MIN_SHARED_LINE", "MIN_SHARED_FILE_LINE")
         constants += [(document, name) for name in (*names, "MIN_DOCUMENTS", "MAX_SHARE")]
         names = ("VERSION", "MAX_CHARACTERS", "DOCSTRING_DOCUMENT_SIZE", "CODE_DOCUMENT_SIZE", "MIN_REPEAT_LENGTH")

@@ -51,7 +51,10 @@ def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch, is_sourc
     assert "\n\n".join(piece.text for piece in pieces) == "\n\n".join(parts)
     assert len(pieces) == 30 and pieces[1].origin == "book.txt:5"
     assert len(list(read_documents(path, is_source=not is_source))) == 1, "which has another limit"
-    assert len(list(read_documents(tmp_path, is_source=is_source))) == (1 if is_source else 30)
+    assert len(list(read_documents(tmp_path, is_source=is_source))) == 30, "one file in a folder is as few"
+    for number in range(readers.FEW_FILES):
+        (tmp_path / f"note{number}.txt").write_text("A note.")
+    assert len(list(read_documents(tmp_path, is_source=is_source))) == readers.FEW_FILES + (1 if is_source else 30)
 
 
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
