@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.lists import SpacedCountList, SpacedNameList
 from fledgling.cli.options import Hours, Json, Minutes, Overrides, Usd, VocabSize
-from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.config import UserError
 from fledgling.plan.amount import pins_size, read_budget
 from fledgling.plan.communication import LINKS
 from fledgling.plan.forecast_text import format_budgeted_run
@@ -22,6 +22,7 @@ from fledgling.plan.plan import PlanSettings, load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
 from fledgling.record.stage_aside import describe_stages_aside
 from fledgling.train.derived_values import open_unbegun
+from fledgling.train.planned_teacher import find_teacher
 
 DEFAULT_LAYOUT = "fledgling"
 _FIGURE = {"negative": (), "show_default": False}
@@ -130,7 +131,7 @@ def plan(
         run = plan_budgeted_run(chosen, budget, device, ranks, mfu, is_pinned=depth is not None or pins_size(overrides))
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
-    sizes, shares, teacher = count_source_sizes(chosen), count_generated_shares(chosen), _find_teacher(chosen, folder)
+    sizes, shares, teacher = count_source_sizes(chosen), count_generated_shares(chosen), find_teacher(chosen, folder)
     settings = PlanSettings(None, gpus, mfu, price, link, layout, True, None, sizes, device, teacher, shares)
     result = make_plan(chosen, settings)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
@@ -143,18 +144,6 @@ def _require_effect(link: str | None, layout: str, unpaid: float | None) -> None
     for name, value in {"link": link, "layout": None if layout == DEFAULT_LAYOUT else layout}.items():
         if value is not None:
             raise UserError(f"--{name} {value} has no effect with a budget")
-
-
-def _find_teacher(recipe: Recipe, folder: Path) -> ModelConfig | None:
-    """Returns the configuration of the recipe's teacher, if it has one; prints what is assumed of one that is gone."""
-    if recipe.distill.teacher is None:
-        return None
-    from fledgling.train.predictions import find_teacher_config  # imports torch, which other plans do without
-
-    teacher, note = find_teacher_config(recipe, folder)
-    if note:
-        print(note, file=sys.stderr)
-    return teacher
 
 
 @app.command

@@ -45,7 +45,8 @@ DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
 # on an EPYC, of 53 s, the geometric mean of all three there and on the Xeon.
 COMPRESSION_SECONDS = 11.5
 FINISH_SECONDS = 1.0  # the report
-# Before a run with a budget: starting and measuring, with empty caches. 42 s on an EPYC, most of them compiling.
+# Before a run with a budget: starting and measuring, with empty caches. 42 s on an EPYC (share .71), most of them
+# compiling, as `speedrun --minutes 12` prints; without compiling a third of it is assumed.
 MEASURING_SECONDS, MEASURING_EAGERLY_SECONDS = 60.0, 20.0
 SLOWEST, FASTEST = 8.0, 0.25  # a processor's time for such work, as a share of that machine's
 PARALLEL_CORES = 2  # that the tokenizer's and the compressors' seconds are of

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.config import Recipe, UserError
 from fledgling.corpora.prepare import EMBEDDED, find_source
 from fledgling.corpora.readers import estimate_text_bytes, list_source_files
 from fledgling.plan import core_speed
@@ -35,6 +34,7 @@ from fledgling.speedrun.text_digests import digest_texts
 from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.skills import WORDINGS
+from fledgling.train.planned_teacher import find_teacher
 from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
 EMBEDDED_TOKENS = 4_550_000  # of the embedded corpus with 1,024 entries; 17,797 rows of 256
@@ -103,21 +103,9 @@ def choose_budgeted_run(
         contents={name: describe_content(recipe, name) for name in recipe.stages},
         unique_tokens=count_unique_tokens(recipe),
         digests=digest_texts(recipe),
-        teacher=_find_teacher(recipe),
+        teacher=find_teacher(recipe, Path(recipe.run.out)),
     )
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
-
-
-def _find_teacher(recipe: Recipe) -> ModelConfig | None:
-    """Returns the configuration of the teacher of any stage; of a run whose teacher is gone the recorded one."""
-    if not any(map(recipe.has_teacher, recipe.stages)):
-        return None
-    from fledgling.train.predictions import find_teacher_config  # imports torch, which other plans do without
-
-    teacher, note = find_teacher_config(recipe, Path(recipe.run.out))
-    if note:
-        print(note, file=sys.stderr)
-    return teacher
 
 
 def describe_content(recipe: Recipe, name: str) -> StageContent:

@@ -23,7 +23,8 @@
     distill/           builds distillation
     stage_horizon.py   a number of steps that a run may change: `pace.py` keeps a deadline, `free_cores.py` follows
                        the cores that other programs leave, `training_speed.py` measures this machine
-    derived_values.py  which values of a recipe a rule has filled; `predictions.py` what the planner predicts
+    derived_values.py  which values of a recipe a rule has filled; `predictions.py` what the planner predicts,
+                       `planned_teacher.py` with which teacher
 
 Losses: `loss.py` has cross-entropy and those of RL, `objectives.py` the formulas of preference tuning and
 `preference_loss.py` their sums over a batch, `distill/loss.py` the divergences from a teacher.
