@@ -29,6 +29,7 @@ A run within an amount of time or money:
     stage_seconds    the time of each stage; `core_speed`: how fast one core does what is not training
     depth_choice     which of the depths that fit
     forecast         what the run will come to, from `past_runs` that are comparable (`comparable_runs`), as an
-                     `interval`; `bits_forecast`: bits per byte, by a law (`shifted_loss`) that is fitted to them
+                     `interval`; `bits_forecast`: bits per byte, by a law (`shifted_loss`) that is fitted to them;
+                     `exam_forecast`: exams, by a line
     budgeted_run     all of it as RUN/forecast.json keeps it; `forecast_text` prints it
 """

@@ -7,7 +7,8 @@ import pytest
 
 from fledgling.plan.bits_forecast import forecast_bits
 from fledgling.plan.depth_choice import choose_laws
-from fledgling.plan.forecast import forecast_exam, forecast_ratio, forecast_run
+from fledgling.plan.exam_forecast import forecast_exam
+from fledgling.plan.forecast import forecast_ratio, forecast_run
 from fledgling.plan.past_runs import BITS, FIRST_BITS, MEMORY, SECONDS
 from tests.plan.past_run_samples import DATA, make_run, plan_of
 
@@ -65,29 +66,6 @@ def test_exams_of_other_wordings_predict_nothing():
     assert ends == [pytest.approx(1.01), pytest.approx(1.1)], "six of the same wordings suffice, three do not"
     forecast = forecast_exam(plan, [*runs, *again], "counting")
     assert forecast.runs == 6 and forecast.value == pytest.approx(0.9)
-
-
-def test_an_interval_that_reaches_the_end_of_an_exam_includes_it():
-    """Shares of 0 and of .005 are the same point of the fit, so that 0 is no surprise where .005 is none."""
-    draw = random.Random(3)
-    runs = [replace(make_run(draw, tokens=200_000 + 1000 * n), start=f"seed {n}") for n in range(12)]
-    runs = [replace(run, measured=run.measured | {"spelling": draw.choice([0.0, 0.03, 0.6])}) for run in runs]
-    plan = plan_of(runs[0])
-    forecast = forecast_exam(plan, runs, "spelling")
-    assert forecast.low == 0.0 < forecast.value and forecast.holds(0.0)
-
-
-def test_no_interval_of_an_exam_is_narrower_than_two_hundred_questions_make_it():
-    """Five past runs gave 100 % to 100 % for an exam that runs of 12 minutes answered at 96 %."""
-    draw = random.Random(4)
-    runs = [replace(make_run(draw, tokens=200_000 + 1000 * n), start=f"seed {n}", later_flops=1e12) for n in range(6)]
-    for share, radius in ((0.5, 0.057), (0.96, 0.02)):
-        same = [replace(run, measured=run.measured | {"spelling": share}) for run in runs]
-        forecast = forecast_exam(plan_of(same[0]), same, "spelling")
-        assert forecast.low <= share - radius and forecast.high >= share + 0.6 * radius
-    points = [replace(run, later_flops=4.0**n, measured={"spelling": 0.1 + 0.17 * n}) for n, run in enumerate(runs)]
-    far = forecast_exam(replace(plan_of(runs[0]), later_flops=4.0**12), points, "spelling")
-    assert far.value > 0.99 and far.low < 0.98
 
 
 def test_a_disturbed_run_of_another_size_changes_no_interval():
