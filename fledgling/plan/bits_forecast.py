@@ -36,9 +36,10 @@ from fledgling.plan.interval import (
     quantile_radius,
     widen,
 )
-from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, count_vocabulary_doublings, group_dependent
+from fledgling.plan.past_runs import FIRST_BITS, PastRun, count_vocabulary_doublings, group_dependent
 from fledgling.plan.scaling_laws import find_law
 from fledgling.plan.shifted_loss import MISFIT, ShiftedLoss, fit_laws
+from fledgling.record.forecast_names import BITS
 
 OTHER_FEATURES = 0.06  # of the logarithm: what the features of nanochat-2026 change (docs/features.md); also taken for
 # each doubling of the vocabulary

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, group_dependent, measure_difference, of_same_text
+from fledgling.plan.past_runs import FIRST_BITS, PastRun, group_dependent, measure_difference, of_same_text
+from fledgling.record.forecast_names import BITS
 
 REPEAT_DECAY = 15.39  # R* of arXiv 2305.16264: passes after which a further one adds little
 MAX_FITTED = 64  # past runs of one text and one kind of model that a law is fitted to: its time grows with their square

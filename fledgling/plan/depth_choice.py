@@ -21,9 +21,10 @@ from fledgling.plan.comparable_runs import (
     select_runs,
 )
 from fledgling.plan.interval import Forecast
-from fledgling.plan.past_runs import BITS, FIRST_BITS, PastRun, group_dependent, of_same_text
+from fledgling.plan.past_runs import FIRST_BITS, PastRun, group_dependent, of_same_text
 from fledgling.plan.scaling_laws import REFIT
 from fledgling.plan.shifted_loss import LossLaw
+from fledgling.record.forecast_names import BITS
 
 PUBLISHED_PARAMETERS = 20_000_000  # of the smallest models that a published law says something about
 MIN_DEPTH_GAIN = 0.005  # of the loss: what is nearer counts as the same

@@ -23,7 +23,8 @@ from fledgling.plan.interval import (
     quantile_radius,
     widen,
 )
-from fledgling.plan.past_runs import MEMORY, SECONDS, PastRun, group_dependent
+from fledgling.plan.past_runs import PastRun, group_dependent
+from fledgling.record.forecast_names import MEMORY, SECONDS
 
 RATIO_FACTOR = 4.0  # of time or memory: a run of half a minute says nothing of one of hours
 NEAR_RUNS = 9  # from which on those within this factor count alone

@@ -7,10 +7,8 @@ from fledgling.plan.budgeted_run import BudgetedRun
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.interval import Forecast
 from fledgling.plan.parameters import count_parameters
-from fledgling.plan.past_runs import MEMORY, SECONDS
 from fledgling.plan.stage_seconds import EVALUATIONS
-from fledgling.record.evaluation_names import evaluation_label
-from fledgling.record.jsonl import format_bytes
+from fledgling.record.forecast_names import forecast_label, format_forecast, format_interval
 from fledgling.record.progress_bar import format_count, format_duration
 
 
@@ -48,16 +46,8 @@ def format_budgeted_run(run: BudgetedRun) -> str:
 
 def forecast_row(forecast: Forecast) -> tuple[str, str, str, str]:
     """Returns a forecast's label, value, interval, and the number of independent past runs that it is from."""
-    stage, _, quantity = forecast.name.rpartition(" ")
-    label = {SECONDS: "time in all", MEMORY: "peak memory", "bits_per_byte": "bits per byte"}.get(quantity)
-    label = f"{label or evaluation_label(quantity)}{f', after {stage}' if stage else ''}"
-    value, low, high = (_format(forecast.name, each) for each in (forecast.value, forecast.low, forecast.high))
-    return label, value, f"{low} to {high}", str(forecast.runs)
-
-
-def _format(name: str, value: float) -> str:
-    if name == SECONDS:
-        return format_duration(value)
-    if name == MEMORY:
-        return format_bytes(round(value), binary=True)
-    return f"{value:.3f}" if name.endswith("bits_per_byte") else f"{100 * value:.0f} %"
+    value, interval = (
+        format_forecast(forecast.name, forecast.value),
+        format_interval(forecast.name, forecast.low, forecast.high),
+    )
+    return forecast_label(forecast.name), value, interval, str(forecast.runs)

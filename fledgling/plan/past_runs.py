@@ -17,11 +17,12 @@ from typing import Any
 
 from fledgling.config import Recipe, StageConfig
 from fledgling.plan.measured_speed import speed_file
+from fledgling.record.forecast_names import BITS, MEMORY, SECONDS
 
 SHIPPED = Path(__file__).parent / "past_runs.jsonl"
 MAX_BYTES = 4 * 2**20  # of a file; the newest lines are read
 MAX_RUNS = 2_000
-BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "seconds", "memory"  # quantities
+FIRST_BITS = f"pretrain {BITS}"
 _VOCABULARY = re.compile(r"; (\d+) entries, ")  # of `describe_data`
 
 
@@ -152,7 +153,7 @@ def _identify(run: PastRun) -> str:
     """
     if run.run:
         return run.run
-    scores = {name: value for name, value in run.measured.items() if name not in ("seconds", "memory")}
+    scores = {name: value for name, value in run.measured.items() if name not in (SECONDS, MEMORY)}
     what = [run.recipe, run.data, run.parameters, run.tokens, scores or asdict(run)]
     return json.dumps(what, sort_keys=True)
 

@@ -21,7 +21,8 @@ JSONL files grow by complete lines only, so the report, a dashboard or `tail -f`
 counts finished optimizer steps: 0 is before the first one.
 
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
-dashboards, evaluation_log.py appends evaluations and evaluation_names.py has their names. durable.py makes changes of
+dashboards, evaluation_log.py appends evaluations and evaluation_names.py has their names, forecast_names.py those of
+forecasts. durable.py makes changes of
 files that a power cut does not undo, atomic_directory.py makes directories appear complete or not at all, checkpoint.py
 stores weights and state in such directories (tensor_file.py writes the tensors, tensor_names.py has names of older
 versions), rng_state.py is torch's random state, state_shape.py checks a state before it is used, parent.py names the

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledgling.record.budget_end import OUTSIDE
-from fledgling.record.evaluation_names import evaluation_label, split_evaluation_name
-from fledgling.record.jsonl import format_bytes
-from fledgling.record.progress_bar import format_duration
+from fledgling.record.evaluation_names import split_evaluation_name
+from fledgling.record.forecast_names import (
+    BITS,
+    MEMORY,
+    SECONDS,
+    forecast_label,
+    format_forecast,
+    format_interval,
+)
 from fledgling.report.run_data import RunData, finite_number, load_run_data, printable_text
 from fledgling.report.summary import final_evaluations
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SECONDS, MEMORY, BITS = "seconds", "memory", "bits_per_byte"
 NO_EXAMS = ("bits_per_byte", "zeros", "core", "share_")
 MAX_FORECASTS = 100
 
@@ -34,26 +39,28 @@ class ForecastPair:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the measurement lies in the interval; None without one."""
-        return None if self.measured is None else self.low <= self.measured <= self.high
+        """Whether the measurement lies in the interval, or is printed like an end of it; None without one."""
+        if self.measured is None:
+            return None
+        return self.low <= self.measured <= self.high or self.format(self.measured) in self._printed_ends
+
+    @property
+    def _printed_ends(self) -> tuple[str, str]:
+        return self.format(self.low), self.format(self.high)
 
     @property
     def label(self) -> str:
         """What the numbers are of."""
-        stage, _, quantity = self.name.rpartition(" ")
-        names = {SECONDS: "time in all", MEMORY: "peak memory", BITS: "bits per byte"}
-        label = names.get(quantity) or evaluation_label(quantity)
-        return f"{label}, after {stage}" if stage else label
+        return forecast_label(self.name)
+
+    @property
+    def interval(self) -> str:
+        """The interval as text."""
+        return format_interval(self.name, self.low, self.high)
 
     def format(self, value: float | None) -> str:
         """Returns a value as text."""
-        if value is None:
-            return "-"
-        if self.name == SECONDS:
-            return format_duration(value)
-        if self.name == MEMORY:
-            return format_bytes(round(value), binary=True)
-        return f"{value:.3f}" if self.name.endswith(BITS) else f"{100 * value:.0f} %"
+        return "-" if value is None else format_forecast(self.name, value)
 
 
 def is_exam(name: str) -> bool:
@@ -110,9 +117,8 @@ def forecast_rows(run: RunData) -> list[tuple[str, str, str, str, str]]:
     """Returns (quantity, forecast, 90 % interval, measured, whether it lies in the interval)."""
     rows = []
     for pair in pair_forecasts(run):
-        interval = f"{pair.format(pair.low)} to {pair.format(pair.high)}"
         outcome = {True: "inside", False: "OUTSIDE", None: "-"}[pair.holds]
-        rows.append((pair.label, pair.format(pair.value), interval, pair.format(pair.measured), outcome))
+        rows.append((pair.label, pair.format(pair.value), pair.interval, pair.format(pair.measured), outcome))
     return rows
 
 

@@ -18,7 +18,7 @@ from fledgling.plan.cost import require_utilization
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import forecast_run
 from fledgling.plan.hardware import DeviceSpec
-from fledgling.plan.past_runs import BITS, FIRST_BITS, MEMORY, SECONDS, PastRun, load_past_runs, of_same_text
+from fledgling.plan.past_runs import FIRST_BITS, PastRun, load_past_runs, of_same_text
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.stage_seconds import (
     EVALUATIONS,
@@ -28,6 +28,7 @@ from fledgling.plan.stage_seconds import (
     estimate_core_time,
 )
 from fledgling.plan.utilization import choose_utilization
+from fledgling.record.forecast_names import BITS, MEMORY, SECONDS
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
 from fledgling.speedrun.text_digests import digest_texts

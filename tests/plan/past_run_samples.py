@@ -6,8 +6,9 @@ import re
 
 from fledgling.config import load_recipe
 from fledgling.plan.comparable_runs import Planned
-from fledgling.plan.past_runs import BITS, FIRST_BITS, MEMORY, SECONDS, PastRun, describe_data
+from fledgling.plan.past_runs import FIRST_BITS, PastRun, describe_data
 from fledgling.plan.shifted_loss import ShiftedLoss
+from fledgling.record.forecast_names import BITS, MEMORY, SECONDS
 
 DATA = describe_data(load_recipe("quickstart", ["model.preset=nanochat-2025"]))
 TRUTH = ShiftedLoss(0.4, 7e8, 1.3e10)

@@ -17,7 +17,8 @@ from fledgling.plan.bits_forecast import (
 )
 from fledgling.plan.comparable_runs import ENOUGH_OWN_RUNS, Planned, get_size, select_runs
 from fledgling.plan.interval import BEYOND
-from fledgling.plan.past_runs import BITS, FIRST_BITS, SHIPPED, describe_data, load_past_runs
+from fledgling.plan.past_runs import FIRST_BITS, SHIPPED, describe_data, load_past_runs
+from fledgling.record.forecast_names import BITS
 from tests.plan.past_run_samples import DATA, TRUTH, make_run, plan_of, with_vocabulary
 
 SHIPPED_RUNS = load_past_runs((SHIPPED,))

@@ -12,11 +12,11 @@ from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, fit_phases,
 from fledgling.plan.comparable_runs import get_size
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
-from fledgling.plan.past_runs import BITS
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.shifted_loss import ShiftedLoss
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.stage_seconds import EVALUATIONS, StageContent, total_seconds
+from fledgling.record.forecast_names import BITS
 from tests.plan.past_run_samples import TRUTH, make_run
 
 QUICKSTART = load_recipe("quickstart", ["model.preset=nanochat-2025"])  # whose sizes the tests below state

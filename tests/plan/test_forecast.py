@@ -9,7 +9,8 @@ from fledgling.plan.bits_forecast import forecast_bits
 from fledgling.plan.depth_choice import choose_laws
 from fledgling.plan.exam_forecast import forecast_exam
 from fledgling.plan.forecast import forecast_ratio, forecast_run
-from fledgling.plan.past_runs import BITS, FIRST_BITS, MEMORY, SECONDS
+from fledgling.plan.past_runs import FIRST_BITS
+from fledgling.record.forecast_names import BITS, MEMORY, SECONDS
 from tests.plan.past_run_samples import DATA, make_run, plan_of
 
 
