@@ -256,7 +256,7 @@ def _explain_least(
     measuring = f"measuring this machine takes {spent:,.0f} s, " if spent >= 0.5 else ""
     smaller = "a smaller model (--set model.depth=1) or " if can_shrink else ""
     return UserError(
-        f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: {measuring}start, tokenizer and one "
+        f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: {measuring}start, text, tokenizer and one "
         f"evaluation take {fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {depth} "
         f"{whole - fixed:,.0f} s; expected {smaller}at least {budget.describe((spent + whole) / TARGET)}"
     )

@@ -10,7 +10,7 @@ measures it, since the FLOP/s of a small model do not say it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,10 @@ CHECK_SECONDS = 0.1  # of a stage: its check before the first one
 # On two cores: a tokenizer, and the embedded corpus tokenized. 12.4 s with 1,024 entries and 4,000 conversations, times
 # what 1,536 and 30,000 take on an EPYC, 8.2 of 7.1 s.
 TOKENIZER_SECONDS = 14.4
-DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
+# Of one's own text, for each byte, on one of those cores: read, split and tokenized where a source is held in memory;
+# the same where its files are tokenized one by one, on all cores; and to train a tokenizer. Measured as processor time
+# of 61 to 320 MB of books (3.6e-7 to 1.0e-7 s) on an EPYC without AVX-512 that took 2.4 times as long (`core_speed`).
+TEXT_SECONDS, LARGE_TEXT_SECONDS, TRAINED_TEXT_SECONDS = 9.7e-8, 3.8e-8, 4.0e-8
 # On two cores: PPMd over the embedded corpus, at the end of pretraining: 5.0 of the 23 s that it takes with xz and zstd
 # on an EPYC, of 53 s, the geometric mean of all three there and on the Xeon.
 COMPRESSION_SECONDS = 11.5
@@ -57,6 +60,26 @@ STEP_RATIO = {"rl": 0.5}  # answers of 15 tokens on average
 
 
 @dataclass(frozen=True)
+class OwnText:
+    """Bytes of the user's own documents that are prepared before a stage, all of them however few steps follow.
+
+    Attributes:
+        small: of sources that are held in memory.
+        large: of those whose files are tokenized one by one.
+        trained: that the tokenizer is trained on.
+    """
+
+    small: float = 0.0
+    large: float = 0.0
+    trained: float = 0.0
+
+    def seconds(self, core: CoreTime) -> float:
+        """Returns how long that takes."""
+        alone = TEXT_SECONDS * self.small + TRAINED_TEXT_SECONDS * self.trained
+        return alone * core.share + LARGE_TEXT_SECONDS * self.large * core.parallel / PARALLEL_CORES
+
+
+@dataclass(frozen=True)
 class StageContent:
     """What the time of a stage depends on besides its steps.
 
@@ -64,10 +87,12 @@ class StageContent:
         exams: how many skills it is examined on.
         generated: the share of its rows that are generated conversations, which are written before its first step. The
             time of sets that are read is not counted.
+        text: the user's own text that it is the first to read.
     """
 
     exams: int = 0
     generated: float = 0.0
+    text: OwnText = field(default_factory=OwnText)
 
 
 @dataclass(frozen=True)
@@ -205,7 +230,7 @@ def estimate_run(
     per_token = training_flops_per_token(config)
     read = {name: planned[name]["tokens"] / planned[name]["steps"] * count for name, count in steps.items()}
     is_embedded = all(name == EMBEDDED for name in recipe.tokenizer.sources)
-    data = TOKENIZER_SECONDS * core.parallel if is_embedded else sum(read.values()) / DATA_TOKENS
+    data = TOKENIZER_SECONDS * core.parallel * is_embedded
     compiling = COMPILE_SECONDS * core.share if recipe.run.compile != "off" else 0.0
     entries = [StageSeconds("start", 0, 0.0, start=(RUN_SECONDS + CHECK_SECONDS * len(steps)) * core.share)]
     for name, count in steps.items():
@@ -229,6 +254,7 @@ def estimate_run(
             between += items * max(0, stage["steps"] // table.core_every - 1)
         between *= evaluations.between
         start = START_SECONDS * core.share + (data + compiling if name == first_stage else 0.0)
+        start += content.text.seconds(core)
         start += content.generated * read[name] / CONVERSATION_TOKENS * core.share * core.writes
         start += one if evaluations.between else 0.0
         entries.append(StageSeconds(name, count, step, start, whole, between))

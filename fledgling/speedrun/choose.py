@@ -8,8 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from fledgling.config import Recipe, UserError
-from fledgling.corpora.prepare import EMBEDDED, find_source
-from fledgling.corpora.readers import estimate_text_bytes, list_source_files
+from fledgling.corpora.prepare import EMBEDDED
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import RunChoice, TrainingSpeed, choose_run
@@ -31,8 +30,8 @@ from fledgling.plan.utilization import choose_utilization
 from fledgling.record.forecast_names import BITS, MEMORY, SECONDS
 from fledgling.report.forecasts import is_exam
 from fledgling.runtime.cores import count_cores
+from fledgling.speedrun.own_text import count_document_bytes, count_own_text
 from fledgling.speedrun.text_digests import digest_texts
-from fledgling.tasks import is_generated_source
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.skills import WORDINGS
 from fledgling.train.planned_teacher import find_teacher
@@ -101,7 +100,7 @@ def choose_budgeted_run(
         spent=spent,
         is_pinned=is_pinned,
         sizes=count_source_sizes(recipe),
-        contents={name: describe_content(recipe, name) for name in recipe.stages},
+        contents=describe_contents(recipe),
         unique_tokens=count_unique_tokens(recipe),
         digests=digest_texts(recipe),
         teacher=find_teacher(recipe, Path(recipe.run.out)),
@@ -109,10 +108,11 @@ def choose_budgeted_run(
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
 
 
-def describe_content(recipe: Recipe, name: str) -> StageContent:
-    """Returns what the time of a stage depends on besides its steps."""
-    exams = len(exam_names(recipe.stage_config(name), recipe.sft.mixture))
-    return StageContent(exams, count_generated_shares(recipe).get(name, 0.0))
+def describe_contents(recipe: Recipe) -> dict[str, StageContent]:
+    """Returns what the time of each stage depends on besides its steps."""
+    generated, texts = count_generated_shares(recipe), count_own_text(recipe)
+    exams = {name: exam_names(recipe.stage_config(name), recipe.sft.mixture) for name in recipe.stages}
+    return {name: StageContent(len(exams[name]), generated.get(name, 0.0), texts[name]) for name in recipe.stages}
 
 
 def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:
@@ -162,10 +162,6 @@ def count_unique_tokens(recipe: Recipe) -> float | None:
     largest, entries = recipe.pretrain.largest_source, recipe.tokenizer.vocab_size
     if largest == EMBEDDED:
         return EMBEDDED_TOKENS * math.log2(1024) / math.log2(entries)
-    if is_generated_source(largest):
-        return None
-    try:
-        size = sum(map(estimate_text_bytes, list_source_files(find_source(largest, recipe.run.data_dir))))
-    except (OSError, UserError):
-        return None
-    return size / (CHARACTERS_PER_TOKEN * math.log2(entries) / math.log2(65_536)) or None
+    return (
+        count_document_bytes(recipe, largest) / (CHARACTERS_PER_TOKEN * math.log2(entries) / math.log2(65_536)) or None
+    )

@@ -116,7 +116,7 @@ def test_a_budget_in_which_nothing_can_be_learned_is_rejected_in_one_line(minute
 
 
 def test_the_time_of_measuring_is_named_apart_from_that_of_the_run():
-    with pytest.raises(UserError, match="measuring this machine takes 50 s, start, tokenizer and one") as error:
+    with pytest.raises(UserError, match="measuring this machine takes 50 s, start, text, tokenizer and one") as error:
         choose(1, 2500.0, spent=50.0)
     assert "a smaller model" not in str(error.value), "no model is small enough"
     with pytest.raises(UserError, match="expected a smaller model"):

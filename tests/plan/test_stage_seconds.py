@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from fledgling.config import load_recipe
+from fledgling.config import UserError, load_recipe
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import TrainingSpeed, choose_run
@@ -17,7 +17,10 @@ from fledgling.plan.stage_seconds import (
     QUESTION_SECONDS,
     REFERENCE_FLOPS,
     SLOWEST,
+    TEXT_SECONDS,
+    TRAINED_TEXT_SECONDS,
     CoreTime,
+    OwnText,
     StageContent,
     estimate_core_time,
     evaluation_seconds,
@@ -89,6 +92,21 @@ def test_conversations_are_written_before_a_stage_in_proportion_to_its_steps(rec
     tokens = find(whole, "sft").steps * whole.recipe.sft.batch_tokens
     assert find(whole, "sft").start - find(plain, "sft").start == pytest.approx(tokens / CONVERSATION_TOKENS, rel=0.01)
     assert find(whole, "pretrain").steps < find(plain, "pretrain").steps, "the time is taken from all stages"
+
+
+def test_own_text_is_prepared_whole_however_few_steps_follow(recipe):
+    """A folder of 20 GB takes many minutes before the first step; a budget of five began without counting them."""
+    core = CoreTime(2.0, 2.0)
+    assert OwnText(trained=1e8).seconds(core) == pytest.approx(2 * 1e8 * TRAINED_TEXT_SECONDS)
+    assert OwnText(large=1e9).seconds(core) < OwnText(small=1e9).seconds(core), "on all cores"
+    plain, some = (
+        choose(recipe, 120.0, 1.0, contents={"pretrain": StageContent(text=OwnText(small=size))}) for size in (0, 1e8)
+    )
+    starts = [choice.stages[1].start for choice in (plain, some)]
+    assert starts[1] - starts[0] == pytest.approx(1e8 * TEXT_SECONDS, rel=0.01)
+    assert some.stages[1].steps < plain.stages[1].steps
+    with pytest.raises(UserError, match="start, text, tokenizer and one evaluation take 1,9"):
+        choose(recipe, 120.0, 1.0, contents={"pretrain": StageContent(text=OwnText(large=1e11))})
 
 
 def test_an_answer_takes_a_processor_besides_its_products():

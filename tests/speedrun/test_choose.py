@@ -11,7 +11,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.measured_speed import MeasuredSpeed, save_speed
 from fledgling.plan.past_runs import SHIPPED, append_past_run, load_past_runs
-from fledgling.speedrun.choose import count_unique_tokens, describe_content, list_measured_exams, plan_budgeted_run
+from fledgling.speedrun.choose import count_unique_tokens, describe_contents, list_measured_exams, plan_budgeted_run
 from tests.fast_run import write_recipe
 
 
@@ -25,8 +25,8 @@ def test_bits_per_byte_time_and_memory_are_forecast_once_and_not_as_the_share_of
 
 def test_a_stage_is_described_by_its_exams_and_its_share_of_generated_conversations(tmp_path):
     recipe = load_recipe("quickstart", ["sft.mixture={embedded = 0.25, smoltalk = 0.5, arithmetic = 0.25}"])
-    assert describe_content(recipe, "sft").generated == 0.25, "neither documents nor a set that is read"
-    contents = [describe_content(load_recipe("quickstart"), name) for name in ("pretrain", "sft", "rl")]
+    assert describe_contents(recipe)["sft"].generated == 0.25, "neither documents nor a set that is read"
+    contents = [describe_contents(load_recipe("quickstart"))[name] for name in ("pretrain", "sft", "rl")]
     assert [content.exams for content in contents] == [5, 5, 5]
     assert [round(content.generated, 2) for content in contents] == [0.18, 0.87, 0.0]
 
