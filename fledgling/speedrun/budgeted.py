@@ -26,7 +26,7 @@ from fledgling.plan.budget import TrainingSpeed, fit_phases
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.cost import EAGER_SHARE
-from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
+from fledgling.plan.hardware import DeviceSpec, make_own_device
 from fledgling.plan.past_runs import (
     PastRun,
     append_past_run,
@@ -43,7 +43,7 @@ from fledgling.record.seal import FORECAST, SPENT, has_run_ended, seal_run
 from fledgling.report.forecasts import measure_run
 from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
 from fledgling.runtime.cores import count_cores
-from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
+from fledgling.runtime.device import choose_setup, set_up_device
 from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import World, is_main_process
 from fledgling.speedrun.choose import choose_budgeted_run
@@ -56,7 +56,7 @@ from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.hooks import StageHooks
 from fledgling.train.init_from import take_given_model
 from fledgling.train.pace import RunClock, StagePace, compute_affordable_fraction, count_tail_steps
-from fledgling.train.peak import name_device
+from fledgling.train.peak import find_spec, name_device
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import print_line, print_nothing
 from fledgling.train.same_ranks import require_same_recipe
@@ -74,13 +74,6 @@ MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
 
 
 # ---- choosing -------------------------------------------------------------------------------------
-
-
-def find_run_device(run: RunConfig, setup: DeviceSetup, world: World) -> DeviceSpec:
-    """Returns the device that a run computes on, with the memory that it has here."""
-    name = name_device(setup, world.device)
-    base = DEVICES[name] if name in DEVICES else find_device(run.hardware)
-    return make_own_device(base, memory_gib=setup.memory_limit / 2**30)
 
 
 def require_gpu(run: RunConfig, device: DeviceSpec) -> None:
@@ -102,7 +95,7 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     require_same_recipe(recipe, world, budget.text)
     setup = set_up_device(recipe.run, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
-    device = find_run_device(recipe.run, setup, world)
+    device = make_own_device(find_spec(setup, world.device), memory_gib=setup.memory_limit / 2**30)
     device = replace(device, peaks=dict(device.peaks) | {setup.dtype_name: setup.peak_flops})
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
     seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 
 from fledgling.plan import measured_speed
-from fledgling.plan.hardware import DEVICES
+from fledgling.plan.hardware import DEVICES, OWN, DeviceSpec
 from fledgling.runtime import device as runtime_device
 from fledgling.runtime.device import DeviceSetup, name_dtype
 from fledgling.runtime.known_peaks import NOISE
@@ -18,6 +18,18 @@ def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
     """Returns the planner's name of a device with the dtype of `setup`; None if its table has no such device."""
     name, memory = describe_gpu(device)
     return measured_speed.device_name(device.type, setup.dtype_name, name, memory, name_dtype(setup.engine_dtype))
+
+
+def find_spec(setup: DeviceSetup, device: torch.device) -> DeviceSpec:
+    """Returns the planner's description of a device; of a GPU that its table lacks, by the figures measured here.
+
+    Such a GPU keeps its kind: as a processor it would be planned with other micro-batches, and without the memory that
+    its allocator holds besides.
+    """
+    if name := name_device(setup, device):
+        return DEVICES[name]
+    peaks = {setup.dtype_name: setup.peak_flops}
+    return DeviceSpec(OWN, setup.peak_flops, setup.memory_limit, 0.0, peaks=peaks, kind=device.type)
 
 
 def describe_gpu(device: torch.device) -> tuple[str, int]:

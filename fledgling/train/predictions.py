@@ -18,13 +18,21 @@ from fledgling.config import STAGES, ModelConfig, Recipe, UserError, dump_toml
 from fledgling.config.changes import keep_derived
 from fledgling.config.load import parse_recipe
 from fledgling.plan.budgeted_run import read_budgeted_run
+from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import write_json
 from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.source_sizes import count_generated_shares, count_source_sizes
 
 
-def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak_flops: float | None = None) -> None:
+def write_predictions(
+    recipe: Recipe,
+    stage: str,
+    run_dir: Path,
+    step: int,
+    peak_flops: float | None = None,
+    device: DeviceSpec | None = None,
+) -> None:
     """Writes the predictions that are due before step `step` + 1 of a stage.
 
     Args:
@@ -33,6 +41,7 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
         run_dir: of the run.
         step: number of finished steps.
         peak_flops: measured, of one rank; None: not measured.
+        device: of a rank; None: the recipe's.
     """
     placeless = replace(recipe, run=replace(recipe.run, out=""))  # where a run is changes nothing
     settings = dump_toml(placeless)
@@ -46,7 +55,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     predicted, teacher = _choose_predicted(recipe, stage)
     sizes = count_source_sizes(recipe)
     generated = count_generated_shares(predicted)
-    assumed = PlanSettings(strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher, generated=generated)
+    assumed = PlanSettings(device=device, peak_flops=peak_flops, strict=False)
+    assumed = replace(assumed, sizes=sizes, teacher=teacher, generated=generated)
     if step == 0 and peak_flops:
         assumed = replace(assumed, mfu=_read_measured_mfu(run_dir, recipe.run.ranks, peak_flops))
     planned = make_plan(predicted, assumed)

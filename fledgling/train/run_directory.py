@@ -12,6 +12,7 @@ from pathlib import Path
 from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
+from fledgling.plan.hardware import share_device
 from fledgling.record import checkpoint, write_json, write_text
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.record.run_requests import open_requests, take_actions
@@ -23,7 +24,7 @@ from fledgling.runtime.system_environment import collect_environment
 from fledgling.runtime.world import World, get_restart_count, has_restart_left, is_launched_rank
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.peak import name_device
+from fledgling.train.peak import find_spec, name_device
 from fledgling.train.predictions import write_predictions
 from fledgling.train.replaced_stage import is_being_replaced, settle, settle_run
 from fledgling.train.resume_check import require_same_parent, require_unchanged
@@ -88,7 +89,8 @@ def write_run_files(origin: StageOrigin, setup: DeviceSetup, world: World, step:
         ranks=world.size,
         hardware=name_device(setup, world.device) or recipe.run.hardware,
     )
-    write_predictions(replace(recipe, run=real), origin.name, run_dir, step, setup.peak_flops)
+    device = share_device(find_spec(setup, world.device), world.size)
+    write_predictions(replace(recipe, run=real), origin.name, run_dir, step, setup.peak_flops, device)
     seal_run(run_dir)
 
 
