@@ -44,12 +44,17 @@ class Recorder:
         self._loggers = [open_logger(name, self.stage_dir, stage) for name in loggers] if enabled else []
         self._progress_bar = ProgressBar(stage) if enabled and not quiet else None
         self._step = 0
-        self._resume_clock()
+        self._has_steps = False  # that this session has recorded
+        self._seconds_before, self._opened = self._read_seconds(), time.monotonic()
 
-    def _resume_clock(self) -> None:
-        """Continues from the last metrics line; the pause since then is not counted."""
+    def _rewind_clock(self) -> None:
+        """Continues from the last metrics line; a pause since then is not counted.
+
+        What a session does before its first step is work: data that are prepared, weights that are loaded.
+        """
         self._seconds_before = self._read_seconds()
-        self._opened = time.monotonic()
+        if self._has_steps:
+            self._opened = time.monotonic()
 
     def _read_seconds(self) -> float:
         """Returns the seconds of work up to the last metrics line."""
@@ -64,7 +69,7 @@ class Recorder:
 
     def log_metrics(self, step: int, **values: Any) -> None:
         """Appends a line to metrics.jsonl. `tokens` counts from the start of the stage; `mfu` is in [0, 1]."""
-        self._step = step
+        self._step, self._has_steps = step, True
         times = {"time": round(time.time(), 3), "elapsed": round(self.elapsed, 3)}
         self._append("metrics", {"step": step, **times, **values})
         self._send_to_loggers(step, values)
@@ -118,7 +123,7 @@ class Recorder:
                 self._files[name].rewind(step)
             self._evaluations.forget()
             self._step = step
-            self._resume_clock()
+            self._rewind_clock()
             if (lost := recorded - self._seconds_before) >= 1:
                 self.log_notice(
                     f"{lost:,.0f} s of work after step {max(0, step)} were lost; the seconds leave them out"

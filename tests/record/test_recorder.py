@@ -70,6 +70,19 @@ def test_elapsed_continues_after_a_rewind_of_an_open_file(tmp_path, clock):
     assert [line["step"] for line in read_jsonl(recorder.stage_dir / "metrics.jsonl")] == [1, 2]
 
 
+def test_what_a_session_does_before_its_first_step_is_work(tmp_path, clock):
+    """A run with a budget that was stopped forgot its tokenizer and data, 27 of 34 seconds, and took as much longer."""
+    for before in (0, 31):  # a start, and a session that resumes it
+        with make_recorder(tmp_path) as recorder:
+            clock.seconds += 30
+            recorder.rewind(1 if before else -1)
+            assert recorder.elapsed == before + 30
+            clock.seconds += 1
+            recorder.log_metrics(1 + bool(before))
+        clock.seconds += 1_000  # a pause
+    assert [line["elapsed"] for line in read_jsonl(tmp_path / "pretrain/metrics.jsonl")] == [31, 62]
+
+
 def test_a_disabled_recorder_writes_nothing(tmp_path):
     with make_recorder(tmp_path, quiet=False, enabled=False) as recorder:
         recorder.log_metrics(1, loss=1.0)
