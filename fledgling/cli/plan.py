@@ -89,7 +89,7 @@ def plan(
     recipe
         A recipe's name, a TOML file or a run directory.
     depth
-        Layers; determines width, heads, tokens, batch and steps.
+        Layers; determines width, heads, tokens, batch and steps. With a budget, of quickstart.
     vocab_size
         Entries of the tokenizer.
     context
@@ -104,7 +104,8 @@ def plan(
         Simultaneous conversations, for --inference; default: 1.
     """
     pinned = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
-    chosen = load_planned_recipe(recipe, depth, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
+    alone = depth if minutes is hours is usd is None else None  # with a budget it is quickstart's, as in speedrun
+    chosen = load_planned_recipe(recipe, alone, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
     folder = Path(recipe or "").parent if Path(recipe or "").is_file() else Path(recipe or "")
     for line in describe_stages_aside(folder) if recipe else ():
         print(line, file=sys.stderr)
@@ -122,8 +123,7 @@ def plan(
 
     gpu_name = gpu or (name_planned_device(chosen.run) if peak is None else None)
     ranks = chosen.run.ranks if gpus is None else gpus
-    base = find_device(gpu_name) if gpu_name else None
-    device = share_device(make_own_device(base, peak, bandwidth, memory), ranks)
+    device = share_device(make_own_device(find_device(gpu_name) if gpu_name else None, peak, bandwidth, memory), ranks)
     if budget := read_budget(minutes, hours, usd, device, ranks, price):
         from fledgling.speedrun.choose import plan_budgeted_run
 

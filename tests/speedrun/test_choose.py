@@ -1,10 +1,13 @@
 """The run that a budget becomes: its speed, and what is forecast of it."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from fledgling.cli import main
 from fledgling.config import load_recipe
+from fledgling.config.load import parse_recipe
 from fledgling.plan import core_speed
 from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
@@ -90,3 +93,11 @@ def test_text_that_is_tokenized_is_counted_for_the_steps_that_are_chosen(gpus, s
     recipe = load_recipe("d20-8xh100", [f"pretrain.steps={steps}"])
     run = plan_budgeted_run(recipe, Budget(3600.0, "--minutes 60"), find_device("h100"), gpus, None)
     assert 0.95 * 3600 < run.planned["seconds"] <= 0.97 * 3600
+
+
+def test_a_depth_with_a_budget_is_that_of_quickstart_as_in_speedrun(tmp_path, monkeypatch, capsys):
+    """`plan --minutes 30 --depth 3` planned 65,536 entries for an H100."""
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    assert main(["plan", "--minutes", "30", "--depth", "3", "--gpu", "cpu", "--json"]) == 0
+    recipe = parse_recipe(json.loads(capsys.readouterr().out)["recipe"])
+    assert (recipe.model.depth, recipe.tokenizer.vocab_size) == (3, load_recipe("quickstart").tokenizer.vocab_size)
