@@ -26,7 +26,7 @@ from fledgling.train.data_preparer import DataPreparer
 from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.resume_check import read_rows_per_step
 from fledgling.train.source_positions import read_positions
-from fledgling.train.stage_origin import StageOrigin
+from fledgling.train.stage_origin import StageOrigin, require_initial_weights
 from fledgling.train.stage_weights import (
     StageWeights,
     build_stage_model,
@@ -153,6 +153,8 @@ def load_initial_model(
 ) -> Transformer:
     """Returns a frozen copy of the model as it was when the stage began.
 
+    Raises UserError if the stage is resumed and the run no longer has these weights.
+
     Args:
         origin: the stage, its recipe, its run directory, and the checkpoints that it starts from.
         model: the one that is trained.
@@ -162,6 +164,7 @@ def load_initial_model(
     """
     if start and start.adapter:
         return make_initial_model(model, start)
+    require_initial_weights(origin)
     initial = Transformer(model.config, setup.dtype).to(world.device).requires_grad_(False)
     initial.logprob_kernels = model.logprob_kernels
     weights = find_stage_weights(origin.recipe.adapter, origin.name, origin.run_dir, None, origin.parent)

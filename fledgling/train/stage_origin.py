@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledgling.config import Recipe
+from fledgling.config import Recipe, UserError
 from fledgling.config.unused_settings import describe_unused
 from fledgling.plan.derive import derive_recipe, list_derived
 from fledgling.record import checkpoint
-from fledgling.record.parent import describe_incomplete, is_left_of, is_of_unfinished_stage
+from fledgling.record.parent import describe_incomplete, find_parent, is_left_of, is_of_unfinished_stage
 from fledgling.runtime.world import World
 from fledgling.train.copied_source import describe_changed_source
 from fledgling.train.init_from import INIT_DIR, find_init_checkpoint, recipe_from_checkpoint
@@ -27,7 +27,8 @@ class StageOrigin:
         given: the recipe before rules filled its open fields.
         recipe: the recipe after that.
         saved: the checkpoint of the stage that it resumes from; None: it starts.
-        parent: the checkpoint whose weights the stage starts, or once started, from; None: it starts from the seed.
+        parent: the checkpoint whose weights the stage starts, or once started, from; None: it starts from the seed, or
+            the run no longer has them (`require_initial_weights`).
         notices: lines for the user about what was found, changed or derived.
     """
 
@@ -61,10 +62,10 @@ def find_stage_origin(
     with world.main_process_first():
         init = find_init_checkpoint(recipe.run, run_dir)
     saved, notices = find_saved_checkpoint(run_dir / name, resume, world)
-    parent = drop_older_parent(saved, parent)
-    recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
+    parent = choose_parent(run_dir, saved, parent, init)
+    recipe = recipe_from_checkpoint(recipe, init, notices.append)
     with world.main_process_first():
-        recipe = recipe_with_adapter(recipe, run_dir, parent, name)
+        recipe = recipe_with_adapter(recipe, run_dir, parent or saved, name)
         given = reconcile(recipe, name, run_dir, saved, parent, notices.append, steps_are_chosen)
         derived = derive_recipe(given)
         notices += describe_incomplete_parent(name, parent) if saved is None else []
@@ -98,11 +99,42 @@ def describe_incomplete_parent(name: str, parent: Path | None) -> list[str]:
     return [f"{name} starts from {what}{resumed}"]
 
 
-def drop_older_parent(saved: Path | None, parent: Path | None) -> Path | None:
-    """Returns `parent`; None where a stage that is resumed began from a later checkpoint, which is corrupt or gone."""
-    began_from = checkpoint.read_checkpoint_state(saved).get("parent") if saved else None
-    is_older = parent is not None and isinstance(began_from, dict) and is_left_of(parent, began_from)
-    return None if is_older else parent
+def choose_parent(run_dir: Path, saved: Path | None, parent: Path | None, init: Path | None) -> Path | None:
+    """Returns the checkpoint whose weights a stage starts, or once started, from; None: the seed's, or they are gone.
+
+    Where a resumed stage began from a later checkpoint than `parent`, or `parent` and `init` are both None, it is the
+    checkpoint of the run that has the weights which the stage began from: no other weights take their place.
+
+    Args:
+        run_dir: of the run.
+        saved: the checkpoint that the stage resumes from; None: it starts.
+        parent: the last checkpoint of the stage before it; None: there is none.
+        init: the weights that the run was given; None: it was given none.
+    """
+    now = parent or init
+    state = checkpoint.read_checkpoint_state(saved) if saved else {}
+    began_from = find_parent(run_dir, state)
+    if began_from is None or (now is not None and not is_left_of(now, state["parent"])):
+        return now
+    if began_from.path is None or checkpoint.inspect_checkpoint(began_from.path)["corrupt"]:
+        return None
+    return began_from.path
+
+
+def require_initial_weights(origin: StageOrigin) -> None:
+    """Raises UserError if a resumed stage began from weights that are needed again and that the run no longer has."""
+    if origin.saved is None or origin.parent is not None:
+        return
+    began_from = find_parent(origin.run_dir, checkpoint.read_checkpoint_state(origin.saved))
+    if began_from is None:  # the seed's
+        return
+    folder = origin.run_dir / (f"{began_from.stage}/checkpoints" if began_from.stage else INIT_DIR)
+    name, lost = origin.name, f"step-{began_from.step:08d}"
+    raise UserError(
+        f"{name} compares with the weights that it began from, step {began_from.step:,} of "
+        f"{began_from.stage or 'run.init_from'}, and {folder / lost} is corrupt or was deleted: put it back, or "
+        f"restart the stage with `fledgling train {name} {origin.run_dir} --resume never`"
+    )
 
 
 def describe_derived(name: str, given: Recipe, derived: Recipe) -> list[str]:

@@ -10,7 +10,7 @@ from fledgling.config import UserError
 from fledgling.record import checkpoint
 from fledgling.record.parent import choose_named_parent, describe_incomplete, describe_parent, is_left_of
 from fledgling.train.resume_check import require_same_parent
-from fledgling.train.stage_origin import drop_older_parent
+from fledgling.train.stage_origin import choose_parent
 
 
 def save(run, stage, step, value, parent=None):
@@ -55,7 +55,7 @@ def test_a_later_stage_is_not_rejected_because_the_last_checkpoint_before_it_is_
     else:
         shutil.rmtree(last)
     require_same_parent("rl", tmp_path / "rl", saved, older)
-    assert drop_older_parent(saved, older) is None and drop_older_parent(None, older) == older
+    assert choose_parent(tmp_path, saved, older, None) is None and choose_parent(tmp_path, None, older, None) == older
     state = checkpoint.read_checkpoint_state(saved)
     assert choose_named_parent(state, None) == state["parent"], "checkpoints of the resumed stage go on naming it"
 
@@ -71,6 +71,6 @@ def test_a_stage_that_was_trained_again_is_still_rejected_whatever_is_left_of_it
     else:
         (tmp_path / "sft/done.json").unlink()
     assert not is_left_of(older, checkpoint.read_checkpoint_state(saved)["parent"])
-    assert drop_older_parent(saved, older) == older
+    assert choose_parent(tmp_path, saved, older, None) == older
     with pytest.raises(UserError, match="was made from other weights"):
         require_same_parent("rl", tmp_path / "rl", saved, older)
