@@ -195,9 +195,9 @@ def test_before_the_first_checkpoint_a_rollback_restores_the_start(folder, monke
     assert load_outcome(folder / "run")[1]["stream"] == {"step": 11, "skipped": 3}
 
 
-@pytest.mark.parametrize("stage", ["dpo", "rl"])
-def test_the_streams_of_dpo_and_rl_skip_too(folder, monkeypatch, stage):
-    recipe = recipe_for(folder, **{"run.max_rollbacks": 1})
+@pytest.mark.parametrize(("stage", "stale_rounds"), [("dpo", 0), ("rl", 0), ("rl", 1)])
+def test_the_streams_of_dpo_and_rl_skip_too(folder, monkeypatch, stage, stale_rounds):
+    recipe = recipe_for(folder, **{"run.max_rollbacks": 1, "rl.stale_rounds": stale_rounds})
     for before in ("pretrain", "midtrain", "sft", "dpo")[: 4 if stage == "rl" else 3]:
         assert run_without_evals(recipe, before)
     with monkeypatch.context() as patch:

@@ -47,7 +47,7 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         is_deterministic(recipe.optimizer, context.world),
         load_reference(context),
         context.recorder.log_notice,
-        math.ceil(most_steps / (config.epochs * config.minibatches)),
+        most_steps,
     )
     report_cropped_prompts(stream, steps, context.recorder.log_notice)
     return Stage(

@@ -70,8 +70,8 @@ class RolloutStream:
     Args:
         tasks: by name, those that the recipe weights.
         reference: the stage's initial weights, if the KL divergence from them is measured.
-        rounds: of the stage.
         log: receives notices for the user.
+        steps: of the stage, beyond which no round is sampled ahead; None: endless.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RolloutStream:
         deterministic: bool = False,
         reference: Transformer | None = None,
         log: Callable[[str], None] = lambda text: None,
-        rounds: float = math.inf,
+        steps: int | None = None,
     ) -> None:
         self.engine, self.config, self.seed, self.world, self.deterministic = engine, config, seed, world, deterministic
         self.micro_batch_size, self.step, self.reference, self.log = micro_batch_size, 0, reference, log
@@ -95,8 +95,9 @@ class RolloutStream:
         self.source_order = SourceOrder.from_weights([config.tasks[name] for name in names])
         self.reward_scorer = RewardScorer(config, engine.tokenizer, engine.source.head.weight.device)
         self.sampler = RoundSampler(
-            engine, config, seed, self.prompt_tokens, self.sample_question, self._round_prompts, rounds
+            engine, config, seed, self.prompt_tokens, self.sample_question, self._round_prompts, self._count_rounds
         )
+        self.steps, self.skipped = steps, 0  # skipped: of `step`, those that no update was made with
         self.minibatches: list[list[Batch]] = []  # of the current round: the micro-batches of all ranks
         self.kl_weight, self.step_metrics, self.collapse_monitor = config.kl_weight, StepMetrics(), CollapseMonitor(log)
         self.round_metrics: dict[str, float] = {}  # of the newest round
@@ -167,6 +168,10 @@ class RolloutStream:
         """Returns the prompts of a round that this rank answers."""
         prompts = self._select_prompts(number)
         return prompts if self.deterministic or self.world.size == 1 else prompts[self.world.rank :: self.world.size]
+
+    def _count_rounds(self) -> float:
+        """Returns the rounds of the stage, those included of which steps were skipped."""
+        return math.inf if self.steps is None else math.ceil((self.steps + self.skipped) / self.steps_per_round)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -271,17 +276,18 @@ class RolloutStream:
         }
 
     def state_dict(self) -> dict:
-        """Returns step, KL weight and counts, within a round its batches, and rounds that were sampled ahead."""
+        """Returns steps, KL weight and counts, within a round its batches, and rounds that were sampled ahead."""
         within_round = self.step % self.steps_per_round > 0
         held = [[batch_to_json(batch) for batch in part] for part in self.minibatches] if within_round else []
         last = dict(self.round_metrics) if within_round else {}
         collapse = self.collapse_monitor.state_dict()
         state = {"step": self.step, "kl": self.kl_weight, "held": held, "last": last, "collapse": collapse}
+        state |= {"skipped": self.skipped} if self.skipped else {}
         return state | ({"pending": self.sampler.state_dict()} if self.config.stale_rounds else {})
 
     def load_state_dict(self, state: dict) -> None:
         """Continues where `state_dict` was taken."""
-        self.step = int(state["step"])
+        self.step, self.skipped = int(state["step"]), int(state.get("skipped", 0))
         if self.config.kl_target is not None:  # else the recipe's weight holds, also where it was changed
             self.kl_weight = float(state["kl"])
         self.minibatches = [[batch_from_json(values) for values in part] for part in state["held"]]
@@ -290,8 +296,10 @@ class RolloutStream:
         self.sampler.load_state_dict(state.get("pending", {}))
 
     def skip(self, steps: int) -> None:
-        """Skips the next `steps` steps, and the rest of the round of the last one."""
-        self.step = -(-(self.step + steps) // self.steps_per_round) * self.steps_per_round
+        """Skips the next `steps` steps, and the rest of the round of the last one; gives as many more at the end."""
+        before = self.step
+        self.step = -(-(before + steps) // self.steps_per_round) * self.steps_per_round
+        self.skipped += self.step - before
         self.minibatches = []
         self.sampler.forget()
 

@@ -44,7 +44,7 @@ class RoundSampler:
         prompt_tokens: returns a prompt by its index.
         sample_question: returns the task and question of a prompt.
         round_prompts: returns the indices of the prompts of a round that this process answers.
-        rounds: of the stage; none beyond them is sampled ahead.
+        count_rounds: returns the rounds of the stage, skipped ones included; none beyond them is sampled ahead.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class RoundSampler:
         prompt_tokens: Callable[[int], list[int]],
         sample_question: Callable[[int], tuple[Task, Question]],
         round_prompts: Callable[[int], Sequence[int]],
-        rounds: float,
+        count_rounds: Callable[[], float],
     ) -> None:
         self.engine, self.config, self.seed = engine, config, seed
         self.prompt_tokens, self.sample_question = prompt_tokens, sample_question
-        self.round_prompts, self.rounds = round_prompts, rounds
+        self.round_prompts, self.count_rounds = round_prompts, count_rounds
         self.pending: dict[int, Future[SampledRound]] = {}  # by the number of the round
         self.executor: ThreadPoolExecutor | None = None
         self.copied_engine: Engine | None = None  # the thread's own
@@ -68,7 +68,7 @@ class RoundSampler:
         """Returns round `number`; starts the rounds up to `number` + `stale_rounds` that are not begun."""
         if not self.config.stale_rounds:
             return self.generate(self.engine, number)
-        last = min(number + self.config.stale_rounds, self.rounds - 1)
+        last = max(number, min(number + self.config.stale_rounds, self.count_rounds() - 1))
         if missing := [ahead for ahead in range(number, int(last) + 1) if ahead not in self.pending]:
             self._start(missing)
         return self.pending.pop(number).result()

@@ -14,15 +14,15 @@ from tests.train.rl.small_problems import BANDIT, TWO_STEPS, learn, settings, to
 SMALL = {"prompts_per_round": 2, "group_size": 6}
 
 
-def make_stream(stale_rounds, rounds=4, noise=0):
+def make_stream(stale_rounds, steps=4, noise=0, **more):
     """A stream whose weights differ with `noise`."""
     words = tokenizer()
     model = Transformer(ModelConfig(words.vocab_size, 2, 32, 2, 2, 32))
     model.initialize(0)
     set_weights(model, noise)
-    config = settings(TWO_STEPS, "grpo", stale_rounds=stale_rounds, **SMALL)
+    config = settings(TWO_STEPS, "grpo", stale_rounds=stale_rounds, **SMALL, **more)
     tasks = {TWO_STEPS.name: TWO_STEPS}
-    return RolloutStream(Engine(model, words), config, tasks, 3, 4, World.start("cpu"), rounds=rounds)
+    return RolloutStream(Engine(model, words), config, tasks, 3, 4, World.start("cpu"), steps=steps)
 
 
 def set_weights(model, noise):
@@ -73,6 +73,28 @@ def test_a_stop_between_rounds_resumes_with_what_was_sampled_ahead():
                 for name, value in vars(batch).items():
                     assert value is None or value.equal(getattr(other, name)), name
         assert again.state_dict()["pending"] == {}
+    finally:
+        stream.close()
+        again.close()
+
+
+def test_skipped_rounds_are_made_up_for_and_no_round_is_sampled_that_no_step_reads():
+    """Rounds of two steps: three steps of five are made, two are skipped with the rest of their round, two follow."""
+    stream = make_stream(1, steps=5, minibatches=2)
+    again = make_stream(1, steps=5, minibatches=2, noise=7)
+    try:
+        for _ in range(3):
+            stream.next()
+        stream.skip(2)
+        assert stream.step == 6
+        state = json.loads(json.dumps(stream.state_dict()))
+        assert state["skipped"] == 3
+        again.load_state_dict(state)
+        for one in (stream, again):
+            set_weights(one.engine.source, 5)
+            for _ in range(2):
+                assert one.next()
+            assert one.step == 8 and not one.sampler.pending
     finally:
         stream.close()
         again.close()
