@@ -22,10 +22,16 @@ class DistillConfig:
     until: float = number(1.0, 0.0, 1.0, above=True)  # the share of a stage's steps, from the first on, that do so
     top_k: int | None = count(None)  # tokens of a position that are stored before the first step; None: a live teacher
 
-    def count_taught(self, steps: int) -> int:
-        """Returns after how many of a stage's planned steps the teacher is not asked any more."""
-        return max(1, round(self.until * steps))
+    def list_taught(self, steps: int, skipped: int = 0) -> range:
+        """Returns the numbers, in the stage's data, of the steps that learn from the teacher.
+
+        Args:
+            steps: of the stage, planned.
+            skipped: steps of its data that rollbacks have left out. The steps made before a step decide whether it
+                learns from the teacher, so the last that do are as many steps later in the data.
+        """
+        return range(skipped % self.every, max(1, round(self.until * steps)) + skipped, self.every)
 
     def teaches(self, step: int, steps: int) -> bool:
-        """Returns whether step `step` of a stage of `steps` steps learns from the teacher."""
-        return step % self.every == 0 and step < self.count_taught(steps)
+        """Returns whether a step, after `step` that were made of `steps` planned ones, learns from the teacher."""
+        return step in self.list_taught(steps)

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from fledgling.train import loop, run
 from fledgling.train.health import MAX_BAD_STEPS, Health
 from fledgling.train.hooks import NO_EVALS
 from tests.all_stages import make_all_stages_recipe
+from tests.bad_steps import make_steps_bad
 from tests.ranks import on_ranks
 from tests.stop_request import StopRequest
 
@@ -22,34 +22,6 @@ STEPS = {f"{stage}.{key}": value for stage in ("pretrain", "dpo", "rl") for key,
 BAD_STEPS = {3, 4, 5}  # positions in the data
 # Steps after which a run is stopped: never, at a checkpoint, among the bad steps, after the rollback
 STOPS = (0, 1, 2, 4, 5, 7) if os.environ.get("FLEDGLING_FULL") else (0, 2, 4, 7)
-
-
-def make_bad(value, kind):
-    """Returns a loss that is not finite, or whose gradient alone or whose value alone is not."""
-    if kind == "both":
-        return value * math.nan
-    if kind == "value":
-        return value + math.inf
-    copy = value.clone()
-    copy.register_hook(lambda gradient: gradient * math.nan)
-    return copy
-
-
-def make_steps_bad(patch, positions, kind="both", ranks=(0, 1), stage="pretrain"):
-    """Makes the losses at some positions of a stage's data not finite."""
-    build = run.STAGE_BUILDERS[stage]
-
-    def patched_builder(name, context):
-        built = build(name, context)
-
-        def loss(model, batch):
-            value = built.loss(model, batch)
-            is_bad = built.batches.step - 1 in positions and context.world.rank in ranks
-            return make_bad(value, kind) if is_bad else value
-
-        return replace(built, loss=loss)
-
-    patch.setitem(run.STAGE_BUILDERS, stage, patched_builder)
 
 
 def skip_batches(patch, at, steps, stage="pretrain"):

@@ -56,11 +56,11 @@ def hash_rows(batch: Batch) -> np.ndarray:
     return np.frombuffer(b"".join(batch.hash_rows()), dtype="<u8")
 
 
-def describe_stream(builder: BatchBuilder, every: int = 1) -> str:
-    """Returns a digest of the endless sequence of a stage's rows, of which every `every`-th step counts."""
+def describe_stream(builder: BatchBuilder, every: int = 1, first: int = 0) -> str:
+    """Returns a digest of the endless sequence of a stage's rows, of which each `every`-th step from `first` counts."""
     order = builder.source_order
     what = [[source.key for source in builder.sources], repr(order), builder.starts, repr(builder.warmup)]
-    return short_digest(*what, *([every] if every > 1 else []))
+    return short_digest(*what, *([every] if every > 1 else []), *([first] if first else []))
 
 
 @torch.no_grad()
@@ -158,22 +158,28 @@ class PredictionStore:
     # ---- storing -----------------------------------------------------------------------------------
 
     def store_steps(
-        self, builder: BatchBuilder, steps: int, teacher: Transformer, log: Callable[[str], None], every: int = 1
+        self,
+        builder: BatchBuilder,
+        steps: range,
+        load_teacher: Callable[[], Transformer],
+        log: Callable[[str], None],
     ) -> None:
         """Stores the predictions of a stage's rows that are not stored yet.
 
         Args:
             builder: of the stage's batches.
-            steps: those from the first on.
-            teacher: predicts.
+            steps: whose rows are predicted; of n steps one, if it is that far from one to the next.
+            load_teacher: returns the teacher; is called where some predictions are missing.
             log: receives a line about what is stored.
-            every: n: of n steps the first alone.
         """
-        stream, whole, start = describe_stream(builder, every), replace(builder, rank=0, world_size=1), time.monotonic()
-        first = self.finished_steps.get(stream, 0)
+        stream, whole = describe_stream(builder, steps.step, steps.start), replace(builder, rank=0, world_size=1)
+        start, first = time.monotonic(), self.finished_steps.get(stream, 0)
+        missing = [step for step in steps if step >= first]
+        teacher = load_teacher() if missing else None
         pending: dict[int, Row] = {}
-        for step in range(first, steps):
-            for batch in whole.build_batches(step) if step % every == 0 else ():
+        for step in missing:
+            assert teacher is not None
+            for batch in whole.build_batches(step):
                 keys = hash_rows(batch)
                 known = self.find(keys)[:, 0] >= 0
                 new = {int(key) for row, key in enumerate(keys) if not known[row]} - pending.keys()
@@ -181,12 +187,12 @@ class PredictionStore:
                     predicted = predict_rows(teacher, batch, self.top_k, self.temperature)
                     pending |= {row[0]: row for row in predicted if row[0] in new}
             is_full = sum(len(row[1]) for row in pending.values()) * (self.top_k + 1) >= SHARD_VALUES
-            if is_full or step == steps - 1:
+            if is_full or step == missing[-1]:
                 self._write(list(pending.values()), {stream: step + 1}, time.monotonic() - start)
                 pending, start = {}, time.monotonic()
         size = sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
         rows = sum(len(shard.rows) for shard in self.shards)
-        how = "found again" if first >= steps else f"stored for steps {first + 1:,} to {steps:,}"
+        how = f"stored for steps {missing[0] + 1:,} to {steps.stop:,}" if missing else "found again"
         log(f"the teacher's {self.top_k} most probable tokens are {how}: {rows:,} rows, {format_bytes(size)}")
 
     def _write(self, rows: Sequence[Row], steps: dict[str, int], seconds: float) -> None:

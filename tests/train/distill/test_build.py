@@ -14,10 +14,12 @@ from fledgling.runtime.device import set_up_device
 from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.check_recipe import check_recipe
+from fledgling.train.distill import build
 from fledgling.train.distill.teacher import load_teacher, read_teacher_config, require_same_vocabulary
 from fledgling.train.hooks import NO_EVALS
 from fledgling.train.read_files import OtherFileError
 from fledgling.train.source_sizes import count_source_sizes
+from tests.bad_steps import make_steps_bad
 from tests.fast_run import write_recipe
 from tests.ranks import on_ranks, one_thread
 from tests.stop_request import StopRequest
@@ -94,6 +96,61 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bits(way, folder, monkeypat
     again = learn(folder, "stopped", stage, *settings)
     assert [name for name, value in whole.items() if not value.equal(again[name])] == []
     assert [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")] == [line["loss"] for line in lines]
+
+
+ROLLED_BACK = ["pretrain.steps=6", "pretrain.save_every=2", "run.max_rollbacks=1", 'distill.stages=["pretrain"]']
+
+
+def learn_with_rollback(folder: Path, name: str, way: list[str]) -> list[tuple[float, bool]]:
+    """The loss of each of six steps, and whether it was taught: steps 3 to 6 of the data are skipped."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_steps_bad(patch, {3, 4, 5})
+        learn(folder, name, "pretrain", *ROLLED_BACK, *way)
+    lines = read_jsonl(folder / name / "pretrain/metrics.jsonl")
+    assert lines[-1]["rollbacks"] == 1
+    return [(line["loss"], line.get("kl", 0) > 0) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ([], [1, 1, 1, 1, 1, 1]),
+        (["distill.until=0.5"], [1, 1, 1, 0, 0, 0]),
+        (["distill.top_k=6"], [1, 1, 1, 1, 1, 1]),
+        (["distill.top_k=6", "distill.every=3"], [1, 0, 0, 1, 0, 0]),
+    ],
+)
+def test_a_rollback_changes_nothing_of_which_steps_are_taught(way, expected, folder, monkeypatch):
+    shutil.rmtree(folder / "back", ignore_errors=True)
+    whole = learn_with_rollback(folder, "back", way)
+    assert [taught for _, taught in whole] == [bool(taught) for taught in expected]
+    shutil.rmtree(folder / "back")
+    with monkeypatch.context() as patch, pytest.raises(loop.TrainingStopped):
+        patch.setattr(run, "catch_stop_signals", StopRequest(7))  # two steps after the rollback
+        learn_with_rollback(folder, "back", way)
+    assert learn_with_rollback(folder, "back", way) == whole
+
+
+def test_a_rollback_stores_what_is_missing_on_every_rank(folder):
+    way = ["distill.top_k=6", "pretrain.batch_tokens=256"]
+    for name in ("one back", "two back"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    one = learn_with_rollback(folder, "one back", way)
+    assert on_ranks(2, learn_with_rollback, folder, "two back", way)[0] == one
+
+
+def test_a_teacher_that_changed_since_the_stage_began_predicts_nothing_after_a_rollback(folder, monkeypatch):
+    shutil.rmtree(folder / "back", ignore_errors=True)
+    load, loaded = build.load_teacher, []
+
+    def load_another(spec, *others):
+        loaded.append(spec)
+        return load(spec if len(loaded) == 1 else str(folder / "student"), *others)
+
+    monkeypatch.setattr(build, "load_teacher", load_another)
+    with pytest.raises(OtherFileError, match="has other weights than the teacher with which this stage began"):
+        learn_with_rollback(folder, "back", ["distill.top_k=6"])
+    assert len(loaded) == 2
 
 
 def learn_in_all_ways(folder: Path, name: str) -> list[dict[str, torch.Tensor]]:

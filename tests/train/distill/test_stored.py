@@ -38,7 +38,7 @@ def store(
     folder: Path, builder: BatchBuilder, steps: int = STEPS, identity: str = "id", dtype=torch.float32
 ) -> PredictionStore:
     opened = PredictionStore(folder, identity, dtype, 5, 1.0, 60)
-    opened.store_steps(builder, steps, make_teacher(60, 24), lambda text: None)
+    opened.store_steps(builder, range(steps), lambda: make_teacher(60, 24), lambda text: None)
     return opened
 
 
@@ -99,3 +99,19 @@ def test_another_text_teacher_or_dtype_and_a_corrupt_shard_are_rejected(tmp_path
     file.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"shard-00000 is corrupt: logprobs.bin does not match its SHA-256"):
         PredictionStore(tmp_path / "data", "id", torch.float32, 5, 1.0, 60)
+
+
+def test_what_is_stored_already_needs_no_teacher_and_other_steps_of_a_stage_are_stored_too(tmp_path):
+    builder = make_builder(tmp_path / "tokens")
+    opened, read, lines = store(tmp_path / "data", builder, 0), [], []
+
+    def load():
+        read.append(1)
+        return make_teacher(60, 24)
+
+    for steps in (range(0, STEPS, 2), range(0, STEPS, 2), range(1, STEPS, 2), range(0, STEPS + 2, 2)):
+        opened.store_steps(builder, steps, load, lines.append)
+        for step in steps:
+            opened.add_predictions(builder.build_batches(step)[0])
+    assert ["found again" in line for line in lines] == [False, True, False, False] and len(read) == 3
+    assert "for steps 7 to 8" in lines[-1]
