@@ -4,8 +4,8 @@ Start with `task.py` (the interface). `skills/` holds the generated tasks, endle
 `environments/` tasks of many turns. The public sets: `dataset.py` (a task of finite splits), `multiple_choice.py`
 (ARC, MMLU), `gsm8k.py`, `humaneval.py`. A user's own files: `questions.py` (with answers), `conversations.py`
 (without; SmolTalk too), which `inspection.py` describes before training (`inspected_rows.py`: how the model reads
-them). `core.py` reads the 22 tasks of CORE, `contamination.py` finds evaluation items in training text,
-`exam_names.py` says what a stage is examined on.
+them). `epoch_reader.py` reads any of them without the few bad rows. `core.py` reads the 22 tasks of CORE,
+`contamination.py` finds evaluation items in training text, `exam_names.py` says what a stage is examined on.
 
 Every example is a pure function of (seed, index). Generated tasks have four disjoint sets of wordings (train, practice,
 dev, test) and hold out words, number pairs and combinations by a stable hash; the others have the published splits. No

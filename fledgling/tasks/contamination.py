@@ -18,6 +18,7 @@ from fledgling.corpora.prepare import read_source
 from fledgling.files import read_rows, resolve_data_root
 from fledgling.tasks import is_file_source, is_generated_source, load_source, load_task
 from fledgling.tasks.dataset import TEST, DatasetTask
+from fledgling.tasks.epoch_reader import EpochReader
 from fledgling.tasks.task import TRAIN
 
 
@@ -122,7 +123,6 @@ def _read_training_documents(source: str, root: Path) -> Iterable[Document]:
         for number, example in enumerate(conversations.examples(TRAIN)):
             yield Document(example.source_text, origin=f"{source} row {number}")
         return
-    for number in range(len(conversations)):
-        messages = conversations.get_train_conversation(number, 0)["messages"]
-        text = "\n".join(_iterate_strings([message["content"] for message in messages]))
+    for number, conversation in EpochReader(conversations, seed=0).iterate_numbered():
+        text = "\n".join(_iterate_strings([message["content"] for message in conversation["messages"]]))
         yield Document(text, origin=f"{source} {number}")

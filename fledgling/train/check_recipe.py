@@ -39,6 +39,7 @@ from fledgling.runtime.world import World
 from fledgling.sandbox.process import get_layers
 from fledgling.tasks import load_task
 from fledgling.tasks.core import find_core_bundle
+from fledgling.tasks.epoch_reader import sample_conversations
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import Question
 from fledgling.text.conversation import render_prompt
@@ -335,11 +336,9 @@ def _check_conversations(
     source: str, preparer: DataPreparer, context: int, tokenizer: Tokenizer | None, found: _Findings
 ) -> None:
     """Finds a source of which every sampled prompt fills the context, so that no answer is left to learn from."""
-    conversations = preparer.conversation_source(source)
-    count = min(len(conversations), SAMPLED_PROMPTS)
     lengths = []
-    for index in range(count):
-        messages = conversations.get_train_conversation(index, preparer.seed)["messages"]
+    for conversation in sample_conversations(preparer.conversation_source(source), preparer.seed, SAMPLED_PROMPTS):
+        messages = conversation["messages"]
         end = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
         if tokenizer:
             lengths.append(float(len(render_prompt(tokenizer, {"messages": messages[:end]}))))
@@ -347,8 +346,8 @@ def _check_conversations(
             lengths.append(sum(len(str(message["content"])) for message in messages[:end]) / CHARACTERS_PER_TOKEN)
     if lengths and min(lengths) > context:
         found.problems.append(
-            f"{source}: the prompts of all {count} sampled conversations fill model.context, {context} tokens, so "
-            "nothing can be learned from them; raise model.context or shorten the prompts"
+            f"{source}: the prompts of all {len(lengths)} sampled conversations fill model.context, {context} tokens, "
+            "so nothing can be learned from them; raise model.context or shorten the prompts"
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from fledgling.corpora.prepared_data import Log, PreparationInputs, digest_code,
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard
 from fledgling.plan.stage_length import SourceSize
 from fledgling.tasks import is_file_source, is_generated_source, load_source, make_mixture_example
+from fledgling.tasks.epoch_reader import EpochReader, sample_conversations
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import RenderedConversation, render_conversations
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.source_positions import Positions, SetPart
 
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
-ROWS_PER_BAD_ROW = 100  # one row in this many of a public set may be no conversation
 SAMPLED_CONVERSATIONS = 256  # from which the mean length of a source is measured
 # Conversations of the skills that the tokenizer is trained on too, besides the text. With 1,536 entries those of the
 # quickstart are 4 % (arithmetic) to 15 % (identity) shorter than with 4,000, and its text is 1 % longer.
@@ -68,41 +68,6 @@ def list_document_sources(recipe: Recipe) -> list[str]:
     """Returns the sources of documents that the stages of a recipe read, without repetitions."""
     mixtures = [recipe.stage_config(stage).mixture for stage in recipe.stages]
     return list(dict.fromkeys(name for mixture in mixtures if mixture for name in split_mixture(mixture).documents))
-
-
-@dataclass
-class EpochReader:
-    """Yields the conversations of one epoch from number `first` on; leaves out rows that are none, and lists them.
-
-    Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
-    """
-
-    source: ConversationSource
-    seed: int
-    first: int = 0
-    read: int = 0  # rows so far, those included that were left out or passed over
-    left_out: list[int] = field(default_factory=list)  # their numbers
-    first_error: UserError | None = None
-    limit: int | None = None  # rows; None: one epoch, which a generated source does not have
-    skipped: frozenset[int] = frozenset()  # numbers to pass over: they are read already
-
-    def __iter__(self) -> Iterator[dict]:
-        for index in range(self.first, self.first + (len(self.source) or self.limit or 0)):
-            self.read += 1
-            if index in self.skipped:
-                continue
-            try:
-                yield self.source.get_train_conversation(index, self.seed)
-            except UserError as error:
-                self.left_out.append(index)
-                self.first_error = self.first_error or error
-                if len(self.left_out) * ROWS_PER_BAD_ROW > len(self.source):  # of a generated source no row is bad
-                    raise self.first_error from None
-
-    def describe(self) -> str:
-        """Returns how many rows were left out, or ""."""
-        counts = f"{len(self.left_out):,} of {len(self.source):,} rows left out"
-        return f"{counts} (first: {self.first_error})" if self.left_out else ""
 
 
 class DataPreparer:
@@ -175,8 +140,8 @@ class DataPreparer:
             lengths, count = shard.lengths[:SAMPLED_CONVERSATIONS].tolist(), float(shard.metadata["read"])
         else:
             assert source is not None
-            reader = islice(EpochReader(source, self.seed, limit=SAMPLED_CONVERSATIONS), SAMPLED_CONVERSATIONS)
-            rendered = render_conversations(tokenizer, list(reader))
+            sample = sample_conversations(source, self.seed, SAMPLED_CONVERSATIONS)
+            rendered = render_conversations(tokenizer, sample)
             lengths = [len(row.tokens) for rows in rendered for row in rows]
             count = (len(source) or math.inf) * len(lengths) / max(1, len(rendered))
         rows = sum(min(length, context + 1) for length in lengths) / (context + 1) / max(1, len(lengths))

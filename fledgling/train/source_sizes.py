@@ -14,6 +14,7 @@ from fledgling.files import list_row_blocks, split_columns
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.stage_length import SourceSize, open_batch
 from fledgling.tasks import is_file_source, is_generated_source, load_source, load_task
+from fledgling.tasks.epoch_reader import sample_conversations
 
 SAMPLED_EXAMPLES = 64
 TURN_TOKENS = 2  # special tokens around a message
@@ -56,10 +57,9 @@ def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
         try:
             source = load_task(name) if is_generated_source(name) else load_source(name, recipe.run.data_dir)
             count = len(source)
-            sampled = min(count or SAMPLED_EXAMPLES, SAMPLED_EXAMPLES)
-            sample = [source.get_train_conversation(index, recipe.seed) for index in range(sampled)]
+            sample = sample_conversations(source, recipe.seed, SAMPLED_EXAMPLES)
         except UserError:
-            continue  # missing, or with a bad row: training says so
+            continue  # missing, or with many bad rows: training says so
         rows = [min(1.0, _estimate_tokens(example) / context) for example in sample]
         found[name] = SourceSize(count or math.inf, sum(rows) / len(rows))
     pairs = recipe.dpo.pairs

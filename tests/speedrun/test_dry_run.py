@@ -19,6 +19,7 @@ from fledgling.speedrun.dry_run import dry_run, format_dry_run, try_stages
 from fledgling.speedrun.stages import run_stages
 from fledgling.train import check_recipe as check_recipe_module
 from fledgling.train.check_recipe import check_recipe
+from fledgling.train.source_sizes import count_source_sizes
 from fledgling.train.training_speed import measure_training_speed
 from fledgling.train.trial_step import make_trial_step, trace_step
 from tests.fast_run import WORDS, write_recipe
@@ -125,6 +126,22 @@ def test_pairs_that_cannot_be_read_are_a_problem_before_there_is_a_tokenizer(tmp
     with pytest.raises(UserError, match=r'dpo: .*p.csv:1: no "rejected" in the columns prompt, schlecht, chosen'):
         run_stages(recipe, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_few_bad_rows_of_a_chat_file_change_no_check(tmp_path):
+    """With some seeds one of the sampled rows is bad; the run reads the file without it."""
+    good = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
+    path = write_rows(tmp_path / "c.jsonl", [{"messages": []} if n % 100 == 50 else good for n in range(400)])
+    settings = [f'sft.mixture={{"chat:{path}" = 1.0}}', "sft.steps=none"]
+    file, found = write_recipe(tmp_path), []
+    for seed in range(8):
+        recipe = load_recipe(file, [*settings, f"seed={seed}"])
+        [check] = [
+            each for each in check_all(recipe, 2**40, World(0, 1, 0, torch.device("meta"))) if each.stage == "sft"
+        ]
+        found.append((check.problems, check.steps))
+        assert count_source_sizes(recipe)[f"chat:{path}"].examples == 400
+    assert not found[0][0] and found[0][1] and len(set(found)) == 1
 
 
 def test_a_disk_too_small_for_the_last_checkpoints_is_a_problem_of_the_stage_that_fills_it(tmp_path, monkeypatch):

@@ -30,7 +30,8 @@ def test_items_of_a_test_split_are_found_in_documents(data, tmp_path):
 def test_items_of_a_file_are_found_in_conversations(data, tmp_path):
     items = write_rows(tmp_path / "items.jsonl", [{"a": "short"}, {"deep": [{"text": SENTENCE}]}])
     chats = [{"messages": [{"role": "user", "content": SENTENCE}, {"role": "assistant", "content": "Yes."}]}]
-    source = write_rows(tmp_path / "chats.jsonl", chats)
+    filler = [{"messages": [{"role": role, "content": "Hi."} for role in ("user", "assistant")]}] * 100
+    source = write_rows(tmp_path / "chats.jsonl", [*chats, *filler, {"messages": []}])  # one bad row is left out
     report = measure_contamination([f"chat:{source}"], [], [str(items)], data_dir=data)
     [item_set] = report["sets"].values()
     assert (item_set["items"], item_set["searchable"]) == (2, 1), "one is shorter than a run: unknown, not clean"

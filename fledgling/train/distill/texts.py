@@ -25,6 +25,7 @@ from fledgling.infer.sampling import SamplingParams
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json, write_text
 from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.device import name_dtype
+from fledgling.tasks.epoch_reader import EpochReader
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_prompt
 
@@ -55,12 +56,14 @@ class AnswerCounts:
     written: int = 0
     unfinished: int = 0  # answers longer than max_new_tokens, or than the context has place for
     too_long: int = 0  # prompts that leave no place for an answer
+    malformed: int = 0  # rows that are no conversation
     prompts: int = 0
     rows: int = 0
 
     def describe(self) -> str:
         """Returns the counts as one line."""
         left_out = f"{self.unfinished:,} answers did not end, {self.too_long:,} prompts were too long"
+        left_out += f", {self.malformed:,} rows are no conversation" if self.malformed else ""
         prompts = f"{self.prompts:,} prompt{'s' * (self.prompts != 1)}"
         if self.read > self.prompts:
             passes = f" ({self.read / self.rows:,.4g} passes)" if self.rows else ""
@@ -140,8 +143,8 @@ def _hash_prompts(source: ConversationSource, settings: AnswerSettings) -> tuple
     A source that was edited has another digest.
     """
     digest, prompts = hashlib.sha256(), set[bytes]()
-    for index in range(settings.count):
-        messages = source.get_train_conversation(index, settings.seed)["messages"]
+    for conversation in EpochReader(source, settings.seed, limit=settings.count):
+        messages = conversation["messages"]
         digest.update(_to_bytes(messages) + b"\n")
         prompts.add(hashlib.sha256(_to_bytes(_cut_prompt(messages))).digest()[:16])
     return digest.hexdigest()[:32], len(prompts)
@@ -186,12 +189,13 @@ def _read_counts(out: Path, facts_file: Path, facts: dict[str, Any]) -> AnswerCo
 
 
 def _answer_prompts(
-    engine: Engine, source: ConversationSource, settings: AnswerSettings, indices: Sequence[int], counts: AnswerCounts
+    engine: Engine, source: ConversationSource, settings: AnswerSettings, indices: range, counts: AnswerCounts
 ) -> list[dict[str, Any]]:
     """Returns the conversations of some prompts, and adds to the counts."""
     prompts, limit = [], engine.context - min(settings.max_new_tokens, engine.context // 2)
-    for index in indices:
-        messages = _cut_prompt(source.get_train_conversation(index, settings.seed)["messages"])
+    reader = EpochReader(source, settings.seed, indices.start, limit=len(indices))
+    for index, conversation in reader.iterate_numbered():
+        messages = _cut_prompt(conversation["messages"])
         prompt = render_prompt(engine.tokenizer, {"messages": messages})
         if len(prompt) > limit:
             counts.too_long += 1
@@ -211,6 +215,7 @@ def _answer_prompts(
             continue
         rows.append({"messages": [*messages, {"role": "assistant", "content": content}]})
     counts.written += len(rows)
+    counts.malformed += len(reader.left_out)
     return rows
 
 

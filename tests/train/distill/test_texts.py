@@ -12,6 +12,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.tasks import load_source, load_task
 from fledgling.train.distill import texts
 from fledgling.train.distill.texts import AnswerCounts, AnswerSettings, write_answers
+from tests.made_up_sets import write_rows
 from tests.train.rl.small_problems import tokenizer
 
 SETTINGS = AnswerSettings(count=32, seed=1, temperature=1.0, max_new_tokens=32)
@@ -53,6 +54,16 @@ def test_answers_are_conversations_and_an_interrupted_file_is_resumed(engine, tm
     for index in range(len(learned)):
         user, assistant = learned.get_train_conversation(index, 0)["messages"]
         assert user["content"] in prompts and assistant["role"] == "assistant" and assistant["content"]
+
+
+def test_a_few_rows_that_are_no_conversation_are_left_out_and_counted(engine, tmp_path):
+    good = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
+    path = write_rows(tmp_path / "c.jsonl", [good] * 20 + [{"messages": []}] + [good] * 80)
+    settings = replace(SETTINGS, count=240)  # the bad row comes twice or three times
+    counts = write_answers(engine, "id", load_source(f"chat:{path}"), settings, tmp_path / "a.jsonl")
+    assert counts.read == 240 and counts.malformed in (2, 3) and counts.prompts == 1
+    assert counts.written + counts.unfinished + counts.too_long + counts.malformed == 240
+    assert counts.describe().endswith(f", {counts.malformed} rows are no conversation")
 
 
 def test_a_file_of_something_else_is_not_resumed(engine, tmp_path):
