@@ -35,7 +35,7 @@ from fledgling.config import UserError
 from fledgling.corpora.document import Document
 from fledgling.corpora.prepared_data import stamp_file
 from fledgling.corpora.readers import SkippedDocuments, list_source_files, read_part_in_folder, split_file
-from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, raise_open_file_limit
+from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, open_shards
 from fledgling.record import write_json
 from fledgling.record.durable import replace_file
 from fledgling.runtime.cores import count_cores
@@ -97,8 +97,7 @@ class TokenizedCorpus:
             names = json.loads(listing.read_text(encoding="utf-8"))["shards"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{listing} cannot be read: delete it and prepare the data again") from None
-        raise_open_file_limit(2 * len(names))
-        shards = [TokenShard.open(directory / name, tokenizer) for name in names]
+        shards = open_shards([directory / name for name in names], tokenizer)
         edges = [len(shard) - shard.metadata["held_out"] for shard in shards]
         train = [shard.slice_documents(0, edge) for shard, edge in zip(shards, edges, strict=True)]
         held_out = [shard.slice_documents(edge, len(shard)) for shard, edge in zip(shards, edges, strict=True)]
@@ -193,7 +192,7 @@ def tokenize_corpus(
             progress(stats, bytes_done, bytes_total)
     if [unit.name for unit in units] != [unit.name for unit in split_into_units(source, fingerprint, unit_bytes)]:
         raise UserError(f"{source} was changed while it was read: run again when nothing writes to it")
-    shards = [TokenShard.open(directory / unit.name, fingerprint.split()[0]) for unit in units]
+    shards = open_shards([directory / unit.name for unit in units], fingerprint.split()[0])
     totals, skipped = _count_totals(shards), SkippedDocuments()
     for shard in shards:
         skipped += SkippedDocuments(**shard.metadata.get("skipped", {}))

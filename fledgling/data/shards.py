@@ -34,11 +34,12 @@ import numpy as np
 from fledgling.config import UserError
 from fledgling.record.atomic_directory import MANIFEST, make_temporary_directory, publish_directory, write_manifest
 from fledgling.record.jsonl import format_bytes
+from fledgling.runtime.open_files import raise_open_file_limit
 
 FORMAT = "fledgling-tokens-1"
 SHARD_FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
 REBUILD_HINT = "delete it and prepare the data again"
-RESERVED_OPEN_FILES = 512  # files that a process has open besides shards
+MAPPED_FILES = 2  # of a shard of documents: tokens and offsets
 
 
 class BatchTokenizer(Protocol):
@@ -348,21 +349,13 @@ class TokenShard:
                 )
 
 
-def raise_open_file_limit(count: int) -> None:
-    """Raises this process's limit of open files so that `count` mapped files fit.
+def open_shards(directories: Sequence[Path], tokenizer: str | None = None) -> list[TokenShard]:
+    """Opens shards of documents, as `TokenShard.open` does each of them, after it raises the limit of open files.
 
-    Raises UserError if the hard limit does not allow that.
+    Raises UserError as `TokenShard.open` does, and where the hard limit of open files is too low.
     """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + RESERVED_OPEN_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise UserError(f"{count // 2} shards need {needed} open files, {hard} are allowed: ulimit -Hn {needed}")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    raise_open_file_limit(MAPPED_FILES * len(directories), f"{len(directories):,} shards")
+    return [TokenShard.open(directory, tokenizer) for directory in directories]
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

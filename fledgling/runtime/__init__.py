@@ -9,6 +9,7 @@
     interrupts.py          Ctrl-C as KeyboardInterrupt between imports, not within one
     exit_codes.py          what a process reports to the program that started it
     cores.py               how many processor cores it may use; `core_monitor.py`: how many it has while others compute
+    open_files.py          the limit of open files
     system_environment.py  versions, platform, processor and memory, for the record of a run
     machine_checks.py      what this machine lacks for training
     device.py              dtype, threads and the measured peak FLOP/s; `known_peaks.py`: the highest of earlier days;

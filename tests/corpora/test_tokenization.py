@@ -27,7 +27,7 @@ from fledgling.corpora.tokenization import (
     split_into_units,
     tokenize_corpus,
 )
-from fledgling.data.shards import MANIFEST, TokenShard, raise_open_file_limit
+from fledgling.data.shards import MANIFEST, TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.text.tokenizer import Tokenizer
 from tests.corpora.many_shards import make_corpus, read_memory
@@ -221,18 +221,16 @@ def test_a_slice_of_a_shard_is_a_shard(folder, tokenizer, tmp_path):
     )
 
 
-def test_the_limit_of_open_files_is_raised():
+def test_corpora_of_many_shards_are_open_at_once(tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    make_corpus(tmp_path, shards=300, documents=10, tokens=100)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        raise_open_file_limit(600)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1112
-        if hard != resource.RLIM_INFINITY:
-            with pytest.raises(UserError, match="open files"):
-                raise_open_file_limit(hard)
+        corpora = [TokenizedCorpus.open(tmp_path, "made up") for _ in range(3)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [len(corpus.train) for corpus in corpora] == [300] * 3
 
 
 def test_three_hundred_shards_take_memory_for_their_index_only(tmp_path):

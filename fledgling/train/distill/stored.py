@@ -43,10 +43,12 @@ from fledgling.record.atomic_directory import (
 )
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import name_dtype
+from fledgling.runtime.open_files import raise_open_file_limit
 from fledgling.train.distill.divergence import top_k_logprobs
 from fledgling.train.distill.loss import compute_teacher_hidden
 
 FORMAT = "fledgling-predictions-1"
+MAPPED_FILES = 2  # of a shard: ids and log-probabilities
 SHARD_VALUES = 1 << 24  # log-probabilities of a shard, about: 64 MiB with their ids
 Row = tuple[int, np.ndarray, np.ndarray]  # hash, ids (targets, K), log-probabilities (targets, K + 1)
 
@@ -114,7 +116,9 @@ class PredictionStore:
         self.top_k, self.temperature, self.dtype = top_k, temperature, token_dtype(vocab_size)
         self.shards: list[Shard] = []
         self.finished_steps: dict[str, int] = {}  # of each stream: the first steps whose rows are all stored
-        for path in sorted(self.directory.glob("shard-*")):
+        paths = sorted(self.directory.glob("shard-*"))
+        raise_open_file_limit(MAPPED_FILES * len(paths), f"{len(paths):,} shards of a teacher's predictions")
+        for path in paths:
             self._open(path)
         self._build_index()
 
@@ -210,6 +214,7 @@ class PredictionStore:
                 write_manifest(temporary, json.dumps(manifest, indent=2))
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror or error}; make space and resume") from None
+        raise_open_file_limit(MAPPED_FILES, f"{len(self.shards) + 1:,} shards of a teacher's predictions")
         self._open(path)
         self._build_index()
 
