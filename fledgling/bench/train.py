@@ -120,7 +120,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         where the step exceeds every measurement of the peak), share_of_datasheet (of the vendor's dense peak, as
         published MFU is; None for a CPU or a GPU that the planner's table lacks), peak_memory in bytes (of the process
         on a CPU, of the allocator on a GPU), saved_for, the device name under which the speed was saved, or "", and
-        notice: what was wrong with the peak, or "".
+        notice: what was wrong with the peak, and why the speed is not saved, or "".
     """
     if steps < 1 or rows < 1:
         raise UserError(f"--steps {steps}, --batch {rows}: expected at least 1 of each")
@@ -157,7 +157,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     if speed_name and is_saved and peak:
         what = describe_step(config, recipe.adapter, rows, setup.dtype_name, compiled)
         day = time.strftime("%Y-%m-%d")
-        measured_speed.save_speed(
+        failure = measured_speed.save_speed(
             measured_speed.MeasuredSpeed(
                 *(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day),
                 flops_per_token=per_token,
@@ -165,6 +165,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
                 compiled=compiled,
             )
         )
+        is_saved, notice = not failure, "; ".join(filter(None, [notice, failure]))
     return {
         "parameters": model.count_parameters(),
         "dtype": setup.dtype_name,

@@ -15,8 +15,7 @@ from typing import Any
 
 from fledgling.config import RunConfig
 from fledgling.plan.hardware import DEVICES, find_product
-from fledgling.record import write_json
-from fledgling.runtime.known_peaks import find_cache_folder
+from fledgling.record.user_cache import find_cache_folder, write_cache_file
 
 NOT_COMPILED = ", not compiled"  # ends the description of such a model
 MAX_SHAPE_RATIO = 2.0  # of FLOPs per token, and of tokens of a forward/backward, in either direction
@@ -88,25 +87,27 @@ def load_speed(
     return nearest if nearest is not None and distance[nearest] <= MAX_SHAPE_RATIO else None
 
 
-def save_speed(speed: MeasuredSpeed) -> None:
-    """Saves a speed, replacing the previous one of the same device and shape."""
-    write_json(speed_file(), _read_saved() | {f"{speed.device}: {speed.model}": asdict(speed)})
+def save_speed(speed: MeasuredSpeed) -> str:
+    """Saves a speed, replacing the previous one of the same device and shape; returns why it cannot be saved, or ""."""
+    return write_cache_file(speed_file().name, _read_saved() | {f"{speed.device}: {speed.model}": asdict(speed)})
 
 
 def discard_exceeded(device: str | None, reached: float) -> str:
     """Deletes the saved speeds of a device whose peak is below `reached` FLOP/s.
 
-    Returns a line that says so, or "" if nothing was deleted.
+    Returns a line that says so, or that the file cannot be written; "" if there is no such speed.
     """
     low = [speed for speed in (list_speeds(device) if device else []) if speed.peak_flops < reached]
     if not low:
         return ""
     gone = [asdict(speed) for speed in low]
-    write_json(speed_file(), {name: entry for name, entry in _read_saved().items() if entry not in gone})
+    kept = {name: entry for name, entry in _read_saved().items() if entry not in gone}
+    failure = write_cache_file(speed_file().name, kept)
     lowest = min(low, key=lambda speed: speed.peak_flops)
+    deleted = "it is deleted, and `fledgling bench train` measures it again"
     return (
         f"the speed of {lowest.date} for `fledgling plan --gpu {device}` was a share of {lowest.peak_flops / 1e9:,.1f} "
-        "GFLOP/s, which is too low: it is deleted, and `fledgling bench train` measures it again"
+        f"GFLOP/s, which is too low: {f'it is kept, since {failure}' if failure else deleted}"
     )
 
 

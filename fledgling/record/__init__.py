@@ -28,8 +28,9 @@ stores weights and state in such directories (tensor_file.py writes the tensors,
 versions), rng_state.py is torch's random state, state_shape.py checks a state before it is used, parent.py names the
 checkpoint that a stage began from, writer.py is the thread that writes checkpoints during training. seal.py finds later
 changes, budget_end.py when a budget ended, run_lock.py keeps a second process from writing, outside.py keeps other
-directories out of a run, stage_aside.py says where a stage is kept while it is restarted, stage_end.py with which step
-one ended, and run_requests.py passes the requests of a watcher. Nothing here knows about models."""
+directories out of a run, user_cache.py keeps measurements of this machine, stage_aside.py says where a stage is kept
+while it is restarted, stage_end.py with which step one ended, and run_requests.py passes the requests of a watcher.
+Nothing here knows about models."""
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text
 from fledgling.record.recorder import Recorder

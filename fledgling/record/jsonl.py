@@ -58,12 +58,21 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as JSON in one rename: readers see the old file or the new one. Raises UserError."""
-    write_text(path, json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n")
+    _write_content(Path(path), encode_json(value))
+
+
+def encode_json(value: Any) -> bytes:
+    """Returns `value` as the content of a JSON file, indented."""
+    text = json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_text(path: Path | str, text: str) -> None:
     """Writes a file in one rename. Raises UserError when it cannot be written."""
-    path, content = Path(path), text.encode("utf-8", "backslashreplace")
+    _write_content(Path(path), text.encode("utf-8", "backslashreplace"))
+
+
+def _write_content(path: Path, content: bytes) -> None:
     try:
         write_file(path, content)
     except OSError as error:

@@ -7,24 +7,16 @@ A peak is a maximum, so what was reached once can be reached. It is in peaks.jso
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import UserError
-from fledgling.record.jsonl import write_json
+from fledgling.record.user_cache import find_cache_folder, write_cache_file
 
 NOISE = 0.1  # between two peaks that are measured on an idle machine, as a share
 NEWS = 0.01  # a peak that is higher by less is not saved
 MOST_FLOPS = 1e18  # of a processor
-
-
-def find_cache_folder() -> Path:
-    """Returns the folder in which a user's measurements of this machine are kept."""
-    given = os.environ.get("FLEDGLING_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fledgling"
 
 
 def find_peak_file() -> Path:
@@ -54,10 +46,8 @@ def compare_with_known_peak(key: str, peak: float, measure_again: Callable[[], f
             return known, f"{text}, {peak / 1e9:,.0f} when measured again: {still} ({find_peak_file()})"
         text += ": measured again"
     if peak > known * (1 + NEWS):
-        try:
-            write_json(find_peak_file(), _read_peaks() | {key: {"peak_flops": peak, "date": time.strftime("%Y-%m-%d")}})
-        except UserError:  # a cache that cannot be written stops no run
-            return peak, text
+        entry = {"peak_flops": peak, "date": time.strftime("%Y-%m-%d")}
+        write_cache_file(find_peak_file().name, _read_peaks() | {key: entry})
     return peak, text
 
 

@@ -40,6 +40,7 @@ from fledgling.record import read_jsonl, write_json
 from fledgling.record.parent import read_newest_state
 from fledgling.record.run_lock import RunLock
 from fledgling.record.seal import FORECAST, SPENT, has_run_ended, seal_run
+from fledgling.record.user_cache import describe_unwritable
 from fledgling.report.forecasts import measure_run
 from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
 from fledgling.runtime.cores import count_cores
@@ -361,7 +362,7 @@ def record_finished_run(
     try:
         append_past_run(past)
     except OSError as error:
-        log(f"not kept for later forecasts: {user_file()} cannot be written ({error.strerror or error})")
+        log(f"not kept for later forecasts: {describe_unwritable(user_file(), error)}")
     return past
 
 

@@ -9,6 +9,7 @@ from fledgling.config import RunConfig, load_recipe
 from fledgling.plan import cost, measured_speed
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.text import format_plan
+from tests.unwritable_cache import refuse_writing
 
 QUICKSTART = 24_379_392  # FLOPs of a token; 16 rows of 256 tokens
 
@@ -17,7 +18,7 @@ def save(device, mfu, peak, flops_per_token=QUICKSTART, tokens=4096, model="a mo
     date = "2026-01-02"
     compiled = not model.endswith(measured_speed.NOT_COMPILED)
     speed = measured_speed.MeasuredSpeed(device, mfu, peak, 9_000.0, model, date, flops_per_token, tokens, compiled)
-    measured_speed.save_speed(speed)
+    return measured_speed.save_speed(speed)
 
 
 def load(device):
@@ -51,6 +52,18 @@ def test_the_mfu_is_given_measured_or_from_the_table(monkeypatch, tmp_path):
     old = {"cpu": {"device": "cpu", "mfu": 0.5, "peak_flops": 1e9, "tokens_per_second": 1, "model": "x", "date": "y"}}
     measured_speed.speed_file().write_text(json.dumps(old))
     assert load("cpu") is None, "an entry of an earlier version has no shape"
+
+
+def test_a_cache_that_cannot_be_written_keeps_a_speed_that_is_too_low_and_says_so(monkeypatch, tmp_path):
+    """It stopped a stage in the middle, with the advice to choose another run.out."""
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    save("l4", 0.5, 3e12)
+    refuse_writing(monkeypatch)
+    line = measured_speed.discard_exceeded("l4", 4e12)
+    assert (
+        f"too low: it is kept, since {tmp_path / 'speed.json'} cannot be written (Permission denied); set FLED" in line
+    )
+    assert load("l4") and "Permission denied" in save("l4", 0.5, 5e12)
 
 
 def test_a_measured_speed_is_that_of_its_shape(monkeypatch, tmp_path):
