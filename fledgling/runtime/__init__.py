@@ -8,7 +8,9 @@
     signals.py             SIGINT, SIGTERM and SIGUSR1 as a request to stop
     interrupts.py          Ctrl-C as KeyboardInterrupt between imports, not within one
     exit_codes.py          what a process reports to the program that started it
+    cgroup.py              limits of a container or a batch job, which cores.py and machine_memory.py read
     cores.py               how many processor cores it may use; `core_monitor.py`: how many it has while others compute
+    machine_memory.py      the memory that it may use, and what of it is free
     open_files.py          the limit of open files
     system_environment.py  versions, platform, processor and memory, for the record of a run
     machine_checks.py      what this machine lacks for training

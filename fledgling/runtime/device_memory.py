@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fledgling.runtime.accelerator import ACCELERATORS, total_memory
+from fledgling.runtime.machine_memory import get_total_memory
 from fledgling.runtime.world import World
 
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)  # the compiler's fake tensors have other types
@@ -26,10 +27,11 @@ UNKNOWN_MEMORY = 1 << 62  # bytes, where the system does not report its memory
 
 
 def get_usable_memory(device: torch.device) -> int:
-    """Returns the bytes of the GPU, or half of the machine's: the rest is for other programs and non-tensors."""
+    """Returns the bytes of the GPU, or half of those that this process may use: the rest is for what is no tensor."""
     if device.type in ACCELERATORS:
         return total_memory(device)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if os.name == "posix" else UNKNOWN_MEMORY
+    total = get_total_memory()
+    return UNKNOWN_MEMORY if total is None else total // 2
 
 
 def count_ranks_sharing_memory(world: World) -> int:

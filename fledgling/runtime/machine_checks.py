@@ -15,6 +15,7 @@ from typing import Any
 
 from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.cores import count_cores
+from fledgling.runtime.machine_memory import get_available_memory
 
 GIB = 2**30
 FASTER_FLOAT32 = 1.3  # times as fast as bfloat16: more than two measurements of one product differ by
@@ -84,10 +85,7 @@ def check_processor() -> Finding:
 def check_memory_and_disk() -> list[Finding]:
     """Checks free memory, and free disk space of the current directory; the quickstart needs about 2 GiB of each."""
     findings = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(entries["MemAvailable"].split()[0]) * 1024
+    if (free := get_available_memory()) is not None:
         advice = "" if free >= 2 * GIB else "close other programs, or lower pretrain.micro_batch_size"
         findings.append(Finding("memory", free >= 2 * GIB, f"{free / GIB:.1f} GiB available", advice))
     free = shutil.disk_usage(".").free

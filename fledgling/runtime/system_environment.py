@@ -1,7 +1,6 @@
 """The machine and software of a run, on which its metrics depend. Unknown values are None; imports no torch."""
 
 import functools
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from fledgling import __version__
 from fledgling.runtime.cores import count_cores
+from fledgling.runtime.machine_memory import get_total_memory
 
 
 def collect_environment() -> dict:
@@ -23,7 +23,7 @@ def collect_environment() -> dict:
         "platform": platform.platform(),
         "cpu": read_cpu_name(),
         "cores": count_cores(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else None,
+        "memory": get_total_memory(),
         "gpus": _gpu_names(),
         "commit": _git_commit(),
     }

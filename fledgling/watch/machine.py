@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fledgling.runtime.machine_memory import get_available_memory, get_total_memory
+
 GPU_QUERY = "name,utilization.gpu,memory.used,memory.total,power.draw,temperature.gpu"
 GPU_SECONDS = 5.0  # between two calls of nvidia-smi
 MAX_GPUS = 16
@@ -27,13 +29,12 @@ class MachineLoad:
         before, now = self._busy_total, _read_cpu_times()
         self._busy_total = now
         busy = (now[0] - before[0]) / (now[1] - before[1]) if before and now and now[1] > before[1] else None
-        memory = _read_memory()
         return {
             "cpu": busy,
             "cores": os.cpu_count(),
             "load": os.getloadavg()[0],
-            "memory_total": memory.get("MemTotal"),
-            "memory_free": memory.get("MemAvailable"),
+            "memory_total": get_total_memory(),
+            "memory_free": get_available_memory(),
             "gpus": self._read_gpus(),
         }
 
@@ -73,12 +74,3 @@ def _read_cpu_times() -> tuple[float, float] | None:
     except (OSError, ValueError, IndexError):
         return None
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # but idle and waiting for a disk
-
-
-def _read_memory() -> dict[str, int]:
-    """Returns /proc/meminfo in bytes."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    except (OSError, ValueError, IndexError):
-        return {}
