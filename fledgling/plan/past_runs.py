@@ -18,6 +18,7 @@ from typing import Any
 from fledgling.config import Recipe, StageConfig
 from fledgling.plan.measured_speed import speed_file
 from fledgling.record.forecast_names import BITS, MEMORY, SECONDS
+from fledgling.record.jsonl import append_line
 
 SHIPPED = Path(__file__).parent / "past_runs.jsonl"
 MAX_BYTES = 4 * 2**20  # of a file; the newest lines are read
@@ -159,11 +160,8 @@ def _identify(run: PastRun) -> str:
 
 
 def append_past_run(run: PastRun, path: Path | None = None) -> None:
-    """Appends a run to the user's file, or to `path`."""
-    path = path or user_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(run)) + "\n")
+    """Appends a run to the user's file, or to `path`. Raises OSError where it cannot be written."""
+    append_line(path or user_file(), asdict(run))
 
 
 def _read_runs(path: Path) -> list[PastRun]:
@@ -171,7 +169,7 @@ def _read_runs(path: Path) -> list[PastRun]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - MAX_BYTES))
-            lines = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()
+            lines = file.read(MAX_BYTES).decode("utf-8", "replace").split("\n")
     except OSError:
         return []
     return [run for line in lines if (run := _parse_run(line)) is not None]

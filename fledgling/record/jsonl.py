@@ -104,6 +104,31 @@ def format_bytes(count: float, binary: bool = False) -> str:
     return f"{count:.0f} bytes"
 
 
+def append_line(path: Path, value: dict) -> None:
+    """Appends one line to a JSONL file that other processes may append to. Raises OSError."""
+    with _open_repaired(path, is_shared=True) as file:
+        _write_whole(file, _encode_line(value))
+
+
+def _open_repaired(path: Path, is_shared: bool) -> BinaryIO:
+    """Opens a JSONL file to append, after its last line is complete; a torn one is removed, or ended if it is shared."""
+    make_directory(path.parent)
+    if path.exists():
+        content = path.read_bytes()
+        tail = content.rpartition(b"\n")[2]
+        if tail and _parse_line(tail) is None and not is_shared:
+            os.truncate(path, len(content) - len(tail))
+        elif tail:
+            with open(path, "ab") as file:
+                file.write(b"\n")
+    return open(path, "ab", buffering=0)  # unbuffered: one append is one write
+
+
+def _write_whole(file: BinaryIO, line: bytes) -> None:
+    if file.write(line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class JsonlWriter:
     """One append-only JSONL file. The first append repairs a torn last line.
 
@@ -120,24 +145,11 @@ class JsonlWriter:
         line = _encode_line(value)
         try:
             if self._file is None:
-                self._file = self._open()
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._file = _open_repaired(self.path, self.is_shared)
+            _write_whole(self._file, line)
         except OSError as error:
             self.close()
             raise make_write_error(self.path, error, len(line)) from None
-
-    def _open(self) -> BinaryIO:
-        make_directory(self.path.parent)
-        if self.path.exists():
-            content = self.path.read_bytes()
-            tail = content.rpartition(b"\n")[2]
-            if tail and _parse_line(tail) is None and not self.is_shared:
-                os.truncate(self.path, len(content) - len(tail))
-            elif tail:
-                with open(self.path, "ab") as file:
-                    file.write(b"\n")
-        return open(self.path, "ab", buffering=0)  # unbuffered: one append is one write
 
     def flush(self) -> None:
         """Waits until every line so far is on the disk. Raises UserError. Any thread may call it."""

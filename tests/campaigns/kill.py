@@ -31,6 +31,7 @@ from pathlib import Path
 
 from fledgling.config import DEFAULT_STAGES, Recipe, load_recipe
 from fledgling.record import checkpoint, read_jsonl
+from fledgling.record.jsonl import append_line
 from fledgling.runtime import device
 from fledgling.train import run
 from fledgling.train.hooks import StageHooks
@@ -260,8 +261,7 @@ def run_campaign(
     began = time.monotonic()
     for fired, number in enumerate([n for n in range(count) if n not in done], 1):
         done[number] = ground.run_shot(number, seed)
-        with open(kept, "a") as file:
-            file.write(json.dumps(done[number]) + "\n")
+        append_line(kept, done[number])
         left = (time.monotonic() - began) / fired * (count - len(done))
         log(f"shot {len(done)}/{count}, {sum(bool(s['problems']) for s in done.values())} failed, {left:.0f} s left")
     return [done[number] for number in sorted(done)]

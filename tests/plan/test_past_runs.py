@@ -63,6 +63,18 @@ def test_a_corrupt_line_is_left_out(line, tmp_path):
     assert load_past_runs((file,)) == [RUN]
 
 
+@pytest.mark.parametrize("torn", [60, -1], ids=["torn", "without the end of its line"])
+def test_a_run_is_kept_after_a_line_that_was_not_finished(torn, tmp_path):
+    """After a kill or a full disk the next run was appended to the torn line, and lost with it."""
+    file, runs = tmp_path / "past_runs.jsonl", [replace(RUN, run=f"{name}\u2028") for name in "abc"]
+    append_past_run(runs[0], file)
+    append_past_run(runs[1], file)
+    end = file.read_text().index("\n") + 1
+    file.write_text(file.read_text()[: end + torn if torn > 0 else torn])
+    append_past_run(runs[2], file)
+    assert load_past_runs((file,)) == (runs if torn < 0 else [runs[0], runs[2]])
+
+
 def test_a_run_without_known_passes_is_kept_and_fits_no_law(tmp_path):
     file, measured = tmp_path / "past_runs.jsonl", {"seconds": 55.0, FIRST_BITS: 2.0}
     older = replace(RUN, measured=measured, passes=0.0, run="a")  # as versions recorded it that did not know
