@@ -199,9 +199,8 @@ def store_more_predictions(stage: Stage, context: StageContext, identity: str, s
 def require_same_teacher(teacher: Teacher, spec: str, context: StageContext) -> None:
     """Records the teacher for the stage's checkpoints. Raises OtherFileError unless a resumed stage began with it."""
     prepared = context.preparer.documents.prepared
-    began = {**prepared.pinned, **prepared.used_inputs}.get(SOURCE, {}).get(
-        "digest"
-    )  # also of one that is loaded again
+    recorded = {**prepared.pinned, **prepared.used_inputs}  # also of one that is loaded again
+    began = recorded.get(SOURCE, {}).get("digest")
     if began not in (None, teacher.identity):
         raise OtherFileError(
             f"distill.teacher: {spec} has other weights than the teacher with which this stage began: put that one "
