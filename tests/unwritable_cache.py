@@ -6,7 +6,7 @@ import os
 from fledgling.record import user_cache
 
 
-def refuse_writing(monkeypatch) -> None:
+def fail_cache_writes(monkeypatch) -> None:
     """Has every write to the user's cache fail."""
 
     def fail(path, content) -> None:

@@ -111,7 +111,7 @@ def append_line(path: Path, value: dict) -> None:
 
 
 def _open_repaired(path: Path, is_shared: bool) -> BinaryIO:
-    """Opens a JSONL file to append, after its last line is complete; a torn one is removed, or ended if it is shared."""
+    """Opens a JSONL file to append, after its last line is completed; a torn one is removed, or ended if shared."""
     make_directory(path.parent)
     if path.exists():
         content = path.read_bytes()

@@ -9,7 +9,7 @@ from fledgling.config import UserError, load_recipe
 from fledgling.plan.measured_speed import list_speeds
 from fledgling.runtime import device
 from fledgling.runtime.device import DeviceSetup
-from tests.unwritable_cache import refuse_writing
+from tests.unwritable_cache import fail_cache_writes
 
 CPU = torch.device("cpu")
 
@@ -64,6 +64,6 @@ def test_a_step_of_an_adapter_is_measured_as_such_and_kept_apart(monkeypatch, tm
         found[1]["parameters"] > found[0]["parameters"] and adapted.model.replace(", lora of rank 2", "") == whole.model
     )
     assert adapted.flops_per_token < 0.9 * whole.flops_per_token
-    refuse_writing(monkeypatch)
+    fail_cache_writes(monkeypatch)
     result = measure_training(load_sized_recipe(plain, TABLES, 1, 64, 16), 1, steps=1, warmup=0)
     assert not result["saved_for"] and result["notice"].startswith(f"{tmp_path / 'speed.json'} cannot be written (")

@@ -9,7 +9,7 @@ from fledgling.config import RunConfig, load_recipe
 from fledgling.plan import cost, measured_speed
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.text import format_plan
-from tests.unwritable_cache import refuse_writing
+from tests.unwritable_cache import fail_cache_writes
 
 QUICKSTART = 24_379_392  # FLOPs of a token; 16 rows of 256 tokens
 
@@ -58,7 +58,7 @@ def test_a_cache_that_cannot_be_written_keeps_a_speed_that_is_too_low_and_says_s
     """It stopped a stage in the middle, with the advice to choose another run.out."""
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
     save("l4", 0.5, 3e12)
-    refuse_writing(monkeypatch)
+    fail_cache_writes(monkeypatch)
     line = measured_speed.discard_exceeded("l4", 4e12)
     assert (
         f"too low: it is kept, since {tmp_path / 'speed.json'} cannot be written (Permission denied); set FLED" in line
