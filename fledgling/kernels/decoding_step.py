@@ -84,7 +84,7 @@ def supports_decoding_step(model: Transformer) -> bool:
         return False
     if has_adapter(model) or not config.has_plain_blocks:
         return False
-    weights = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    weights = [part.weight for part in (*model.blocks.modules(), model.head) if isinstance(part, nn.Linear)]
     if any(isinstance(weight, QuantizedTensor) and weight.matrix is None for weight in weights):
         return False
     return all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in weights)

@@ -34,14 +34,33 @@ def check_quantization(bits: int, group_size: int) -> None:
     """Raises UserError unless the bits and the group size are supported."""
     if bits not in DEFAULT_GROUP_SIZES:
         raise UserError(f"--bits {bits}: expected 8 or 4")
-    if group_size < 32 or group_size & (group_size - 1):
+    if not _is_group_size(group_size):
         default = DEFAULT_GROUP_SIZES[bits]
         raise UserError(f"--group-size {group_size}: expected a power of two, at least 32, such as {default}")
 
 
+def _is_group_size(group_size: int) -> bool:
+    return group_size >= 32 and not group_size & (group_size - 1)
+
+
+def _column_unit(bits: int, group_size: int) -> int:
+    """Returns the number of columns that the width of a matrix must be a multiple of."""
+    return max(group_size, INTERLEAVED_COLUMNS) if bits == 4 else group_size
+
+
+def fits_format(columns: int, groups: int, bits: int) -> bool:
+    """Returns whether rows of `columns` columns with `groups` scales have the format; code that reads it relies on it.
+
+    The groups have one size, a power of two of at least 32, and in 4 bits the interleaved columns are whole.
+    """
+    group_size = columns // groups if groups else 0
+    is_whole = group_size * groups == columns and _is_group_size(group_size)
+    return is_whole and not columns % _column_unit(bits, group_size)
+
+
 def check_columns(name: str, columns: int, bits: int, group_size: int) -> None:
     """Raises UserError unless rows of `columns` columns are whole groups."""
-    unit = max(group_size, INTERLEAVED_COLUMNS) if bits == 4 else group_size
+    unit = _column_unit(bits, group_size)
     if columns % unit:
         raise UserError(
             f"{name} has {columns} columns, expected a multiple of {unit} for {bits} bits in groups of {group_size}"

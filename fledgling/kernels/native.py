@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import UserError
+from fledgling.kernels.format import LEVELS_4BIT, fits_format
 from fledgling.kernels.native_build import PREBUILT_FOLDER, Variant, compile_variant, is_whole, list_variants
 from fledgling.record.durable import make_directory, replace_file
 from fledgling.runtime.compiler import find_cxx_compiler
@@ -122,14 +123,15 @@ def _compile_library(compiler: str, variant: Variant) -> Path:
 @functools.cache
 def _make_levels() -> Tensor:
     """Returns the 16 levels of 4 bits, int8 (16,); the library holds their address."""
-    from fledgling.kernels.format import LEVELS_4BIT
-
     return torch.tensor(LEVELS_4BIT, dtype=torch.int8)
 
 
-def can_multiply(columns: int, groups: int) -> bool:
-    """Whether the products take rows of `columns` columns in `groups` groups."""
-    return columns % 32 == 0 and groups <= MAX_GROUPS
+def can_multiply(columns: int, groups: int, bits: int) -> bool:
+    """Whether the products take rows of `columns` columns with `groups` scales, in 8 or 4 bits.
+
+    They read and write whole groups and whole interleaved columns, without a check of their own.
+    """
+    return groups <= MAX_GROUPS and fits_format(columns, groups, bits)
 
 
 def describe_matrix(values: Tensor, scales: Tensor | None, bits: int, bias: Tensor | None = None) -> NativeMatrix:
@@ -173,7 +175,8 @@ def add_bias(matrix: NativeMatrix, bias: Tensor | None) -> NativeMatrix:
 
 
 def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
-    """Computes x (..., K) bf16 -> (..., N) fp32, for at most MAX_ROWS rows."""
+    """Computes x (..., K) bf16 on the CPU -> (..., N) fp32, for at most MAX_ROWS rows."""
+    assert x.shape[-1] == matrix.columns and x.dtype == torch.bfloat16 and x.device.type == "cpu"
     x = x.contiguous()
     out = torch.empty(*x.shape[:-1], matrix.rows)
     count, threads = x.numel() // matrix.columns, torch.get_num_threads()

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.kernels import native
-from fledgling.kernels.format import check_columns, check_quantization, quantize_matrix
+from fledgling.kernels.format import (
+    INTERLEAVED_COLUMNS,
+    check_columns,
+    check_quantization,
+    fits_format,
+    quantize_matrix,
+)
 from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.model.positions import make_positions
 from fledgling.model.transformer import Transformer
@@ -133,9 +139,11 @@ def _require_format(name: str, shape: tuple[int, ...], values: Tensor, scales: T
     has_format = values.dtype == dtype and scales.dtype == torch.bfloat16 and scales.ndim == 2 and len(shape) == 2
     if not has_format or tuple(values.shape) != (shape[0], shape[1] * bits // 8) or scales.shape[0] != shape[0]:
         raise ValueError(f"{name}: packed as {tuple(values.shape)} {values.dtype}, expected {shape} in {bits} bits")
-    group_size = shape[1] // scales.shape[1] if scales.shape[1] else 0
-    if group_size < 32 or group_size & (group_size - 1) or group_size * scales.shape[1] != shape[1]:
-        raise ValueError(f"{name}: {scales.shape[1]} scales a row of {shape[1]}")
+    if not fits_format(shape[1], scales.shape[1], bits):
+        raise ValueError(
+            f"{name}: rows of {shape[1]} columns with {scales.shape[1]} scales, expected groups of a power of two from "
+            f"32{f', and a multiple of {INTERLEAVED_COLUMNS} columns for 4 bits' if bits == 4 else ''}"
+        )
 
 
 def require_unquantized(state: Mapping[str, Any], path: object, purpose: str) -> None:

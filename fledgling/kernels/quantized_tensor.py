@@ -54,7 +54,7 @@ class QuantizedTensor(torch.Tensor):
         is_known = values.device.type == "cpu" and levels is LEVELS_4BIT and self.ndim == 2
         usable = (
             is_known
-            and native.can_multiply(self.shape[1], scales.shape[1])
+            and native.can_multiply(self.shape[1], scales.shape[1], bits)
             and native.load_native_library() is not None
         )
         self.matrix = native.describe_matrix(values, scales, bits) if usable else None
@@ -165,7 +165,8 @@ def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if is_bf16 and rows <= MAX_DEVICE_ROWS and weight.device_matrix is not None:
         out = weight.device_matrix.multiply(x)
         return out if bias is None else out + bias
-    if weight.matrix is not None and is_bf16 and rows <= native.MAX_ROWS:
+    fits = x.shape[-1] == weight.shape[1] and x.device.type == "cpu"  # otherwise PyTorch raises its error
+    if weight.matrix is not None and is_bf16 and fits and rows <= native.MAX_ROWS:
         out = native.multiply_matrix(x, weight.matrix)
         return (out if bias is None else out + bias).to(x.dtype)
     return F.linear(x, weight.dequantize(x.dtype), bias)

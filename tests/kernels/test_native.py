@@ -15,6 +15,7 @@ from fledgling.kernels import native
 from fledgling.kernels.format import dequantize_matrix
 from fledgling.kernels.native_build import VARIANTS, list_variants
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
+from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.runtime.compiler import find_cxx_compiler
 from tests.kernels.matrices import make_matrix, quantize
 from tests.kernels.test_decoding_step import compute_logits, make_model
@@ -56,6 +57,24 @@ def test_products_are_as_exact_as_documented(variant, bits, group):
         error = (native.multiply_matrix(x, matrix).double() - expected).square().mean().sqrt()
         limit = 1e-6 if bits == 16 else 1e-4 if bits == 8 and count <= 2 else 4e-4
         assert error < limit * expected.square().mean().sqrt(), (count, error)
+
+
+@pytest.mark.parametrize("columns", [96, 160, 224])
+def test_rows_of_half_interleaved_columns_are_left_to_other_code(columns):
+    """A reader of 4 bits writes 64 columns at a time: past the end of these rows."""
+    values, scales = torch.zeros(8, columns // 2, dtype=torch.uint8), torch.ones(8, columns // 32).bfloat16()
+    assert QuantizedTensor(values, scales, 4, torch.bfloat16).matrix is None
+    assert native.can_multiply(columns, columns // 32, 8) and native.can_multiply(192, 6, 4)
+    for sizes in ((128, 8, 8), (192, 2, 8), (192, 5, 8), (192, 0, 8), (64 * 2048, 2048, 8)):
+        assert not native.can_multiply(*sizes)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_of_rows_of_another_width_is_an_error(bits):
+    """A wider row would be read as several, and more sums written than the result holds."""
+    packed = quantize(make_matrix(8, 64), bits, 32, torch.bfloat16)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        torch.nn.functional.linear(torch.ones(1, 128).bfloat16(), packed)
 
 
 def test_a_row_of_zeros_and_a_matrix_of_zeros_give_zeros(variant):

@@ -11,7 +11,7 @@ from fledgling.config import ModelConfig, UserError
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
-from fledgling.kernels.quantized_model import count_weight_bytes, load_quantized_model
+from fledgling.kernels.quantized_model import count_weight_bytes, load_quantized_model, quantize_state_dict
 from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.plan import inference
 from fledgling.record import checkpoint
@@ -135,6 +135,20 @@ def test_tensors_that_do_not_fit_are_rejected(make_checkpoint, tmp_path):
         path = checkpoint.save_checkpoint(tmp_path / "broken", 1, {"model": broken}, saved.state, file)
         with pytest.raises(UserError, match=r"do not fit: .*weight"):
             load_model(path)
+
+
+@pytest.mark.parametrize("width", [96, 160])
+def test_a_width_that_four_bits_cannot_store_is_rejected(width, make_checkpoint):
+    """The values of 4 bits have the right shape, but 64 columns are stored together."""
+    saved = checkpoint.load_checkpoint(make_checkpoint(width=width, intermediate_size=3 * width))
+    config = ModelConfig.from_dict(saved.state["model"])
+    tensors = quantize_state_dict(config, saved.tensors["model"], 8, 32)
+    load_quantized_model(config, tensors, {"bits": 8})
+    for name, values in tensors.items():
+        if name.endswith(".values"):
+            tensors[name] = values.view(torch.uint8)[:, ::2].contiguous()
+    with pytest.raises(ValueError, match=rf"rows of {width} columns .* a multiple of 64 columns for 4 bits"):
+        load_quantized_model(config, tensors, {"bits": 4})
 
 
 def test_a_missing_tensor_is_named_and_so_are_bits_that_are_not_supported(make_checkpoint, tmp_path):
