@@ -151,7 +151,7 @@ class Scheduler:
         pending_blocks = {self._next_block(request) for request in self.prefilling}
         for request in list(islice(self.waiting, free_rows)):
             leader = leaders.get(tuple(request.prompt))
-            if leader is not None and (leader.score_prompt or not request.score_prompt):
+            if leader is not None and _scores_prompt_of(leader, request):
                 leader.duplicates.append(request)
             elif not self._allocate(request, pending_blocks):
                 continue
@@ -301,8 +301,9 @@ class Scheduler:
         rows = self.cache.fork([leader.row for leader, _ in pairs])
         for (leader, duplicate), row in zip(pairs, rows, strict=True):
             duplicate.row = row
-            duplicate.prompt_logprobs = leader.prompt_logprobs
-            duplicate.prompt_top_logprobs = leader.prompt_top_logprobs
+            if duplicate.score_prompt:
+                duplicate.prompt_logprobs = leader.prompt_logprobs
+                duplicate.prompt_top_logprobs = leader.prompt_top_logprobs
             duplicate.cached_tokens = leader.cached_tokens  # the prompt was computed for this request too
             self.stats.cached_tokens += len(duplicate.prompt)
             duplicate.weights_version = leader.weights_version
@@ -358,6 +359,12 @@ class Scheduler:
 def _missing_blocks(row: CacheRow, count: int, block_size: int) -> int:
     """Returns how many blocks a row lacks for `count` more tokens."""
     return max(0, -(-(row.length + count) // block_size) - len(row.block_table))
+
+
+def _scores_prompt_of(leader: Request, request: Request) -> bool:
+    """Whether the prefill of `leader` computes what `request`, with the same prompt, must have of its prompt."""
+    same_count = leader.sampling.num_top_logprobs == request.sampling.num_top_logprobs
+    return not request.score_prompt or (leader.score_prompt and same_count)
 
 
 def _draft_matches(request: Request, draft: Sequence[int], position: int) -> bool:

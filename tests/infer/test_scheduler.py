@@ -86,6 +86,26 @@ def test_a_cancelled_request_leaves_nothing(engine) -> None:
     assert not scheduler.has_unfinished and scheduler.cache.used_blocks == 0
 
 
+@pytest.mark.parametrize("counts", [(0, 5), (5, 0), (3, 5, 3, None), (None, 2)])
+@pytest.mark.parametrize("chunk", [16, 1000])
+def test_requests_with_one_prompt_have_the_scores_that_each_requests(engine, counts, chunk) -> None:
+    """counts: alternatives of each request to the tokens of its prompt; None: the prompt is not scored."""
+    scheduler = engine.make_scheduler(8, prefill_chunk=chunk)
+    prompt, requests = random_prompt(40, 0), []
+    for count in counts:
+        sampling = SamplingParams(temperature=0, max_new_tokens=2, num_top_logprobs=count or 0)
+        requests.append(
+            scheduler.add_request(
+                engine.make_request(prompt, sampling, use_tools=False, score_prompt=count is not None)
+            )
+        )
+    run_all(scheduler)
+    for count, request in zip(counts, requests, strict=True):
+        assert len(request.prompt_logprobs) == (0 if count is None else 39)
+        assert [len(top) for top in request.prompt_top_logprobs] == ([count] * 39 if count else [])
+    assert scheduler.cache.used_blocks == 0
+
+
 def test_memory_is_that_of_the_blocks_in_use(engine) -> None:
     """Many answers of different lengths: no more than the planner's formula for their lengths and a block each."""
     scheduler = engine.make_scheduler(20, prefix_cache_tokens=None)

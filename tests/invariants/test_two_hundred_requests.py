@@ -136,6 +136,10 @@ def assert_full_forward(engine: Engine, case: Case, request: Request) -> None:
         expected = logprobs.gather(-1, torch.tensor(case.prompt[1:])[:, None])[:, 0]
         assert len(request.prompt_logprobs) == len(case.prompt) - 1
         assert torch.allclose(torch.tensor(request.prompt_logprobs), expected, atol=TOLERANCE)
+        top = logprobs.topk(sampling.num_top_logprobs).indices.tolist() if sampling.num_top_logprobs else []
+        assert [[token for token, _ in entries] for entries in request.prompt_top_logprobs] == top
+    else:
+        assert not request.prompt_logprobs and not request.prompt_top_logprobs
     logits = all_logits[len(case.prompt) - 1 : -1].clone()
     for position, row in enumerate(logits):
         adjust_row(row, sampling, sequence[: len(case.prompt) + position])
