@@ -10,6 +10,7 @@ from typing import Any
 
 from fledgling.evals.chat import Exam, ExamAnswer
 from fledgling.record.jsonl import read_jsonl
+from fledgling.tasks.task import RIGHT_SCORE
 
 
 def read_saved_answers(path: Path, key: dict[str, Any], exam: Exam) -> dict[int, ExamAnswer]:
@@ -38,11 +39,10 @@ def answer_to_json(answer: ExamAnswer) -> dict[str, Any]:
 
 
 def sample_to_json(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
-    """Returns all answers to one question, and how many are right."""
-    correct = int(sum(answer.score for answer in answers))
+    """Returns all answers to one question, and how many are right: have the full score."""
     return {
         "prompt": answers[0].question.prompt,
-        "correct": correct,
+        "correct": sum(answer.score >= RIGHT_SCORE for answer in answers),
         "answers": [answer.text for answer in answers],
     }
 

@@ -30,7 +30,7 @@ from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
 from fledgling.scaling.fits import Estimate, minimize_huber
 from fledgling.scaling.sweep_page import format_interval, log10_axis, log_spaced
-from fledgling.tasks.task import normalize_text
+from fledgling.tasks.task import RIGHT_SCORE, normalize_text
 
 RESAMPLES = 1000
 SUBSETS = 64  # random k-subsets of one question's samples, for the majority vote
@@ -69,7 +69,7 @@ def load_samples(path: Path, name: str | None = None) -> SampleSet:
     codes = [{text: i for i, text in enumerate(dict.fromkeys(map(normalize_text, line["answers"])))} for line in lines]
     return SampleSet(
         name or header["name"],
-        np.array([line["scores"] for line in lines]) >= 1,
+        np.array([line["scores"] for line in lines]) >= RIGHT_SCORE,
         np.array([line["logprobs"] for line in lines]),
         np.array([line["tokens"] for line in lines]),
         np.array([[code[normalize_text(t)] for t in line["answers"]] for line, code in zip(lines, codes, strict=True)]),

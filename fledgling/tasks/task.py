@@ -24,6 +24,7 @@ from fledgling.files import FileStamps, stat_files
 TRAIN, PRACTICE, DEV, TEST = "train", "practice", "dev", "test"
 HOLDOUT_MODULUS = 10  # one word, number pair or combination in this many appears in evaluations only
 CLUSTER_FACTS = ("wording", "passage", "instance")  # keys of Question.facts that several questions may share
+RIGHT_SCORE = 1.0  # an answer is right where its task scores this; a part of it counts in means of scores only
 MAX_DRAWS = 60  # of a question for an exam, until it is one that the exam does not have
 
 

@@ -2,10 +2,17 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from fledgling.evals.chat import ExamAnswer, build_exams
-from fledgling.evals.saved_answers import answer_to_json, find_answers_file, read_correct_counts, read_saved_answers
+from fledgling.evals.saved_answers import (
+    answer_to_json,
+    find_answers_file,
+    read_correct_counts,
+    read_saved_answers,
+    sample_to_json,
+)
 from fledgling.evals.session import EvalSession
 from fledgling.record.jsonl import JsonlWriter
 
@@ -34,6 +41,15 @@ def test_saved_results_of_older_versions_are_read(tmp_path):
     for line in ({"right": 2}, {"correct": 1}):
         samples.append(line)
     assert read_correct_counts(samples.path) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct"), [([0.5] * 10, 0), ([0.9], 0), ([1.0, 0.5, 0.5, 1.0], 2), ([0.0, 1.0], 1), ([-0.5, 1.0], 1)]
+)
+def test_a_sample_is_right_where_it_has_the_full_score(scores, correct):
+    [exam] = build_exams(["identity"], 1)
+    answers = [ExamAnswer(exam.questions[0], "so", score) for score in scores]
+    assert sample_to_json(answers)["correct"] == correct
 
 
 def test_answers_that_an_older_version_saved_are_read(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 
 from fledgling.evals.passk import pass_at_k
 from fledgling.infer.request import Completion
+from fledgling.tasks.task import RIGHT_SCORE
 
 MAX_COLLAPSED_ROUNDS = 3  # rounds in a row with a sign, after which it is logged
 COLLAPSE_SIGNS: dict[str, tuple[str, Callable[[float], bool], str]] = {  # sign -> metric, its limit, message
@@ -45,7 +46,7 @@ def measure_round(
         completions: P G answers.
     """
     group_size = rewards.shape[1]
-    right = (reward_parts["task"] >= 1).sum(1)  # (P,)
+    right = (reward_parts["task"] >= RIGHT_SCORE).sum(1)  # (P,)
     sampled = [p for c in completions for p, forced in zip(c.logprobs, c.forced, strict=True) if not forced]
     metrics = {
         "reward": float(rewards.mean()),
