@@ -21,6 +21,7 @@ from fledgling.evals.core_results import (
     ItemResult,
     compute_task_result,
     is_correct,
+    number_categories_of,
     number_passages_of,
 )
 from fledgling.evals.likelihood import ContinuationScore
@@ -90,6 +91,11 @@ class LoggedTask:
     def passage_numbers(self) -> np.ndarray:
         """(items,) the number of each item's passage, from 0."""
         return number_passages_of(self.results)
+
+    @property
+    def category_numbers(self) -> np.ndarray:
+        """(items,) the number of each item's category, from 0, where the score is a mean over categories."""
+        return number_categories_of(self.task, self.results, self.convention)
 
     def compute_result(self) -> CoreTaskResult:
         """Returns the task's score, recomputed from its items."""

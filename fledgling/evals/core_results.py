@@ -83,6 +83,8 @@ def compute_task_result(
 ) -> CoreTaskResult:
     """Returns the task's score over its items, with its interval over their passages.
 
+    The interval of a mean over categories is combined of theirs, which count as independent.
+
     Args:
         results: of the task's items, at least one.
         convention: "foundry" averages over the categories of a task that has some.
@@ -92,16 +94,14 @@ def compute_task_result(
     """
     n, marks = len(results), [is_correct(task.kind, result) for result in results]
     correct = sum(marks)
-    clusters = number_passages_of(results)
-    low, high = share_interval(marks, clusters)
-    accuracy = correct / n
-    if task.categories and convention == "foundry":
-        groups: dict[str, list[bool]] = {}
-        for result, mark in zip(results, marks, strict=True):
-            groups.setdefault(result.category, []).append(mark)
-        shares = [sum(group) / len(group) for group in groups.values()]
-        shift = sum(shares) / len(shares) - accuracy
-        low, high, accuracy = low + shift, high + shift, accuracy + shift
+    clusters, categories = number_passages_of(results), number_categories_of(task, results, convention)
+    parts = []
+    for category in range(categories.max() + 1):
+        chosen = categories == category
+        shares = np.array(marks, float)[chosen]
+        _, passages = np.unique(clusters[chosen], return_inverse=True)
+        parts.append((float(shares.mean()), *share_interval(shares, passages)))
+    accuracy, low, high = combine_intervals(parts) if len(parts) > 1 else parts[0]
     return CoreTaskResult(
         label=task.label,
         kind=task.kind,
@@ -124,6 +124,12 @@ def compute_task_result(
 def number_passages_of(results: Sequence[ItemResult]) -> np.ndarray:
     """Returns the number of each item's passage, (items,) int64 from 0; an item without one has its own."""
     return number_clusters([(result.passage, -1 if result.passage >= 0 else i) for i, result in enumerate(results)])
+
+
+def number_categories_of(task: CoreTask, results: Sequence[ItemResult], convention: str) -> np.ndarray:
+    """Returns the number of each item's category, (items,) int64 from 0; one where no mean over categories is taken."""
+    averages = task.categories and convention == "foundry"
+    return number_clusters([result.category if averages else "" for result in results])
 
 
 def is_correct(kind: str, result: ItemResult) -> bool:

@@ -40,6 +40,34 @@ def test_a_paired_difference_over_passages_is_wider_than_over_their_items():
     assert shared.high - shared.low > 1.8 * (separate.high - separate.low) and shared.p > separate.p
 
 
+def test_the_difference_of_means_over_categories_is_in_its_interval():
+    """180 and 20 items: over plain items the difference is .10, of the mean over both categories .5."""
+    categories = np.repeat([0, 1], [180, 20])
+    a = np.concatenate([np.tile([1.0, 0.0], 90), np.zeros(20)])
+    b = np.concatenate([np.tile([1.0, 0.0], 90), np.ones(20)])
+    b[:2] = 0.0
+    difference = paired_difference("x", a, b, categories=categories)
+    assert (difference.a, difference.b) == (pytest.approx(0.25), pytest.approx((89 / 180 + 1) / 2))
+    assert difference.low < difference.value < difference.high and difference.p < 0.01
+    assert difference.low > 0.48 and difference.high < 0.51
+    opposed = paired_difference("x", np.concatenate([a[:180], np.ones(20)]), 1 - a, categories=categories)
+    assert opposed.value == 0 and opposed.low < 0 < opposed.high and opposed.p > 0.5
+
+
+def test_core_of_tasks_with_categories_is_in_its_interval(core_engine, core_tokenizer, core_tasks, tmp_path):
+    a, b, other = (tmp_path / f"{name}.jsonl" for name in "abc")
+    settings = CoreSettings(convention="foundry")
+    run_logged(core_engine, core_tasks, a, settings)
+    engine = Engine(make_random_model(core_tokenizer.vocab_size, seed=5), core_tokenizer)
+    results = run_logged(engine, core_tasks, b, settings)
+    for difference in compare_core_logs(a, b):
+        assert difference.low <= difference.value + 1e-9 and difference.value - 1e-9 <= difference.high
+    assert {d.name: d.b for d in compare_core_logs(a, b)[1:]} == {r.label: pytest.approx(r.accuracy) for r in results}
+    run_logged(engine, core_tasks, other)
+    with pytest.raises(UserError, match="has --convention foundry"):
+        compare_core_logs(a, other)
+
+
 def test_two_logs_are_compared_item_by_item(core_engine, core_tokenizer, core_tasks, tmp_path):
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first = run_logged(core_engine, core_tasks, a)

@@ -110,6 +110,11 @@ def test_foundry_averages_over_categories_and_draws_examples_within(core_tasks):
         compute_task_result(task, results, "nanochat").accuracy == 0.75
         and compute_task_result(task, results, "foundry").accuracy == 0.5
     )
+    many = [make_item(greedy=True, category="a")] * 180 + [make_item(greedy=False, category="b")] * 20
+    plain, mean = (compute_task_result(task, many, convention) for convention in ("nanochat", "foundry"))
+    assert plain.accuracy == 0.9 and mean.accuracy == 0.5 and 0 <= mean.low < 0.5 < mean.high <= 1
+    # (mean of the categories' squared half-widths: .019 below 1 of 180, .16 above 0 of 20) / 2
+    assert mean.low == pytest.approx(0.4895, abs=1e-3) and mean.high == pytest.approx(0.5806, abs=1e-3)
     for item, prompt in zip_prompts(task, read_core_items(task), "foundry"):
         assert prompt.examples == "", f"no other item is of category {item.category}"
 
