@@ -9,6 +9,7 @@ Q questions (values), C clusters, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
@@ -116,14 +117,22 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[fl
 
 
 def student_to_normal_ratio(degrees: int) -> float:
-    """Returns the ratio of Student's 95 % interval to the normal one, 1 % too small at 3 degrees of freedom.
+    """Returns the ratio of Student's 95 % interval to the normal one.
 
-    Source: the Cornish-Fisher series (Abramowitz and Stegun 26.7.5), to the third order.
+    Exact for 1 and 2 degrees of freedom, which is also the least: fewer count as 1. From 3 on it is a series, .12 % too
+    small at 3, .03 % at 4, .01 % at 5, and less with more.
+
+    Source: the quantiles in closed form; the Cornish-Fisher series to the fourth order (Abramowitz and Stegun 26.7.5).
     """
-    z, v = NormalDist().inv_cdf(0.975), max(1, degrees)
+    p, z, v = 0.975, NormalDist().inv_cdf(0.975), max(1, degrees)
+    if v == 1:
+        return math.tan(math.pi * (p - 0.5)) / z
+    if v == 2:
+        return (2 * p - 1) / math.sqrt(2 * p * (1 - p)) / z
     terms = (
         (z**3 + z) / (4 * v),
         (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4),
     )
     return 1 + sum(terms) / z

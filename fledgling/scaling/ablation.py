@@ -17,6 +17,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from fledgling.config import Recipe, UserError, did_you_mean, dump_toml
+from fledgling.evals.intervals import student_to_normal_ratio
+from fledgling.evals.measurement import Z95
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.record import write_text
 from fledgling.record.progress_bar import format_count, format_duration
@@ -65,9 +67,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 VERDICT_COLORS = {"better": 2, "worse": 3, "not significant": 1}
 EFFECT_HEADER = ("variant", "bits per byte", "difference", "95 % interval", "seeds", "parameters", "tokens", "")
-# Two-sided 95 % of Student's t by degrees of freedom; beyond them the normal distribution is close enough.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
 
 RecipeLoader = Callable[[Sequence[str]], Recipe]  # returns the base recipe with additional overrides
 
@@ -313,7 +312,7 @@ def confidence_margin(values: Sequence[float]) -> float | None:
     n = len(values)
     if n < 2:
         return None
-    return (T95[n - 2] if n - 2 < len(T95) else 1.96) * stdev(values) / n**0.5
+    return Z95 * student_to_normal_ratio(n - 1) * stdev(values) / n**0.5
 
 
 def effects_to_json(effects: Sequence[Effect]) -> list[dict[str, Any]]:

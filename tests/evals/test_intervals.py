@@ -93,6 +93,18 @@ def test_a_ratio_s_interval_is_over_its_clusters():
     assert ratio_interval(values[:1], sizes[:1]) == (values[0] / sizes[0], None, None), "one document has no interval"
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(3, 3.182), (5, 2.571), (7, 2.365), (30, 2.042)])
-def test_student_s_interval_is_wider_by_the_ratio_of_the_tables(freedom, t):
-    assert student_to_normal_ratio(freedom) * 1.95996 == pytest.approx(t, rel=0.01)
+@pytest.mark.parametrize(
+    ("freedom", "t", "error"),
+    [
+        *((1, 12.7062, 1e-5), (2, 4.30265, 1e-5), (3, 3.18245, 1.3e-3), (4, 2.77645, 4e-4), (5, 2.57058, 1.1e-4)),
+        *((6, 2.44691, 5e-5), (7, 2.36462, 5e-5), (10, 2.22814, 1e-5), (16, 2.11991, 1e-5), (30, 2.04227, 1e-5)),
+    ],
+)
+def test_student_s_interval_is_wider_by_the_ratio_of_the_tables(freedom, t, error):
+    assert student_to_normal_ratio(freedom) * 1.959964 == pytest.approx(t, rel=error)
+
+
+def test_an_interval_over_two_clusters_has_the_exact_quantile():
+    value, low, high = ratio_interval(np.array([1.0, 3.0]), np.array([2.0, 2.0]))
+    assert value == 1 and low is not None and high is not None
+    assert (high - low) / 2 == pytest.approx(12.7062 * 0.5, rel=1e-4)  # deviation sqrt(2 x 1^2 x 2) / 4

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -45,7 +46,9 @@ def test_differences_are_paired_by_seed():
     lucky = by_name["lucky"]
     assert lucky.seeds == 1 and lucky.low is None and lucky.verdict == "not significant"
     assert by_name["better"].low == pytest.approx(-0.1) and by_name["better"].high == pytest.approx(-0.1)
-    assert confidence_margin([1.0]) is None and confidence_margin([0.0, 2.0]) == pytest.approx(12.706)
+    assert confidence_margin([1.0]) is None and confidence_margin([0.0, 2.0]) == pytest.approx(12.706, rel=1e-4)
+    values = [float(number % 2) for number in range(18)]
+    assert confidence_margin(values) == pytest.approx(2.1098 * stdev(values) / 18**0.5, rel=1e-4), "17 degrees"
 
 
 def test_every_variant_is_a_recipe_at_equal_flops():
