@@ -204,7 +204,7 @@ inline void attend(const bf16* q, const Cached& keys, const Cached& values, int6
 
 inline Floats activate(int64_t kind, Floats x, Floats up) {
     if (kind == 0) {
-        const Floats kept = max(x, zero());
+        const Floats kept = max(zero(), x);  // in this order, which keeps a NaN
         return mul(kept, kept);
     }
     Floats t = x;  // GELU and SiLU are x times a logistic function: tanh(z) = 2 / (1 + exp(-2 z)) - 1

@@ -1,10 +1,11 @@
 // Products of a few rows with packed weights.
 //
 // bf16 weights are multiplied by bf16 activations into fp32. Weights of 8 and 4 bits have whole levels, so they are
-// multiplied as integers: a row of activations becomes whole numbers and one scale, with an error of at most 2^-15 of its
-// largest value (bf16 itself has 2^-9 of each value). In one or two rows with weights of 8 bits the sum of each group
-// becomes fp32 and is scaled. Otherwise the weights of a row become integers with one scale too, with an error of at most
-// 2^-12 of the row's largest weight, so that sums become fp32 once in CHUNK columns.
+// multiplied as integers: a row of activations becomes whole numbers and one scale, with an error of at most 2^-15 of
+// its largest value (bf16 itself has 2^-9 of each value); a row with a value that is not finite gives NaN. In one or
+// two rows with weights of 8 bits the sum of each group becomes fp32 and is scaled. Otherwise the weights of a row
+// become integers with one scale too, with an error of at most 2^-12 of the row's largest weight, so that sums become
+// fp32 once in CHUNK columns.
 //
 // B rows of x, K columns. Widths are multiples of 32.
 
@@ -72,14 +73,19 @@ inline void for_places(int64_t low, int64_t high, bool far, const Next& next) {
     for (int64_t row = low + 4 * count; row < high; row++) next(Place{row, 1}, std::integral_constant<int, 1>());
 }
 
-// Makes integers of a row of x; returns their scale.
+// Makes integers of a row of x; returns their scale. It is NaN where a value is infinite or NaN, so that all products of
+// the row are: no integer says so, and the largest value does not, as max drops a NaN.
 inline float encode(const bf16* x, int64_t K, int16_t* to) {
-    Floats most = zero();
-    for (int64_t k = 0; k < K; k += LANES) most = max(most, absolute(widen(x + k)));
+    Floats most = zero(), doubt = zero();  // the latter stays 0 while values are finite, and becomes NaN
+    for (int64_t k = 0; k < K; k += LANES) {
+        const Floats v = widen(x + k);
+        most = max(most, absolute(v));
+        doubt = fma(v, zero(), doubt);
+    }
     const float largest = largest_of(most);
     const Floats factor = set1(largest > 0 ? LARGEST_INTEGER / largest : 0.0f);
     for (int64_t k = 0; k < K; k += LANES) to_int16(to + k, mul(widen(x + k), factor));
-    return largest / LARGEST_INTEGER;
+    return largest / LARGEST_INTEGER + sum_of(doubt);
 }
 
 // to[n] = change(from[n]). A row has few groups, often no multiple of a vector's values: four at a time are one vector.

@@ -32,7 +32,7 @@ inline float widen_one(bf16 x) {
 }
 
 inline Floats exponential(Floats x) {  // relative error below 2e-7; underflows to 0, or to 1e-38 without scalef
-    x = max(x, set1(-104.0f));
+    x = max(set1(-104.0f), x);  // in this order, which keeps a NaN
     const Floats n = round(mul(x, set1(1.44269504f)));
     Floats r = fma(n, set1(-0.693359375f), x);
     r = fma(n, set1(2.12194440e-4f), r);

@@ -21,7 +21,7 @@ inline Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
-inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }  // b where one is NaN; on Arm NaN
 inline Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats absolute(Floats a) { return _mm512_abs_ps(a); }
 inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
