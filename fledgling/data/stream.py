@@ -16,7 +16,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -239,18 +239,18 @@ class BatchBuilder:
     warmup: BatchWarmup
     multi_token: MultiTokenTargets
 
-    def build_batches(self, step: int) -> list[Batch]:
-        """Returns micro-batches rank, rank + world_size, ... of the step's ceil(R / micro_batch_size)."""
+    def build_batches(self, step: int, skipped: int = 0) -> list[Batch]:
+        """Returns micro-batches rank, rank + world_size, ... of ceil(R / micro_batch_size). skipped: earlier steps."""
         first, count = self.warmup.count_rows_before(step), self.warmup.count_rows_at(step)
         located = (self.source_order.locate(first + k) for k in range(count))
         rows = [(source, self.starts[source] + index) for source, index in located]
         starts = range(0, count, self.micro_batch_size)
         return [
             self.multi_token.add(
-                self.warmup.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step), step
+                self.warmup.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step), step - skipped
             )
             for start in starts[self.rank :: self.world_size]
-        ]
+        ]  # the weights of further targets fall with the steps that were made
 
     def _build_batch(self, rows: list[tuple[int, int]]) -> Batch:
         pairs = [self.sources[source].read_row(index, self.train_on) for source, index in rows]
@@ -331,11 +331,12 @@ class MixtureStream:
         if last is not None and self.step >= last:
             self.close()
             raise StopIteration
+        build = partial(self.builder.build_batches, skipped=self.skipped)
         if self._prefetch and self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.builder.build_batches, self.step, last)
+            self._prefetcher = Prefetcher(build, self.step, last)
             self._release = weakref.finalize(self, self._prefetcher.close)
         try:
-            batches = self._prefetcher.get() if self._prefetcher else self.builder.build_batches(self.step)
+            batches = self._prefetcher.get() if self._prefetcher else build(self.step)
         except BaseException:
             self.close()
             raise

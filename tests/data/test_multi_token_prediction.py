@@ -61,3 +61,12 @@ def test_a_stream_gives_the_weights_of_its_step_with_the_same_rows_and_after_a_r
             if step == 1:
                 assert other.target_weights[..., 1].max() == 0.25
     assert shapes == [(8, 2, 2)] * 2 + [(4, 4, 2)] * 2 + [None] * 4
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_the_weights_fall_by_the_steps_that_were_made_where_batches_are_skipped(prefetch):
+    stream = make_stream(steps=4, multi_token=MultiTokenTargets(1, 4), prefetch=prefetch)
+    weights = [stream.next()[0].target_weights[..., 1].max()]
+    stream.skip(2)
+    weights += [batches[0].target_weights[..., 1].max() for batches in stream]
+    assert weights == [0.5, 0.375, 0.25, 0.125]
