@@ -58,10 +58,10 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as JSON in one rename: readers see the old file or the new one. Raises UserError."""
-    _write_content(Path(path), encode_json(value))
+    _write_content(Path(path), encode_json_file(value))
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json_file(value: Any) -> bytes:
     """Returns `value` as the content of a JSON file, indented."""
     text = json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")

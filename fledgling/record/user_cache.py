@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.record.durable import write_file
-from fledgling.record.jsonl import encode_json
+from fledgling.record.jsonl import encode_json_file
 
 
 def find_cache_folder() -> Path:
@@ -23,7 +23,7 @@ def write_cache_file(name: str, value: Any) -> str:
     """Writes a file of the folder as JSON in one rename; returns why it cannot be written, or ""."""
     path = find_cache_folder() / name
     try:
-        write_file(path, encode_json(value))
+        write_file(path, encode_json_file(value))
     except OSError as error:
         return describe_unwritable(path, error)
     return ""
