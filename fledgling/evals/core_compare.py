@@ -100,8 +100,8 @@ def paired_difference(
         low, high, p = value - half, value + half, mcnemar_p_value(only_a, only_b)
     else:
         low, high, p = _bootstrap_bounds(_resample_mean(b - a, passages, categories, SEED))
-    means = [_mean_over_categories(marks, categories) for marks in (a, b)]
-    return Difference(name, *means, low, high, n, clusters, only_a, only_b, p)
+    mean_a, mean_b = (_mean_over_categories(marks, categories) for marks in (a, b))
+    return Difference(name, mean_a, mean_b, low, high, n, clusters, only_a, only_b, p)
 
 
 def _mean_over_categories(values: np.ndarray, categories: np.ndarray) -> float:

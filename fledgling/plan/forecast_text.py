@@ -8,7 +8,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.interval import Forecast
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.stage_seconds import EVALUATIONS
-from fledgling.record.forecast_names import forecast_label, format_forecast, format_interval
+from fledgling.record.forecast_names import forecast_label, format_forecast, format_forecast_interval
 from fledgling.record.progress_bar import format_count, format_duration
 
 
@@ -48,6 +48,6 @@ def forecast_row(forecast: Forecast) -> tuple[str, str, str, str]:
     """Returns a forecast's label, value, interval, and the number of independent past runs that it is from."""
     value, interval = (
         format_forecast(forecast.name, forecast.value),
-        format_interval(forecast.name, forecast.low, forecast.high),
+        format_forecast_interval(forecast.name, forecast.low, forecast.high),
     )
     return forecast_label(forecast.name), value, interval, str(forecast.runs)

@@ -26,7 +26,7 @@ def format_forecast(name: str, value: float) -> str:
     return f"{value:.3f}" if name.endswith(BITS) else f"{100 * value:.0f} %"
 
 
-def format_interval(name: str, low: float, high: float) -> str:
+def format_forecast_interval(name: str, low: float, high: float) -> str:
     """Returns "LOW to HIGH"; a unit that both have is printed once."""
     first, last = format_forecast(name, low), format_forecast(name, high)
     number, _, unit = first.partition(" ")

@@ -14,7 +14,7 @@ from fledgling.record.forecast_names import (
     SECONDS,
     forecast_label,
     format_forecast,
-    format_interval,
+    format_forecast_interval,
 )
 from fledgling.report.run_data import RunData, finite_number, load_run_data, printable_text
 from fledgling.report.summary import final_evaluations
@@ -56,7 +56,7 @@ class ForecastPair:
     @property
     def interval(self) -> str:
         """The interval as text."""
-        return format_interval(self.name, self.low, self.high)
+        return format_forecast_interval(self.name, self.low, self.high)
 
     def format(self, value: float | None) -> str:
         """Returns a value as text."""

@@ -1,6 +1,13 @@
 """Forecasts as text, the same before and after a run."""
 
-from fledgling.record.forecast_names import BITS, MEMORY, SECONDS, forecast_label, format_forecast, format_interval
+from fledgling.record.forecast_names import (
+    BITS,
+    MEMORY,
+    SECONDS,
+    forecast_label,
+    format_forecast,
+    format_forecast_interval,
+)
 from fledgling.report.forecasts import ForecastPair
 
 
@@ -12,10 +19,10 @@ def test_labels_and_values_have_their_units():
 
 
 def test_a_unit_of_both_ends_is_printed_once():
-    assert format_interval(MEMORY, 170 * 2**20, 199 * 2**20) == "170.0 to 199.0 MiB"
-    assert format_interval(MEMORY, 900 * 2**20, 2**30) == "900.0 MiB to 1.0 GiB"
-    assert format_interval("counting", 0.5, 0.75) == "50 to 75 %"
-    assert format_interval(SECONDS, 60.0, 90.0) == "1:00 to 1:30"
+    assert format_forecast_interval(MEMORY, 170 * 2**20, 199 * 2**20) == "170.0 to 199.0 MiB"
+    assert format_forecast_interval(MEMORY, 900 * 2**20, 2**30) == "900.0 MiB to 1.0 GiB"
+    assert format_forecast_interval("counting", 0.5, 0.75) == "50 to 75 %"
+    assert format_forecast_interval(SECONDS, 60.0, 90.0) == "1:00 to 1:30"
 
 
 def test_what_is_printed_like_an_end_is_inside():
