@@ -352,24 +352,11 @@ def _find_length(name: str, context: _PlanContext) -> tuple[int, int, bool] | No
 
 def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> memory.TrainingStep:
     """Returns the step with its rows: pinned, or the most that fit. Raises UserError if none fit and strict is set."""
-    config, device, ranks = context.config, context.device, context.step.ranks
+    config, device = context.config, context.device
     stage = context.recipe.stage_config(name)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
     step = stage_step(context.step, stage, adapter, plan_teacher(context.recipe, name, context.settings.teacher))
     recompute = context.recipe.run.recompute
-    if (
-        context.settings.strict
-        and pinned is not None
-        and rows % ranks == 0
-        and rows // ranks % pinned
-        and pinned < rows // ranks
-    ):
-        divisors = [size for size in range(1, rows // ranks + 1) if rows // ranks % size == 0]
-        nearest = min(divisors, key=lambda size: abs(size - pinned))
-        raise UserError(
-            f"{name}.micro_batch_size: got {pinned}, expected a divisor of a rank's {rows // ranks} rows per step, "
-            f"for example {nearest}"
-        )
     try:
         split = choose_split(config, rows, device.memory, step, pinned, recompute)
     except UserError as problem:

@@ -45,8 +45,18 @@ def require_row_each(name: str, table: StageConfig, rows: int, ranks: int) -> No
 
 
 def empty_share(rows: int, step: TrainingStep) -> float:
-    """Returns the share of a step's row slots, of all ranks, that hold none of its `rows` rows."""
-    return max(0.0, 1 - rows / (step.rows * step.micro_batches * step.ranks))
+    """Returns the share of a step's row slots, of all ranks, that hold none of its `rows` rows.
+
+    A single rank has none: its last micro-batch has the rows that are left. Several ranks wait for a full one.
+    """
+    return 0.0 if step.ranks == 1 else max(0.0, 1 - rows / (step.rows * step.micro_batches * step.ranks))
+
+
+def explain_empty_slots(rows: int, size: int, ranks: int) -> str:
+    """Returns why slots of a step of `rows` rows are empty, in micro-batches of `size`: what does not divide what."""
+    if rows % ranks:
+        return f"{ranks} ranks do not divide {rows} rows"
+    return f"micro-batches of {size} rows do not divide the {rows // ranks} rows of each of {ranks} ranks"
 
 
 def choose_split(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fledgling.plan.communication import GPUS_OF_A_MACHINE
+from fledgling.plan.split import explain_empty_slots
 from fledgling.record.jsonl import format_bytes
 
 Rows = list[tuple[str, str]]
@@ -167,8 +168,8 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
             )
         )
         if stage["empty_share"] > 0:
-            empty = f"{stage['empty_share']:.0%} of the work is on no row, for {device['ranks']} ranks do not divide"
-            rows.append(("", f"{empty} {stage['rows_per_step']} rows a step"))
+            reason = explain_empty_slots(stage["rows_per_step"], stage["micro_batch_size"], device["ranks"])
+            rows.append(("", f"{stage['empty_share']:.0%} of the work of a step is on no row, for {reason}"))
     energy = [stage["kwh"] for stage in stages.values()] or [plan["cost"]["kwh"]]
     rows.append(("energy of all stages", f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)"))
     prices = [stage["usd"] for stage in stages.values()] or [plan["cost"]["usd"]]

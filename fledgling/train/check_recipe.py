@@ -27,6 +27,7 @@ from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
     empty_share,
+    explain_empty_slots,
     explain_memory_shortage,
     require_row_each,
 )
@@ -271,7 +272,8 @@ def _check_memory(
         is_certain = world.device.type != "cpu"  # a CPU's limit is half of the machine's memory
         (found.problems if is_certain else found.notices).append(shortage)
     if rows is not None and (empty := empty_share(rows, split)) > 0:
-        found.notices.append(f"{world.size} ranks do not divide {rows} rows: {empty:.0%} of the work is on no row")
+        reason = explain_empty_slots(rows, split.rows, world.size)
+        found.notices.append(f"{reason}: {empty:.0%} of the work of a step is on no row")
     return split, peak
 
 

@@ -11,7 +11,7 @@ from fledgling.data.multi_token_prediction import MultiTokenTargets
 from fledgling.data.stream import MixtureStream
 from fledgling.kernels.qat import fake_quantize
 from fledgling.plan.horizon import compute_horizon
-from fledgling.plan.split import empty_share, require_row_each
+from fledgling.plan.split import empty_share, explain_empty_slots, require_row_each
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.train.context import StageContext, make_schedule, resolve_split
 from fledgling.train.data_preparer import split_mixture
@@ -96,7 +96,7 @@ def choose_micro_batch(name: str, config: StageConfig, context: StageContext, ro
             f"set {name}.micro_batch_size={size} for the same bits on other numbers of ranks"
         )
     if (empty := empty_share(rows, split)) > 0:
-        log(f"{name}: {ranks} ranks do not divide {rows} rows: {empty:.0%} of the work of a step is on no row")
+        log(f"{name}: {explain_empty_slots(rows, size, ranks)}: {empty:.0%} of the work of a step is on no row")
     return size
 
 

@@ -99,6 +99,18 @@ def test_more_time_gives_a_deeper_model_by_the_fitted_law_and_a_pinned_depth_sta
     assert "20 past runs" in choose(3, runs=runs).law
 
 
+def test_a_micro_batch_that_does_not_divide_an_open_batch_ends_no_search():
+    """A depth whose batch has 16 rows was rejected for micro-batches of 6, and all deeper ones with it."""
+    draw = random.Random(0)
+    runs = [make_run(draw, 0.003) for _ in range(20)]
+    open_batch = replace(QUICKSTART.pretrain, batch_tokens=None, micro_batch_size=None)
+    free, pinned = (
+        choose(1200, runs=runs, recipe=replace(QUICKSTART, pretrain=replace(open_batch, micro_batch_size=size)))
+        for size in (None, 6)
+    )
+    assert pinned.recipe.model.depth == free.recipe.model.depth > 4
+
+
 def test_time_that_earlier_sessions_spent_is_not_planned_again():
     assert total_seconds(choose(6, spent=100.0, is_pinned=True).stages) <= 260
 

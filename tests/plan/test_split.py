@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from fledgling.config import UserError
 from fledgling.plan.memory import estimate_peak_memory, fits_memory, memory_slack
-from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, PASS_ROWS, choose_split, count_passes, empty_share
+from fledgling.plan.split import (
+    MAX_MICRO_BATCH_ROWS,
+    PASS_ROWS,
+    choose_split,
+    count_passes,
+    empty_share,
+    explain_empty_slots,
+)
 from fledgling.plan.training_step import TrainingStep
 
 from .models import config
@@ -44,6 +51,15 @@ def test_a_pinned_micro_batch_is_at_most_a_ranks_share():
     assert (choose_split(config(2), 256, 0, step, 32).rows, choose_split(config(2), 256, 0, step, 4).rows) == (11, 4)
     assert choose_split(config(2), 256, 0, step, 4).micro_batches == 3
     assert empty_share(256, choose_split(config(2), 256, 0, step, 32)) == pytest.approx(1 - 256 / 264)
+
+
+def test_the_reason_for_empty_slots_is_what_does_not_divide():
+    """A rank alone makes a smaller last micro-batch; several wait for a full one."""
+    assert empty_share(16, choose_split(config(2), 16, 0, TrainingStep(1, 512), 6)) == 0.0
+    two = choose_split(config(2), 16, 0, TrainingStep(1, 512, ranks=2), 6)
+    assert empty_share(16, two) == pytest.approx(1 / 3)
+    assert explain_empty_slots(16, two.rows, 2).startswith("micro-batches of 6 rows do not divide the 8 rows")
+    assert explain_empty_slots(256, 11, 24) == "24 ranks do not divide 256 rows"
 
 
 def test_blocks_recompute_where_a_step_fits_only_so_whatever_decides_its_rows():
