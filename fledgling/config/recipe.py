@@ -110,6 +110,11 @@ class StageConfig(LoopConfig):
     core_max_per_task: int = count(500)  # items of each of its tasks
 
     @property
+    def used_sources(self) -> tuple[str, ...]:
+        """The sources of the mixture whose weight is above 0."""
+        return tuple(name for name, weight in self.mixture.items() if weight > 0)
+
+    @property
     def largest_source(self) -> str:
         """The source with the largest share of the mixture; "" of an empty one."""
         return max(self.mixture, key=lambda name: self.mixture[name], default="")

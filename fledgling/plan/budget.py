@@ -25,7 +25,7 @@ from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_law_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.plan import PlanSettings, make_plan
-from fledgling.plan.stage_length import SourceSize
+from fledgling.plan.stage_length import SourceSize, explain_unknown_length
 from fledgling.plan.stage_seconds import (
     EVALUATIONS,
     CoreTime,
@@ -288,9 +288,7 @@ def _fit_steps(
     """Returns steps by stage, the time of all that is made, and the evaluations; None if a stage would have too few."""
     if any(name not in plan["stages"] for name in recipe.stages):
         missing = next(name for name in recipe.stages if name not in plan["stages"])
-        raise UserError(
-            f"{budget.text}: the steps of {missing} are not known before its data are read; set {missing}.steps"
-        )
+        raise UserError(f"{budget.text}: {explain_unknown_length(missing, recipe.stage_config(missing))}")
     base = {name: plan["stages"][name] for name in recipe.stages}
     for evaluations in EVALUATIONS:
         share, capped = 1.0, set[str]()

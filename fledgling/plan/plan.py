@@ -3,7 +3,8 @@
 Keys are stable: `parameters.total`, `flops.per_token`, `flops.total`, `memory.per_rank.total` (bytes), `time.hours` and
 `cost.usd` keep their names; new keys may be added. Parameters and FLOPs are exact, memory is counted, hours and cost
 are estimates. `horizon`, `time`, `flops.total`, `memory`, `data` and `cost` describe pretraining, also where it is not
-`in_run`; `stages` has every stage whose steps are known.
+`in_run`; what depends on a length that only its data show is None there. `stages` has every stage whose steps are
+known, `unknown_stages` the names of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError, load_recipe
 from fledgling.plan import communication, cost, flops, hardware, memory
 from fledgling.plan.derive import derive_known, list_derived
-from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.optimizer_state import find_fitting_state
 from fledgling.plan.parameters import (
@@ -33,7 +33,7 @@ from fledgling.plan.split import (
     explain_memory_shortage,
     require_row_each,
 )
-from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
+from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps, find_rows
 from fledgling.plan.stage_step import device_row_step, stage_step
 from fledgling.plan.teacher import plan_teacher
 from fledgling.plan.utilization import choose_utilization, find_adapter_share
@@ -96,7 +96,10 @@ DEFAULT_SETTINGS = PlanSettings()
 
 @dataclass(frozen=True)
 class _PlanContext:
-    """The values that all stages share; step: one row of a training step; sizes: all that are known."""
+    """The values that all stages share.
+
+    step: one row of a training step. sizes: all that are known. pretrain: the step of pretraining, in micro-batches.
+    """
 
     recipe: Recipe
     settings: PlanSettings
@@ -104,12 +107,17 @@ class _PlanContext:
     device: hardware.DeviceSpec
     step: memory.TrainingStep
     sizes: Mapping[str, SourceSize]
+    pretrain: memory.TrainingStep
     utilization: Mapping[str, Any]  # of `choose_utilization`
 
     @property
     def mfu(self) -> float:
         """The utilization that hours are estimated with."""
         return self.utilization["mfu"]
+
+    def is_strict(self, name: str) -> bool:
+        """Whether stage `name` raises for what it cannot do: an unused [pretrain] is described, whatever it says."""
+        return self.settings.strict and name in self.recipe.stages
 
 
 def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict[str, Any]:
@@ -119,12 +127,11 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
     """
     context = _make_context(recipe, settings)
     config, device, ranks = context.config, context.device, context.step.ranks
-    horizon, parameters = recipe_horizon(recipe), count_parameters(config)
-    planned = {name: _plan_stage(name, context) for name in ("pretrain", *recipe.stages)}
-    known = {name: stage for name, stage in planned.items() if stage is not None}  # pretraining always is
-    stages = {name: known[name][0] for name in recipe.stages if name in known}
-    pretrain, step = known["pretrain"]
-    flops_section = _plan_flops(config, horizon.tokens)
+    parameters = count_parameters(config)
+    planned = {name: _plan_stage(name, context) for name in dict.fromkeys(("pretrain", *recipe.stages))}
+    stages = {name: stage for name in recipe.stages if (stage := planned[name]) is not None}
+    tokens, hours = (planned["pretrain"] or {}).get("tokens"), (planned["pretrain"] or {}).get("hours")
+    flops_section = _plan_flops(config, tokens)
     of = {"stage": "pretrain", "in_run": "pretrain" in recipe.stages}
     return {
         "recipe": recipe.name,
@@ -132,28 +139,21 @@ def make_plan(recipe: Recipe, settings: PlanSettings = DEFAULT_SETTINGS) -> dict
         "parameters": parameters,
         "formula": dict(zip(("terms", "simplified"), parameter_formula(config), strict=True)),
         "flops": flops_section,
-        "horizon": {
-            **of,
-            "tokens": horizon.tokens,
-            "tokens_per_parameter": round(horizon.tokens / count_law_parameters(config), 2),
-            "batch_tokens": horizon.batch_tokens,
-            "steps": horizon.steps,
-            **{key: pretrain[key] for key in ("micro_batch_size", "grad_accumulation")},
-            "dtype": step.dtype,
-        },
-        "data": _plan_data(config, horizon.tokens, step),
-        "memory": of | _plan_memory(config, step, device),
+        "horizon": of | _plan_horizon(context, planned["pretrain"]),
+        "data": _plan_data(config, tokens, context.pretrain),
+        "memory": of | _plan_memory(config, context.pretrain, device),
         "inference": plan_inference(config, device.memory * device.sharers),
         "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops, "watts": device.watts},
-        "time": {**of, "estimate": True, "hours": pretrain["hours"], **context.utilization},
+        "time": {**of, "estimate": True, "hours": hours, **context.utilization},
         "cost": {
             **of,
             "estimate": True,
-            "usd": cost.estimate_usd(pretrain["hours"], device, ranks, settings.price),
-            "kwh": cost.estimate_kwh(pretrain["hours"], device, ranks),
+            "usd": None if hours is None else cost.estimate_usd(hours, device, ranks, settings.price),
+            "kwh": None if hours is None else cost.estimate_kwh(hours, device, ranks),
         },
-        "communication": _plan_communication(context, parameters["total"], flops_section["per_token"], pretrain),
+        "communication": _plan_communication(context, parameters["total"], flops_section["per_token"]),
         "stages": stages,
+        "unknown_stages": [name for name in recipe.stages if name not in stages],
         "derived": _list_derived(context, stages),
     }
 
@@ -176,26 +176,32 @@ def _make_context(recipe: Recipe, settings: PlanSettings) -> _PlanContext:
     step = device_row_step(recipe.optimizer, recipe.run, config, ranks, device)
     step = replace(step, layout=settings.layout)
     known_sizes = published_sizes(config.context) | dict(settings.sizes or {})
-    context = _PlanContext(recipe, settings, config, device, step, known_sizes, {})
-    rows = recipe_horizon(recipe).batch_tokens // config.context
-    micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
+    context = _PlanContext(recipe, settings, config, device, step, known_sizes, step, {})
+    rows = _find_pretrain_rows(context) or MAX_MICRO_BATCH_ROWS * ranks
+    pretrain = _split("pretrain", rows, context)
     per_token = flops.training_flops_per_token(config)
     utilization, device = choose_utilization(
-        device, settings.mfu, settings.peak_flops, per_token, micro_batch_tokens, step.compiled
+        device, settings.mfu, settings.peak_flops, per_token, pretrain.tokens, step.compiled
     )
-    return replace(context, device=device, utilization=utilization)
+    return replace(context, device=device, utilization=utilization, pretrain=pretrain)
 
 
-def _plan_communication(
-    context: _PlanContext, parameters: int, flops_per_token: int, pretrain: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the section on communication. pretrain: the planned values of pretraining."""
+def _find_pretrain_rows(context: _PlanContext) -> int | None:
+    """Returns the rows of a step of pretraining over all ranks; None if the sizes of its sources decide."""
+    found = find_rows("pretrain", context.recipe.pretrain, context.config, context.sizes)
+    return found[0] if found else None
+
+
+def _plan_communication(context: _PlanContext, parameters: int, flops_per_token: int) -> dict[str, Any]:
+    """Returns the section on communication in a step of pretraining."""
     device, ranks, given = context.device, context.step.ranks, context.settings.link
+    step, rows = context.pretrain, _find_pretrain_rows(context)
+    rows = rows or step.rows * step.micro_batches * ranks
     link = given or communication.default_link(device.name, ranks)
     section = communication.plan_communication(
         parameters,
-        flops_per_token * recipe_horizon(context.recipe).batch_tokens / (device.peak_flops * context.mfu),
-        pretrain["grad_accumulation"],
+        flops_per_token * rows * step.context / (device.peak_flops * context.mfu),
+        step.micro_batches,
         ranks,
         link,
         count_matrix_parameters(context.config),
@@ -206,12 +212,28 @@ def _plan_communication(
     return section
 
 
-def _plan_flops(config: ModelConfig, tokens: int) -> dict[str, Any]:
-    """Returns the section on floating-point operations of pretraining on `tokens` tokens."""
+def _plan_horizon(context: _PlanContext, pretrain: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the section on the length of pretraining; pretrain: its planned values, None if its steps are unknown."""
+    rows, step = _find_pretrain_rows(context), context.pretrain
+    tokens = pretrain["tokens"] if pretrain else None
+    parameters = count_law_parameters(context.config)
+    return {
+        "tokens": tokens,
+        "tokens_per_parameter": None if tokens is None else round(tokens / parameters, 2),
+        "batch_tokens": None if rows is None else rows * step.context,
+        "steps": pretrain["steps"] if pretrain else None,
+        "micro_batch_size": step.rows,
+        "grad_accumulation": step.micro_batches,
+        "dtype": step.dtype,
+    }
+
+
+def _plan_flops(config: ModelConfig, tokens: int | None) -> dict[str, Any]:
+    """Returns the section on floating-point operations of pretraining on `tokens` tokens; None: not known."""
     per_token = flops.training_flops(config)
     return {
         "per_token": per_token["total"],
-        "total": per_token["total"] * tokens,
+        "total": None if tokens is None else per_token["total"] * tokens,
         "forward": flops.forward_flops(config),
         "training": per_token,
         "attention": "full",
@@ -219,15 +241,15 @@ def _plan_flops(config: ModelConfig, tokens: int) -> dict[str, Any]:
     }
 
 
-def _plan_data(config: ModelConfig, tokens: int, step: memory.TrainingStep) -> dict[str, int]:
-    """Returns the section on text and files of pretraining on `tokens` tokens."""
-    characters = round(tokens * CHARACTERS_PER_TOKEN)
-    shards = -(-characters // CHARACTERS_PER_SHARD)
+def _plan_data(config: ModelConfig, tokens: int | None, step: memory.TrainingStep) -> dict[str, int | None]:
+    """Returns the section on text and files of pretraining on `tokens` tokens; None: not known."""
+    characters = None if tokens is None else round(tokens * CHARACTERS_PER_TOKEN)
+    shards = None if characters is None else -(-characters // CHARACTERS_PER_SHARD)
     return {
         "characters": characters,
         "shards": shards,
-        "bytes_text": shards * BYTES_PER_SHARD,
-        "bytes_tokenized": tokens * (2 if config.vocab_size <= 65_536 else 4),
+        "bytes_text": None if shards is None else shards * BYTES_PER_SHARD,
+        "bytes_tokenized": None if tokens is None else tokens * (2 if config.vocab_size <= 65_536 else 4),
         "bytes_checkpoint": memory.checkpoint_bytes(config, step),
     }
 
@@ -273,8 +295,8 @@ def _plan_memory(config: ModelConfig, step: memory.TrainingStep, device: hardwar
     }
 
 
-def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memory.TrainingStep] | None:
-    """Returns the values of a stage (steps, tokens, hours, cost, memory, ...) and its step; None if no steps are known.
+def _plan_stage(name: str, context: _PlanContext) -> dict[str, Any] | None:
+    """Returns the values of a stage (steps, tokens, hours, cost, memory, ...); None if no steps are known.
 
     The tokens of RL are an assumption, those of DPO an upper bound. RL: prompts as long as the longest answer, which
     they may exceed, and answers of full length; each token is sampled once and learned `epochs` times. DPO: both
@@ -301,9 +323,9 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         per_token += reads * flops.forward_flops_per_token(config)
     else:
         tokens = steps * rows * config.context
-        if context.settings.strict:
+        if context.is_strict(name):
             require_row_each(name, stage, rows, ranks)
-    step = _split(name, stage.micro_batch_size, rows, context)
+    step = _split(name, rows, context)
     per_token += step.teacher.added_flops(config) if step.teacher else 0
     empty = 0.0 if isinstance(stage, RLConfig | DPOConfig) else empty_share(rows, step)
     slower = cost.find_eager_share(step.device, step.compiled, step.adapter is not None)
@@ -311,7 +333,7 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
     measured = find_adapter_share(device, per_token, step) if context.settings.mfu is None else None
     share = measured or context.mfu * slower
     hours = cost.estimate_hours(per_token * tokens, device, ranks, share) / (1 - empty)
-    values = {
+    return {
         "steps": steps,
         "rows_per_step": rows,
         "tokens": tokens,
@@ -326,16 +348,14 @@ def _plan_stage(name: str, context: _PlanContext) -> tuple[dict[str, Any], memor
         "grad_accumulation": step.micro_batches,
         "memory": memory.estimate_peak_memory(config, step)["total"],
     }
-    return values, step
 
 
 def _find_length(name: str, context: _PlanContext) -> tuple[int, int, bool] | None:
     """Returns (rows of a step over all ranks, steps, whether an assumed size decides); None if no steps are known."""
     recipe, sizes = context.recipe, context.sizes
     stage = recipe.stage_config(name)
-    if name == "pretrain" and stage.num_epochs is None:
-        horizon = recipe_horizon(recipe)
-        return horizon.batch_tokens // context.config.context, horizon.steps, False
+    if name not in recipe.stages and stage.num_epochs is not None:
+        return None  # the text of a pretraining that is not made is not counted
     if isinstance(stage, DPOConfig):
         if stage.steps is None and stage.pairs not in sizes:
             return None
@@ -350,20 +370,21 @@ def _find_length(name: str, context: _PlanContext) -> tuple[int, int, bool] | No
     return derive_length(recipe, name, context.config, sizes)
 
 
-def _split(name: str, pinned: int | None, rows: int, context: _PlanContext) -> memory.TrainingStep:
+def _split(name: str, rows: int, context: _PlanContext) -> memory.TrainingStep:
     """Returns the step with its rows: pinned, or the most that fit. Raises UserError if none fit and strict is set."""
     config, device = context.config, context.device
-    stage = context.recipe.stage_config(name)
+    stage, is_strict = context.recipe.stage_config(name), context.is_strict(name)
+    pinned = stage.micro_batch_size
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
     step = stage_step(context.step, stage, adapter, plan_teacher(context.recipe, name, context.settings.teacher))
     recompute = context.recipe.run.recompute
     try:
         split = choose_split(config, rows, device.memory, step, pinned, recompute)
     except UserError as problem:
-        if context.settings.strict:
+        if is_strict:
             raise UserError(f"{name} does not fit {device.name}: {problem}") from None
         return choose_split(config, rows, device.memory, step, 1, recompute)
-    if context.settings.strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
+    if is_strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
         shortage = explain_memory_shortage(config, split, device.memory)
         raise UserError(f"{name}.micro_batch_size={pinned} does not fit {device.name}: {shortage}")
     return split

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
+from fledgling.config import DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
 from fledgling.plan.horizon import compute_horizon
 
 SFT_EXAMPLES_PER_STEP = 32
@@ -62,7 +62,7 @@ def row_weights(table: StageConfig, sizes: Mapping[str, SourceSize]) -> dict[str
 
     sizes: needed for the unit "examples" only.
     """
-    used = {name: weight for name, weight in table.mixture.items() if weight > 0}
+    used = {name: table.mixture[name] for name in table.used_sources}
     if table.mixture_unit == "examples":
         return {name: weight * sizes[name].rows for name, weight in used.items()}
     return used
@@ -116,6 +116,38 @@ def derive_dpo_steps(table: DPOConfig, pairs: int) -> int:
     return table.steps or max(1, int((table.num_epochs or 1.0) * pairs) // table.batch_size)
 
 
+def find_rows(
+    name: str, table: StageConfig, config: ModelConfig, sizes: Mapping[str, SourceSize]
+) -> tuple[int, bool] | None:
+    """Returns (rows of a step over all ranks, whether an assumed size decides); None if a size decides that is unknown.
+
+    sizes: of the sources of the mixture that are known.
+    """
+    rows = fixed_rows(name, table, config)
+    if rows is not None:
+        return rows, False
+    needed = table.used_sources
+    if not needed or any(source not in sizes for source in needed):
+        return None
+    return derive_rows(table, sizes), any(sizes[source].is_assumed for source in needed)
+
+
+def fixed_steps(name: str, table: StageConfig, rows: int, config: ModelConfig) -> int | None:
+    """Returns the steps of `rows` rows that the table gives, or in pretraining the depth; None if the data decide."""
+    if table.steps is not None or name != "pretrain" or table.num_epochs is not None:
+        return table.steps
+    return compute_horizon(config, rows * config.context).steps
+
+
+def explain_unknown_length(name: str, table: LoopConfig) -> str:
+    """Returns one line: the length of a stage is known once its data are read, and which settings give it before."""
+    needed = [f"{name}.steps"] if table.steps is None else []
+    if isinstance(table, StageConfig) and open_batch(name, table):
+        instead = " instead of examples_per_step" if table.examples_per_step else ""
+        needed.append(f"{name}.batch_tokens{instead}")
+    return f"the length of {name} is not known before its data are read; set {' and '.join(needed)}"
+
+
 def derive_length(
     recipe: Recipe, name: str, config: ModelConfig, sizes: Mapping[str, SourceSize]
 ) -> tuple[int, int, bool] | None:
@@ -125,25 +157,22 @@ def derive_length(
     UserError if every source is known to have no end.
     """
     table: StageConfig = getattr(recipe, name)
-    rows, assumed = fixed_rows(name, table, config), False
-    needed = [source for source, weight in table.mixture.items() if weight > 0]
-    if not needed:
-        return None if rows is None or table.steps is None else (rows, table.steps, False)
-    if rows is None or table.mixture_unit == "examples":
-        if any(source not in sizes for source in needed):
-            return None
-        assumed = any(sizes[source].is_assumed for source in needed)
-    if rows is None:
-        rows = derive_rows(table, sizes)
-    if table.steps is not None:
-        return rows, table.steps, assumed
+    found = find_rows(name, table, config, sizes)
+    if found is None:
+        return None
+    rows, assumed = found
+    if (steps := fixed_steps(name, table, rows, config)) is not None:
+        return rows, steps, assumed
+    needed = table.used_sources
     known = {source: sizes[source] for source in needed if source in sizes}
+    if not needed or (table.mixture_unit == "examples" and len(known) < len(needed)):
+        return None
     weights = row_weights(table, sizes)
     total = sum(weights.values())
     ends = [(weights[source] / total, size.examples * size.rows) for source, size in known.items()]
-    steps = count_steps(table.num_epochs, rows, ends)
-    if steps == math.inf:
+    derived = count_steps(table.num_epochs, rows, ends)
+    if derived == math.inf:
         if len(known) < len(needed):
             return None
         raise require_end(name, "mixture has", needed)
-    return rows, max(1, math.floor(steps)), assumed or any(size.is_assumed for size in known.values())
+    return rows, max(1, math.floor(derived)), assumed or any(size.is_assumed for size in known.values())

@@ -100,7 +100,7 @@ def _memory_rows(section: dict[str, Any], stages: dict[str, Any]) -> Rows:
         section: "memory" of the plan.
         stages: "stages" of it.
     """
-    if stages and "pretrain" not in stages:
+    if stages and not section["in_run"]:
         name = max(stages, key=lambda stage: stages[stage]["memory"])
         most, device = stages[name]["memory"], section["device"]
         rows: Rows = [("memory per rank", f"{format_memory(most)} of {format_memory(device)} in {name}")]
@@ -139,7 +139,7 @@ def _highest_memory(pretraining: float, stages: dict[str, Any]) -> Rows:
 
 
 def _time_rows(plan: dict[str, Any]) -> Rows:
-    """Returns the rows of time, energy and money, for every stage whose steps are known."""
+    """Returns the rows of time, energy and money, for every stage whose steps are known; names the others."""
     time, device, stages = plan["time"], plan["hardware"], plan["stages"]
     source = {"given": "as given", "measured": "measured on this machine", "table": "assumed"}[time["mfu_source"]]
     origin = f" with {time['mfu_of']}" if "mfu_of" in time else ""
@@ -149,7 +149,7 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
         peak += f"; {time['mfu_datasheet']:.0%} of the datasheet's {time['datasheet_flops'] / 1e12:,.4g}"
     elif time["mfu_datasheet"] is not None:
         peak = f"the datasheet's {time['datasheet_flops'] / 1e12:,.4g} TFLOP/s in {plan['horizon']['dtype']}"
-    own = f"{format_hours(time['hours'])} of pretraining " if "pretrain" in stages or not stages else ""
+    own = f"{format_hours(time['hours'])} of pretraining " if "pretrain" in stages else ""
     rows = [
         ("hardware", f"{device['ranks']} x {device['name']}"),
         ("time", f"{own}at {time['mfu']:.0%} MFU, {source}{origin} (estimate)"),
@@ -170,13 +170,12 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
         if stage["empty_share"] > 0:
             reason = explain_empty_slots(stage["rows_per_step"], stage["micro_batch_size"], device["ranks"])
             rows.append(("", f"{stage['empty_share']:.0%} of the work of a step is on no row, for {reason}"))
-    energy = [stage["kwh"] for stage in stages.values()] or [plan["cost"]["kwh"]]
-    rows.append(("energy of all stages", f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)"))
-    prices = [stage["usd"] for stage in stages.values()] or [plan["cost"]["usd"]]
-    rows.append(
-        ("cost of all stages", "unknown: give --price" if None in prices else f"${sum(prices):,.2f} (estimate)")
-    )
-    return rows
+    rows += [(f"  {name}", "its steps are known once its data are prepared") for name in plan["unknown_stages"]]
+    counted = "of the known stages" if plan["unknown_stages"] else "of all stages"
+    energy, prices = ([stage[key] for stage in stages.values()] for key in ("kwh", "usd"))
+    used = f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)" if energy else "unknown"
+    paid = "unknown: give --price" if None in prices else f"${sum(prices):,.2f} (estimate)" if prices else "unknown"
+    return [*rows, (f"energy {counted}", used), (f"cost {counted}", paid)]
 
 
 def _communication_rows(section: dict[str, Any]) -> Rows:

@@ -99,6 +99,15 @@ def test_more_time_gives_a_deeper_model_by_the_fitted_law_and_a_pinned_depth_sta
     assert "20 past runs" in choose(3, runs=runs).law
 
 
+def test_a_budget_names_the_settings_that_give_a_length_which_only_the_data_show():
+    epochs = replace(QUICKSTART.pretrain, steps=None, num_epochs=2.0)
+    with pytest.raises(UserError, match=r"--minutes 12: the length of pretrain is not known .*; set pretrain\.steps$"):
+        choose(12, recipe=replace(QUICKSTART, pretrain=epochs))
+    examples = replace(QUICKSTART.pretrain, batch_tokens=None, examples_per_step=4)
+    with pytest.raises(UserError, match=r"; set pretrain\.batch_tokens instead of examples_per_step$"):
+        choose(12, recipe=replace(QUICKSTART, pretrain=examples))
+
+
 def test_a_micro_batch_that_does_not_divide_an_open_batch_ends_no_search():
     """A depth whose batch has 16 rows was rejected for micro-batches of 6, and all deeper ones with it."""
     draw = random.Random(0)

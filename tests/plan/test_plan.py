@@ -69,6 +69,39 @@ def test_the_stages_of_a_recipe_end_where_it_names_no_steps(name):
     assert known["rows_per_step"] == 4 and not known["assumed_lengths"]
 
 
+EPOCHS = ["pretrain.num_epochs=2", "pretrain.steps=none"]
+
+
+def test_a_pretraining_by_epochs_has_no_length_before_its_text_is_prepared():
+    """It was a KeyError in `plan`, in `speedrun --minutes` and in every stage that trains."""
+    plan = make_plan(load_recipe("quickstart", EPOCHS))
+    assert plan["unknown_stages"] == ["pretrain"] and list(plan["stages"]) == ["midtrain", "sft", "rl"]
+    assert plan["horizon"]["batch_tokens"] == 4096 and plan["memory"]["in_run"] and plan["memory"]["fits"]
+    unknown = [plan["horizon"][key] for key in ("steps", "tokens", "tokens_per_parameter")]
+    unknown += [plan["time"]["hours"], plan["cost"]["kwh"], plan["flops"]["total"], plan["data"]["bytes_text"]]
+    assert unknown == [None] * 7 and json.dumps(plan)
+    text = format_plan(plan)
+    assert "its steps are known once its data are prepared" in text and "energy of the known stages" in text
+    assert "tokens of pretraining" not in text and "energy of all stages" not in text
+    counted = make_plan(
+        load_recipe("quickstart", [*EPOCHS, "pretrain.mixture={gsm8k = 1.0}"]),
+        PlanSettings(sizes={"gsm8k": SourceSize(80, 1.0)}),
+    )
+    assert counted["horizon"]["steps"] == counted["stages"]["pretrain"]["steps"] == 10  # 2 x 80 rows, 16 a step
+
+
+@pytest.mark.parametrize(
+    "unused", [EPOCHS, ["pretrain.micro_batch_size=16", "pretrain.batch_tokens=4096", "run.hardware=t4"]]
+)
+def test_a_pretraining_that_the_recipe_leaves_out_rejects_nothing(unused):
+    """A large model that an adapter tunes was rejected for the memory that training all of it would take."""
+    tuned = ["sft.batch_tokens=256", "sft.micro_batch_size=1", "run.init_from=elsewhere"]
+    tuned += ["adapter.method=lora", "adapter.quantization=int4", "model={depth=34, context=256}"]
+    plan = make_plan(load_recipe("quickstart", ['stages=["sft"]', *tuned, *unused]))
+    assert list(plan["stages"]) == ["sft"] and plan["unknown_stages"] == [] and not plan["horizon"]["in_run"]
+    assert "of pretraining" not in format_plan(plan)
+
+
 BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]')
 
 

@@ -9,11 +9,13 @@ import pytest
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
 from fledgling.plan.flops import count_idle_head_flops
+from fledgling.record import read_jsonl
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.report.prediction_pairs import pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.train import predictions
 from fledgling.train.predictions import find_teacher_config, write_predictions
+from fledgling.train.run import run_stage
 from fledgling.train.source_sizes import count_generated_shares
 from tests.fast_run import write_recipe
 
@@ -46,6 +48,19 @@ def read_plans(run_dir: Path) -> dict[str, float]:
     files = sorted(run_dir.rglob("plan*.json"))
     plans = {str(file.relative_to(run_dir)): json.loads(file.read_text()) for file in files}
     return {name: plan["time"]["tokens_per_second"] for name, plan in plans.items()}
+
+
+def test_a_stage_whose_length_its_data_show_trains_without_a_prediction_of_it(recipe, tmp_path):
+    """`pretrain.num_epochs` ended in a KeyError when the plan of the run was written."""
+    table = replace(recipe.pretrain, steps=None, num_epochs=0.05)
+    epochs = replace(recipe, pretrain=table, stages=("pretrain",))
+    assert run_stage(epochs, "pretrain", quiet=True)
+    plan = json.loads((tmp_path / "run" / "pretrain" / "plan.json").read_text())
+    assert plan["unknown_stages"] == ["pretrain"] and plan["horizon"]["steps"] is None
+    lines = read_jsonl(tmp_path / "run" / "pretrain" / "metrics.jsonl")
+    assert len(lines) > 1 and lines[-1]["tokens"] == len(lines) * plan["horizon"]["batch_tokens"]
+    pairs = {pair.key for pair in pair_predictions(load_run_data(tmp_path / "run"))}
+    assert "parameters" in pairs and not pairs & {"pretrain.steps", "pretrain.tokens", "pretrain.hours"}
 
 
 def test_a_benchmark_between_stages_and_resumes_changes_no_prediction(recipe, tmp_path, speed):
