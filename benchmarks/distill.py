@@ -18,7 +18,7 @@ from typing import Any
 
 from fledgling.bench.train import build_training
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.plan.horizon import recipe_horizon
+from fledgling.plan.horizon import compute_horizon
 from fledgling.record import read_jsonl, write_json
 from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.train.distill.teacher import load_teacher
@@ -75,7 +75,7 @@ def measure_step_seconds(recipes: dict[str, Recipe], teacher: Path) -> dict[str,
 def make_step(recipe: Recipe, teacher: Path) -> Callable[[], float]:
     """Returns a function that makes one step of pretraining and returns its seconds."""
     world, setup, model, optimizer = build_training(recipe)
-    rows = recipe_horizon(recipe).batch_tokens // model.config.context
+    rows = compute_horizon(model.config, recipe.pretrain.batch_tokens).batch_tokens // model.config.context
     own = recipe.pretrain.micro_batch_size or rows
     is_live = recipe.distill.teacher is not None and recipe.distill.top_k is None
     live = load_teacher(str(teacher), world.device, setup.dtype).model if is_live else None

@@ -20,7 +20,7 @@ from typing import Any, cast
 from fledgling.bench.train import build_training
 from fledgling.config import Recipe, StageConfig, UserError
 from fledgling.optim.schedule import trapezoidal_schedule
-from fledgling.plan.horizon import recipe_horizon
+from fledgling.plan.horizon import compute_horizon
 from fledgling.record.durable import fsync_path
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
@@ -46,11 +46,11 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
         raise UserError(f"--saves {saves}: expected at least 1")
     table = cast(StageConfig, recipe.stage_config(name))
     world, setup, model, optimizer = build_training(recipe, table.learning_rate or 1.0)
-    rows = (table.batch_tokens or recipe_horizon(recipe).batch_tokens) // recipe.model.context
+    horizon = compute_horizon(recipe.resolve_model(), table.batch_tokens, table.steps)
+    rows = horizon.batch_tokens // recipe.model.context
     stream = RandomBatches(recipe.tokenizer.vocab_size, rows, recipe.model.context)
     micro_batches = stream.batch.split(table.micro_batch_size or rows)
-    steps = table.steps or recipe_horizon(recipe).steps
-    interval = table.save_every or steps
+    steps, interval = horizon.steps, table.save_every or horizon.steps
     stage = Stage(
         name, steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps), save_every=interval
     )

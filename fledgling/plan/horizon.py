@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fledgling.config import ModelConfig, Recipe, UserError, scaling_rules
+from fledgling.config import ModelConfig, UserError, scaling_rules
 from fledgling.plan.parameters import count_law_parameters
 
 
@@ -23,12 +23,6 @@ class PretrainHorizon:
     def tokens(self) -> int:
         """Training tokens in total."""
         return self.batch_tokens * self.steps
-
-
-def recipe_horizon(recipe: Recipe) -> PretrainHorizon:
-    """Returns the length of a recipe's pretraining; raises UserError for a pinned batch of incomplete rows."""
-    config = recipe.resolve_model()
-    return compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
 
 
 def compute_horizon(

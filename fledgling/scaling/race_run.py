@@ -288,9 +288,15 @@ def fill_open_fields(recipe: Recipe) -> Recipe:
     """Returns a recipe whose rates and warm-up are given. A checkout from before the rules has none that are open."""
     if find_spec("fledgling.plan.derive") is None:
         return recipe
-    from fledgling.plan.derive import derive_recipe
+    from fledgling.plan.derive import RATES, derive_recipe
 
-    return derive_recipe(recipe)
+    filled = derive_recipe(recipe)
+    if any(getattr(filled.optimizer, name) is None for name in ("weight_decay", *(f"{role}_lr" for role in RATES))):
+        raise UserError(
+            f"pretrain.examples_per_step={recipe.pretrain.examples_per_step}: open rates follow from the batch, which "
+            "a race knows only from pretrain.batch_tokens: set that instead"
+        )
+    return filled
 
 
 def main() -> int:

@@ -20,7 +20,6 @@ from fledgling.config.unused_settings import describe_unused
 from fledgling.evals.chat import encode_question
 from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
-from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.published_sizes import published_sizes
 from fledgling.plan.split import (
@@ -313,9 +312,8 @@ def _check_mixture(
         for source in parts.documents:
             if source not in kept and Path(split_columns(source)[0]).exists():
                 found.attempt(partial(require_document, source, recipe.run.data_dir))
-        if name == "pretrain" and table.num_epochs is None:
-            horizon = compute_horizon(config, table.batch_tokens, table.steps)
-            return horizon.batch_tokens // config.context, horizon.steps
+        if name == "pretrain" and table.num_epochs is None and (length := derive_length(recipe, name, config, {})):
+            return length[:2]
         known = published_sizes(config.context) | dict(context.sizes)
         for source in (*parts.tasks, *parts.conversations):
             with suppress(UserError) if source in kept else found.collecting():

@@ -16,6 +16,7 @@ from typing import Any
 from fledgling.config import PHASES, STAGES, LoopConfig, ModelConfig, Recipe, StageConfig, TokenizerConfig, UserError
 from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_derived, keep_ignored
 from fledgling.config.load import parse_recipe
+from fledgling.plan.derive import needs_examples
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import checkpoint
@@ -165,6 +166,18 @@ def read_rows_per_step(state: dict[str, Any], table: LoopConfig) -> int | None:
         return None
     config = ModelConfig.from_dict(state["model"])
     return state.get("rows_per_step") or compute_horizon(config, table.batch_tokens).batch_tokens // config.context
+
+
+def read_pretrain_rows(run_dir: Path, recipe: Recipe, config: ModelConfig) -> int | None:
+    """Returns the rows of a step of a run's pretraining if its examples have decided them, else None.
+
+    By the depth where no checkpoint says them. config: of the model.
+    """
+    if not needs_examples(recipe):
+        return None
+    newest = checkpoint.find_latest_checkpoint(run_dir / "pretrain" / "checkpoints")
+    rows = read_rows_per_step(checkpoint.read_checkpoint_state(newest), recipe.pretrain) if newest else None
+    return rows or compute_horizon(config).batch_tokens // config.context
 
 
 def _replace_stage(recipe: Recipe, stage: str, table: Any) -> Recipe:

@@ -51,7 +51,7 @@ from fledgling.train.replaced_stage import (
     remove_replaced_stage,
     set_stage_aside,
 )
-from fledgling.train.resume_check import read_prepared_data
+from fledgling.train.resume_check import read_prepared_data, read_pretrain_rows
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
     Log,
@@ -281,7 +281,8 @@ def build_stage(
 def derive_context(context: StageContext, stage: Stage) -> StageContext:
     """Returns the context with what follows from the stage's length; writes that into the run's recipe.toml."""
     config, given = context.model.config, context.recipe
-    recipe = derive_stage(given, stage.name, stage.steps, stage.rows_per_step * config.context, config)
+    rows = read_pretrain_rows(context.run_dir, given, config)
+    recipe = derive_stage(given, stage.name, stage.steps, stage.rows_per_step * config.context, config, rows)
     if recipe == given:
         return context
     for line in describe_derived(stage.name, given, recipe):

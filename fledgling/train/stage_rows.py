@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fledgling.config import Recipe, RLConfig, StageConfig
+from fledgling.config import ModelConfig, Recipe, RLConfig, StageConfig
 from fledgling.corpora.prepared_data import Log
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
-from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, require_end, row_weights
+from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, fixed_steps, require_end, row_weights
 from fledgling.tasks import load_task
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import DEV, TEST
@@ -47,8 +47,8 @@ class RowsRequest:
     """What the rows of a stage are asked for.
 
     Attributes:
-        table: mixture, steps (None: `num_epochs` over the mixture), and what a batch is derived from.
-        context: inputs of a row.
+        table: mixture, and what batch and steps are derived from.
+        config: of the model.
         rows_per_step: rows that one optimizer step reads, over all ranks; None: as many as `examples_per_step` examples
             fill.
         positions: of the sources that earlier stages have read.
@@ -58,10 +58,20 @@ class RowsRequest:
 
     stage: str
     table: StageConfig
-    context: int
+    config: ModelConfig
     rows_per_step: int | None = None
     positions: Positions = field(default_factory=dict)
     weights: Mapping[str, float] | None = None
+
+    @property
+    def context(self) -> int:
+        """Inputs of a row."""
+        return self.config.context
+
+    def with_steps(self, rows_per_step: int) -> RowsRequest:
+        """Returns the request with the steps of its table where that or the depth gives them, not the mixture."""
+        steps = fixed_steps(self.stage, self.table, rows_per_step, self.config)
+        return replace(self, table=replace(self.table, steps=steps))
 
 
 def prepare_stage_rows(request: RowsRequest, preparer: DataPreparer, tokenizer: Tokenizer) -> StageRows:
@@ -78,6 +88,7 @@ def prepare_stage_rows(request: RowsRequest, preparer: DataPreparer, tokenizer: 
         rows_per_step = derive_rows(table, sizes)
         tokens = rows_per_step * request.context
         preparer.log(f"{request.stage}: {rows_per_step:,} rows a step, {tokens:,} tokens, from its examples")
+    opener = replace(opener, request=request.with_steps(rows_per_step))
     shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
     conversations, set_parts = opener.open_conversations(documents, shares, rows_per_step)
     lengths = [(shares[name], len(source)) for name, source in (documents | conversations).items()]

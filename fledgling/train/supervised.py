@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from fledgling.config import StageConfig, UserError
 from fledgling.data.multi_token_prediction import MultiTokenTargets
 from fledgling.data.stream import MixtureStream
 from fledgling.kernels.qat import fake_quantize
-from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.split import empty_share, explain_empty_slots, require_row_each
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.train.context import StageContext, make_schedule, resolve_split
@@ -56,13 +54,11 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
 
 def prepare_rows(name: str, config: StageConfig, context: StageContext) -> StageRows:
     """Returns the data of a stage, which a resumed stage reads in the rows and by the weights that it had."""
-    model_config, steps = context.model.config, config.steps
-    if name == "pretrain" and config.num_epochs is None:
-        steps = compute_horizon(model_config, config.batch_tokens, steps).steps
+    model_config = context.model.config
     request = RowsRequest(
         stage=name,
-        table=replace(config, steps=steps),
-        context=model_config.context,
+        table=config,
+        config=model_config,
         rows_per_step=context.saved_rows_per_step or fixed_rows(name, config, model_config),
         positions=context.positions,
         weights=context.saved_row_weights,

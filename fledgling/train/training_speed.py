@@ -14,13 +14,15 @@ from fledgling.model.build import build_model
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.horizon import recipe_horizon
-from fledgling.plan.split import choose_split
+from fledgling.plan.published_sizes import published_sizes
+from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_split
+from fledgling.plan.stage_length import find_rows
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.device_step import make_device_step
 from fledgling.train.free_cores import follow_free_cores
 from fledgling.train.loop import train_step
+from fledgling.train.source_sizes import count_source_sizes
 from fledgling.train.trial_step import make_random_stage
 
 SECONDS = 3.0  # of steps that are timed
@@ -50,7 +52,9 @@ def measure_training_speed(
     device, per_token = world.device, training_flops_per_token(config)
     advice = "choose another size with --set model.depth=N, or plan for a GPU with `fledgling plan --gpu NAME`"
     try:
-        rows = recipe_horizon(recipe).batch_tokens // config.context
+        sizes = published_sizes(config.context) | count_source_sizes(recipe)
+        found = find_rows("pretrain", recipe.pretrain, config, sizes)
+        rows = found[0] if found else MAX_MICRO_BATCH_ROWS * world.size  # no budget is planned for an unknown batch
         step = make_device_step(recipe.optimizer, config, setup, world)
         pinned, recompute = recipe.pretrain.micro_batch_size, recipe.run.recompute
         split = choose_split(config, rows, setup.memory_limit, step, pinned, recompute)

@@ -9,7 +9,8 @@ from fledgling.config.changes import DERIVED_FIELDS, keep_derived
 from fledgling.config.scaling_rules import RULE_NUMBERS
 from fledgling.config.unused_model_settings import has_no_scalars
 from fledgling.plan.derive import derive_known, derive_recipe, derive_stage, list_derived
-from fledgling.plan.plan import make_plan
+from fledgling.plan.plan import PlanSettings, make_plan
+from fledgling.plan.stage_length import SourceSize
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -68,6 +69,43 @@ def test_the_depth_decides_and_the_plan_says_by_which_rule():
     assert values[0]["optimizer.embedding_lr"] > values[1]["optimizer.embedding_lr"]
     assert values[0]["pretrain.steps"] < values[1]["pretrain.steps"]
     assert {each["rule"] for each in large["derived"]} >= {2, 3, 4, 5, 6, 7, 9, 10, 13}
+
+
+BY_EXAMPLES = ["pretrain.batch_tokens=none", "pretrain.examples_per_step=64", "pretrain.steps=1000", "sft.steps=100"]
+BY_EXAMPLES += ["sft.batch_tokens=4096", 'stages=["pretrain","sft","rl"]', "sft.learning_rate=none"]
+
+
+def test_rates_are_those_of_the_batch_that_examples_decide():
+    """They were those of the depth's batch, which is not trained."""
+    given = load_recipe("d4-cpu", BY_EXAMPLES)
+    config, rates = given.resolve_model(), DERIVED_FIELDS["optimizer"]
+    before = derive_recipe(given)
+    assert all(getattr(before.optimizer, field) is None for field in rates) and before.pretrain.batch_tokens is None
+    assert derive_stage(before, "sft", 100, 4096, config).sft.learning_rate is None, "it follows from the batch too"
+    assert derive_stage(before, "rl", 100, 0, config).rl.learning_rate is not None
+    rows = 8
+    trained = derive_stage(before, "pretrain", 1000, rows * config.context, config)
+    batch = [f"pretrain.batch_tokens={rows * config.context}", "pretrain.examples_per_step=none"]
+    stated = derive_recipe(load_recipe("d4-cpu", [*BY_EXAMPLES, *batch]))
+    assert trained.optimizer == stated.optimizer
+    assert trained.optimizer != derive_recipe(load_recipe("d4-cpu", [*BY_EXAMPLES, *batch[1:]])).optimizer
+    later = [derive_stage(recipe, "sft", 100, 4096, config, rows).sft for recipe in (trained, stated)]
+    assert later[0].learning_rate == later[1].learning_rate
+
+
+def test_a_plan_lists_the_rates_of_a_batch_that_it_knows():
+    given = load_recipe("d4-cpu", [*BY_EXAMPLES, "pretrain.mixture={gsm8k = 1.0}"])
+    context = given.resolve_model().context
+    known = make_plan(given, PlanSettings(sizes={"gsm8k": SourceSize(8000, 0.25)}))
+    assert known["stages"]["pretrain"]["rows_per_step"] * context == known["horizon"]["batch_tokens"] == 16 * context
+    found = {each["name"]: each["value"] for each in known["derived"]}
+    stated = [f"pretrain.batch_tokens={16 * context}", "pretrain.examples_per_step=none"]
+    expected = derive_recipe(load_recipe("d4-cpu", [*BY_EXAMPLES, *stated])).optimizer
+    assert found["optimizer.matrix_lr"] == expected.matrix_lr and "sft.learning_rate" in found
+    unknown = make_plan(load_recipe("d4-cpu", BY_EXAMPLES))
+    names = {each["name"] for each in unknown["derived"]}
+    assert "pretrain" in unknown["unknown_stages"] and unknown["horizon"]["batch_tokens"] is None
+    assert not names & {"optimizer.matrix_lr", "optimizer.weight_decay", "sft.learning_rate"}
 
 
 def test_a_first_stage_from_random_weights_learns_at_the_full_rates():

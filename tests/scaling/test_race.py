@@ -8,7 +8,7 @@ import pytest
 
 import fledgling
 from fledgling.cli import main
-from fledgling.config import UserError
+from fledgling.config import UserError, load_recipe
 from fledgling.record import read_jsonl
 from fledgling.runtime.exit_codes import INTERRUPTED, STOPPED
 from fledgling.scaling import race, race_run
@@ -284,3 +284,11 @@ def test_a_contestant_without_a_point_in_time_is_named(tmp_path):
         "theirs, seed 0 is left out: its first point is at 61.5 s, and the race ends at 60.0 s; measure it earlier, "
         "or race for more --minutes"
     ]
+
+
+def test_a_race_needs_a_batch_from_which_open_rates_follow():
+    by_examples = ["pretrain.batch_tokens=none", "pretrain.examples_per_step=4"]
+    with pytest.raises(UserError, match=r"^pretrain\.examples_per_step=4: .* set that instead$"):
+        race_run.fill_open_fields(load_recipe("d4-cpu", by_examples))
+    given = race_run.fill_open_fields(load_recipe("quickstart", by_examples))
+    assert given.pretrain.examples_per_step == 4, "its rates are given"

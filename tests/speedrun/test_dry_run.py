@@ -12,6 +12,7 @@ import torch
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
 from fledgling.kernels.quantized_tensor import has_quantized_weights
+from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.plan.training_step import TrainingStep
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
@@ -88,6 +89,18 @@ def test_a_scaled_down_recipe_runs_to_its_report(name, tmp_path, capsys):
     assert json.loads(lines[0])["tokens"] == 256 * sft.rows and abs(len(lines) - sft.steps) <= 1
     capsys.readouterr()
     assert main(["speedrun", *arguments, "--dry-run"]) == 0 and "all is done" in capsys.readouterr().out
+
+
+def test_the_checks_count_the_rows_that_the_examples_of_pretraining_fill(tmp_path):
+    """They counted those of the depth's batch."""
+    settings = ["pretrain.batch_tokens=none", "pretrain.examples_per_step=4", "pretrain.mixture={identity = 1.0}"]
+    recipe = load_recipe(write_recipe(tmp_path), settings)
+    pretrain = check_all(recipe, 2**40, World(0, 1, 0, torch.device("cpu")))[0]
+    planned = make_plan(recipe, PlanSettings(sizes=count_source_sizes(recipe)))["stages"]["pretrain"]
+    assert (pretrain.rows, pretrain.steps) == (planned["rows_per_step"], 1) and pretrain.rows <= 4
+    documents = load_recipe(write_recipe(tmp_path / "documents"), settings[:2])
+    unknown = check_all(documents, 2**40, World(0, 1, 0, torch.device("cpu")))[0]
+    assert unknown.rows is None and "its steps are known once its text is prepared" in unknown.notices
 
 
 WRONG = {

@@ -11,6 +11,8 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError, dump_toml, load_recipe, scaling_rules
+from fledgling.plan.derive import derive_recipe, find_run_size, round_rate
+from fledgling.plan.horizon import compute_horizon
 from fledgling.record import checkpoint, read_jsonl, write_text
 from fledgling.record.parent import describe_parent
 from fledgling.text.tokenizer import Tokenizer
@@ -352,6 +354,31 @@ def test_a_lost_tokenizer_comes_back_from_the_checkpoint_and_another_one_is_reje
     Tokenizer.train(["some other text " * 50], vocab_size=330).save(file)
     with pytest.raises(UserError, match=r"is another tokenizer than that of .*delete"):
         resume_check.require_tokenizer(done, source, lines.append)
+
+
+def test_rates_follow_from_the_batch_that_the_examples_of_pretraining_fill(tmp_path):
+    """They followed from the depth's batch, and those of fine-tuning from their ratio to it."""
+    settings = [*LONGER, "pretrain.batch_tokens=none", "pretrain.examples_per_step=3", "sft.steps=2"]
+    recipe = load_recipe(write_recipe(tmp_path), settings)
+    run_dir, config = Path(recipe.run.out), recipe.resolve_model()
+    assert run_stage(recipe, "pretrain", quiet=True)
+    rows = read_jsonl(run_dir / "pretrain" / "metrics.jsonl")[0]["tokens"] // config.context
+    assert resume_check.read_pretrain_rows(run_dir, recipe, config) == rows
+    assert rows * config.context != compute_horizon(config).batch_tokens
+    stated = ["pretrain.examples_per_step=none", f"pretrain.batch_tokens={rows * config.context}"]
+    expected = derive_recipe(load_recipe(write_recipe(tmp_path / "stated"), [*settings, *stated]))
+    assert load_recipe(run_dir).optimizer == expected.optimizer
+    notices = "\n".join(line["text"] for line in read_jsonl(run_dir / "pretrain" / "notices.jsonl"))
+    assert f"optimizer.matrix_lr = {expected.optimizer.matrix_lr:g} (rule 4)" in notices
+    (run_dir / "pretrain" / "done.json").unlink()
+    shutil.rmtree(run_dir / "pretrain" / "checkpoints" / "step-00000002")
+    assert run_stage(recipe, "pretrain", quiet=True)
+    assert load_recipe(run_dir).optimizer == expected.optimizer, "a resumed run keeps them"
+    assert run_stage(load_recipe(run_dir), "sft", quiet=True)
+    size = find_run_size(load_recipe(run_dir).pretrain, config, rows)
+    tokens = read_jsonl(run_dir / "sft" / "metrics.jsonl")[-1]["tokens"]
+    rate = scaling_rules.sft_rate(tokens / size.tokens, tokens / 2 / size.batch_tokens)
+    assert load_recipe(run_dir).sft.learning_rate == round_rate(rate)
 
 
 def test_a_batch_that_followed_from_examples_is_kept_and_may_be_stated(done):

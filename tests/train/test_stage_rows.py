@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fledgling.config import ModelConfig, StageConfig, UserError, load_recipe
+from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, read_checkpoint_state
@@ -27,6 +28,7 @@ from tests.all_stages import make_all_stages_recipe
 from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
 
 CONTEXT = 128  # of the recipe of all stages
+MODEL = ModelConfig(depth=2, context=CONTEXT).resolve(300)
 SETS = {"smoltalk": 0.47, "gsm8k": 0.3, "arc_easy": 0.1, "arc_challenge": 0.08, "mmlu": 0.05}
 
 
@@ -53,16 +55,16 @@ def test_a_mixture_has_three_kinds_of_sources():
 
 def test_one_pass_ends_when_the_first_set_is_read_once(prepared):
     preparer, tokenizer = prepared
-    rows = prepare_stage_rows(RowsRequest("sft", StageConfig(mixture=SETS), CONTEXT, 4), preparer, tokenizer)
+    rows = prepare_stage_rows(RowsRequest("sft", StageConfig(mixture=SETS), MODEL, 4), preparer, tokenizer)
     total = sum(SETS.values())
     passes = {
         name: len(source) / (SETS[name] / total * 4) for name, (source, _) in zip(SETS, rows.sources, strict=True)
     }
     assert rows.steps == int(min(passes.values())) and rows.steps >= 1
     assert [weight for _, weight in rows.sources] == list(SETS.values())
-    alone = prepare_stage_rows(RowsRequest("sft", StageConfig(mixture={"gsm8k": 1.0}), CONTEXT, 1), preparer, tokenizer)
+    alone = prepare_stage_rows(RowsRequest("sft", StageConfig(mixture={"gsm8k": 1.0}), MODEL, 1), preparer, tokenizer)
     assert alone.steps == len(alone.sources[0][0])
-    pinned = prepare_stage_rows(RowsRequest("sft", StageConfig(mixture=SETS, steps=9), CONTEXT, 4), preparer, tokenizer)
+    pinned = prepare_stage_rows(RowsRequest("sft", StageConfig(mixture=SETS, steps=9), MODEL, 4), preparer, tokenizer)
     assert pinned.steps == 9
 
 
@@ -108,9 +110,9 @@ def test_the_tokens_of_an_environment_that_is_gone_are_found_again(prepared, tmp
 def test_generated_tasks_last_as_long_as_the_others(prepared):
     preparer, tokenizer = prepared
     with pytest.raises(UserError, match=r"sft.steps is not set.*spelling.*sft.steps=300"):
-        prepare_stage_rows(RowsRequest("sft", StageConfig(mixture={"spelling": 1.0}), CONTEXT, 4), preparer, tokenizer)
+        prepare_stage_rows(RowsRequest("sft", StageConfig(mixture={"spelling": 1.0}), MODEL, 4), preparer, tokenizer)
     half = StageConfig(mixture={"gsm8k": 0.5, "spelling": 0.5})
-    rows = prepare_stage_rows(RowsRequest("sft", half, CONTEXT, 2), preparer, tokenizer)
+    rows = prepare_stage_rows(RowsRequest("sft", half, MODEL, 2), preparer, tokenizer)
     assert rows.steps == len(rows.sources[1][0])  # a row of each to a step
 
 
@@ -118,7 +120,7 @@ def test_an_open_batch_holds_as_many_examples_as_the_recipe_says(prepared):
     preparer, tokenizer = prepared
     mixture = {"gsm8k": 0.5, "arc_easy": 0.25, "spelling": 0.25}
     table = StageConfig(mixture=mixture, mixture_unit="examples", examples_per_step=8)
-    found = prepare_stage_rows(RowsRequest("sft", table, CONTEXT, None), preparer, tokenizer)
+    found = prepare_stage_rows(RowsRequest("sft", table, MODEL, None), preparer, tokenizer)
     sizes = {name: preparer.measure_source(name, tokenizer, CONTEXT) for name in mixture}
     filled = 8 * sum(weight * sizes[name].rows for name, weight in mixture.items())
     assert found.rows_per_step == 2 ** round(math.log2(filled)) > 1
@@ -126,13 +128,28 @@ def test_an_open_batch_holds_as_many_examples_as_the_recipe_says(prepared):
     rows = {"gsm8k": len(found.sources[1][0]), "arc_easy": len(found.sources[2][0])}
     shares = {name: mixture[name] * sizes[name].rows * 8 / filled for name in rows}
     assert found.steps == int(min(rows[name] / shares[name] for name in rows) / found.rows_per_step)
-    twice = prepare_stage_rows(RowsRequest("sft", replace(table, num_epochs=2.0), CONTEXT, None), preparer, tokenizer)
+    twice = prepare_stage_rows(RowsRequest("sft", replace(table, num_epochs=2.0), MODEL, None), preparer, tokenizer)
     assert twice.steps in (2 * found.steps, 2 * found.steps + 1)
-    resumed = RowsRequest("sft", table, CONTEXT, 4, weights={**found.weights, "gsm8k": 9})
+    resumed = RowsRequest("sft", table, MODEL, 4, weights={**found.weights, "gsm8k": 9})
     fixed = prepare_stage_rows(resumed, preparer, tokenizer)
     assert fixed.rows_per_step == 4 and fixed.weights["gsm8k"] == 9, "a resumed stage measures nothing again"
     with pytest.raises(UserError, match=r"sft.batch_tokens=512 and sft.examples_per_step=8 both set the batch"):
         fixed_rows("sft", replace(table, batch_tokens=512), ModelConfig(depth=2).resolve(300))
+
+
+def test_open_steps_of_a_pretraining_by_examples_read_the_tokens_of_its_depth(prepared):
+    """They were as many as those of the depth's batch, of another size."""
+    preparer, tokenizer = prepared
+    table = StageConfig(mixture={"gsm8k": 1.0}, examples_per_step=8)
+    by_depth = compute_horizon(MODEL)
+    found = prepare_stage_rows(RowsRequest("pretrain", table, MODEL, None), preparer, tokenizer)
+    assert found.rows_per_step * CONTEXT != by_depth.batch_tokens
+    assert found.steps * found.rows_per_step * CONTEXT == pytest.approx(by_depth.tokens, rel=0.01)
+    given = prepare_stage_rows(RowsRequest("pretrain", replace(table, steps=3), MODEL, None), preparer, tokenizer)
+    assert given.steps == 3
+    once = replace(table, num_epochs=1.0)
+    epochs = prepare_stage_rows(RowsRequest("pretrain", once, MODEL, None), preparer, tokenizer)
+    assert epochs.steps == len(epochs.sources[0][0]) // epochs.rows_per_step
 
 
 def test_a_shard_has_each_row_of_its_set_once_and_is_written_once(prepared):

@@ -1,5 +1,6 @@
 """The speed of this machine in a recipe's own steps, or one line that says why it cannot be measured."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 
 from fledgling.config import UserError, load_recipe
 from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.stage_length import derive_rows
 from fledgling.runtime.device import choose_setup
 from fledgling.runtime.world import World
 from fledgling.train import training_speed
+from fledgling.train.source_sizes import count_source_sizes
 from tests.fast_run import write_recipe
 from tests.ranks import one_thread
 
@@ -34,6 +37,20 @@ def test_the_speed_is_that_of_the_median_step_without_the_first(arguments, monke
     speed = training_speed.measure_training_speed(*arguments)
     assert speed.flops_per_token == training_flops_per_token(arguments[0].resolve_model())
     assert speed.flops == 64.0 * speed.flops_per_token
+
+
+def test_the_step_has_the_rows_that_its_examples_fill(arguments, monkeypatch):
+    """It had those of the depth's batch."""
+    recipe, sizes = arguments[0], []
+
+    def make_step(stage, model, optimizer, batches, world):
+        sizes.append(sum(batch.tokens.numel() for batch in batches))
+
+    monkeypatch.setattr(training_speed, "train_step", make_step)
+    pretrain = replace(recipe.pretrain, batch_tokens=None, examples_per_step=4, mixture={"identity": 1.0})
+    training_speed.measure_training_speed(replace(recipe, pretrain=pretrain), *arguments[1:], seconds=0.0)
+    source = count_source_sizes(replace(recipe, pretrain=pretrain))["identity"]
+    assert set(sizes) == {64 * derive_rows(pretrain, {"identity": source})} and sizes[0] <= 4 * 64
 
 
 def test_next_to_other_processes_it_is_the_speed_of_the_threads_that_a_run_uses(arguments, monkeypatch):
