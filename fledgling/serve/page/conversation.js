@@ -174,7 +174,10 @@ function readParts(node) {
 // Deletes the messages that no path from the start leads to: of a parent that is missing, or in a cycle.
 export function dropUnreachable({ nodes }) {
   const children = new Map();
-  for (const node of nodes.values()) children.set(node.parent, [...(children.get(node.parent) ?? []), node]);
+  for (const node of nodes.values()) {
+    if (!children.has(node.parent)) children.set(node.parent, []);
+    children.get(node.parent).push(node);
+  }
   const reached = new Set();
   const open = [ROOT];
   while (open.length) {

@@ -9,7 +9,8 @@ import { addForms } from "./markdown_forms.js";
 const MAX_CHARS = 100_000; // of one message
 const MAX_FORMULA_CHARS = 2_000;
 const MAX_FORMULAS = 300; // of one message
-const MAX_CODE_CHARS = 20_000; // of one block that is highlighted
+const MAX_CODE_CHARS = 20_000; // of one message that are highlighted
+const LONG_CODE = /[^\n]{301}|\s{301}/; // a line or a gap: the rules of some languages take quadratic time for one
 const LINK = /^(?:https?:\/\/|mailto:)/i;
 
 const TAGS = (
@@ -52,10 +53,13 @@ for (const name of ["th_open", "td_open"]) rules[name] = (tokens, at, options, e
 rules.table_open = () => '<div class="scroll" tabindex="0"><table>';
 rules.table_close = () => "</table></div>";
 
+let highlightable = 0; // characters of the message that is parsed
+
 function highlightCode(code, name) {
   const language = /^\{?\.?([\w+#-]+)/.exec(name)?.[1] ?? ""; // also {.python .numberLines}
-  const known = code.length <= MAX_CODE_CHARS && highlight.getLanguage(language);
-  return known ? highlight.highlight(code, { language, ignoreIllegals: true }).value : "";
+  if (code.length > highlightable || LONG_CODE.test(code) || !highlight.getLanguage(language)) return "";
+  highlightable -= code.length;
+  return highlight.highlight(code, { language, ignoreIllegals: true }).value;
 }
 
 function renderFormula(source, displayMode, env, tag = "div") { // a paragraph holds no div
@@ -74,6 +78,7 @@ function renderFormula(source, displayMode, env, tag = "div") { // a paragraph h
 
 export function renderMarkdown(text) {
   if (text.length > MAX_CHARS) return makePlain(text);
+  highlightable = MAX_CODE_CHARS;
   let nodes;
   try {
     nodes = DOMPurify.sanitize(parser.render(text, {}), SANITIZE);

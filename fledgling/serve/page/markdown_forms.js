@@ -9,16 +9,18 @@ const ENVIRONMENT = /^\\begin\{((?:align|alignat|equation|gather|multline|eqnarr
 const FOOTNOTE = /^\[\^([^\]\s]{1,40})\]:[ \t]*/;
 const REFERENCE = /\[\^([^\]\s]{1,40})\]/y;
 const TASK = /^\[([ xX])\](?=\s)/;
-const HEADING = /^(#{2,6})(?=[\p{L}\p{N}*`"'(])(.*?)(?:[ \t]+#+)?[ \t]*$/u;
+const HEADING = /^#{2,6}(?=[\p{L}\p{N}*`"'(])/u;
 const TAG = /<(br\s*\/?|\/?(?:sub|sup|kbd))>/iy;
-const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
-const CODE = /(`+)(?!`).*?[^`]\1(?!`)/g;
-const FORMULA = /\$\$[^$]+\$\$|\$[^$\s](?:[^$]*[^$\s])?\$|\\\(.*?\\\)|\\\[.*?\\\]/g;
+const DELIMITER_ROW = /^[ \t|:-]*$/;
+const DELIMITER = /^:?-+:?$/;
+const QUOTE = /^[ \t>]*/; // what may precede a row of a table in quotes, and in lists
+const MARKERS = /^[ \t>]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+[ \t>]*)*/;
+const FORMULA = /\$\$[^$]+\$\$|\$[^$\s](?:[^$]*[^$\s])?\$/g;
+const BRACKETS = [["\\(", "\\)"], ["\\[", "\\]"]]; // of formulas
 const PIPE = "\uFDD0"; // in place of a pipe that separates no cells; no character, of the same length
 const CJK = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\u3000-\u303F\uFF00-\uFFEF]/u;
-const MAX_LINES = 200; // of a formula or comment: an end that is missing is searched at every beginning
+const MAX_LINES = 200; // of a formula or comment
 const MAX_TAGS = 1000; // of one message: those that are not closed would nest
-const MAX_ROW_CHARS = 2000;
 const PARAGRAPH = { alt: ["paragraph", "reference", "blockquote", "list"] };
 
 // Adds the rules to a parser; `renderFormula(source, displayMode, env)` returns the HTML of a formula.
@@ -27,10 +29,10 @@ export function addForms(parser, renderFormula) {
   block.ruler.at("math_block_dollar", formulaBlock, PARAGRAPH);
   block.ruler.at("math_block_bracket", environmentBlock, PARAGRAPH);
   inline.ruler.at("math_inline_bracket", formulaInline); // the plugin's takes quadratic time
-  block.ruler.before("table", "table_pipes", hidePipes, { alt: ["paragraph", "reference"] });
   block.ruler.before("reference", "footnote", footnoteBlock, PARAGRAPH);
   block.ruler.before("heading", "tight_heading", tightHeading, PARAGRAPH);
   block.ruler.before("paragraph", "comment", commentBlock);
+  core.ruler.before("block", "hide_pipes", hidePipes);
   core.ruler.after("block", "restore_pipes", (state) => restorePipes(state.tokens));
   core.ruler.after("restore_pipes", "tasks", markTasks);
   inline.ruler.before("link", "footnote", footnoteInline);
@@ -52,44 +54,62 @@ function pushFormula(state, content, start, end) {
   return true;
 }
 
+// Returns the line of a block's end, -1 where it has none: the first line from `start` on for which `isEnd(text, line)` is
+// true, unless `isBroken(line)` is true before. A search with the same key in the same block resumes at the line that ended
+// the last one, so that many beginnings without an end take linear time.
+function findEndLine(state, key, start, end, isBroken, isEnd) {
+  const place = `${key} ${state.blkIndent} ${state.level}`;
+  state.searches ??= new Map();
+  const known = state.searches.get(place);
+  const isKnown = known && known.since <= start && start <= known.line;
+  const last = Math.min(end, start + MAX_LINES);
+  let line = isKnown ? known.line : start;
+  let found = false;
+  for (; line < last && !isOutside(state, line); line += 1) {
+    found = isEnd(lineOf(state, line), line);
+    if (found || isBroken(line)) break;
+  }
+  state.searches.set(place, { since: isKnown ? known.since : start, line });
+  return found ? line : -1;
+}
+
+const linesOf = (state, start, end) => Array.from({ length: end - start }, (_, at) => lineOf(state, start + at));
+
 // $$...$$ or \[...\] with nothing after it. One that begins and ends alone on its lines may have empty ones.
 function formulaBlock(state, start, end, silent) {
   const first = lineOf(state, start);
-  const pair = FORMULAS.find(([open]) => first.startsWith(open));
-  if (!pair || isCode(state, start)) return false;
-  const [, close] = pair;
-  const content = [];
-  for (let line = start; line < Math.min(end, start + MAX_LINES) && !isOutside(state, line); line += 1) {
-    const text = line === start ? first.slice(2) : lineOf(state, line);
-    const at = text.indexOf(close);
-    if (at >= 0) {
-      if (text.slice(at + 2).trim() || !(content.join("") + text.slice(0, at)).trim()) return false;
-      return silent || pushFormula(state, [...content, text.slice(0, at)].join("\n").trim(), start, line + 1);
-    }
-    if (state.isEmpty(line) && first.trim() !== pair[0]) return false;
-    content.push(text);
-  }
-  return false;
+  const [open, close] = FORMULAS.find((pair) => first.startsWith(pair[0])) ?? [];
+  if (!open || isCode(state, start)) return false;
+  const isAlone = first.trim() === open;
+  const isBroken = (line) => state.isEmpty(line) && !isAlone;
+  const isEnd = (text, line) => text.includes(close, line === start ? 2 : 0);
+  const line = findEndLine(state, close + isAlone, start, end, isBroken, isEnd);
+  if (line < 0) return false;
+  const last = lineOf(state, line);
+  const at = last.indexOf(close, line === start ? 2 : 0);
+  if (last.slice(at + 2).trim()) return false;
+  const content = [...linesOf(state, start, line), last.slice(0, at)].join("\n").slice(2).trim();
+  return content !== "" && (silent || pushFormula(state, content, start, line + 1));
 }
 
 function environmentBlock(state, start, end, silent) {
   const name = ENVIRONMENT.exec(lineOf(state, start))?.[1];
   if (!name || isCode(state, start)) return false;
-  const content = [];
-  for (let line = start; line < Math.min(end, start + MAX_LINES) && !state.isEmpty(line) && !isOutside(state, line); line += 1) {
-    content.push(lineOf(state, line));
-    if (content.at(-1).trimEnd().endsWith(`\\end{${name}}`)) return silent || pushFormula(state, content.join("\n"), start, line + 1);
-  }
-  return false;
+  const isEnd = (text) => text.trimEnd().endsWith(`\\end{${name}}`);
+  const line = findEndLine(state, name, start, end, (at) => state.isEmpty(at), isEnd);
+  return line >= 0 && (silent || pushFormula(state, linesOf(state, start, line + 1).join("\n"), start, line + 1));
 }
 
-// Returns where a text ends, -1 where it does not: of a text that has no further end, none is searched again.
+// Returns where a text ends, -1 where it does not: from one beginning after another the end is searched once.
 function findEnd(state, text, from) {
-  state.missing ??= new Set();
-  if (state.missing.has(text)) return -1;
-  const end = state.src.indexOf(text, from);
-  if (end < 0) state.missing.add(text);
-  return end < state.posMax ? end : -1;
+  state.ends ??= new Map();
+  let known = state.ends.get(text);
+  if (!(known?.from <= from && from <= known.end)) {
+    const end = state.src.indexOf(text, from);
+    known = { from, end: end < 0 ? Infinity : end };
+    state.ends.set(text, known);
+  }
+  return known.end < state.posMax ? known.end : -1;
 }
 
 function formulaInline(state, silent) {
@@ -139,24 +159,27 @@ function footnoteInline(state, silent) {
 
 // ##Heading: of two levels and more, since #word is a tag, #include a directive and #1 a number.
 function tightHeading(state, start, end, silent) {
-  const match = HEADING.exec(lineOf(state, start));
-  if (!match || isCode(state, start)) return false;
+  const line = lineOf(state, start).trimEnd();
+  const marks = HEADING.exec(line)?.[0];
+  if (!marks || isCode(state, start)) return false;
   if (silent) return true;
+  let last = line.length;
+  while (line[last - 1] === "#") last -= 1;
+  if (!/[ \t]/.test(line[last - 1])) last = line.length; // no closing marks
   state.line = start + 1;
-  pushParagraph(state, `h${match[1].length}`, match[2].trim(), [start, start + 1]);
+  pushParagraph(state, `h${marks.length}`, line.slice(marks.length, last).trim(), [start, start + 1]);
   return true;
 }
 
 function commentBlock(state, start, end, silent) {
   if (silent || !lineOf(state, start).startsWith("<!--")) return false;
-  for (let line = start; line < Math.min(end, start + MAX_LINES) && !isOutside(state, line); line += 1) {
-    const at = lineOf(state, line).indexOf("-->", line === start ? 4 : 0);
-    if (at < 0) continue;
-    if (lineOf(state, line).slice(at + 3).trim()) return false;
-    state.line = line + 1;
-    return true;
-  }
-  return false;
+  const isEnd = (text, line) => text.includes("-->", line === start ? 4 : 0);
+  const line = findEndLine(state, "-->", start, end, () => false, isEnd);
+  if (line < 0) return false;
+  const last = lineOf(state, line);
+  if (last.slice(last.indexOf("-->", line === start ? 4 : 0) + 3).trim()) return false;
+  state.line = line + 1;
+  return true;
 }
 
 function tagInline(state, silent) {
@@ -175,30 +198,86 @@ function tagInline(state, silent) {
   return true;
 }
 
-// A row with more cells than its table has pipes within code or formulas, which models do not escape.
-function hidePipes(state, start, end) {
-  if (start + 1 >= end || !DELIMITERS.test(lineOf(state, start + 1)) || !lineOf(state, start + 1).includes("|")) return false;
-  const columns = countCells(lineOf(state, start + 1));
+// A row with more cells than its table has pipes within code or formulas, which models do not escape. This is one pass over
+// the text before its blocks are known: what is hidden outside of a table is restored too.
+function hidePipes(state) {
+  const lines = state.src.split("\n");
+  let columns = 0; // of the table that the line is in
+  for (const [at, line] of lines.entries()) {
+    const [markers] = MARKERS.exec(line);
+    const row = line.slice(markers.length);
+    const below = countDelimiters(lines[at + 1] ?? "");
+    if (!row.trim()) columns = 0;
+    else if (below && countCells(fitRow(row, below)) === below) columns = below;
+    if (columns) lines[at] = markers + fitRow(row, columns);
+  }
+  state.src = lines.join("\n");
+}
+
+// Returns a row with pipes of code, or of code and formulas, hidden where it then has as many cells as its table.
+function fitRow(row, columns) {
+  if (countCells(row) <= columns) return row;
+  const inCode = hideInCode(row);
+  if (countCells(inCode) === columns) return inCode;
+  const hidden = BRACKETS.reduce(hideBetween, inCode.replace(FORMULA, hide));
+  return countCells(hidden) === columns ? hidden : row;
+}
+
+// Code is between a run of backticks and the next run of the same length.
+function hideInCode(row) {
+  const runs = [...row.matchAll(/`+/g)];
+  const following = new Map(); // by length: the number of the next run
+  const closing = runs.map(() => -1);
+  for (let at = runs.length - 1; at >= 0; at -= 1) {
+    closing[at] = following.get(runs[at][0].length) ?? -1;
+    following.set(runs[at][0].length, at);
+  }
+  const spans = [];
+  for (let at = 0; at < runs.length; at += 1) {
+    if (closing[at] < 0) continue;
+    spans.push([runs[at].index, runs[closing[at]].index]);
+    at = closing[at];
+  }
+  return hideSpans(row, spans);
+}
+
+function hideBetween(row, [open, close]) {
+  const spans = [];
+  for (let at = row.indexOf(open); at >= 0;) {
+    const end = row.indexOf(close, at + 2);
+    if (end < 0) break;
+    spans.push([at, end]);
+    at = row.indexOf(open, end + 2);
+  }
+  return hideSpans(row, spans);
+}
+
+function hideSpans(row, spans) {
   const parts = [];
   let written = 0;
-  for (let line = start; line < end && !state.isEmpty(line); line += 1) {
-    const row = lineOf(state, line);
-    if (countCells(row) <= columns || row.length > MAX_ROW_CHARS) continue;
-    const inCode = row.replace(CODE, hide);
-    const hidden = [inCode, inCode.replace(FORMULA, hide)].find((one) => countCells(one) === columns);
-    if (!hidden) continue;
-    parts.push(state.src.slice(written, state.bMarks[line] + state.tShift[line]), hidden);
-    written = state.eMarks[line];
+  for (const [start, end] of spans) {
+    parts.push(row.slice(written, start), hide(row.slice(start, end)));
+    written = end;
   }
-  if (parts.length) state.src = parts.join("") + state.src.slice(written);
-  return false;
+  return parts.join("") + row.slice(written);
 }
 
 const hide = (text) => text.replace(/(?<!\\)\|/g, PIPE);
-const countCells = (row) => row.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).length;
+const splitCells = (row) => row.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/);
+const countCells = (row) => splitCells(row).length;
+
+// Returns the number of columns of a row of delimiters; 0: it is none.
+function countDelimiters(line) {
+  const row = line.slice(QUOTE.exec(line)[0].length);
+  if (!row.includes("|") || !DELIMITER_ROW.test(row)) return 0;
+  const cells = splitCells(row);
+  return cells.every((cell) => DELIMITER.test(cell.trim())) ? cells.length : 0;
+}
 
 function restorePipes(tokens) {
-  for (const token of tokens) if (token.content.includes(PIPE)) token.content = token.content.replaceAll(PIPE, "|");
+  for (const token of tokens) {
+    for (const name of ["content", "info"]) token[name] = token[name].replaceAll(PIPE, "|");
+  }
 }
 
 function markTasks({ tokens }) {
