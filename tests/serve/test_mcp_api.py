@@ -130,6 +130,26 @@ def test_the_page_asks_before_a_call_and_continues_with_its_result(browser, addr
     page.close()
 
 
+def test_the_dialog_shows_all_arguments_with_hidden_characters_escaped(browser, address, tools):
+    arguments = {"a": "x" * 20_000 + "\u202etxt.exe\u0085\u200d\U000e0041", "end": "rm -rf"}
+    answers = iter([make_call_stream("add", json.dumps(arguments)), make_stream("done")])
+    page = open_page(
+        browser, address, lambda route: route.fulfill(body=next(answers), content_type="text/event-stream")
+    )
+    page.fill("#message", "question")
+    page.press("#message", "Enter")
+    page.locator("#ask").wait_for()
+    shown = page.locator("#ask-arguments").text_content()
+    assert shown.endswith('x\\u{202e}txt.exe\\u{85}\u200d\\u{e0041}",\n  "end": "rm -rf"\n}') and len(shown) > 20_000
+    box = page.locator("#ask-arguments").evaluate("(box) => [box.scrollHeight > box.clientHeight, box.clientHeight]")
+    assert box[0] and box[1] < 400, "the box scrolls, and the buttons stay in view"
+    page.locator("#ask-deny").wait_for()
+    page.click("#ask-once")
+    page.locator("#status", has_text="Answer complete.").wait_for()
+    assert tools.calls == [("add", arguments)]
+    page.close()
+
+
 def test_tokens_are_those_of_all_requests_and_a_call_that_was_cut_is_not_made(browser, address, tools):
     answers = [
         make_call_stream("echo", "{}", count=24),

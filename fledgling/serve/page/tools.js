@@ -3,7 +3,7 @@
 import { callTool, listTools } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
-const MAX_SHOWN = 5000; // characters of arguments
+const HIDDEN = /(?![\n\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu; // cli/escape.py escapes the same
 const DENIED = "error: the user denied the call";
 
 let tools = [];
@@ -38,10 +38,14 @@ export async function callAllowedTool({ tool, args }, key, signal) {
   return callTool(tool, values, key, signal);
 }
 
+// Control characters and those that reorder text as \u{202e}: what is shown is what is sent.
+const escapeHidden = (text) => text.replace(HIDDEN, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
+
 function requestConsent(name, values, signal) {
   const dialog = $("ask");
-  $("ask-name").textContent = name;
-  $("ask-arguments").textContent = JSON.stringify(values, null, 2).slice(0, MAX_SHOWN);
+  $("ask-name").textContent = escapeHidden(name);
+  $("ask-arguments").textContent = escapeHidden(JSON.stringify(values, null, 2)); // all of them: the box scrolls
+  $("ask-arguments").scrollTop = 0;
   return new Promise((resolve, reject) => {
     const listeners = new AbortController();
     const end = (settle, value) => {
