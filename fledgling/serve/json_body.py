@@ -7,6 +7,7 @@ later step costly (objects of any size). Both are rejected here, before any fiel
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -33,7 +34,12 @@ def parse_json(body: bytes) -> Any:
         return _build_object(pairs)
 
     try:
-        value = json.loads(body.decode("utf-8-sig"), object_pairs_hook=build_object, parse_constant=_reject_constant)
+        value = json.loads(
+            body.decode("utf-8-sig"),
+            object_pairs_hook=build_object,
+            parse_constant=_reject_constant,
+            parse_float=_parse_float,
+        )
         if b"\\ud" in body or b"\\uD" in body:  # a pair of surrogates is one character, half of one is none
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -106,3 +112,10 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _reject_constant(name: str) -> NoReturn:
     raise InvalidJSON(f"{name} is not a JSON number")
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # JSON has no infinity, so that no answer could repeat the number
+        raise InvalidJSON(f"{shorten_text(text)} is beyond the largest number, 1.8e308")
+    return value
