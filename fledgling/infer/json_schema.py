@@ -225,7 +225,8 @@ def _list_texts(schema: Any, root: Any) -> list[str] | None:
     """Returns the texts that a schema enumerates, itself or by a reference into $defs; None for any other schema."""
     reference = schema["$ref"] if isinstance(schema, Mapping) and set(schema) == {"$ref"} else None
     if isinstance(reference, str) and (match := re.fullmatch(r"#/\$defs/([^/~%]+)", reference)):
-        schema = (root.get("$defs") or {}).get(match[1]) if isinstance(root, Mapping) else None
+        definitions = root.get("$defs") if isinstance(root, Mapping) else None
+        schema = definitions.get(match[1]) if isinstance(definitions, Mapping) else None
     if not isinstance(schema, Mapping) or schema.get("type", "string") != "string":
         return None
     if not set(schema) <= {"enum", "const", "type", *ANNOTATIONS}:

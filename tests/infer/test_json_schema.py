@@ -1,12 +1,26 @@
 """Schemas of pydantic and zod: what demands nothing is dropped, what cannot be demanded is an error that names it."""
 
+import contextlib
 import json
 import math
 
 import pytest
 
-from fledgling.infer.grammar import GrammarCompiler, GrammarError
-from fledgling.infer.json_schema import FORMATS, KNOWN_PATTERNS, NOTHING, adapt_schema, close_objects
+from fledgling.infer.grammar import GrammarCompiler, GrammarError, write_json_rule
+from fledgling.infer.json_schema import (
+    ANNOTATIONS,
+    COUNTS,
+    FORMATS,
+    KNOWN_PATTERNS,
+    LIST_KEYWORDS,
+    LOWER,
+    MAP_KEYWORDS,
+    NOTHING,
+    SCHEMA_KEYWORDS,
+    UPPER,
+    adapt_schema,
+    close_objects,
+)
 from tests.infer.test_json_keys import accepts
 
 pytest.importorskip("llguidance")
@@ -206,3 +220,52 @@ def test_objects_with_named_properties_are_closed_where_that_excludes_no_part_of
         "text",
     ):
         assert close_objects(same) == same
+
+
+OTHER_KEYWORDS = ("$ref", "type", "enum", "const", "format", "pattern", "required", "multipleOf", "x-guidance")
+KEYWORDS = sorted(
+    {*NOTHING, *ANNOTATIONS, *COUNTS, *SCHEMA_KEYWORDS, *LIST_KEYWORDS, *MAP_KEYWORDS, *LOWER, *UPPER, *OTHER_KEYWORDS}
+)
+VALUES = (
+    None,
+    True,
+    5,
+    1.5,
+    "a",
+    "#/$defs/a",
+    [],
+    [5],
+    ["a"],
+    [[]],
+    {},
+    {"a": 5},
+    {"a": []},
+    {"type": []},
+    {"enum": 5},
+)
+REFERENCE = {"$ref": "#/$defs/a"}
+AROUND = (  # schemas in which the keyword is
+    {},
+    {"type": "array", "items": REFERENCE, "uniqueItems": True},
+    {"type": "object", "propertyNames": REFERENCE, "properties": {"a": {}}},
+    {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+    {"format": "date", "allOf": []},
+)
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_a_keyword_of_any_type_is_a_schema_or_an_error_that_says_so(keyword):
+    for around in AROUND:
+        for value in VALUES:
+            schema = {**around, keyword: value}
+            for whole in (schema, {"properties": {"x": schema}}):
+                for lenient in (False, True):
+                    with contextlib.suppress(GrammarError):
+                        write_json_rule("start", close_objects(whole), lenient)
+
+
+def test_definitions_that_are_no_object_are_an_error_of_the_schema(compiler):
+    schema = {"type": "array", "items": REFERENCE, "uniqueItems": True}
+    for definitions in (5, True, ["a"], "a"):
+        with pytest.raises(GrammarError, match=r"\$defs|uniqueItems|unresolvable|#/|object"):
+            compiler.compile_schema({**schema, "$defs": definitions})
