@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fledgling.infer.engine import GeneratedToken
 from fledgling.serve.constraints import compile_constraint
 from fledgling.serve.errors import build_error
 from fledgling.serve.responses import (
@@ -89,7 +90,8 @@ class CompletionChunks:
 
     def __init__(self, service: Service, parsed: ParsedRequest) -> None:
         self.service, self.parsed = service, parsed
-        self.sent_characters = [len(prefix) for prefix in parsed.echo_prefixes]  # offsets of the next log-probabilities
+        # Offsets of the next token's text. Text that may begin a stop string is sent later than its log-probabilities.
+        self.offsets = [0 if parsed.jobs[0].score_prompt else len(prefix) for prefix in parsed.echo_prefixes]
 
     def start(self) -> Iterator[dict[str, Any]]:
         """Yields the echoed prompt; with log-probabilities it follows once the prompt is scored."""
@@ -105,17 +107,16 @@ class CompletionChunks:
                 yield build_error(*FAILURES[event.finish_reason][:2])
             yield self._make_chunk(_make_choice(choice, "", FINISH_REASONS[event.finish_reason], None))
             return
-        tokenizer = self.service.tokenizer
-        if event.echo:
-            logprobs = build_text_logprobs(tokenizer, event.tokens, 0)
-            yield self._make_chunk(_make_choice(choice, self.parsed.echo_prefixes[choice], None, logprobs))
-            return
-        text, offset = join_part_text(event.parts), self.sent_characters[choice]
-        with_logprobs = self.parsed.include_logprobs
-        text_logprobs = build_text_logprobs(tokenizer, event.tokens, offset) if with_logprobs else None
-        self.sent_characters[choice] += len(text)
-        if text or text_logprobs:
-            yield self._make_chunk(_make_choice(choice, text, None, text_logprobs))
+        text = self.parsed.echo_prefixes[choice] if event.echo else join_part_text(event.parts)
+        logprobs = self._build_logprobs(choice, event.tokens) if self.parsed.include_logprobs else None
+        if text or logprobs:
+            yield self._make_chunk(_make_choice(choice, text, None, logprobs))
+
+    def _build_logprobs(self, choice: int, tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
+        """Returns the log-probabilities of the next tokens of a choice."""
+        logprobs = build_text_logprobs(self.service.tokenizer, tokens, self.offsets[choice])
+        self.offsets[choice] += sum(map(len, logprobs["tokens"]))
+        return logprobs
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the usage where it was requested."""

@@ -161,6 +161,22 @@ def test_echo_with_logprobs_scores_the_prompt(server, random_engine, client):
         assert values == pytest.approx(whole.choices[0].logprobs.token_logprobs, abs=1e-4)
 
 
+def test_the_offsets_of_a_stream_are_those_of_the_complete_response(server, client):
+    """Also of tokens whose text is held back, because it may begin a stop string."""
+    create = client(server[0]).completions.create
+    for echo in (False, True):
+        settings = {"model": "", "prompt": "the quick", "max_tokens": 12, "logprobs": 0, "seed": 3, "echo": echo}
+        text = create(**settings).choices[0].text.removeprefix("the quick")
+        settings["stop"] = [text[:5] + "#", text[6:8] + "#"]
+        whole = create(**settings).choices[0].logprobs
+        offsets, tokens = [], []
+        for chunk in create(**settings, stream=True):
+            if logprobs := chunk.choices[0].logprobs:
+                offsets += logprobs.text_offset
+                tokens += logprobs.tokens
+        assert tokens == whole.tokens and offsets == whole.text_offset
+
+
 def test_cached_tokens_are_counted(random_engine, client):
     messages = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 2}]
     with serving(random_engine, max_batch_size=2) as (address, worker):
