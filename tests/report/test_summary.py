@@ -1,6 +1,7 @@
 """Tests the numbers of the report."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -65,6 +66,17 @@ def test_what_answers_could_call_is_shown_with_their_scores(tmp_path):
     with Recorder(run / "midtrain", "midtrain", 10, quiet=True) as recorder:
         recorder.log_evaluation(10, "arc_easy", 0.3, n=200, tools="none")
     assert "tools in answers of arc easy: none" in make_evals_table(run).caption.plain
+
+
+@pytest.mark.parametrize("name", ["questions:glossary.jsonl", "questions:rabbits.jsonl", "chat:loss/tokens.jsonl"])
+def test_an_exam_of_any_name_is_shown_in_percent(tmp_path, name):
+    run = make_run(tmp_path / "run", stages=("sft",), scale=0.05)
+    with open(run / "sft" / "evals.jsonl", "a") as file:
+        for entry in ({"name": name, "value": 0.25}, {"name": "perplexity_per_word", "value": 0.75}):
+            file.write(json.dumps({"step": 20, **entry, "low": 0.1, "high": 0.9, "n": 60}) + "\n")
+    cells = {row["name"]: row["cells"][0] for row in eval_rows(load_run_data(run))}
+    assert cells[name]["value"] == "25.0 %" and cells[name]["bar"]
+    assert cells["perplexity per word"]["value"] == "0.750" and not cells["perplexity per word"]["bar"]
 
 
 def test_the_terminal_of_80_columns_shows_whole_names(tmp_path):
