@@ -35,7 +35,7 @@ def to_json_value(value: Any) -> Any:
 
 
 def _encode_line(value: dict) -> bytes:
-    return json.dumps(to_json_value(value), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return encode_text(json.dumps(to_json_value(value), ensure_ascii=False)) + b"\n"
 
 
 def _parse_line(raw: bytes) -> dict | None:
@@ -63,13 +63,17 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def encode_json_file(value: Any) -> bytes:
     """Returns `value` as the content of a JSON file, indented."""
-    text = json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n"
+    return encode_text(json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def encode_text(text: str) -> bytes:
+    """Returns the bytes of a text file; halves of characters, as of a name that is not UTF-8, are \\udc80."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def write_text(path: Path | str, text: str) -> None:
     """Writes a file in one rename. Raises UserError when it cannot be written."""
-    _write_content(Path(path), text.encode("utf-8", "backslashreplace"))
+    _write_content(Path(path), encode_text(text))
 
 
 def _write_content(path: Path, content: bytes) -> None:

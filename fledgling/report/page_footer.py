@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fledgling
 from fledgling.record.durable import replace_file
+from fledgling.record.jsonl import encode_text
 
 NO_DIGEST = 'data-digest=""'
 CODE = ("config", "files", "record", "report")  # packages that a page is made by
@@ -43,8 +44,8 @@ def is_as_written(page: str) -> bool | None:
 
 
 def _hash(page: str) -> str:
-    """Returns the SHA-256 of a page without the digest in it."""
-    return hashlib.sha256(_DIGEST.sub(NO_DIGEST, page, count=1).encode("utf-8", "replace")).hexdigest()
+    """Returns the SHA-256 of a page without the digest in it, as a file has it."""
+    return hashlib.sha256(encode_text(_DIGEST.sub(NO_DIGEST, page, count=1))).hexdigest()
 
 
 @cache  # an installation does not change while it runs

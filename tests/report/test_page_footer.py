@@ -4,10 +4,16 @@ import re
 from pathlib import Path
 
 import fledgling
+from fledgling.record import write_text
 from fledgling.report import page_footer
-from fledgling.report.page_footer import set_aside_page
+from fledgling.report.page_footer import NO_DIGEST, add_digest, is_as_written, set_aside_page
 
 IMPORT = re.compile(r"^\s*from fledgling\.(\w+)", re.MULTILINE)
+
+
+def test_the_digest_is_of_the_page_as_a_file_has_it(tmp_path):
+    write_text(tmp_path / "a.html", add_digest(f"<p>\udcff</p>{NO_DIGEST}"))
+    assert is_as_written((tmp_path / "a.html").read_bytes().decode("utf-8")) is True
 
 
 def test_a_page_is_set_aside_by_the_stages_it_has_steps_of(tmp_path):
