@@ -17,6 +17,7 @@ from fledgling.report.run_data import (
     StageData,
     finite_number,
     load_run_data,
+    printable_text,
     steady_median,
 )
 
@@ -53,9 +54,8 @@ def summarize_run(run_dir: Path | str) -> dict[str, Any]:
 
 
 def run_title(run: RunData) -> str:
-    """Returns the recipe's name, or the directory's."""
-    name = run.recipe.get("name")
-    return name if isinstance(name, str) and name else run.path.absolute().name
+    """Returns the recipe's name, or the directory's, without characters that reorder text."""
+    return printable_text(run.recipe.get("name")) or printable_text(run.path.absolute().name) or ""
 
 
 def evaluation_names(run: RunData) -> list[str]:

@@ -1,6 +1,7 @@
 """Renders one self-contained HTML page: style inside, no script, nothing loaded from elsewhere.
 
-Every page extends `base.html` and is rendered with everything escaped; only `chart.py` makes markup.
+Every page extends `base.html` and is rendered with everything escaped, without characters that reorder text; only
+`chart.py` makes markup.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fledgling.report.run_data import printable_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -23,6 +26,7 @@ def make_environment(package: str) -> Environment:
         loader=ChoiceLoader([PackageLoader("fledgling", package), PackageLoader("fledgling", "report")]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable_text(value) if type(value) is str else value,  # not of Markup
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 from fledgling.cli import main
 from fledgling.record import Recorder
 from fledgling.report import build_report, make_evals_table, summarize_run
+from fledgling.report.page_footer import is_as_written
 from fledgling.report.provenance import reading_rows
 from fledgling.report.run_data import load_run_data
 from fledgling.report.run_page import eval_rows
+from fledgling.report.summary import run_title
 
 from .synthetic_run import make_run
 
@@ -109,6 +112,21 @@ def test_nothing_in_a_run_is_markup(tmp_path):
     printed = io.StringIO()
     Console(width=300, file=printed).print(make_evals_table(run))
     assert "[red]" in printed.getvalue() and not {"\x00", "\u202e"} & set(printed.getvalue())
+
+
+def test_no_character_of_a_recipe_or_directory_reorders_the_page(tmp_path):
+    run = make_run(tmp_path / "run\u202e", stages=("sft",), scale=0.05)
+    for text in ('name = "a\u202eb"\ndescription = "c\u2066d"\n', "# a comment \u202e\n"):
+        (run / "recipe.toml").write_text(text, encoding="utf-8")
+        written = build_report(run).read_text("utf-8")
+        assert not {"\u202e", "\u2066"} & set(written) and written.count("\ufffd") >= 2
+        assert "\u202e" not in run_title(load_run_data(run))
+
+
+def test_a_run_whose_name_is_no_utf_8_has_a_report_as_it_was_written(tmp_path):
+    run = make_run(tmp_path / "run", stages=("sft",), scale=0.05).rename(tmp_path / os.fsdecode(b"r\xff"))
+    (run / "recipe.toml").unlink()
+    assert is_as_written(build_report(run).read_bytes().decode("utf-8")) is True
 
 
 WRONG = (
