@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fledgling.infer.detokenizer import THOUGHT_END, THOUGHT_START, ContentPart
@@ -34,29 +35,53 @@ from fledgling.text.turns import normalize_turns
 OWN_TOOL = ("python", "output")  # kinds of parts: calls of the model's own tool, and what it returned
 
 
-def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
-    """Renders the conversation to a prompt and makes its job. Raises BadRequest or UserError."""
+@dataclass(frozen=True)
+class RenderedRequest:
+    """The prompt of a chat request, and the form of its answer."""
+
+    prompt: list[int]
+    form: AnswerForm
+    begins_thought: bool
+    dropped_turns: int  # by `truncation`
+
+
+def render_request(service: Service, body: ChatRequest, any_size: bool = False) -> RenderedRequest:
+    """Renders the conversation to a prompt. Raises BadRequest or UserError.
+
+    any_size: also one whose texts cannot fit into the context, which is an error otherwise.
+    """
     service.check_model_name(body.model)
-    if body.top_logprobs and not body.logprobs:
-        raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
     messages = drop_earlier_thoughts([message.to_conversation_message() for message in body.messages])
     engine = service.worker.engine
     form = read_answer_form(body, engine.grammars, engine.has_tool_tokens)
     messages, changes = normalize_turns(messages, [tool.describe() for tool in form.tools])
     service.changed_turns.add(changes)
-    max_new_tokens = body.max_completion_tokens or body.max_tokens
     dropped = 0
     if body.truncation == "auto":
-        messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, max_new_tokens)
-    service.check_prompt_size(_iterate_texts(messages))
+        messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, _max_new_tokens(body))
+    if not any_size:
+        service.check_prompt_size(_iterate_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
     is_thought = begins_thought(service.tokenizer, prompt) or opens_thought(messages[-1])
     if not is_thought and (name := name_demanded_thought(body)):
         raise BadRequest(f"{name}: not supported; the layout of this model begins no thought", name)
     if is_thought and (form.is_whole or forbids_thought(body)):  # what is demanded is demanded of the answer
         prompt, is_thought = prompt + service.tokenizer.encode(f"\n{THOUGHT_END}\n\n"), False
+    return RenderedRequest(prompt, form, is_thought, dropped)
+
+
+def _max_new_tokens(body: ChatRequest) -> int | None:
+    return body.max_completion_tokens or body.max_tokens
+
+
+def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
+    """Renders the conversation to a prompt and makes its job. Raises BadRequest or UserError."""
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
+    rendered = render_request(service, body)
+    prompt, form = rendered.prompt, rendered.form
     try:
-        sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
+        sampling = service.make_sampling_params(body, prompt, _max_new_tokens(body), body.top_logprobs or 0)
     except BadRequest as error:
         if form.tools and error.code == "context_length_exceeded":
             error.message += f"; {_describe_tools_size(service, form)}"
@@ -74,7 +99,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
                 tools=body.calculator and (form.grammar is None or bool(form.tools)),
                 grammar=form.grammar,
                 client_calls=bool(form.tools),
-                begins_thought=is_thought,
+                begins_thought=rendered.begins_thought,
             )
         ],
         stream=bool(body.stream),
@@ -83,7 +108,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         echo_prefixes=[""] * n,
         id=make_id("chatcmpl"),
         created=unix_time(),
-        dropped_turns=dropped,
+        dropped_turns=rendered.dropped_turns,
     )
 
 

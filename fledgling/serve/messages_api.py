@@ -73,6 +73,12 @@ class MessagesRequest(IgnoringBody):
 
 def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
     """Makes the chat request of a body and its job. Raises BadRequest or UserError."""
+    parsed = chat.parse_request(service, _make_chat_request(body))
+    parsed.id, parsed.body = make_id("msg"), body
+    return parsed
+
+
+def _make_chat_request(body: MessagesRequest) -> ChatRequest:
     messages = [message for each in body.messages for message in _read_message(each)]
     if body.system:
         messages.insert(0, {"role": "system", "content": _read_text(body.system, "system")})
@@ -95,9 +101,7 @@ def parse_request(service: Service, body: MessagesRequest) -> ParsedRequest:
         "parallel_tool_calls": not choice.get("disable_parallel_tool_use"),
         "thinking": body.thinking,
     }
-    parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
-    parsed.id, parsed.body = make_id("msg"), body
-    return parsed
+    return validate_body(ChatRequest, fields)
 
 
 def _read_format(body: MessagesRequest) -> dict[str, Any] | None:
@@ -261,12 +265,15 @@ class MessageEvents:
 
 
 def count_tokens_handler(service: Service) -> Handler:
-    """Returns the handler of /v1/messages/count_tokens: the tokens of the prompt, tools and layout included."""
+    """Returns the handler of /v1/messages/count_tokens: the tokens of the prompt, tools and layout included.
+
+    A prompt that exceeds the context is counted too: clients learn from the number how much to leave out.
+    """
     lanes = ParseLanes()
 
     def count(raw: bytes) -> dict[str, int]:
-        body = parse_body(MessagesRequest, raw)
-        return {"input_tokens": parse_request(service, body).prompt_tokens}
+        request = _make_chat_request(parse_body(MessagesRequest, raw))
+        return {"input_tokens": len(chat.render_request(service, request, any_size=True).prompt)}
 
     async def respond(request: Request) -> Response:
         return JSONResponse(await lanes.parse(count, await read_body(request, service.max_body_bytes)))

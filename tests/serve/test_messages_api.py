@@ -73,6 +73,20 @@ def test_a_tool_is_called_in_one_turn_and_its_result_used_in_the_next(roomy_serv
     assert after > before and post(address, messages=history, tools=[TOOL])[0] == 200
 
 
+def test_a_prompt_beyond_the_context_is_counted(roomy_server):
+    address, worker = roomy_server
+    counts = []
+    for words in (1, 2, 2_000, 4_000):
+        messages = [{"role": "user", "content": "the quick fox " * words}]
+        status, answer = post(address, "/v1/messages/count_tokens", messages=messages)
+        assert status == 200, answer
+        counts.append(answer["input_tokens"])
+        is_long = counts[-1] >= worker.engine.context
+        assert post(address, messages=messages, max_tokens=1)[0] == (400 if is_long else 200)
+    assert counts[1] < worker.engine.context < counts[2]
+    assert counts[3] - counts[2] == 2_000 * (counts[1] - counts[0])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
