@@ -15,7 +15,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,7 @@ class McpTools:
         self.stack = ExitStack()
         self.servers: list[StdioServerParameters] = []
         self.clients: list[Client | None] = []  # None: has ended, and the next call starts it again
+        self.connections = [ExitStack() for _ in commands]  # each holds the client, and its task in the event loop
         self.starting = [Lock() for _ in commands]
         try:
             self.portal = self._start()
@@ -111,6 +112,7 @@ class McpTools:
             if not words:
                 raise UserError("an MCP server's command is empty; expected a command and its arguments")
             relay = ["-m", "fledgling.runtime.bounded_lines", str(self._report_of(number)), *words]
+            self.stack.enter_context(self.connections[number])
             self.servers.append(StdioServerParameters(command=sys.executable, args=relay))
             try:
                 self.clients.append(client := self._connect(portal, number))
@@ -127,7 +129,7 @@ class McpTools:
         from mcp import Client
 
         client = Client(self.servers[number], read_timeout_seconds=START_TIMEOUT / START_REQUESTS)
-        self.stack.enter_context(portal.wrap_async_context_manager(client))
+        self.connections[number].enter_context(portal.wrap_async_context_manager(client))
         return client
 
     def _find_client(self, number: int) -> Client:
@@ -138,6 +140,8 @@ class McpTools:
                 self.clients[number] = None  # as it is if it does not start
                 self._report_of(number).unlink(missing_ok=True)
                 self.log(f"MCP server {self.commands[number]!r} has ended: it is started again")
+                with suppress(Exception):  # whatever the SDK raises at the end of a process that has ended
+                    self.connections[number].close()
                 client = self.clients[number] = self._connect(self.portal, number)
             return client
 

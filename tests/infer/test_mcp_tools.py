@@ -1,5 +1,6 @@
 """Tools of a real MCP server over stdio: listed, asked for, called; whatever it answers is bounded text."""
 
+import asyncio
 import json
 import os
 import signal
@@ -152,3 +153,20 @@ def test_a_server_that_cannot_be_used_is_one_line(commands, allowed, message):
     with pytest.raises(UserError, match=message) as error:
         McpTools(commands, allowed)
     assert "\n" not in str(error.value)
+
+
+def test_a_server_that_ends_at_every_call_leaves_no_task_and_no_client():
+    tools = McpTools([SERVER], ["leave"])
+    try:
+        counts, held = [], []
+        for _ in range(4):
+            assert tools.run(call("leave")).startswith("error: ")
+            counts.append(tools.portal.call(count_tasks))
+            held.append(sum(client is not None for client in tools.clients))
+        assert max(counts[1:]) <= counts[0] and max(held) <= 1
+    finally:
+        tools.close()
+
+
+async def count_tasks() -> int:
+    return len(asyncio.all_tasks())
