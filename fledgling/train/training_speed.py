@@ -17,6 +17,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.published_sizes import published_sizes
 from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_split
 from fledgling.plan.stage_length import find_rows
+from fledgling.runtime.compiler import explain_compile_failure
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.device_step import make_device_step
@@ -78,6 +79,8 @@ def measure_training_speed(
             if world.all_gather_object(is_enough)[0]:
                 break
     except (RuntimeError, UserError) as error:  # torch.OutOfMemoryError is one
+        if line := explain_compile_failure(error):
+            raise UserError(line) from None
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the speed of this machine cannot be measured: a step at depth {config.depth} fails: {reason}; {advice}"
