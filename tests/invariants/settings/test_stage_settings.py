@@ -1,20 +1,22 @@
 """The tables of the stages: what all have, in one run each, and what text and pairs have alone."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fledgling.config import load_recipe
+from fledgling.config import Recipe
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.plan import PlanSettings, make_plan
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import run
+from fledgling.train.hooks import NO_EVALS
 from fledgling.train.source_sizes import count_source_sizes
 from tests.fast_run import write_pairs
 from tests.made_up_core import write_core_bundle
-from tests.made_up_sets import write_public_sets
+from tests.made_up_sets import write_public_sets, write_rows
 
 from .outcomes import differ, final_weights, recipe_of
 
@@ -32,14 +34,33 @@ LOOP = {
     "save_every": 1,
     "keep_checkpoints": 2,
 }
-EPOCHS = ("num_epochs",)  # test_epochs_multiply_the_steps_that_a_table_leaves_open
-OPEN_BATCH = ("examples_per_step", "mixture_unit")  # test_what_an_open_batch_and_a_mixture_are_measured_in
-WARMUP = ("batch_warmup_steps", "context_warmup_steps")  # tests/data/test_batch_warmup.py
-MTP = ("mtp_targets", "mtp_decay_steps")  # tests/data/test_multi_token_prediction.py
 STAGE = {"batch_tokens": 256, "train_on": "assistant", "core_every": 3, "core_max_per_task": 1}
 STAGE["quantization_aware"] = "int8"
 DPO = {"pairs": "{folder}/others.jsonl", "beta": 0.5, "batch_size": 2, "objective": "simpo", "target_margin": 0.5}
 DPO_ELSEWHERE = ("desirable_weight", "undesirable_weight")  # tests/train/test_objectives.py
+TEXT, STAGES = ("pretrain", "midtrain", "sft"), ("pretrain", "midtrain", "sft", "dpo", "rl")
+LENGTHS = {"num_epochs": ("1", "2"), "examples_per_step": ("2", "4"), "mixture_unit": ("tokens", "examples")}
+LENGTH_CASES = [(stage, "num_epochs") for stage in STAGES]
+LENGTH_CASES += [(stage, key) for stage in TEXT for key in ("examples_per_step", "mixture_unit")]
+PHASES: dict[str, tuple[str, ...]] = {  # a setting of text, with what it needs before it
+    "batch_warmup_steps": ("batch_warmup_steps=2",),
+    "context_warmup_steps": ("context_warmup_steps=2",),
+    "mtp_targets": ("mtp_targets=1",),
+    "mtp_decay_steps": ("mtp_targets=1", "mtp_decay_steps=2"),
+}
+PHASE_CASES = [(stage, key) for stage in TEXT for key in PHASES]
+
+
+def covered_keys(stage: str) -> set[str]:
+    """The settings of a stage's table that a test here sets for this very stage; those of RL alone are not here."""
+    own = {"dpo": {*DPO, *DPO_ELSEWHERE}, "rl": set()}.get(stage, {*STAGE})
+    return {*LOOP, *own, *(key for each, key in (*LENGTH_CASES, *PHASE_CASES) if each == stage)}
+
+
+def copy_pretrained(folder: Path, out: Path) -> None:
+    """Copies tokenizer and pretraining of the run in `folder` to `out`."""
+    for name in ("tokenizer", "pretrain"):
+        shutil.copytree(folder / "run" / name, out / name)
 
 
 def stage_settings(stage: str, folder: Path) -> list[str]:
@@ -70,13 +91,7 @@ def test_every_setting_that_stages_share_has_its_effect(stage, folder, tmp_path,
     out, before = tmp_path / "run", ["pretrain"] if stage != "pretrain" else []
     settings = [f"run.out={out}", f"run.data_dir={tmp_path / 'data'}", f"stages={[*before, stage]}".replace("'", '"')]
     if before:
-        (out / "tokenizer").mkdir(parents=True)
-        for name in ("tokenizer", "pretrain"):
-            for source in (folder / "run" / name).rglob("*"):
-                if source.is_file():
-                    target = out / source.relative_to(folder / "run")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(source.read_bytes())
+        copy_pretrained(folder, out)
     assert run.run_stage(recipe_of(folder, *settings, *stage_settings(stage, folder)), stage, quiet=True)
     metrics, evals = (read_jsonl(out / stage / f"{name}.jsonl") for name in ("metrics", "evals"))
     assert [line["step"] for line in metrics] == [1, 2, 3]
@@ -124,29 +139,69 @@ def test_a_setting_of_text_changes_what_is_learned(setting, folder):
     assert differ(plain, other)
 
 
-def open_lengths(folder: Path, data: Path, *settings: str) -> dict[str, tuple[int, int]]:
-    """Returns (rows of a step, steps) of fine-tuning and of RL over made-up public sets, without a run."""
-    base = [f"run.data_dir={data}", "sft.steps=none", "sft.batch_tokens=none", "rl.steps=none"]
-    base += ["sft.mixture={smoltalk = 0.5, arc_easy = 0.5}", "rl.tasks={gsm8k = 1.0}"]
-    recipe = load_recipe(folder / "fast.toml", [*base, *settings])
-    stages = make_plan(recipe, PlanSettings(sizes=count_source_sizes(recipe)))["stages"]
-    return {name: (stages[name]["rows_per_step"], stages[name]["steps"]) for name in ("sft", "rl")}
-
-
-def test_epochs_multiply_the_steps_that_a_table_leaves_open(folder, tmp_path):
-    data = write_public_sets(tmp_path / "data")
-    once, twice = (
-        open_lengths(folder, data, f"sft.num_epochs={epochs}", f"rl.num_epochs={epochs}") for epochs in (1.0, 2.0)
+def write_conversations(file: Path, count: int, words: int) -> None:
+    """Writes conversations; one of 90 words fills a row of 64 tokens by its characters and by its tokens."""
+    answers = [f"number {n} " + "river " * words for n in range(count)]
+    write_rows(
+        file,
+        [
+            {"messages": [{"role": "user", "content": "Say."}, {"role": "assistant", "content": answer}]}
+            for answer in answers
+        ],
     )
-    assert once["rl"][1] == 20 and twice["rl"][1] == 40  # 40 prompts, two a round
-    assert twice["sft"][1] in (2 * once["sft"][1], 2 * once["sft"][1] + 1) and twice["sft"][0] == once["sft"][0]
 
 
-def test_what_an_open_batch_and_a_mixture_are_measured_in(folder, tmp_path):
-    data = write_public_sets(tmp_path / "data")
-    few, many, by_examples = (
-        open_lengths(folder, data, *extra)["sft"]
-        for extra in (["sft.examples_per_step=4"], ["sft.examples_per_step=32"], ["sft.mixture_unit=examples"])
+def read_lengths(recipe: Recipe, stage: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns (rows of a step, 0 for pairs and prompts, steps) of a stage: as it is planned, and as it is trained."""
+    planned = make_plan(recipe, PlanSettings(sizes=count_source_sizes(recipe)))["stages"][stage]
+    assert run.run_stage(recipe, stage, resume="never", quiet=True, hooks=NO_EVALS)
+    lines = read_jsonl(Path(recipe.run.out) / stage / "metrics.jsonl")
+    context = recipe.resolve_model().context if stage in TEXT else 0
+    rows = (planned["rows_per_step"], lines[0]["tokens"] // context) if context else (0, 0)
+    return (rows[0], planned["steps"]), (rows[1], len(lines))
+
+
+@pytest.mark.parametrize(("stage", "key"), LENGTH_CASES)
+def test_a_setting_of_the_length_counts_in_the_plan_as_in_training(stage, key, folder, tmp_path):
+    """`pretrain.num_epochs` ended in a traceback, and the plan did not read `pretrain.examples_per_step`."""
+    write_conversations(tmp_path / "long.jsonl", 16, 90)
+    write_conversations(tmp_path / "short.jsonl", 64, 0)
+    long, short = (f'"chat:{tmp_path / name}.jsonl"' for name in ("long", "short"))
+    base = {
+        "num_epochs": ["steps=none", "batch_tokens=256", f"mixture={{{long} = 1.0}}"],
+        "examples_per_step": ["steps=2", "batch_tokens=none", f"mixture={{{long} = 1.0}}"],
+        "mixture_unit": ["steps=2", "batch_tokens=none", "examples_per_step=32", f"mixture={{{long}=3.0,{short}=1.0}}"],
+    }[key]
+    out, before = tmp_path / "run", [] if stage == "pretrain" else ["pretrain"]
+    settings = [f"run.out={out}", f"stages={[*before, stage]}".replace("'", '"')]
+    if stage == "dpo":
+        base = ["steps=none", "batch_size=4"]  # of 8 pairs
+    elif stage == "rl":
+        settings.append(f"run.data_dir={write_public_sets(tmp_path / 'data')}")
+        base = ["steps=none", "tasks={gsm8k = 1.0}", "prompts_per_round=20"]  # of 40
+    copy_pretrained(folder, out)
+    few, many = (
+        read_lengths(recipe_of(folder, *settings, *(f"{stage}.{text}" for text in (*base, f"{key}={value}"))), stage)
+        for value in LENGTHS[key]
     )
-    assert few[0] * 8 == many[0] and few[1] > many[1]
-    assert by_examples != many
+    if key == "mixture_unit":
+        assert all(by_tokens != by_examples for by_tokens, by_examples in zip(few, many, strict=True))
+        return
+    assert few[0] == few[1] and many[0] == many[1], "planned, and trained"
+    (rows, steps), (more_rows, more_steps) = few[0], many[0]
+    expected = (rows, 2 * steps) if key == "num_epochs" else (2 * rows, steps)
+    assert (more_rows, more_steps) == expected and steps > 1
+
+
+@pytest.mark.parametrize("stage", TEXT)
+def test_a_phase_of_a_stage_changes_what_is_learned(stage, folder, tmp_path):
+    out, before = tmp_path / "run", [] if stage == "pretrain" else ["pretrain"]
+    base = [f"run.out={out}", f"stages={[*before, stage]}".replace("'", '"'), f"{stage}.steps=3"]
+    base += [f"{stage}.batch_tokens=512", f"{stage}.mixture={{identity = 1.0}}"]
+    copy_pretrained(folder, out)
+    cases: dict[str, tuple[str, ...]] = {"": (), **PHASES}
+    found = {
+        key: final_weights(recipe_of(folder, *base, *(f"{stage}.{setting}" for setting in settings)), stage)
+        for key, settings in cases.items()
+    }
+    assert all(differ(found["mtp_targets" if key == "mtp_decay_steps" else ""], found[key]) for key in PHASES)
