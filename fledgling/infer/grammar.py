@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import UserError
+from fledgling.infer.grammar_size import MAX_SIZE, measure_grammar, measure_pattern
 from fledgling.infer.json_keys import JsonPlace, KeyGuard, KeyVocabulary, advance
 from fledgling.infer.json_schema import EXAMPLES, MAP_KEYWORDS, adapt_schema
 
@@ -46,6 +47,7 @@ LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of
     "verbose_errors": False,
 }
 ALLOWED_SECONDS, SECONDS_PER_MASK = 0.2, 0.001  # processor time of a grammar: at once, and for each mask
+MAX_TERMINALS = 50_000  # the size of all terminals when they are written out: .1 s and 30 MB to compile
 MAX_DIVISOR = 10_000  # of multipleOf, without its decimal point: .03 s to compile
 JOINING = {"allOf", "anyOf", "oneOf", "$ref", "not", "if", "patternProperties"}  # keywords that may join schemas
 MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
@@ -63,6 +65,7 @@ REASONS = (  # the library's: in the words of a schema's writer
     ),
     (re.compile("backreferences are not supported"), "a pattern with backreferences, which are not supported"),
 )
+EMPTY = ("NoExtensionBias", "allows no further token")  # errors of a grammar that no text satisfies
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 
 
@@ -218,6 +221,7 @@ class GrammarCompiler:
 
     def compile_regex(self, pattern: str) -> Grammar:
         """Returns the constraint that the whole answer matches `pattern`, in the syntax of Rust's regex crate."""
+        _check_size(measure_pattern(pattern))
         return self._compile(self._library.LLMatcher.grammar_from_regex(pattern))
 
     def compile_lark(self, grammar: str, json_in: JsonIn = None) -> Grammar:
@@ -228,6 +232,7 @@ class GrammarCompiler:
             json_in: where the grammar has JSON whose keys are guarded (json_keys.py): the whole answer or a call of a
                 tool, or only calls.
         """
+        _check_size(measure_grammar(grammar))
         return self._compile(self._library.LLMatcher.grammar_from_lark(grammar), json_in)
 
     def compile_gbnf(self, grammar: str) -> Grammar:
@@ -250,7 +255,9 @@ class GrammarCompiler:
         grammar = Grammar(matcher, self.eos_token, make_guard)
         try:
             grammar.start().mask(self.tokenizer.vocab_size)
-        except GrammarError:
+        except GrammarError as error:
+            if not any(reason in str(error) for reason in EMPTY):
+                raise  # a limit of work
             raise GrammarError("the constraint of the answer: no text satisfies it") from None
         return grammar
 
@@ -304,6 +311,16 @@ def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool =
         return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
+
+
+def _check_size(size: int) -> None:
+    """Raises GrammarError for a constraint whose terminals and patterns are too large when they are written out."""
+    if size > MAX_TERMINALS:
+        shown = f"more than {MAX_SIZE:,}" if size >= MAX_SIZE else f"{size:,}"
+        raise GrammarError(
+            f"the constraint of the answer has {shown} characters when its terminals, patterns and repetitions are "
+            f"written out; expected at most {MAX_TERMINALS:,}: use fewer or smaller repetitions"
+        )
 
 
 def _check_numbers(value: Any, kind: str = "schema") -> None:

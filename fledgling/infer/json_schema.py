@@ -245,6 +245,7 @@ def _list_arrangements(schema: Mapping[str, Any], root: Any) -> Mapping[str, Any
     if schema.get("type") != "array" or not isinstance(least, int) or not isinstance(most, int):
         return schema
     counts = range(max(0, least), min(most, len(texts)) + 1)
-    if sum(math.perm(len(texts), count) for count in counts) > MAX_ARRANGEMENTS:
+    totals = itertools.accumulate(math.perm(len(texts), count) for count in counts)
+    if any(total > MAX_ARRANGEMENTS for total in totals):  # ends at the first: 1,500 texts have numbers of 4,000 digits
         return schema
     return {"enum": [list(each) for count in counts for each in itertools.permutations(texts, count)]}
