@@ -284,7 +284,7 @@ def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> in
     """Prints the path of the export and the differences that each reader has."""
     rows = []
     for row in comparisons:
-        print(f"compared with {row.reference}", file=sys.stderr)
+        print(f"compared: {row.reference}", file=sys.stderr)
         rows.append(row)
     if as_json:
         print(json.dumps({"path": str(out), "parity": [vars(row) for row in rows]}, indent=2))

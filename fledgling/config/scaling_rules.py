@@ -104,8 +104,8 @@ def role_rates(size: RunSize, matrix_optimizer: str = "muon") -> dict[str, float
 
 
 def adapter_rate(width: int) -> float:
-    """Returns the learning rate of an adapter's matrices (rule 14)."""
-    return ADAPTER_LR * (ADAPTER_WIDTH / width) ** ADAPTER_EXPONENT
+    """Returns the learning rate of an adapter's matrices (rule 14); not above that of the narrowest measured width."""
+    return ADAPTER_LR * min(1.0, (ADAPTER_WIDTH / width) ** ADAPTER_EXPONENT)
 
 
 def weight_decay(size: RunSize, matrix_lr: float) -> float:

@@ -173,7 +173,7 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     rows += [(f"  {name}", "its steps are known once its data are prepared") for name in plan["unknown_stages"]]
     counted = "of the known stages" if plan["unknown_stages"] else "of all stages"
     energy, prices = ([stage[key] for stage in stages.values()] for key in ("kwh", "usd"))
-    used = f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)" if energy else "unknown"
+    used = f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)" if any(energy) else "unknown"
     paid = "unknown: give --price" if None in prices else f"${sum(prices):,.2f} (estimate)" if prices else "unknown"
     return [*rows, (f"energy {counted}", used), (f"cost {counted}", paid)]
 

@@ -35,5 +35,5 @@ def explain_compile_failure(error: BaseException, is_stopping: bool = False) -> 
             "same command again"
         )
     if is_stopping:
-        return "stopped while the model was being compiled: the same command continues after the last checkpoint"
+        return "stopped while the model was being compiled; run the command again to resume from the last checkpoint"
     return ""

@@ -244,6 +244,8 @@ async def _collect_response(
 async def _no_such_route(request: Request, error: Any) -> Response:
     text = f"{request.method} {request.scope['path'][:200]}: no such route"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    if allowed := (error.headers or {}).get("Allow"):
+        text += f" for this method; expected {allowed}"
     return ErrorResponse(build_error(text, "invalid_request_error", None, code), error.status_code, error.headers)
 
 

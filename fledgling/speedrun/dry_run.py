@@ -53,10 +53,17 @@ def dry_run(recipe: Recipe) -> DryRun:
     setup = choose_setup(recipe.run, world)
     require_same_device(setup, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
-    outcome = DryRun(check_recipe(recipe, left, setup, world), {})
+    outcome = DryRun(check_recipe(recipe, left, setup, world), {}, describe_other_hardware(recipe.run, world))
     if world.device.type != "cpu" and outcome.is_sound:
         outcome = try_stages(recipe, outcome.checks, setup, world)
     return outcome
+
+
+def describe_other_hardware(run: RunConfig, world: World) -> str:
+    """Returns that a recipe for another kind of device is checked for this machine's; "" where it is the same."""
+    if find_device(run.hardware).kind == world.device.type:
+        return ""
+    return f"checked for {world.size} x {world.device.type} of this machine; the recipe names {run.hardware}"
 
 
 def is_device_here(device: str) -> bool:

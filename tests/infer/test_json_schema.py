@@ -244,7 +244,7 @@ VALUES = (
     {"enum": 5},
 )
 REFERENCE = {"$ref": "#/$defs/a"}
-AROUND = (  # schemas in which the keyword is
+HOLDERS = (  # schemas in which the keyword is
     {},
     {"type": "array", "items": REFERENCE, "uniqueItems": True},
     {"type": "object", "propertyNames": REFERENCE, "properties": {"a": {}}},
@@ -255,9 +255,9 @@ AROUND = (  # schemas in which the keyword is
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_a_keyword_of_any_type_is_a_schema_or_an_error_that_says_so(keyword):
-    for around in AROUND:
+    for holder in HOLDERS:
         for value in VALUES:
-            schema = {**around, keyword: value}
+            schema = {**holder, keyword: value}
             for whole in (schema, {"properties": {"x": schema}}):
                 for lenient in (False, True):
                     with contextlib.suppress(GrammarError):

@@ -124,6 +124,7 @@ def test_the_rate_of_an_adapter_follows_the_width_and_is_given_only_with_one():
 
     assert derive_rate("adapter.method=lora") == 0.01, "at width 256"
     assert derive_rate("adapter.method=lora", "model.width=2000", "model.heads=8") == pytest.approx(5e-4, rel=0.01)
+    assert derive_rate("adapter.method=lora", "model.width=64", "model.heads=2") == 0.01, "the power's .076 diverges"
     assert derive_rate("adapter.method=lora", "optimizer.adapter_lr=0.002") == 0.002
     assert derive_rate() is None
 
