@@ -17,9 +17,13 @@ TABLES = frozenset({"tokenizer", "model", "optimizer", "run", *STAGES})  # that 
 
 
 def find_stage_mark(directory: Path) -> str:
-    """Returns a file of a stage that the directory has, as "sft/metrics.jsonl"; "" where it has none."""
+    """Returns a file of a stage that the directory has, as "sft/metrics.jsonl"; "" where it has none.
+
+    A run that is named after a stage, in a folder of runs, is no stage of that folder.
+    """
     replaced = [f".{stage}.replaced" for stage in STAGES]
-    names = [*(f"{stage}/{name}" for stage in STAGES for name in OF_A_STAGE), *replaced]
+    stages = [stage for stage in STAGES if not (directory / stage / RECIPE_FILE).exists()]
+    names = [*(f"{stage}/{name}" for stage in stages for name in OF_A_STAGE), *replaced]
     return next((name for name in names if (directory / name).exists()), "")
 
 
