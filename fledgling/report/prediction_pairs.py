@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LABELS = {"hours": "time of the steps without compiling", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
-LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
+LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second of a median step"}
 ASSUMED_LENGTHS = "predicted for assumed lengths of prompts and answers"
 CHANGED = "predicted before the stage was resumed with other settings"
 BOUNDED_STAGES = ("rl", "dpo")  # whose rows have a length that only the run knows

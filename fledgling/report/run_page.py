@@ -125,7 +125,7 @@ def run_tiles(run: RunData) -> list[tuple[str, str, str]]:
         if speed := steady_median(stage, "tokens_per_second"):
             mfu = steady_median(stage, "mfu")
             small = stage.name + (f", MFU {100 * mfu:.1f} %" if mfu else "")
-            tiles.append((format_count(speed), "tokens per second", small))
+            tiles.append((format_count(speed), "tokens per second of a median step", small))
             break
     return tiles
 
