@@ -11,7 +11,7 @@ Imports only go down. From the top:
     prefix_cache.py    cached prefixes of prompts
     sampling.py        sampling on the host; `device_sampling.py` on the device
     grammar.py         constraints on an answer; `json_schema.py` writes a schema in keywords that the library knows,
-                       `json_keys.py` keeps keys from occurring twice
+                       `json_keys.py` keeps keys from occurring twice, `grammar_size.py` bounds what is compiled
     tools.py           calculator and Python; `mcp_tools.py` has those of MCP servers
     detokenizer.py     tokens to text
     runner.py          a model over a KV cache

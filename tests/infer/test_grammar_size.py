@@ -48,6 +48,21 @@ def test_terminals_are_written_out_and_rules_are_shared(grammar, size):
     assert measure_grammar(grammar) == size
 
 
+@pytest.mark.parametrize(
+    "text", ["[", "(", '\\"', "\\/", "[\\", "a[", "{", "%json {", "A ", "\n", "start: A\n", "/*", '"\\']
+)
+@pytest.mark.parametrize("start", ["", 'start: "', "start: /", "start: %json {"])
+def test_a_text_that_repeats_a_beginning_is_measured_in_linear_time(text, start):
+    for measure in (measure_pattern, measure_grammar):
+        times = []
+        for size in (8_000, 16_000):
+            repeated = start + text * (size // len(text))
+            before = time.thread_time()
+            measure(repeated)
+            times.append(time.thread_time() - before)
+        assert times[1] < 3 * times[0] + 0.2  # seconds that do not depend on the length
+
+
 def double(name: str, levels: int, sign: str) -> str:
     rules = [f"{name}{level}{sign} {name}{level + 1} {name}{level + 1}" for level in range(levels)]
     return "\n".join([f"{'root' if '=' in sign else 'start'}{sign} {name}0", *rules, f'{name}{levels}{sign} "a"'])
