@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from fledgling.config import UserError
 
 # What the loader says of a library whose end is missing; the name begins a path, so that nothing else is removed.
 _INCOMPLETE = re.compile(r"(/[^\s:]*/[^\s/:]+\.so): (?:file too short|invalid ELF header|cannot read file data)")
@@ -37,3 +40,14 @@ def explain_compile_failure(error: BaseException, is_stopping: bool = False) -> 
     if is_stopping:
         return "stopped while the model was being compiled; run the command again to resume from the last checkpoint"
     return ""
+
+
+@contextmanager
+def report_compile_failures(is_stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Raises UserError, in one line, for what `explain_compile_failure` explains; `is_stopping` as there."""
+    try:
+        yield
+    except RuntimeError as error:
+        if line := explain_compile_failure(error, is_stopping()):
+            raise UserError(line) from None
+        raise

@@ -162,6 +162,5 @@ def count_unique_tokens(recipe: Recipe) -> float | None:
     largest, entries = recipe.pretrain.largest_source, recipe.tokenizer.vocab_size
     if largest == EMBEDDED:
         return EMBEDDED_TOKENS * math.log2(1024) / math.log2(entries)
-    return (
-        count_document_bytes(recipe, largest) / (CHARACTERS_PER_TOKEN * math.log2(entries) / math.log2(65_536)) or None
-    )
+    token_bytes = CHARACTERS_PER_TOKEN * math.log2(entries) / math.log2(65_536)
+    return count_document_bytes(recipe.run, largest) / token_bytes or None

@@ -28,7 +28,7 @@ from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.run_lock import RunLock
 from fledgling.record.seal import seal_run, seal_stage
 from fledgling.report.page_footer import set_aside_page
-from fledgling.runtime.compiler import explain_compile_failure
+from fledgling.runtime.compiler import report_compile_failures
 from fledgling.runtime.device import DeviceSetup, set_up_device
 from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
@@ -231,7 +231,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
         while unsaved and saver.newest_step:
             unsaved.pop()()
 
-    with catch_stop_signals() as stop_requested, ExitStack() as at_end:
+    with catch_stop_signals() as stop_requested, report_compile_failures(stop_requested), ExitStack() as at_end:
         at_end.callback(report_saved)  # after the last write, also where the stage is stopped
         at_end.enter_context(saver)
 
@@ -253,10 +253,6 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, hook
         try:
             stopping = run_loop(reporting, context.model, state.optimizer, loop_context, start_step)
             begin_once()  # where no step was left to make
-        except RuntimeError as error:
-            if line := explain_compile_failure(error, stop_requested()):
-                raise UserError(line) from None
-            raise
         finally:
             stage.batches.close()
     if not saved or "targets" in saved.state.get("totals", {}):  # an older checkpoint has not counted them

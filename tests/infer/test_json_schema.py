@@ -244,7 +244,7 @@ VALUES = (
     {"enum": 5},
 )
 REFERENCE = {"$ref": "#/$defs/a"}
-HOLDERS = (  # schemas in which the keyword is
+OTHER_KEYWORDS = (  # schemas in which the keyword is
     {},
     {"type": "array", "items": REFERENCE, "uniqueItems": True},
     {"type": "object", "propertyNames": REFERENCE, "properties": {"a": {}}},
@@ -255,9 +255,9 @@ HOLDERS = (  # schemas in which the keyword is
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_a_keyword_of_any_type_is_a_schema_or_an_error_that_says_so(keyword):
-    for holder in HOLDERS:
+    for others in OTHER_KEYWORDS:
         for value in VALUES:
-            schema = {**holder, keyword: value}
+            schema = {**others, keyword: value}
             for whole in (schema, {"properties": {"x": schema}}):
                 for lenient in (False, True):
                     with contextlib.suppress(GrammarError):

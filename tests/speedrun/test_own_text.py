@@ -26,4 +26,8 @@ def test_a_text_counts_once_for_the_first_stage_that_reads_it(tmp_path, monkeypa
     assert (own["pretrain"].small, own["pretrain"].trained) == (sizes[0], 500)
     assert (own["midtrain"].small, own["midtrain"].trained) == (sizes[1], 0)
     assert (own["sft"].small, own["sft"].large) == (0, sizes[2])
-    assert count_document_bytes(recipe, str(tmp_path / "absent.txt")) == count_document_bytes(recipe, "embedded") == 0
+    assert (
+        count_document_bytes(recipe.run, str(tmp_path / "absent.txt"))
+        == count_document_bytes(recipe.run, "embedded")
+        == 0
+    )
