@@ -19,13 +19,15 @@ MAX_SIZE = 10**9  # larger sizes are equal
 _RULE = re.compile(r"^[ \t]*[?!]?([A-Za-z_][A-Za-z0-9_]*)(?:\[[^\]\n]*\])?(?:\.-?\d+)?[ \t]*:", re.MULTILINE)
 # What is not closed ends with its line or the text, so that no text is searched again from every beginning.
 _TOKEN = re.compile(
-    r"""(?P<comment>//[^\n]*|\#[^\n]*)|(?P<text>"(?:[^"\\\n]|\\.)*(?:"|(?=\n)|\\?\Z))|(?P<regex>/(?:[^/\\\n]|\\.)+(?:/|(?=\n)|\\?\Z))|"""
+    r"""(?P<comment>//[^\n]*|\#[^\n]*)|(?P<text>"(?:[^"\\\n]|\\.)*(?:"|(?=\n)|\\?\Z))|"""
+    r"""(?P<regex>/(?:[^/\\\n]|\\.)+(?:/|(?=\n)|\\?\Z))|"""
     r"""(?P<json>%json\s*(?=\{))|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<open>\()|(?P<close>\))|"""
     r"""(?P<times>\{\d*,?\d*\}|~\d+(?:\.\.\d+)?)|(?P<other>.)""",
     re.DOTALL | re.VERBOSE,
 )
 _PATTERN_TOKEN = re.compile(
-    r"(?P<class>\[\^?\]?(?:[^\]\\]|\\.)*(?:\]|\\?\Z))|(?P<open>\((?:\?(?:[a-zA-Z-]*:|P?<\w+>|<?[=!]))?)|(?P<close>\))|(?P<times>\{\d+,?\d*\})|"
+    r"(?P<class>\[\^?\]?(?:[^\]\\]|\\.)*(?:\]|\\?\Z))|"
+    r"(?P<open>\((?:\?(?:[a-zA-Z-]*:|P?<\w+>|<?[=!]))?)|(?P<close>\))|(?P<times>\{\d+,?\d*\})|"
     r"(?P<char>\\.|[^\\])",
     re.DOTALL,
 )
