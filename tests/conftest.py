@@ -141,7 +141,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "benchmarks/test_tokenizer.py::test_every_library_encodes_to_the_same_ids[2]",
     "test_comm.py::test_predicted_bytes_are_counted_bytes[4-3]",
     "test_dry_run.py::test_a_shipped_recipe_passes_the_dry_run_of_every_stage_at_its_full_size[d20-8xh100]",
-    "test_health.py::test_the_streams_of_dpo_and_rl_skip_too[dpo]",
+    "test_health.py::test_the_streams_of_dpo_and_rl_skip_too[dpo-0]",
     "test_one_update.py::test_a_step_without_targets_or_not_finite_on_one_rank_changes_nothing_on_several_ranks[False]",
     "test_planner.py::test_memory_of_state_in_eight_bits_is_planned_too[15]",
     "test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_replayed_steps[tamper_metrics]",
