@@ -42,7 +42,8 @@ CHECK_SECONDS = 0.1  # of a stage: its check before the first one
 TOKENIZER_SECONDS = 14.4
 # Of one's own text, for each byte, on one of those cores: read, split and tokenized where a source is held in memory;
 # the same where its files are tokenized one by one, on all cores; and to train a tokenizer. Measured as processor time
-# of 61 to 320 MB of books (3.6e-7 to 1.0e-7 s) on an EPYC without AVX-512 that took 2.4 times as long (`core_speed`).
+# of 61 to 320 MB of books (2.3e-7, 9.2e-8 and 9.5e-8 s) on an EPYC without AVX-512 that took 2.4 times as long
+# (`core_speed`, next to other processes).
 TEXT_SECONDS, LARGE_TEXT_SECONDS, TRAINED_TEXT_SECONDS = 9.7e-8, 3.8e-8, 4.0e-8
 # On two cores: PPMd over the embedded corpus, at the end of pretraining: 5.0 of the 23 s that it takes with xz and zstd
 # on an EPYC, of 53 s, the geometric mean of all three there and on the Xeon.
